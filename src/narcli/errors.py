@@ -1,0 +1,43 @@
+"""Errors that narcli reports to a person: one sentence, a next step, and an exit code."""
+
+from __future__ import annotations
+
+
+class NarError(Exception):
+    """Something went wrong that a person can act on.
+
+    Args:
+        message: what happened, naming the offending value and what was expected.
+        hint: what to do next, or None.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(NarError):
+    """An option or argument that cannot be used: exit code 2."""
+
+    exit_code = 2
+
+
+class HubError(NarError):
+    """The network or the Hugging Face Hub failed: exit code 3."""
+
+    exit_code = 3
+
+
+class CheckpointError(NarError):
+    """A checkpoint or other input file that cannot be used: exit code 4."""
+
+    exit_code = 4
+
+
+class MemoryLimitError(NarError):
+    """Not enough memory for the run: exit code 5."""
+
+    exit_code = 5
