@@ -9,6 +9,7 @@ not on the border. Pure Python: nothing here knows of tensors.
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -94,22 +95,22 @@ class Order:
         """
         if not 0 <= cell < self.cells:
             raise IndexError(f"cell {cell} is outside the grid {format_grid(self.sizes)}")
-        return tuple(
-            cell // stride % size for stride, size in zip(self.strides, self.sizes, strict=True)
-        )
+        return tuple(cell // stride % size for stride, size in zip(self.strides, self.sizes, strict=True))
 
     def head_axis(self, head: str) -> int:
-        """The axis along which ``head`` predicts: ``right`` is the last one."""
-        return len(self.sizes) - 1 - HEADS.index(head)
+        """The axis along which ``head`` predicts: ``right`` is the last one.
+
+        Raises:
+            ValueError: when the grid has no such head.
+        """
+        return len(self.sizes) - 1 - self.heads.index(head)
 
     def predecessors(self, cell: int) -> tuple[Predecessor, ...]:
         """The neighbors that predict ``cell``, in the order of ``heads``; none for the corner."""
         coordinates = self.coordinates(cell)
         axes = ((self.head_axis(head), head) for head in self.heads)
         return tuple(
-            Predecessor(axis, cell - self.strides[axis], head)
-            for axis, head in axes
-            if coordinates[axis] > 0
+            Predecessor(axis, cell - self.strides[axis], head) for axis, head in axes if coordinates[axis] > 0
         )
 
 
@@ -125,9 +126,9 @@ def parse_grid(text: str) -> tuple[int, ...]:
         UsageError: when the text is not one to three whole numbers of at least 1 joined by ``x``.
     """
     parts = text.lower().replace("×", "x").split("x")
-    if not 1 <= len(parts) <= len(HEADS) or not all(p.isascii() and p.isdigit() and int(p) for p in parts):
+    if not 1 <= len(parts) <= len(HEADS) or not all(re.fullmatch("0{0,9}[1-9][0-9]{0,8}", p) for p in parts):
         raise UsageError(
-            f"{text!r} is not a grid.",
+            f"{text[:40]!r} is not a grid.",
             "Give one to three sizes of at least 1 joined by x, such as 16x16 or 4x16x16.",
         )
     return tuple(map(int, parts))
