@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import Any
 
 from .errors import UsageError
 
@@ -112,6 +113,24 @@ class Order:
         return tuple(
             Predecessor(axis, cell - self.strides[axis], head) for axis, head in axes if coordinates[axis] > 0
         )
+
+
+def order_rows(order: Order) -> list[dict[str, Any]]:
+    """The order as data: one row a cell, in decoding order.
+
+    Keys: ``step`` (from 1, as people see it), ``cell`` and ``coordinates`` (from 0), ``predecessors``
+    (each with ``cell`` and ``head``).
+    """
+    return [
+        {
+            "step": s + 1,
+            "cell": cell,
+            "coordinates": list(order.coordinates(cell)),
+            "predecessors": [{"cell": p.cell, "head": p.head} for p in order.predecessors(cell)],
+        }
+        for s, cells in enumerate(order.steps)
+        for cell in cells
+    ]
 
 
 def format_grid(sizes: tuple[int, ...]) -> str:

@@ -1,0 +1,84 @@
+"""The ``narcli`` command.
+
+A command is a function in a module of its own, registered here in one line; a group of commands is a
+``typer.Typer`` there, added with ``app.add_typer(module.app, name=...)``. These modules import only
+light things at module level (no torch, numpy, Pillow or huggingface_hub), so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from .. import __version__
+from ..errors import NarError
+from . import visualize_order
+from .console import fail
+
+
+class _Commands(TyperGroup):
+    """Reports the errors of every command below; Typer reports usage errors of its own."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (NarError, KeyboardInterrupt, MemoryError, BrokenPipeError) as error:
+            raise typer.Exit(fail(error)) from error
+
+
+app = typer.Typer(
+    name="narcli",
+    cls=_Commands,
+    help="Run, see, measure and train next-neighbor autoregressive (NAR) image and video models.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: rich would double the start-up time
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command("visualize-order")(visualize_order.visualize_order)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"narcli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> int:
+    """Run narcli on ``sys.argv``; the exit code. Nothing but a message for a person ever escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an ASCII terminal gets ?, not an error
+    try:
+        app()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException as error:
+        code = fail(error)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError):  # or Python would complain once more at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = code or fail(error)
+    return code

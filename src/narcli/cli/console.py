@@ -1,0 +1,122 @@
+"""The one place where commands print: results on stdout, everything else on stderr.
+
+Colour and progress appear only on a terminal; ``NO_COLOR`` and ``--quiet`` are honoured. ``fail`` is
+the table that turns any exception into lines for a person and an exit code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from ..errors import NarError
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether ``stream`` shows to a person who sees lines redrawn."""
+    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def has_color(stream: TextIO | None) -> bool:
+    """Whether to colour text on ``stream`` (https://no-color.org)."""
+    return is_terminal(stream) and not os.environ.get("NO_COLOR")
+
+
+@dataclass(frozen=True)
+class Console:
+    """What a command prints with.
+
+    Args:
+        quiet: no notes and no progress; results, warnings and errors stay.
+    """
+
+    quiet: bool = False
+
+    def result(self, text: object) -> None:
+        """One line (or block) of result, on stdout."""
+        print(text)
+
+    def json(self, document: Any) -> None:
+        """The one JSON document of a ``--json`` run, on stdout."""
+        print(json.dumps(document, ensure_ascii=False, indent=2))
+
+    def note(self, text: str) -> None:
+        """Something good to know, on stderr."""
+        if not self.quiet:
+            print(text, file=sys.stderr)
+
+    def warn(self, text: str) -> None:
+        """Something the person should know, on stderr, even when quiet."""
+        print(f"{_paint('warning:', '33')} {_printable(text)}", file=sys.stderr)
+
+    @contextmanager
+    def progress(self, label: str, total: int) -> Iterator[Callable[..., None]]:
+        """A progress line on stderr while the block runs, on a terminal only; it leaves nothing behind.
+
+        Yields ``advance(count=1, note="")``, for example
+        ``with console.progress("decoding", 31) as advance: ... advance()``.
+        """
+        if self.quiet or not is_terminal(sys.stderr):
+            yield lambda count=1, note="": None
+            return
+        done, shown = 0, 0.0
+
+        def advance(count: int = 1, note: str = "") -> None:
+            nonlocal done, shown
+            done += count
+            if (now := time.monotonic()) - shown > 0.05 or done >= total:
+                shown = now
+                filled = 24 * min(done, total) // max(total, 1)
+                bar = _paint("━" * filled, "33") + _paint("━" * (24 - filled), "90")
+                sys.stderr.write(f"\r\x1b[K{label} {bar} {done}/{total} {note}")
+                sys.stderr.flush()
+
+        try:
+            advance(0)
+            yield advance
+        finally:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+def fail(error: BaseException) -> int:
+    """Say on stderr what went wrong and what to do; the exit code."""
+    if os.environ.get("NARCLI_DEBUG") == "1" and not isinstance(error, BrokenPipeError):
+        import traceback
+
+        traceback.print_exception(error)
+    match error:
+        case BrokenPipeError():  # the reader has gone; there is nobody to tell
+            return 1
+        case KeyboardInterrupt():
+            print("Interrupted.", file=sys.stderr)
+            return 130
+        case NarError():
+            message, hint, code = error.message, error.hint, error.exit_code
+        case MemoryError():
+            message, hint, code = "Out of memory.", "Try a smaller --batch-size, --num or grid.", 5
+        case OSError():
+            message = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}."
+            hint, code = "Set NARCLI_DEBUG=1 and run it again to see where.", 1
+        case _:
+            message = f"narcli failed unexpectedly: {type(error).__name__}: {str(error) or 'no message'}"
+            hint, code = "Set NARCLI_DEBUG=1 and run it again for the traceback, and please report it.", 1
+    print(f"{_paint('error:', '1;31')} {_printable(message)}", file=sys.stderr)
+    if hint:
+        print(f"  {_printable(hint)}", file=sys.stderr)
+    return code
+
+
+def _paint(text: str, code: str) -> str:
+    return f"\x1b[{code}m{text}\x1b[0m" if has_color(sys.stderr) else text
+
+
+def _printable(text: str) -> str:
+    """File names and the like must not move the cursor."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

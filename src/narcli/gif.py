@@ -1,0 +1,84 @@
+"""One palette for a whole animation, chosen so that flat colours are exact and shades do not band.
+
+Only pixels that change from one frame to the next are looked at, and every colour only once, which
+makes this several times faster than quantizing frames one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Bytes = npt.NDArray[np.uint8]
+
+COLORS = 255  # the last of the 256 marks pixels that stay as they were
+
+# Ordered dithering: fixed to its place, so that nothing flickers between frames.
+_BAYER = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]])
+
+
+def palette_frames(frames: Sequence[Image.Image]) -> tuple[bytes, list[Image.Image]]:
+    """RGB frames of one size -> a palette of 256 colours, and P frames with it.
+
+    With at most 255 colours the frames are exact. Otherwise the colours of even areas are kept exactly;
+    the others are fitted by median cut and mixed from two palette colours where they lie between them.
+    """
+    packed = [_pack(frame) for frame in frames]  # (H, W) each, 0xRRGGBB
+    height, width = packed[0].shape
+    changes = [np.arange(height * width), *(np.flatnonzero(a != b) for a, b in pairwise(packed))]
+    seen = [pixels.ravel()[at] for pixels, at in zip(packed, changes, strict=True)]
+    colors, inverse, counts = np.unique(np.concatenate(seen), return_inverse=True, return_counts=True)
+    rgb = np.stack([colors >> 16, colors >> 8 & 255, colors & 255], axis=1).astype(np.uint8)  # (n, 3)
+
+    palette, near, far, share = _fit(rgb, counts)
+    threshold = np.tile((_BAYER + 0.5) / 16, (height // 4 + 1, width // 4 + 1))[:height, :width].ravel()
+    table = palette.tobytes().ljust(768, b"\0")
+    current: Bytes = np.zeros(height * width, np.uint8)
+    result = []
+    for at, color in zip(changes, np.split(inverse.ravel(), np.cumsum([*map(len, seen)])[:-1]), strict=True):
+        current[at] = np.where(threshold[at] < share[color], far[color], near[color])
+        frame = Image.fromarray(current.reshape(height, width).copy())
+        frame.putpalette(table)
+        result.append(frame)
+    return table, result
+
+
+def _fit(rgb: Bytes, counts: npt.NDArray[np.int64]) -> tuple[Bytes, Bytes, Bytes, npt.NDArray[np.float64]]:
+    """Palette (at most 255, 3); for each of n colours the nearest entry, a second one and its share."""
+    if len(rgb) <= COLORS:
+        index = np.arange(len(rgb), dtype=np.uint8)
+        return rgb, index, index, np.zeros(len(rgb))
+    flat = np.argsort(-counts, kind="stable")[: COLORS // 2]
+    flat = flat[counts[flat] > counts.sum() // 2000]
+    soft = np.setdiff1d(np.arange(len(rgb)), flat)
+    repeats = np.minimum(counts[soft], 64)  # large areas must not eat the palette
+    shades = Image.fromarray(rgb[np.repeat(soft, repeats)[None]])
+    room = COLORS - len(flat)
+    fitted = shades.quantize(room, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).getpalette() or []
+    palette = np.concatenate([rgb[flat], np.array(fitted[: 3 * room], np.uint8).reshape(-1, 3)])
+
+    near = _nearest(rgb, palette)
+    near[flat] = np.arange(len(flat))
+    wanted, first = rgb.astype(float), palette[near].astype(float)
+    far = _nearest((2 * wanted - first).clip(0, 255).astype(np.uint8), palette)
+    between = palette[far] - first
+    share = ((wanted - first) * between).sum(1) / np.maximum((between**2).sum(1), 1)
+    share[flat] = 0
+    share[(between**2).sum(1) > 48**2] = 0  # far apart, the pattern would show
+    return palette, near, far, share
+
+
+def _nearest(rgb: Bytes, palette: Bytes) -> Bytes:
+    """Index of the nearest of ``palette`` (m, 3) for each of ``rgb`` (n, 3)."""
+    table = Image.new("P", (1, 1))
+    table.putpalette(palette.tobytes())
+    index = Image.fromarray(rgb[None]).quantize(palette=table, dither=Image.Dither.NONE)
+    return np.array(index).reshape(len(rgb))
+
+
+def _pack(image: Image.Image) -> npt.NDArray[np.uint32]:
+    return (np.asarray(image.convert("RGBX")).view(">u4")[..., 0] >> 8).astype(np.uint32)
