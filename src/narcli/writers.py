@@ -78,8 +78,9 @@ def resolve_outputs(
     """Choose a file name for every sample; creates nothing.
 
     Args:
-        output: None for the current folder; a folder (existing, or ending in a slash), a file, or a
-            template with fields such as ``{seed}``. Values are cleaned: they cannot leave the folder.
+        output: None for the current folder; a folder (existing, or ending in a slash), a file in an
+            existing folder, or a template with fields such as ``{seed}``, whose folders will be created.
+            Values are cleaned: they cannot leave the folder.
         samples: the field values of each sample; ``index`` and ``date`` are added.
         default: template of the name, without suffix, when ``output`` names none.
         suffixes: accepted endings; the first is the default.
@@ -100,7 +101,9 @@ def resolve_outputs(
         known = {"index": index, "date": date.today().isoformat()} | dict(fields)
         stem = Path("/".join(_fill(part, known) for part in template.split("/")) or ".")
         if index == 0:
-            _check_folder(stem.parent, create="{" in str(Path(template).parent) or _names_folder(output))
+            _check_folder(
+                stem.parent, create=output is not None and ("{" in output or output[-1] in "/" + os.sep)
+            )
         for number in numbers.setdefault(stem, count()):
             base = f"{stem}_{number}" if number else str(stem)
             names = tuple(Path(base + end) for end in (suffix, *(companions if index == 0 else ())))
@@ -149,10 +152,6 @@ def _split_output(output: str | None, default: str, suffixes: Sequence[str]) -> 
             f"Use {', '.join(suffixes)}, or end a folder's name with a slash.",
         )
     return f"{folder}{slash}{name.removesuffix(suffix)}", suffix or suffixes[0]
-
-
-def _names_folder(output: str | None) -> bool:
-    return output is not None and output.endswith(("/", os.sep))
 
 
 def _fill(part: str, fields: Mapping[str, object]) -> str:

@@ -144,7 +144,7 @@ def animate(order: Order) -> None:
     color = has_color(sys.stdout)
     cells, (across, down), every = _layout(order, size.columns - 1, size.lines - 4, color)
     if every > 1:
-        print(f"Each square stands for {every}x{every} cells.")
+        print(f"Each square stands for {every if len(order.sizes) == 1 else f'{every}x{every}'} cells.")
     steps = len(order.steps)
     stride = max(1, steps // 150)
     spread = (every - 1) * min(len(order.sizes), 2)  # steps between the first and last cell of a square

@@ -1,0 +1,386 @@
+"""`narcli visualize-order` and the frame that every command lives in."""
+
+import csv
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+import narcli
+from narcli import cli
+from narcli.cli import app, console, visualize_order
+from narcli.errors import CheckpointError, HubError, MemoryLimitError, NarError, UsageError
+from narcli.order import Order
+from narcli.style import caption
+from narcli.writers import read_metadata
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(narcli.__file__).parents[1])}
+COMMAND = [
+    sys.executable,
+    "-c",
+    "import sys; sys.argv[0] = 'narcli'; from narcli.cli import main; sys.exit(main())",
+]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, ["visualize-order", *arguments])
+
+
+def narcli_process(*arguments, **options):
+    options = {"capture_output": True, "text": True, "env": ENVIRONMENT, "check": False} | options
+    return subprocess.run([*COMMAND, *arguments], **options)
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+
+def test_piped_output_is_plain_text_that_compares_with_raster_order():
+    result = narcli_process("visualize-order", env=ENVIRONMENT | {"FORCE_COLOR": "1", "CLICOLOR_FORCE": "1"})
+    assert result.returncode == 0 and result.stderr == ""
+    assert "\x1b" not in result.stdout
+    lines = result.stdout.splitlines()
+    assert lines[0] == "16x16 grid: 31 steps instead of 256 in raster order, up to 16 cells in parallel"
+    assert lines[2].split() == [str(n) for n in range(1, 17)]
+    assert lines[17].split() == [str(n) for n in range(16, 32)]
+    assert lines[19 + 11] == "step 12/31 · 12 cells in parallel · 78/256 done"
+    assert lines[-1] == "step 31/31 · 1 cell in parallel · 256/256 done"
+
+
+def test_a_grid_with_time_prints_its_slices():
+    result = invoke("--grid", "2x2x3")
+    assert result.stdout.split("step 1/5")[0] == (
+        "2x2x3 grid: 5 steps instead of 12 in raster order, up to 4 cells in parallel\n"
+        "\nt = 0\n1 2 3\n2 3 4\n\nt = 1\n2 3 4\n3 4 5\n\n"
+    )
+
+
+def test_json_is_one_document_with_steps_cells_and_predecessors():
+    document = json.loads(invoke("--grid", "2x2", "--json").stdout)
+    assert document["grid"] == [2, 2]
+    assert (document["steps"], document["raster_steps"], document["widest_step"]) == (3, 4, 2)
+    assert document["cells"][3] == {
+        "step": 3,
+        "cell": 3,
+        "coordinates": [1, 1],
+        "predecessors": [{"cell": 2, "head": "right"}, {"cell": 1, "head": "down"}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--grid", "16by16"], "not a grid"),
+        (["--grid", "1000000x2"], "too large to show"),
+        (["--grid", "4096"], "too large to show"),
+        (["--output", "x.webp"], "ends in '.webp'"),
+        (["--output", "no/x.png"], "folder no does not exist"),
+        (["--overwrite"], "needs a file"),
+    ],
+)
+def test_misuse_exits_2_and_says_what_to_do(here, arguments, words):
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    message, hint = result.stderr.splitlines()
+    assert message.startswith("error: ") and words in message
+    assert hint.startswith("  ")
+    assert list(here.iterdir()) == []
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grid", ["16x16", "2x6x4", "9"])
+@pytest.mark.parametrize("suffix", ["png", "gif", "mp4"])
+def test_pictures_are_written_with_their_settings(grid, suffix):
+    result = invoke("--grid", grid, "--output", f"x.{suffix}")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"x.{suffix}\n"
+    assert "in raster order" in result.stderr
+    metadata = read_metadata(Path(f"x.{suffix}"))
+    assert metadata["command"] == "visualize-order"
+    assert metadata["grid"] == [int(n) for n in grid.split("x")]
+
+
+def test_the_gif_has_a_frame_a_step():
+    invoke("--grid", "4x6", "-o", "x.gif")
+    with Image.open("x.gif") as gif:
+        assert gif.n_frames == 9
+
+
+def test_data_is_written_as_json_and_csv():
+    assert invoke("--grid", "2x3x4", "-o", "x.json").exit_code == 0
+    assert invoke("--grid", "2x3x4", "-o", "x.csv").exit_code == 0
+    cells = json.loads(Path("x.json").read_text())["cells"]
+    with Path("x.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(cells) == 24
+    for row, cell in zip(rows, cells, strict=True):
+        assert (int(row["step"]), int(row["cell"])) == (cell["step"], cell["cell"])
+        assert [int(row[axis]) for axis in "tyx"] == cell["coordinates"]
+        heads = {p["head"]: str(p["cell"]) for p in cell["predecessors"]}
+        assert {h: row[h] for h in ("right", "down", "back") if row[h]} == heads
+
+
+def test_a_drawing_is_written():
+    assert invoke("-o", "x.svg").exit_code == 0
+    assert Path("x.svg").read_text().startswith("<svg ")
+
+
+def test_files_are_kept_unless_overwriting():
+    Path("x.csv").write_text("mine")
+    assert invoke("-o", "x.csv").stdout == "x_1.csv\n"
+    assert Path("x.csv").read_text() == "mine"
+    assert invoke("-o", "x.csv", "--overwrite").stdout == "x.csv\n"
+    assert Path("x.csv").read_text().startswith("step,cell,y,x,right,down\n")
+
+
+def test_a_folder_gets_a_default_name_and_quiet_prints_the_path_only():
+    result = invoke("-o", "new/", "--quiet")
+    assert (result.stdout, result.stderr) == ("new/nar-order_16x16.png\n", "")
+
+
+def test_json_with_a_file_names_it():
+    document = json.loads(invoke("-o", "x.png", "--json").stdout)
+    assert document["file"] == "x.png" and "cells" not in document
+
+
+# --- a terminal ----------------------------------------------------------------------------------
+
+
+def in_terminal(*arguments, lines=24, columns=80, environment=None, interrupt_after=None):
+    """Run narcli in a pseudo-terminal; its output and exit code."""
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    base = {k: v for k, v in ENVIRONMENT.items() if k not in ("NO_COLOR", "COLUMNS", "LINES")}
+    env = base | {"TERM": "xterm-256color", "COLORTERM": "truecolor"} | (environment or {})
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        env=env,
+        start_new_session=True,
+    )
+    os.close(follower)
+    output, stop = b"", time.monotonic() + 30
+    while time.monotonic() < stop:
+        if select.select([leader], [], [], 0.1)[0]:
+            try:
+                piece = os.read(leader, 65536)
+            except OSError:
+                break
+            if not piece:
+                break
+            output += piece
+        if interrupt_after and interrupt_after in output:
+            process.send_signal(signal.SIGINT)
+            interrupt_after = None
+    os.close(leader)
+    return output.decode(), process.wait(timeout=10)
+
+
+def test_a_terminal_shows_an_animation_and_gets_its_cursor_back():
+    output, code = in_terminal("visualize-order", "--grid", "4x4")
+    assert code == 0
+    for s in range(7):
+        assert caption(Order((4, 4)), s) in output
+    assert output.count("\x1b8") == 7, "each frame is drawn over the one before"
+    assert output.index("\x1b[?25l") < output.index("\x1b[?25h")
+    assert "48;2;255;209;102" in output
+    assert output.endswith("7 steps instead of 16 in raster order, up to 4 cells in parallel\r\n")
+
+
+def test_ctrl_c_ends_the_animation_cleanly():
+    output, code = in_terminal("visualize-order", interrupt_after=b"step 3/31")
+    assert code == 130
+    assert output.rstrip().endswith("\x1b[?25hInterrupted.")
+    assert "Traceback" not in output
+
+
+def test_no_color_and_quiet_are_honoured_in_a_terminal():
+    output, _ = in_terminal("visualize-order", "--grid", "2x2", environment={"NO_COLOR": "1"})
+    assert not re.search(r"\x1b\[[0-9;]*m", output)
+    assert "++##" in output
+    output, _ = in_terminal("visualize-order", "--grid", "2x2", "--quiet")
+    assert "\x1b" not in output
+    output, _ = in_terminal("visualize-order", "--grid", "2x2", environment={"TERM": "dumb"})
+    assert "\x1b" not in output
+
+
+@pytest.mark.parametrize("sizes", [(16, 16), (4, 16, 16), (24, 40), (100, 100), (500,), (16, 16, 16), (1, 1)])
+@pytest.mark.parametrize("screen", [(80, 24), (200, 60), (20, 10)])
+@pytest.mark.parametrize("color", [True, False])
+def test_grids_of_any_size_fit_the_terminal(sizes, screen, color):
+    columns, lines = screen
+    order = Order(sizes)
+    cells, (across, down), every = visualize_order._layout(order, columns - 1, lines - 4, color)
+    assert max(map(len, cells)) * across <= columns - 1
+    if len(sizes) < 3 or screen != (20, 10):  # sixteen panels do not fit ten lines
+        assert -(-len(cells) // down) <= lines - 4
+    if every == 1:
+        shown = sorted(n for row in cells for n in row if n is not None)
+        assert shown == sorted(order.step_of)
+    for s in (0, len(order.steps) - 1):
+        drawn = list(visualize_order._draw(cells, s, 2 * (every - 1), len(order.steps), across, down, color))
+        widths = [len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in drawn]
+        assert max(widths) <= columns - 1
+        assert ("\x1b" in "".join(drawn)) == color
+
+
+@pytest.mark.parametrize(("color", "index"), [((255, 255, 255), 255), ((0, 0, 0), 232), ((255, 0, 0), 196)])
+def test_terminals_of_256_colours_get_the_nearest(monkeypatch, color, index):
+    monkeypatch.delenv("COLORTERM", raising=False)
+    assert visualize_order._color_code(color, 48) == f"\x1b[48;5;{index}m"
+
+
+# --- the frame of all commands -------------------------------------------------------------------
+
+
+def test_version_and_help():
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"narcli {narcli.__version__}\n"
+    for help_option in ("--help", "-h"):
+        assert "visualize-order" in CliRunner().invoke(app, [help_option]).stdout
+
+
+def test_close_names_are_suggested():
+    result = CliRunner().invoke(app, ["visualise-order"])
+    assert result.exit_code == 2 and "visualize-order" in result.stderr
+    result = invoke("--gird", "4x4")
+    assert result.exit_code == 2 and "--grid" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["visualize-order"], ["visualize-order", "-o", "x.png"]])
+def test_torch_is_never_imported(arguments):
+    code = (
+        f"import sys; sys.argv = ['narcli', *{arguments!r}]\n"
+        "from narcli.cli import main\nassert main() == 0\n"
+        "heavy = {'torch', 'huggingface_hub', 'transformers', 'rich'}\n"
+        "light = {'numpy', 'PIL'} if 'x.png' not in sys.argv else set()\n"
+        "print('IMPORTED', sorted((heavy | light) & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=True
+    )
+    assert result.stdout.endswith("IMPORTED []\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (NarError("It broke.", "Mend it."), 1, "error: It broke.\n  Mend it.\n"),
+        (UsageError("Not so."), 2, "error: Not so.\n"),
+        (HubError("No network."), 3, "error: No network.\n"),
+        (CheckpointError("Bad\x1b[2J file."), 4, "error: Bad\ufffd[2J file.\n"),
+        (MemoryLimitError("Too big."), 5, "error: Too big.\n"),
+        (MemoryError(), 5, "error: Out of memory.\n"),
+        (KeyboardInterrupt(), 130, "Interrupted.\n"),
+        (BrokenPipeError(), 1, ""),
+        (OSError(28, "No space left on device", "x"), 1, "error: No space left on device: x.\n"),
+        (ZeroDivisionError("division by zero"), 1, "error: narcli failed unexpectedly: ZeroDivisionError"),
+    ],
+)
+def test_the_error_table(error, code, words, capsys, monkeypatch):
+    monkeypatch.delenv("NARCLI_DEBUG", raising=False)
+    assert console.fail(error) == code
+    out, err = capsys.readouterr()
+    assert out == "" and "Traceback" not in err
+    assert err.startswith(words) if words else err == ""
+
+
+def test_an_unexpected_error_is_one_sentence_and_debug_shows_the_traceback(monkeypatch, capsys):
+    def explode():
+        raise ZeroDivisionError("boom")
+
+    monkeypatch.setattr(cli, "app", explode)
+    monkeypatch.delenv("NARCLI_DEBUG", raising=False)
+    assert cli.main() == 1
+    err = capsys.readouterr().err
+    assert "ZeroDivisionError: boom" in err and "NARCLI_DEBUG=1" in err and "Traceback" not in err
+    monkeypatch.setenv("NARCLI_DEBUG", "1")
+    assert cli.main() == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_errors_of_commands_in_groups_are_reported_too():
+    group, outer = typer.Typer(), typer.Typer(cls=cli._Commands)
+
+    @group.command("one")
+    def one():
+        raise HubError("No network.", "Plug it in.")
+
+    @group.command("two")
+    def two():
+        raise KeyboardInterrupt
+
+    outer.add_typer(group, name="group")
+    result = CliRunner().invoke(outer, ["group", "one"])
+    assert (result.exit_code, result.stderr) == (3, "error: No network.\n  Plug it in.\n")
+    result = CliRunner().invoke(outer, ["group", "two"])
+    assert (result.exit_code, result.stderr) == (130, "Interrupted.\n")
+
+
+def test_a_reader_that_leaves_early_is_no_error_message():
+    process = subprocess.Popen(
+        [*COMMAND, "visualize-order", "--grid", "200x200"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+    )
+    assert process.stdout.readline().startswith(b"200x200")
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 1
+
+
+def test_a_full_standard_output_is_reported():
+    with Path("/dev/full").open("w") as full:
+        result = narcli_process("visualize-order", capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: No space left on device") and "Traceback" not in result.stderr
+
+
+def test_an_ascii_terminal_gets_question_marks_not_an_error():
+    result = narcli_process("visualize-order", env=ENVIRONMENT | {"PYTHONIOENCODING": "ascii"})
+    assert result.returncode == 0
+    assert "step 1/31 ? 1 cell" in result.stdout
+
+
+def test_progress_and_notes_stay_off_pipes(capsys):
+    with console.Console().progress("decoding", 3) as advance:
+        advance()
+    console.Console().note("hello")
+    console.Console(quiet=True).note("silence")
+    console.Console(quiet=True).warn("careful")
+    assert capsys.readouterr() == ("", "hello\nwarning: careful\n")
+
+
+def test_progress_draws_on_a_terminal_and_cleans_up(monkeypatch, capsys):
+    monkeypatch.setattr(console, "is_terminal", lambda stream: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    with console.Console().progress("decoding", 2) as advance:
+        advance()
+        advance(note="done")
+    err = capsys.readouterr().err
+    assert "decoding" in err and "2/2 done" in err
+    assert err.endswith("\r\x1b[K")

@@ -1,0 +1,211 @@
+"""Pictures of the order and of a run say what the order says."""
+
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from narcli.frontier import (
+    MARGIN,
+    MAX_FRAMES,
+    _Board,
+    _Mosaic,
+    filmstrip,
+    order_frames,
+    order_image,
+    order_svg,
+    run_frames,
+)
+from narcli.order import Order, order_rows
+from narcli.style import (
+    BACKGROUND,
+    CHECKER,
+    EMPTY,
+    FRONTIER,
+    caption,
+    comparison,
+    luminance,
+    ramp,
+    step_colors,
+)
+
+grids = st.lists(st.integers(1, 7), min_size=1, max_size=3).map(tuple)
+SQUARE = Order((16, 16))
+
+
+def noise(seed=0, size=(256, 256)):
+    """A picture without any of the colours of the frame around it."""
+    pixels = np.random.default_rng(seed).integers(120, 200, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def has(image, color):
+    return int((np.asarray(image) == color).all(axis=-1).sum())
+
+
+# --- words and colours ---------------------------------------------------------------------------
+
+
+def test_captions_tell_step_width_and_progress():
+    assert caption(SQUARE, 11) == "step 12/31 · 12 cells in parallel · 78/256 done"
+    assert caption(SQUARE, 0) == "step 1/31 · 1 cell in parallel · 1/256 done"
+    assert caption(SQUARE, 30).endswith("256/256 done")
+    assert comparison(SQUARE) == "31 steps instead of 256 in raster order, up to 16 cells in parallel"
+
+
+def test_the_ramp_grows_lighter_at_every_step_and_never_looks_like_the_frontier():
+    colors = step_colors(31)
+    light = [luminance(color) for color in colors]
+    assert light == sorted(light)
+    assert len(set(colors)) == 31
+    assert all(np.abs(np.subtract(color, FRONTIER)).max() > 80 for color in colors)
+    assert ramp(-1) == colors[0] and ramp(2) == colors[-1]
+    assert step_colors(1) == [colors[0]]
+
+
+# --- of an order ---------------------------------------------------------------------------------
+
+
+@given(grids)
+def test_rows_hold_every_cell_in_decoding_order(sizes):
+    order = Order(sizes)
+    rows = order_rows(order)
+    assert [row["cell"] for row in rows] == list(order.generation)
+    done = set()
+    for row in rows:
+        assert row["step"] == order.step_of[row["cell"]] + 1 == sum(row["coordinates"]) + 1
+        assert {p["cell"] for p in row["predecessors"]} <= done
+        done.add(row["cell"])
+
+
+@settings(deadline=None, max_examples=15)
+@given(grids)
+def test_the_picture_of_any_grid_shows_each_step_as_often_as_it_has_cells(sizes):
+    order = Order(sizes)
+    board = _Board(order, width=960, height=960, largest=40)
+    side = board.pitch - board.gap
+    counts = np.bincount(board.steps[board.steps >= 0], minlength=len(order.steps))
+    assert counts.tolist() == [len(cells) * side**2 for cells in order.steps]
+    for cell in range(order.cells):
+        x, y = board.corner(cell)
+        assert np.all(board.cells[y : y + side, x : x + side] == cell)
+    image = order_image(order)
+    assert max(image.size) < 1300
+    assert all(has(image, color) for color in step_colors(len(order.steps)))
+
+
+@pytest.mark.parametrize("sizes", [(300, 300), (1, 500), (64, 8, 8)])
+def test_large_grids_are_drawn_in_bounded_size(sizes):
+    assert max(order_image(Order(sizes)).size) < 1400
+    frames = order_frames(Order(sizes))
+    assert len(frames) <= MAX_FRAMES
+    assert max(frames[0].size) < 900
+    assert has(frames[-1], EMPTY) == 0, "the last frame shows the last step"
+
+
+@settings(deadline=None, max_examples=15)
+@given(grids)
+def test_the_animation_lights_up_each_frontier(sizes):
+    order = Order(sizes)
+    frames = order_frames(order)
+    assert len(frames) == len(order.steps)
+    assert len({frame.size for frame in frames}) == 1
+    board = _Board(order, width=480, height=480, largest=26)
+    side = board.pitch - board.gap
+    for s, frame in enumerate(frames):
+        above = frame.crop((0, 0, frame.width, frame.height - MARGIN - 10))  # without the progress line
+        assert has(above, FRONTIER) == len(order.steps[s]) * side**2
+        assert has(above, EMPTY) == sum(map(len, order.steps[s + 1 :])) * side**2
+
+
+def test_the_drawing_is_valid_xml_with_one_square_a_cell():
+    order = Order((2, 3, 4))
+    root = ET.fromstring(order_svg(order))
+    space = "{http://www.w3.org/2000/svg}"
+    squares = root.findall(f".//{space}g/{space}rect")
+    assert len(squares) == 24
+    assert (
+        squares[17].find(f"{space}title").text
+        == "step 4, cell 17, predicted from 16 (right), 13 (down), 5 (back)"
+    )
+    assert [t.text for t in root.findall(f".//{space}g/{space}text")][:2] == ["t = 0", "t = 1"]
+
+
+# --- of a run ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("sizes", "pixels"), [((16, 16), (256, 256)), ((3, 5), (100, 70)), ((6,), (96, 64))])
+def test_frames_show_the_image_exactly_where_it_is_decoded(sizes, pixels):
+    order, image = Order(sizes), noise(size=pixels)
+    mosaic = _Mosaic(order, [image])
+    final = mosaic.arrange([image])
+    frames = run_frames(order, [image])
+    assert len(frames) == len(order.steps)
+    rows, columns = (1, *sizes)[-2:]
+    for s, frame in enumerate(frames):
+        shown = np.asarray(frame)
+        top = MARGIN + (shown.shape[0] - 2 * MARGIN - 50 - mosaic.height) // 2
+        shown = shown[top : top + mosaic.height, shown.shape[1] - MARGIN - mosaic.width :][:, : mosaic.width]
+        y, x = np.mgrid[: mosaic.height, : mosaic.width]
+        step = y * rows // mosaic.height + x * columns // mosaic.width  # the distance of the cell of a pixel
+        assert np.array_equal(shown[step <= s], final[step <= s])
+        assert np.isin(shown[step > s], CHECKER).all()
+    assert np.array_equal(shown, final)
+
+
+def test_decode_mode_shows_the_partial_images_and_still_hides_undecoded_cells():
+    partials = [[Image.new("RGB", (64, 64), (s, 200, 100))] for s in range(31)]
+    frames = run_frames(SQUARE, [noise(size=(64, 64))], partials)
+    for s in (0, 11, 30):
+        assert has(frames[s], (s, 200, 100)) == len([n for n in SQUARE.step_of if n <= s]) * 16 * 16
+        assert (has(frames[s], CHECKER[0]) > 0) == (s < 30)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 9, 16, 20])
+def test_samples_stand_side_by_side_in_a_near_square_up_to_sixteen(count):
+    colors = [(200, 10 * k, 50) for k in range(count)]
+    images = [Image.new("RGB", (128, 128), color) for color in colors]
+    frame = run_frames(SQUARE, images)[-1]
+    areas = [has(frame, color) for color in colors]
+    assert all(area == areas[0] > 80**2 for area in areas[:16])
+    assert not any(areas[16:])
+    assert frame.width < 1000 and frame.height < 600
+
+
+def test_small_images_are_enlarged_by_whole_factors_and_large_ones_reduced():
+    assert _Mosaic(SQUARE, [noise(size=(32, 32))]).tile == (256, 256)
+    assert _Mosaic(SQUARE, [noise(size=(100, 100))]).tile == (200, 200)
+    assert _Mosaic(SQUARE, [noise(size=(256, 256))]).tile == (256, 256)
+    assert _Mosaic(SQUARE, [noise(size=(1024, 512))]).tile == (384, 192)
+
+
+def test_the_filmstrip_ends_with_the_finished_image():
+    strip = filmstrip(SQUARE, [Image.new("RGB", (64, 64), (200, 10, 50))], columns=4)
+    whole = has(strip.crop((strip.width - MARGIN - 192, 0, strip.width, strip.height)), (200, 10, 50))
+    assert whole == 192 * 192
+    assert whole < has(strip, (200, 10, 50)) < 4 * whole
+    assert filmstrip(Order((2, 2)), [noise(size=(64, 64))]).size[0] < strip.size[0]
+
+
+def test_what_cannot_be_shown_is_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        run_frames(SQUARE, [])
+    with pytest.raises(ValueError, match="one size"):
+        run_frames(SQUARE, [noise(), noise(size=(64, 64))])
+    with pytest.raises(ValueError, match="time axis"):
+        run_frames(Order((2, 4, 4)), [noise()])
+    for draw in (run_frames, filmstrip):
+        with pytest.raises(ValueError, match="2 lists for 31 steps"):
+            draw(SQUARE, [noise()], [[noise()]] * 2)
+
+
+def test_frames_do_not_touch_the_images_and_share_no_memory():
+    image = noise()
+    before = np.asarray(image).copy()
+    first, second, *_ = run_frames(SQUARE, [image])
+    second.paste((0, 0, 0), (0, 0, *second.size))
+    assert np.array_equal(np.asarray(image), before)
+    assert has(first, BACKGROUND)
