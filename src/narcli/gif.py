@@ -32,11 +32,12 @@ def palette_frames(frames: Sequence[Image.Image]) -> tuple[bytes, list[Image.Ima
     changes = [np.arange(height * width), *(np.flatnonzero(a != b) for a, b in pairwise(packed))]
     seen = [pixels.ravel()[at] for pixels, at in zip(packed, changes, strict=True)]
     colors, inverse, counts = np.unique(np.concatenate(seen), return_inverse=True, return_counts=True)
-    rgb = np.stack([colors >> 16, colors >> 8 & 255, colors & 255], axis=1).astype(np.uint8)  # (n, 3)
 
-    palette, near, far, share = _fit(rgb, counts)
+    palette, near, far, share = _fit(_unpack(colors), counts)
     threshold = np.tile((_BAYER + 0.5) / 16, (height // 4 + 1, width // 4 + 1))[:height, :width].ravel()
-    table = palette.tobytes().ljust(768, b"\0")
+    used = palette.astype(np.int64) @ (1 << 16, 1 << 8, 1)
+    spare = np.setdiff1d(np.arange(512), used)[: 256 - len(palette)]  # Pillow is slow where colours repeat
+    table = palette.tobytes() + _unpack(spare).tobytes()
     current: Bytes = np.zeros(height * width, np.uint8)
     result = []
     for at, color in zip(changes, np.split(inverse.ravel(), np.cumsum([*map(len, seen)])[:-1]), strict=True):
@@ -59,7 +60,8 @@ def _fit(rgb: Bytes, counts: npt.NDArray[np.int64]) -> tuple[Bytes, Bytes, Bytes
     shades = Image.fromarray(rgb[np.repeat(soft, repeats)[None]])
     room = COLORS - len(flat)
     fitted = shades.quantize(room, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).getpalette() or []
-    palette = np.concatenate([rgb[flat], np.array(fitted[: 3 * room], np.uint8).reshape(-1, 3)])
+    extra = np.unique(np.array(fitted[: 3 * room], np.uint8).reshape(-1, 3), axis=0)
+    palette = np.concatenate([rgb[flat], extra])
 
     near = _nearest(rgb, palette)
     near[flat] = np.arange(len(flat))
@@ -82,3 +84,8 @@ def _nearest(rgb: Bytes, palette: Bytes) -> Bytes:
 
 def _pack(image: Image.Image) -> npt.NDArray[np.uint32]:
     return (np.asarray(image.convert("RGBX")).view(">u4")[..., 0] >> 8).astype(np.uint32)
+
+
+def _unpack(colors: npt.NDArray[np.integer]) -> Bytes:
+    """0xRRGGBB (n,) -> (n, 3)."""
+    return np.stack([colors >> 16, colors >> 8 & 255, colors & 255], axis=1).astype(np.uint8)
