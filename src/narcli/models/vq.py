@@ -1,0 +1,276 @@
+"""The VQ image tokenizer (LlamaGen's VQ-16 and VQ-8; arXiv 2406.06525, section 2.1).
+
+A convolutional encoder and decoder around a codebook of L2-normalised rows. Module names are those
+of the released files, so loading needs no rename table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class VQConfig:
+    """Sizes of a VQ tokenizer; the defaults are the released VQ-16.
+
+    Args:
+        ch: channels at full resolution.
+        ch_mult: channel multipliers from full to lowest resolution; each level but the last halves it.
+        num_res_blocks: residual blocks of an encoder level; a decoder level has one more.
+        z_channels: channels of the encoder's output.
+        codebook_size: number of codes, the vocabulary of the transformer.
+        codebook_dim: dimension of a code.
+        in_channels: channels of a picture.
+        patch: pixels along one side that are stacked as channels before the first convolution and
+            spread out again after the last one; 1 in the released models.
+    """
+
+    ch: int = 128
+    ch_mult: tuple[int, ...] = field(default=(1, 1, 2, 2, 4))
+    num_res_blocks: int = 2
+    z_channels: int = 256
+    codebook_size: int = 16384
+    codebook_dim: int = 8
+    in_channels: int = 3
+    patch: int = 1
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels along one side of a token."""
+        return int(self.patch * 2 ** (len(self.ch_mult) - 1))
+
+
+class VQTokenizer(nn.Module):
+    """Pictures in [-1, 1] to grids of codes and back."""
+
+    def __init__(self, config: VQConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quantize = Codebook(config.codebook_size, config.codebook_dim)
+        self.quant_conv = nn.Conv2d(config.z_channels, config.codebook_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.z_channels, 1)
+
+    def features(self, images: Tensor) -> Tensor:
+        """L2-normalised features before quantisation.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1]; H and W multiples of ``config.downsampling``.
+
+        Returns:
+            (B, codebook_dim, H / downsampling, W / downsampling).
+        """
+        return F.normalize(self.quant_conv(self.encoder(images)), dim=1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Codes of pictures: (B, 3, H, W) in [-1, 1] -> (B, h * w) int64, raster order."""
+        features = self.features(images)
+        return self.quantize.nearest(features.permute(0, 2, 3, 1).flatten(1, 2))
+
+    def decode(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Pictures of codes.
+
+        Args:
+            codes: (B, h * w) int64 below ``codebook_size``, raster order.
+            grid: (h, w).
+
+        Returns:
+            (B, 3, h * downsampling, w * downsampling), nominally in [-1, 1], not clamped.
+        """
+        vectors = self.quantize(codes).unflatten(1, grid).permute(0, 3, 1, 2)  # (B, C, h, w)
+        return self.decode_vectors(vectors)
+
+    def decode_vectors(self, vectors: Tensor) -> Tensor:
+        """Pictures of quantised vectors (B, codebook_dim, h, w)."""
+        pixels: Tensor = self.decoder(self.post_quant_conv(vectors))
+        return pixels
+
+
+class Codebook(nn.Module):
+    """L2-normalised code vectors."""
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(size, dim)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """(...) int64 -> (..., dim), unit length."""
+        return F.normalize(self.embedding(codes), dim=-1)
+
+    def nearest(self, features: Tensor) -> Tensor:
+        """The code with the greatest cosine to each unit feature: (..., dim) -> (...) int64."""
+        codes = F.normalize(self.embedding.weight, dim=-1).to(features.dtype)
+        return (features @ codes.T).argmax(-1)
+
+
+class Encoder(nn.Module):
+    """(B, 3, H, W) -> (B, z_channels, h, w)."""
+
+    def __init__(self, c: VQConfig) -> None:
+        super().__init__()
+        self.patch = c.patch
+        self.conv_in = nn.Conv2d(c.in_channels * c.patch**2, c.ch, 3, padding=1)
+        widths = [c.ch * m for m in c.ch_mult]
+        last = len(widths) - 1
+        self.conv_blocks = nn.ModuleList(
+            Level(
+                [(widths[max(level - 1, 0)], width), *[(width, width)] * (c.num_res_blocks - 1)],
+                attention=level == last,
+                downsample=level != last,
+            )
+            for level, width in enumerate(widths)
+        )
+        self.mid = middle(widths[-1])
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], c.z_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes as the class says."""
+        x = self.conv_in(F.pixel_unshuffle(x, self.patch))
+        for level in self.conv_blocks:
+            x = level(x)
+        for block in self.mid:
+            x = block(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class Decoder(nn.Module):
+    """(B, z_channels, h, w) -> (B, 3, H, W); ``conv_blocks.0`` has the lowest resolution."""
+
+    def __init__(self, c: VQConfig) -> None:
+        super().__init__()
+        widths = [c.ch * m for m in reversed(c.ch_mult)]
+        self.conv_in = nn.Conv2d(c.z_channels, widths[0], 3, padding=1)
+        self.mid = middle(widths[0])
+        self.conv_blocks = nn.ModuleList(
+            Level(
+                [(widths[max(level - 1, 0)], width), *[(width, width)] * c.num_res_blocks],
+                attention=level == 0,
+                upsample=level != len(widths) - 1,
+            )
+            for level, width in enumerate(widths)
+        )
+        self.norm_out = group_norm(widths[-1])
+        self.patch = c.patch
+        self.conv_out = nn.Conv2d(widths[-1], c.in_channels * c.patch**2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes as the class says."""
+        x = self.conv_in(x)
+        for block in self.mid:
+            x = block(x)
+        for level in self.conv_blocks:
+            x = level(x)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch)
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, each followed by attention at the lowest, then a resize."""
+
+    def __init__(
+        self,
+        widths: list[tuple[int, int]],
+        attention: bool,
+        downsample: bool = False,
+        upsample: bool = False,
+    ) -> None:
+        super().__init__()
+        self.res = nn.ModuleList(ResidualBlock(a, b) for a, b in widths)
+        self.attn = nn.ModuleList(PixelAttention(b) for _, b in widths if attention)
+        if downsample:
+            self.downsample = Downsample(widths[-1][1])
+        if upsample:
+            self.upsample = Upsample(widths[-1][1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W')."""
+        for i, block in enumerate(self.res):
+            x = block(x)
+            if self.attn:
+                x = self.attn[i](x)
+        if hasattr(self, "downsample"):
+            x = self.downsample(x)
+        if hasattr(self, "upsample"):
+            x = self.upsample(x)
+        return x
+
+
+class ResidualBlock(nn.Module):
+    """Two normalised 3x3 convolutions around a (1x1, where channels change) shortcut."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = group_norm(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        if channels_in != channels_out:
+            self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H, W)."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        if hasattr(self, "nin_shortcut"):
+            x = self.nin_shortcut(x)
+        return x + h
+
+
+class PixelAttention(nn.Module):
+    """Single-head attention over all pixels, scale C^-0.5."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same."""
+        h = self.norm(x)
+        # One head: (B, 1, H * W, C).
+        q, k, v = (conv(h).flatten(2).transpose(1, 2).unsqueeze(1) for conv in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q, k, v).squeeze(1)
+        return x + self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
+class Downsample(nn.Module):
+    """Halve the resolution: a stride-2 convolution padded on the right and bottom only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H / 2, W / 2)."""
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double the resolution: nearest neighbor, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2 H, 2 W)."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def middle(channels: int) -> nn.ModuleList:
+    """The blocks at the lowest resolution."""
+    return nn.ModuleList(
+        [ResidualBlock(channels, channels), PixelAttention(channels), ResidualBlock(channels, channels)]
+    )
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """32 groups, as everywhere in this tokenizer."""
+    return nn.GroupNorm(32, channels, eps=1e-6)

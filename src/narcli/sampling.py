@@ -1,0 +1,127 @@
+"""Sampling: guidance, filters, random draws and the generation loop over the order.
+
+The settings and their order of application are those of the released code: guidance, temperature,
+top-k, top-p, draw. Draws are made ahead, one uniform number for each cell from the sample's own seed,
+so that a sample does not depend on the batch that it is made in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .models.transformer import Cache, NARTransformer
+from .settings import SamplingSettings as SamplingSettings
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one decoding step gave.
+
+    Args:
+        index: the step, from 0.
+        cells: flat indices of its n cells, ascending.
+        tokens: (B, n) int64.
+        logits: float32 (B, n, V) after guidance, before temperature and filters.
+        done: tokens of one sample decoded so far, this step's included.
+    """
+
+    index: int
+    cells: tuple[int, ...]
+    tokens: Tensor
+    logits: Tensor
+    done: int
+
+
+@torch.inference_mode()
+def generate(
+    model: NARTransformer,
+    condition: Tensor,
+    seeds: Sequence[int],
+    settings: SamplingSettings,
+    padding: Tensor | None = None,
+) -> Iterator[Step]:
+    """Decode a batch, one frontier at a time.
+
+    Args:
+        model: in evaluation mode.
+        condition: (B,) int64 class ids, or (B, C, caption_dim) left-padded text features.
+        seeds: B seeds, one a sample.
+        settings: how tokens are drawn.
+        padding: (B, C) bool, true where a text feature is padding; None without any.
+
+    Yields:
+        A Step for each step of the order.
+    """
+    steps = model.config.order.steps
+    draws = uniform_draws(seeds, model.config.order.cells).to(condition.device)
+    guided = settings.guided(0)
+    rows = model.condition(condition)
+    if guided:
+        rows = torch.cat([rows, model.condition.unconditional(condition)])  # type: ignore[operator]
+        padding = None if padding is None else padding.repeat(2, 1)
+    cache = Cache(model, len(rows), padding)
+    hidden = model.prefill(rows, cache)
+    done = 0
+    for index, cells in enumerate(steps):
+        logits = model.predict(hidden, index, settings.cfg_scale if guided else 1.0)
+        tokens = draw(logits, draws[:, list(cells)], settings)
+        done += len(cells)
+        yield Step(index, cells, tokens, logits, done)
+        if done == model.config.order.cells:
+            return
+        if guided and not settings.guided(done):
+            guided = False
+            cache.keep_rows(len(seeds))
+        hidden = model.decode(tokens.repeat(2, 1) if guided else tokens, index, cache)
+
+
+def uniform_draws(seeds: Sequence[int], cells: int) -> Tensor:
+    """One number in [0, 1) for each sample and cell: float32 (B, cells), the same on every device."""
+    return torch.stack([torch.rand(cells, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def draw(logits: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:
+    """Draw tokens through the inverse of the cumulative distribution.
+
+    Args:
+        logits: float32 (B, n, V) after guidance.
+        uniform: (B, n) in [0, 1).
+        settings: temperature and filters.
+
+    Returns:
+        (B, n) int64.
+    """
+    if settings.temperature == 0:
+        return logits.argmax(-1)
+    logits = filter_logits(logits / settings.temperature, settings.top_k, settings.top_p)
+    cumulative = logits.softmax(-1).cumsum(-1)
+    # Strictly below the last value, so that rounding never reaches past the last token kept.
+    total = cumulative[..., -1]
+    target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target[..., None], right=True).squeeze(-1)
+
+
+def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Minus infinity for every token that top-k or top-p excludes.
+
+    Args:
+        logits: (..., V).
+        top_k: keep everything at least as large as the k-th largest; 0 keeps all.
+        top_p: of what is left, keep the shortest prefix of the sorted tokens whose cumulative
+            probability first exceeds this, at least one token; 1 keeps all.
+    """
+    if 0 < top_k < logits.shape[-1]:
+        smallest = logits.topk(top_k, sorted=False).values.amin(-1, keepdim=True)
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    if top_p < 1:
+        ranked, indices = logits.sort(descending=True)
+        probabilities = ranked.softmax(-1)
+        # A token is dropped when those before it exceed top_p already.
+        dropped = probabilities.cumsum(-1) - probabilities > top_p
+        dropped[..., 0] = False
+        logits = logits.masked_fill(dropped.scatter(-1, indices, dropped), -torch.inf)
+    return logits

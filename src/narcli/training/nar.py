@@ -1,0 +1,102 @@
+"""Training of the transformer with teacher forcing (arXiv 2503.10696, section 3.3).
+
+One forward pass over the condition and all tokens, under the mask that lets every cell see the cells of
+its own and earlier steps, gives every head's prediction of every cell; one cross-entropy trains them all.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from ..models.transformer import NARTransformer, TransformerConfig
+from ..models.vq import VQTokenizer
+from ..writers import write_atomic
+from .data import Pictures
+from .loop import TrainSettings, batch_indices, train
+
+#: Share of labels replaced by the unconditional one, for guidance.
+LABEL_DROPOUT = 0.1
+
+
+def train_nar(
+    tokens: Tensor,
+    labels: Tensor,
+    tokenizer: VQTokenizer,
+    config: TransformerConfig,
+    settings: TrainSettings,
+    folder: Path,
+    dropout: float = 0.1,
+    quiet: bool = False,
+) -> NARTransformer:
+    """Train a class-conditional transformer; see ``loop.train`` for what ``folder`` keeps.
+
+    Args:
+        tokens: (items, N) int64 codes in raster order.
+        labels: (items,) int64.
+        tokenizer: decodes the sample sheets.
+        config: sizes of the network.
+        settings: of the optimisation.
+        folder: where the run lives.
+        dropout: on token embeddings, attention outputs and feed-forward outputs, in [0, 1).
+        quiet: no progress display.
+    """
+    torch.manual_seed(settings.seed)
+    model = NARTransformer(config, dropout)
+    model.init_weights()
+    model.train()
+    forward = torch.compile(model.forward_train) if settings.compile else model.forward_train
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        indices = torch.from_numpy(batch_indices(len(tokens), settings, step))
+        target = tokens[indices]
+        dropped = torch.rand(len(target)) < LABEL_DROPOUT
+        condition = model.condition(labels[indices].masked_fill(dropped, config.num_classes))
+        logits = forward(condition, target)
+        return F.cross_entropy(logits.flatten(0, 1), target.flatten()), {}
+
+    def sheet(model: nn.Module, path: Path) -> None:
+        from .sheets import sample_sheet
+
+        assert isinstance(model, NARTransformer)
+        sample_sheet(model, tokenizer, path)
+
+    train(model, loss_of, settings, folder, sheet, quiet=quiet)
+    return model.eval()
+
+
+@torch.inference_mode()
+def tokenize(
+    pictures: Pictures, tokenizer: VQTokenizer, cache: Path | None = None, batch_size: int = 32
+) -> Tensor:
+    """Codes of all pictures: (items, N) int64, kept in ``cache`` (an .npy file) for the next time.
+
+    Raises:
+        UsageError: the cache is of other pictures.
+    """
+    count = len(pictures.images)
+    if cache is not None and cache.is_file():
+        known = np.load(cache)
+        if len(known) != count:
+            raise UsageError(
+                f"{cache} holds the tokens of {len(known)} pictures, not of {count}.",
+                "Remove it to make it anew.",
+            )
+        return torch.from_numpy(known.astype(np.int64))
+    codes = torch.cat(
+        [
+            tokenizer.encode(pictures.batch(np.arange(start, min(start + batch_size, count))))
+            for start in range(0, count, batch_size)
+        ]
+    )
+    if cache is not None:
+        buffer = io.BytesIO()
+        np.save(buffer, codes.numpy().astype(np.int32))
+        write_atomic(cache, buffer.getvalue(), overwrite=True)
+    return codes

@@ -1,0 +1,105 @@
+"""Training of the VQ tokenizer: reconstruction (L1, L2, gradients) and vector quantisation losses.
+
+After LlamaGen (arXiv 2406.06525, section 2.1) without its adversarial and perceptual terms, which small
+pictures on plain backgrounds can do without. Codes that fall out of use are re-seeded from features.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..models.vq import VQConfig, VQTokenizer
+from .data import Pictures
+from .loop import TrainSettings, batch_indices, train
+
+#: Weight of the pull of features towards their codes (VQ-VAE's beta).
+COMMITMENT = 0.25
+#: Steps between re-seedings; a code unused for that long is dead.
+RESEED_EVERY = 40
+
+
+def train_tokenizer(
+    pictures: Pictures, config: VQConfig, settings: TrainSettings, folder: Path, quiet: bool = False
+) -> VQTokenizer:
+    """Train a tokenizer on pictures; see ``loop.train`` for what ``folder`` keeps.
+
+    Args:
+        pictures: H and W multiples of ``config.downsampling``.
+        config: sizes of the network.
+        settings: of the optimisation.
+        folder: where the run lives.
+        quiet: no progress display.
+    """
+    torch.manual_seed(settings.seed)
+    model = VQTokenizer(config)
+    nn.init.normal_(model.quantize.embedding.weight)
+    used = torch.zeros(config.codebook_size, dtype=torch.bool)
+    last_features = torch.empty(0)
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        nonlocal last_features
+        images = pictures.batch(batch_indices(len(pictures.images), settings, step))
+        features = model.features(images)
+        flat = features.detach().float().permute(0, 2, 3, 1).flatten(0, 2)
+        codes = model.quantize.nearest(flat)
+        used[codes] = True
+        last_features = flat
+        grid = features.shape[2:]
+        chosen = model.quantize(codes).view(len(images), *grid, -1).permute(0, 3, 1, 2)
+        # Straight through: the decoder's gradient reaches the encoder as if nothing were rounded.
+        decoded = model.decode_vectors(features + (chosen - features).detach()).float()
+        squared = (decoded - images).square()
+        reconstruction = (decoded - images).abs().mean() + 4 * squared.mean() + edges(decoded, images)
+        to_codes = F.mse_loss(chosen, features.detach().float())
+        to_features = F.mse_loss(features.float(), chosen.detach())
+        # Peak-to-peak is 2 in [-1, 1]; the mean over pictures of each one's PSNR.
+        psnr = 10 * torch.log10(4 / squared.detach().mean((1, 2, 3)).clamp_min(1e-10)).mean()
+        loss = reconstruction + to_codes + COMMITMENT * to_features
+        return loss, {"psnr": psnr, "codes": codes.unique().numel() / torch.tensor(1.0)}
+
+    def reseed(step: int) -> None:
+        # None in the last fifth, so that the decoder settles on a fixed set of codes.
+        if (step + 1) % RESEED_EVERY or step > settings.steps * 0.8:
+            return
+        dead = (~used).nonzero().flatten()
+        picks = torch.randint(len(last_features), (len(dead),))
+        model.quantize.embedding.weight[dead] = last_features[picks]
+        used.zero_()
+
+    def sheet(model: nn.Module, path: Path) -> None:
+        from .sheets import reconstruction_sheet
+
+        assert isinstance(model, VQTokenizer)
+        reconstruction_sheet(model, pictures.images, path)
+
+    train(model, loss_of, settings, folder, sheet, reseed, quiet)
+    return model
+
+
+def edges(decoded: Tensor, images: Tensor) -> Tensor:
+    """Mean absolute difference of the horizontal and vertical gradients."""
+    error = decoded - images
+    return (error[..., 1:] - error[..., :-1]).abs().mean() + (
+        error[..., 1:, :] - error[..., :-1, :]
+    ).abs().mean()
+
+
+@torch.inference_mode()
+def psnr(model: VQTokenizer, pictures: Pictures, batch_size: int = 32) -> Tensor:
+    """Peak signal-to-noise ratio of each picture, in dB: float32 (N,).
+
+    Decoded values are clamped to [-1, 1] and rounded to 8 bits, as written to files.
+    """
+    values = []
+    for start in range(0, len(pictures.images), batch_size):
+        pixels = torch.from_numpy(pictures.images[start : start + batch_size].copy())
+        images = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+        grid = (images.shape[2] // model.config.downsampling, images.shape[3] // model.config.downsampling)
+        decoded = model.decode(model.encode(images), grid).float().clamp(-1, 1)
+        decoded = ((decoded + 1) * 127.5).round() / 127.5 - 1
+        values.append(10 * torch.log10(4 / (decoded - images).square().mean((1, 2, 3)).clamp_min(1e-10)))
+    return torch.cat(values)
