@@ -1,0 +1,94 @@
+"""What is asked for: which samples, and how their tokens are drawn; checked without torch."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .classes import ClassEntry
+from .errors import UsageError
+
+SEEDS = 2**32  # seeds are below: the generator behind a sample's draws tells no more apart
+MAX_SAMPLES = 100_000  # of one run
+BATCH_SIZE = 16  # samples decoded together
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture asked for."""
+
+    entry: ClassEntry
+    seed: int
+
+
+def plan_samples(entries: Sequence[ClassEntry], seed: int | None = None, num: int = 1) -> list[Sample]:
+    """The samples of a run: each class with the seeds ``seed``, ``seed + 1``, ... (``num`` of them).
+
+    Args:
+        entries: the classes; their order is the order of the result.
+        seed: 0 or more, below ``SEEDS``; None draws one.
+        num: samples a class.
+
+    Raises:
+        UsageError: a number out of range.
+    """
+    if num < 1 or num * len(entries) > MAX_SAMPLES:
+        raise UsageError(f"--num is {num}, expected 1 or more, and at most {MAX_SAMPLES:,} samples in a run.")
+    if seed is None:
+        seed = secrets.randbelow(SEEDS - num + 1)
+    if not 0 <= seed <= SEEDS - num:
+        seeds = f"{seed}" if num == 1 else f"{seed}, so the last one would be {seed + num - 1}"
+        raise UsageError(f"--seed is {seeds}; seeds go from 0 to {SEEDS - 1}.")
+    return [Sample(entry, seed + k) for entry in entries for k in range(num)]
+
+
+def check_batch_size(size: int) -> int:
+    """The size itself.
+
+    Raises:
+        UsageError: below 1.
+    """
+    if size < 1:
+        raise UsageError(f"--batch-size is {size}, expected 1 or more.")
+    return size
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How tokens are drawn.
+
+    Args:
+        cfg_scale: classifier-free guidance scale, 0 or more; up to 1 is without guidance.
+        cfg_interval: guidance ends once more than this many tokens have been generated; -1 is never.
+        temperature: 0 or more; 0 takes the most likely token.
+        top_k: draw from this many most likely tokens (and ties with the last); 0 is all.
+        top_p: draw from the shortest prefix of the sorted tokens whose probability exceeds this, in (0, 1].
+    """
+
+    cfg_scale: float = 1.0
+    cfg_interval: int = -1
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        def refuse(name: str, expected: str) -> UsageError:
+            option = "--" + name.replace("_", "-")
+            return UsageError(f"{option} is {getattr(self, name)}, expected {expected}.")
+
+        # Written so that NaN fails too.
+        if not 0 <= self.cfg_scale < float("inf"):
+            raise refuse("cfg_scale", "a number of at least 0")
+        if self.cfg_interval < -1:
+            raise refuse("cfg_interval", "-1 (always guided) or a number of tokens")
+        if not 0 <= self.temperature < float("inf"):
+            raise refuse("temperature", "a number of at least 0")
+        if self.top_k < 0:
+            raise refuse("top_k", "0 (all) or a number of tokens")
+        if not 0 < self.top_p <= 1:
+            raise refuse("top_p", "a number above 0 and at most 1")
+
+    def guided(self, generated: int) -> bool:
+        """Whether a step that follows ``generated`` tokens uses guidance."""
+        return self.cfg_scale > 1 and (self.cfg_interval == -1 or generated <= self.cfg_interval)
