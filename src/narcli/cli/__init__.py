@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import NarError
-from . import visualize_order
+from . import classes, image, models, visualize_order
 from .console import fail
 
 
@@ -43,7 +43,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.command("image")(image.image)
 app.command("visualize-order")(visualize_order.visualize_order)
+app.command("classes")(classes.classes)
+app.add_typer(models.app, name="models")
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,726 @@
+"""Checkpoints: reading them without running anything, renaming, strict loading, and saying what is wrong.
+
+Released files are PyTorch pickles or safetensors with the names of the released code; narcli's own
+are folders (see ``configs``). Tensors stay memory-mapped and become the parameters of a module that
+was built without memory, so nothing is held twice. Every tensor must be expected, there, and of the
+right shape; the few that are dropped are listed with their reason.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from . import configs
+from .configs import CONFIG, FORMAT, MAX_CELLS, MODEL, TOKENIZER, ModelConfig, agree, read_config
+from .errors import CheckpointError, NarError, UsageError
+from .models.transformer import NARTransformer, TransformerConfig
+from .models.vq import VQConfig, VQTokenizer
+from .order import HEADS, format_grid
+
+Tensors = Mapping[str, Tensor]
+Kind = Literal["image", "text", "video"]
+M = TypeVar("M", bound=nn.Module)
+
+#: Tensors that are left out on purpose, and why.
+DROPPED = {"quantize.codebook_used": "a training-time record of which codes were used"}
+#: Grids that a file cannot tell: the released image models', and the video models' by number of cells.
+IMAGE_GRID = (16, 16)
+VIDEO_GRIDS = {1024: (4, 16, 16)}
+#: Widths whose heads are not 64 wide (the 3B and 7B sizes).
+HEAD_DIMS = {3200: 100, 4096: 128}
+
+# --- names ---------------------------------------------------------------------------------------
+
+#: Released name -> narcli's, without the ending ``.weight``.
+COMMON = {
+    "tok_embeddings": "token_embedding",
+    "cls_embedding.embedding_table": "condition.embedding",
+    "cls_embedding.cap_proj.fc1": "condition.fc1",
+    "cls_embedding.cap_proj.fc2": "condition.fc2",
+}
+LAYER = {
+    "attention.wqkv": "qkv",
+    "attention.wo": "out",
+    "feed_forward.w1": "gate",
+    "feed_forward.w3": "up",
+    "feed_forward.w2": "down",
+    "attention_norm": "attention_norm",
+    "ffn_norm": "ffn_norm",
+}
+IMAGE_HEADS = {
+    "norm": "heads.right.norm",
+    "output": "heads.right.output",
+    "medusa_norm": "heads.down.norm",
+    "medusa_output": "heads.down.output",
+}
+VIDEO_HEADS = {
+    f"{part}_{letter}": f"heads.{head}.{part}"
+    for letter, head in zip("RDB", HEADS, strict=True)
+    for part in ("norm", "output")
+}
+#: The parameters that are not weights of a layer.
+ARRAYS = {"cls_embedding.uncond_embedding": "condition.uncond_embedding", "abs_pe": "position_embedding"}
+
+
+def released_names(family: str, layers: int) -> dict[str, str]:
+    """Released name -> narcli name of everything that a model of that family may have."""
+    heads = VIDEO_HEADS if family == "video" else IMAGE_HEADS
+    table = COMMON | heads
+    for i in range(layers):
+        table |= {f"layers.{i}.{old}": f"layers.{i}.{new}" for old, new in LAYER.items()}
+    return {f"{old}.weight": f"{new}.weight" for old, new in table.items()} | ARRAYS
+
+
+def identify(names: Mapping[str, object] | Sequence[str]) -> str:
+    """What the names of its tensors say a file is.
+
+    Returns:
+        ``image`` (class or text), ``video``, ``narcli`` (a transformer of ours), ``vq``, ``larp``, or what
+        else it seems to be, in words.
+    """
+    has = set(names).__contains__
+    if has("token_embedding.weight") and has("heads.right.output.weight"):
+        return "narcli"
+    if has("tok_embeddings.weight"):
+        if has("medusa_output.weight") or has("medusa_norm.weight"):
+            return "image"
+        if has("output_R.weight") or has("output_D.weight"):
+            return "video"
+        if has("abs_pe"):
+            return "a raster-order video model (LARP's, or another that NAR is compared with)"
+        return "a LlamaGen model (raster order; it has no medusa_* tensors)"
+    if has("quantize.embedding.weight"):
+        return "vq"
+    if has("bottleneck.out_linear.weight"):
+        return "larp"
+    if has("shared.weight") or has("encoder.block.0.layer.0.SelfAttention.q.weight"):
+        return "a T5 text encoder"
+    some = ", ".join(sorted(names)[:3])
+    return f"a model of another family (its tensors begin with {some})" if some else "empty"
+
+
+_IN_WORDS = {
+    "image": "a NAR image model",
+    "video": "a NAR video model",
+    "narcli": "a NAR model",
+    "vq": "an image tokenizer",
+    "larp": "a video tokenizer (LARP)",
+}
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+class _Ignored:
+    """Stands for an object in a pickle that is not needed: takes whatever it is made of, keeps nothing."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+class _PlainDict:
+    """Stands for ``easydict.EasyDict``: what comes out is an ordinary dictionary."""
+
+    def __new__(cls, *_: object) -> OrderedDict[Any, Any]:  # type: ignore[misc]
+        return OrderedDict()
+
+
+# The only classes a pickle may name besides PyTorch's own tensors. None of the real ones is used, not even
+# numpy's, so there is nothing that a crafted file could call.
+_ALLOWED = [
+    (_PlainDict, "easydict.EasyDict"),
+    (_Ignored, "argparse.Namespace"),
+    (_Ignored, "numpy.ndarray"),
+    (_Ignored, "numpy.dtype"),
+    *(
+        (_Ignored, f"numpy.{core}.multiarray.{what}")
+        for core in ("core", "_core")
+        for what in ("_reconstruct", "scalar")
+    ),
+]
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The model's tensors in a checkpoint file, memory-mapped, names as stored.
+
+    Raises:
+        CheckpointError: no such file, or what it is instead of a checkpoint.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise CheckpointError(f"Could not read {path}: {(error.strerror or str(error)).lower()}.") from None
+    _refuse_other_formats(path, size, start)
+    zipped = start.startswith(b"PK\x03\x04")
+    if not zipped and (path.suffix == ".safetensors" or (start[8:9] == b"{" and start[0] != 0x80)):
+        return _read_safetensors(path)
+    tensors = _find_tensors(path, _read_pickle(path, zipped))
+    # A small file must not claim large tensors: strides of zero or shared storages would allow it.
+    if any(t.is_meta or t.layout != torch.strided for t in tensors.values()) or size < sum(
+        t.numel() * t.element_size() for t in tensors.values()
+    ):
+        raise CheckpointError(f"{path} claims tensors that it does not hold.", "The file is damaged.")
+    return tensors
+
+
+def _refuse_other_formats(path: Path, size: int, start: bytes) -> None:
+    text = start.lstrip().lower()
+    if size == 0:
+        what, hint = "is empty (0 bytes)", "The download failed; get it again."
+    elif start.startswith(b"version https://git-lfs"):
+        what = "is a git-lfs pointer, not the weights themselves"
+        hint = "Run `git lfs pull` there, or download the file from its page."
+    elif text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        what = "is a web page, not a checkpoint"
+        hint = "The download gave a log-in or error page; use the page's download link, or narcli's --model."
+    elif text.startswith((b"{", b"[")) and start[8:9] != b"{":
+        what, hint = "is a JSON text, not a checkpoint", "Give the weights file instead."
+    elif start.startswith(b"\x1f\x8b"):
+        what, hint = "is gzip-compressed", "Unpack it first."
+    elif start.startswith((b"\x89HDF", b"GGUF")):
+        what, hint = "is not a PyTorch checkpoint", "narcli reads .pt, .pth and .safetensors."
+    else:
+        return
+    raise CheckpointError(f"{path} {what}.", hint)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, OverflowError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file ({_first_line(error)}).",
+            "It is cut off or damaged; get it again.",
+        ) from None
+
+
+def _read_pickle(path: Path, zipped: bool) -> Any:
+    try:
+        if zipped:
+            _check_zip(path)
+        with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():  # type: ignore[arg-type]
+            warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read is an error anyway
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except CheckpointError:
+        raise
+    except Exception as error:  # damaged pickles raise anything
+        raise _explain(path, error) from None
+
+
+def _check_zip(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(
+            f"{path} is cut off or damaged: the end of the archive is missing ({_first_line(error)}).",
+            "Get the file again, and compare its size with the one on its page.",
+        ) from None
+    # Memory mapping would take compressed bytes for numbers.
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CheckpointError(f"{path} was packed again with compression.", "Get the original file.")
+    if not any(entry.filename.endswith("data.pkl") for entry in entries):
+        raise CheckpointError(
+            f"{path} is a ZIP archive, but not one that PyTorch wrote.", "Unpack it; give the file inside."
+        )
+
+
+def _explain(path: Path, error: Exception) -> CheckpointError:
+    words = str(error)
+    for sign in ("GLOBAL ", "unsupported GLOBAL "):
+        if sign in words and ("not an allowed global" in words or "blocked" in words):
+            wanted = words.split(sign, 1)[1].split()[0][:80]
+            return CheckpointError(
+                f"{path} asks to run {wanted}, which a model's weights never need; nothing was run.",
+                "Do not trust the file. If it is yours, save a plain dictionary of tensors.",
+            )
+    if "reduce for unrecognized" in words or "Can only build" in words or "Can only create" in words:
+        return CheckpointError(
+            f"{path} holds instructions that are not plain weights; nothing was run.",
+            "Do not trust the file.",
+        )
+    if isinstance(error, MemoryError) or "allocate" in words:
+        return CheckpointError(f"{path} claims more memory than there is.", "The file is damaged.")
+    return CheckpointError(
+        f"{path} is damaged, cut off, or not a checkpoint ({type(error).__name__}: {_first_line(error)}).",
+        "narcli reads .pt, .pth and .safetensors; get the file again.",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+
+
+def _find_tensors(path: Path, content: Any) -> dict[str, Tensor]:
+    """The dictionary of tensors, where the released code and its training put it."""
+    outer = content if isinstance(content, dict) else {}
+    model = outer.get("model")
+    places = [model, model.get("sd") if isinstance(model, dict) else None]
+    places += [outer.get("module"), outer.get("state_dict"), outer]
+    for place in places:
+        if (
+            isinstance(place, dict)
+            and place
+            and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in place.items())
+        ):
+            return dict(place)
+    if isinstance(content, dict):
+        found = ", ".join(str(key)[:30] for key in list(content)[:6]) or "nothing"
+    else:
+        found = f"a {type(content).__name__}"
+    raise CheckpointError(
+        f"{path} holds no model: {found} instead of tensors.",
+        "They are expected under 'model', 'module' or 'state_dict', or by themselves.",
+    )
+
+
+# --- the transformer -----------------------------------------------------------------------------
+
+
+def load_transformer(
+    path: str | Path,
+    *,
+    kind: Kind | None = None,
+    grid: tuple[int, ...] | None = None,
+    config: str | Path | None = None,
+    dtype: torch.dtype | None = torch.float32,
+    device: str | torch.device = "cpu",
+) -> NARTransformer:
+    """Load a NAR model for inference.
+
+    Args:
+        path: a released file, or a narcli folder.
+        kind: what it has to be; None for any.
+        grid: of the tokens, for released files that do not tell; a ``config.json`` goes first.
+        config: a ``config.json``; by default the one beside the file.
+        dtype: of the parameters; None keeps the file's.
+        device: where they go.
+
+    Raises:
+        CheckpointError: what the file is instead, or which tensors are missing, unexpected or misshapen.
+    """
+    file, tensors, sizes, shown = _read_transformer(Path(path), kind, grid, config)
+    with torch.device("meta"):
+        model = NARTransformer(sizes)
+    return _fill(model, tensors, file, dtype, device, shown)
+
+
+def transformer_config(
+    path: str | Path,
+    *,
+    kind: Kind | None = None,
+    grid: tuple[int, ...] | None = None,
+    config: str | Path | None = None,
+) -> TransformerConfig:
+    """The sizes of a NAR model, without loading it; arguments and errors as ``load_transformer``."""
+    return _read_transformer(Path(path), kind, grid, config)[2]
+
+
+def _read_transformer(
+    path: Path, kind: Kind | None, grid: tuple[int, ...] | None, config: str | Path | None
+) -> tuple[Path, dict[str, Tensor], TransformerConfig, dict[str, str]]:
+    """The file, its tensors by narcli's names, their sizes, and the file's own names for messages."""
+    file, said, tensors = _open(path, MODEL, config)
+    family = _expect(file, tensors, ("image", "video", "narcli"), "a NAR model")
+    names = {} if family == "narcli" else released_names(family, _layers(tensors))
+    shown = {new: old for old, new in names.items()}
+    renamed = {names.get(name, name): tensor for name, tensor in tensors.items()}
+    sizes = _infer_transformer(file, renamed, said, grid, shown)
+    _expect_kind(file, sizes, kind)
+    return file, renamed, sizes, shown
+
+
+def _layers(names: Mapping[str, object]) -> int:
+    return len({name.split(".")[1] for name in names if name.startswith("layers.")})
+
+
+def _infer_transformer(
+    file: Path,
+    tensors: Tensors,
+    said: ModelConfig,
+    grid: tuple[int, ...] | None,
+    shown: Mapping[str, str],
+) -> TransformerConfig:
+    """Sizes from shapes; what these cannot tell from config.json, ``grid``, or the released models."""
+
+    def shape(name: str, dims: int) -> tuple[int, ...]:
+        found = tuple(tensors[name].shape) if name in tensors else None
+        name = shown.get(name, name)
+        if found is None:
+            raise CheckpointError(f"{file} lacks {name}.", "It is not a whole NAR model.")
+        if len(found) != dims or 0 in found:
+            raise CheckpointError(f"{file}: {name} has the shape {found}, expected {dims} sizes above 0.")
+        return found
+
+    stated = dict(said.transformer)
+    rows, dim = shape("token_embedding.weight", 2)
+    vocab_size = shape("heads.right.output.weight", 2)[0]
+    axes = len([head for head in HEADS if f"heads.{head}.output.weight" in tensors])
+    found: dict[str, Any] = {
+        "dim": dim,
+        "vocab_size": vocab_size,
+        "extra_tokens": rows - vocab_size,
+        "layers": _layers(tensors) - (axes - 1),
+        "ffn_dim": shape("layers.0.gate.weight", 2)[0],
+        "position": "absolute" if "position_embedding" in tensors else "rotary",
+    }
+    if "condition.embedding.weight" in tensors:
+        classes = shape("condition.embedding.weight", 2)[0] - 1
+        found |= {"condition": "class", "num_classes": classes, "condition_tokens": 1, "caption_dim": 0}
+    else:
+        tokens, width = shape("condition.uncond_embedding", 2)
+        found |= {"condition": "text", "num_classes": 0, "condition_tokens": tokens, "caption_dim": width}
+        if not said.kind:
+            stated.pop("num_classes", None)  # the released code has it for text too, and ignores it
+    if found["extra_tokens"] < 0 or found["layers"] < 1:
+        raise CheckpointError(
+            f"{file} has {rows} token embeddings for {vocab_size} codes and {found['layers']} trunk layers.",
+            "It is damaged, or not a NAR model.",
+        )
+    configs.check(file, "", configs.TRANSFORMER, found)
+    agree(said, stated, found)
+
+    head_dim = stated.get("head_dim", HEAD_DIMS.get(dim, 64))
+    heads = stated.get("heads", dim // head_dim)
+    where = said.path if {"heads", "head_dim"} & stated.keys() else file
+    if not heads or dim % heads or (found["position"] == "rotary" and dim // heads % 4):
+        raise CheckpointError(
+            f"{where}: {heads} attention heads cannot share a width of {dim}.",
+            "Say the right number as n_head in a config.json beside the file.",
+        )
+    if "head_dim" in stated and heads * head_dim != dim:
+        raise CheckpointError(f"{where}: head_dim is {head_dim}, but {heads} heads share a width of {dim}.")
+
+    cells = None
+    if found["position"] == "absolute":
+        cells = shape("position_embedding", 3)[1] - found["condition_tokens"]
+        grid = grid or VIDEO_GRIDS.get(cells)
+    grid = stated.get("grid", grid or (IMAGE_GRID if cells is None and axes == 2 else None))
+    if grid is None:
+        raise CheckpointError(f"{file} does not say its token grid.", _GRID_HINT)
+    if len(grid) != axes or (cells is not None and math.prod(grid) != cells) or math.prod(grid) > MAX_CELLS:
+        expected = f"{axes} axes" if cells is None else f"{axes} axes and {cells} cells"
+        where = said.path if "grid" in stated else file
+        raise CheckpointError(
+            f"{where}: the grid {format_grid(grid)} does not fit the tensors, expected {expected}.",
+            _GRID_HINT,
+        )
+    return TransformerConfig(grid=tuple(grid), heads=heads, **found)
+
+
+_GRID_HINT = 'Say it in a config.json beside the file, for example {"grid": [4, 16, 16]}.'
+
+
+def _expect_kind(file: Path, sizes: TransformerConfig, kind: Kind | None) -> None:
+    found: Kind = "video" if len(sizes.grid) == 3 else "text" if sizes.condition == "text" else "image"
+    words = {
+        "image": ("makes images of classes", "Use `narcli image --class`."),
+        "text": ("makes images from text", "Use `narcli image --prompt`."),
+        "video": ("makes videos", "Use `narcli video`."),
+    }
+    if kind not in (None, found):
+        raise CheckpointError(
+            f"{file} {words[found][0]}; a model that {words[kind][0]} is wanted.", words[found][1]
+        )
+
+
+# --- the image tokenizer -------------------------------------------------------------------------
+
+
+def load_tokenizer(
+    path: str | Path,
+    *,
+    config: str | Path | None = None,
+    dtype: torch.dtype | None = torch.float32,
+    device: str | torch.device = "cpu",
+) -> VQTokenizer:
+    """Load an image tokenizer for inference; arguments as ``load_transformer``.
+
+    Raises:
+        CheckpointError: what the file is instead, or which tensors are missing, unexpected or misshapen.
+    """
+    file, said, tensors = _open(Path(path), TOKENIZER, config)
+    _expect(file, tensors, ("vq",), "an image tokenizer")
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in DROPPED}
+    sizes = _infer_vq(file, tensors, said)
+    with torch.device("meta"):
+        model = VQTokenizer(sizes)
+    return _fill(model, tensors, file, dtype, device)
+
+
+def _infer_vq(file: Path, tensors: Tensors, said: ModelConfig) -> VQConfig:
+    def size(name: str, axis: int = 0) -> int:
+        if name not in tensors:
+            raise CheckpointError(f"{file} lacks {name}.", "It is not a whole image tokenizer.")
+        shape = tensors[name].shape
+        if len(shape) <= axis or 0 in shape:
+            raise CheckpointError(f"{file}: {name} has the shape {tuple(shape)}, which no tokenizer has.")
+        return int(shape[axis])
+
+    def count(prefix: str) -> int:
+        return len({name[len(prefix) :].split(".")[0] for name in tensors if name.startswith(prefix)})
+
+    ch = size("encoder.conv_in.weight")
+    widths = [
+        size(f"encoder.conv_blocks.{i}.res.0.conv1.weight") for i in range(count("encoder.conv_blocks."))
+    ]
+    if not widths or ch % 32 or any(width % ch for width in widths):
+        raise CheckpointError(
+            f"{file} has levels of {widths} channels on a base of {ch}, which no image tokenizer here has.",
+            "narcli reads VQ-16 and VQ-8 tokenizers of LlamaGen, and its own.",
+        )
+    planes = size("encoder.conv_in.weight", 1)
+    patch = said.tokenizer.get("patch", math.isqrt(planes // 3) if planes % 3 == 0 else 1)
+    found = {
+        "ch": ch,
+        "ch_mult": tuple(width // ch for width in widths),
+        "num_res_blocks": count("encoder.conv_blocks.0.res."),
+        "z_channels": size("encoder.conv_out.weight"),
+        "codebook_size": size("quantize.embedding.weight"),
+        "codebook_dim": size("quantize.embedding.weight", 1),
+        "in_channels": planes // patch**2,
+        "patch": patch,
+    }
+    configs.check(file, "", configs.VQ, found)
+    agree(said, said.tokenizer, found)
+    return VQConfig(**found)
+
+
+# --- parts ---------------------------------------------------------------------------------------
+
+
+def _open(path: Path, part: str, config: str | Path | None) -> tuple[Path, ModelConfig, dict[str, Tensor]]:
+    """The weights file that a path means, what its config.json says, and its tensors."""
+    file = path = path.expanduser()
+    if path.is_dir():
+        file = path / part
+        there = sorted(p.name for p in path.iterdir())
+        if part not in there and len(others := configs.weights_in(there)) == 1:
+            file = path / others[0]  # a released repository as it was downloaded
+        elif part not in there:
+            held = ", ".join(others or there)[:200] or "nothing"
+            raise CheckpointError(
+                f"The folder {path} has no {part} (it holds {held}).",
+                "Give a narcli model folder, or the weights file itself.",
+            )
+    beside = Path(config) if config else file.with_name(CONFIG)
+    said = read_config(beside) if config or beside.is_file() else ModelConfig()
+    return file, said, read_tensors(file)
+
+
+def _expect(file: Path, tensors: Tensors, families: tuple[str, ...], wanted: str) -> str:
+    family = identify(tensors)
+    if family in families:
+        return family
+    hint = None
+    if family == "vq":
+        hint = "Give it as --tokenizer; --model takes the transformer."
+    elif family in ("image", "video", "narcli"):
+        hint = "Give it as --model; --tokenizer takes the tokenizer."
+    elif family == "larp":
+        hint = "It belongs to the video models."
+    elif "LlamaGen" in family or "raster" in family:
+        hint = "NAR's own weights have medusa_* (images) or output_R, output_D, output_B (videos) tensors."
+    raise CheckpointError(f"{file} is {_IN_WORDS.get(family, family)}, not {wanted}.", hint)
+
+
+def _fill(
+    model: M,
+    tensors: Mapping[str, Tensor],
+    file: Path,
+    dtype: torch.dtype | None,
+    device: str | torch.device,
+    shown: Mapping[str, str] | None = None,
+) -> M:
+    """Give a module on ``meta`` its tensors, each exactly once.
+
+    ``shown`` maps names to those that the file has, for messages.
+    """
+    shown = shown or {}
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    problems = {
+        "lacks": [shown.get(name, name) for name in expected if name not in tensors],
+        "has unexpected": [shown.get(name, name) for name in tensors if name not in expected],
+        "has misshapen": [
+            f"{shown.get(name, name)} {tuple(tensors[name].shape)} instead of {shape}"
+            for name, shape in expected.items()
+            if name in tensors and tuple(tensors[name].shape) != shape
+        ],
+        "has non-float": [shown.get(n, n) for n, t in tensors.items() if not t.is_floating_point()],
+    }
+    found = [f"{what} {len(names)} tensors: {_some(names)}" for what, names in problems.items() if names]
+    if found:
+        raise CheckpointError(
+            f"{file} {'; '.join(found)}.",
+            "It is another model, or a damaged one; nothing is loaded in part.",
+        )
+    # Where nothing changes this keeps the memory map; elsewhere one tensor at a time is copied.
+    converted = {name: tensor.to(device, dtype or tensor.dtype) for name, tensor in tensors.items()}
+    model.load_state_dict(converted, assign=True)
+    return model.eval()
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+# --- narcli's own format -------------------------------------------------------------------------
+
+
+def save_model(
+    folder: str | Path,
+    *,
+    transformer: NARTransformer | None = None,
+    tokenizer: VQTokenizer | None = None,
+    classes: str | Sequence[str] | None = None,
+    defaults: Mapping[str, float] | None = None,
+    name: str = "",
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a narcli folder; it is there whole or not at all.
+
+    Args:
+        folder: the folder to make; one that is empty is replaced.
+        transformer: the model; without one the folder holds a tokenizer only.
+        tokenizer: the image tokenizer that belongs to it.
+        classes: name of a class table, or the class names.
+        defaults: sampling settings (cfg_scale, temperature, top_k, top_p, cfg_interval).
+        name: what the model is called; by default the folder's name.
+        dtype: of the stored tensors; None keeps each as it is.
+        overwrite: replace an older narcli folder.
+
+    Raises:
+        UsageError: neither part given, or the folder holds something else.
+        CheckpointError: a setting or class list that could not be read back.
+        NarError: the disk is full and the like.
+    """
+    folder = Path(folder)
+    if transformer is None and tokenizer is None:
+        raise UsageError("A model folder needs a transformer or a tokenizer.")
+    _check_replaceable(folder, overwrite)
+    said: dict[str, Any] = {"format": FORMAT, "kind": _kind(transformer), "name": name or folder.name}
+    parts: dict[str, dict[str, Tensor]] = {}
+    if transformer is not None:
+        said["transformer"] = asdict(transformer.config)
+        parts[MODEL] = _storable(transformer, dtype)
+    if tokenizer is not None:
+        said["tokenizer"] = asdict(tokenizer.config)
+        parts[TOKENIZER] = _storable(tokenizer, dtype)
+    if classes is not None:
+        said["classes"] = classes if isinstance(classes, str) else list(classes)
+    if defaults:
+        said["defaults"] = dict(defaults)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".narcli-", suffix=".part", dir=folder.parent) as made:
+            new = Path(made) / "new"
+            new.mkdir()
+            (new / CONFIG).write_text(json.dumps(said, indent=1) + "\n")
+            read_config(new / CONFIG)  # what is written can be read
+            for file, tensors in parts.items():
+                save_file(tensors, new / file)
+            old = Path(made) / "old"
+            if folder.exists():
+                folder.rename(old)
+            try:
+                new.rename(folder)
+            except BaseException:
+                if old.exists():
+                    old.rename(folder)
+                raise
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or _first_line(error)
+        raise NarError(
+            f"Could not write {folder}: {why.lower()}.", "Free some space, or choose another folder."
+        ) from error
+    return folder
+
+
+def convert(
+    source: str | Path,
+    folder: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    config: str | Path | None = None,
+    grid: tuple[int, ...] | None = None,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Turn a released file (or a narcli folder) into a narcli folder.
+
+    Args:
+        source: a NAR model or an image tokenizer.
+        folder: the folder to make, as ``save_model``.
+        tokenizer: the image tokenizer to put into the model's folder.
+        config: a ``config.json`` for the source; by default the one beside it.
+        grid: of the tokens, where the file does not tell.
+        dtype: of the stored tensors; None keeps the source's.
+        overwrite: replace an older narcli folder.
+
+    Raises:
+        CheckpointError, UsageError, NarError: as ``load_transformer`` and ``save_model``.
+    """
+    _check_replaceable(Path(folder), overwrite)
+    file, said, tensors = _open(Path(source), MODEL, config)
+    if identify(tensors) == "vq":
+        if tokenizer is not None:
+            raise UsageError(f"{file} is a tokenizer already.", "Leave --tokenizer out.")
+        vq = load_tokenizer(file, config=config, dtype=dtype)
+        return save_model(folder, tokenizer=vq, name=said.name, overwrite=overwrite)
+    model = load_transformer(file, grid=grid, config=config, dtype=dtype)
+    if tokenizer is None and file.name == MODEL and file.with_name(TOKENIZER).is_file():
+        tokenizer = file.with_name(TOKENIZER)
+    known = {("image", 1000): "imagenet1k", ("video", 101): "ucf101"}
+    return save_model(
+        folder,
+        transformer=model,
+        tokenizer=load_tokenizer(tokenizer, dtype=dtype) if tokenizer else None,
+        classes=said.classes or known.get((_kind(model), model.config.num_classes)),
+        defaults=said.defaults,
+        name=said.name,
+        overwrite=overwrite,
+    )
+
+
+def _check_replaceable(folder: Path, overwrite: bool) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    ours = folder.is_dir() and {f.name for f in folder.iterdir()} <= {CONFIG, MODEL, TOKENIZER}
+    if not ours:
+        raise UsageError(f"{folder} holds something else.", "Choose a folder that does not exist yet.")
+    if not overwrite:
+        raise UsageError(f"{folder} holds a model already.", "Choose another folder, or --overwrite it.")
+
+
+def _kind(transformer: NARTransformer | None) -> str:
+    if transformer is None:
+        return "image-tokenizer"
+    c = transformer.config
+    return "video" if len(c.grid) == 3 else "text" if c.condition == "text" else "image"
+
+
+def _storable(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    return {
+        name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
+        for name, tensor in model.state_dict().items()
+    }

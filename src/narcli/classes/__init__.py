@@ -1,0 +1,253 @@
+"""Class names: what ``--class 207`` or ``--class "golden retriever"`` means for a model.
+
+A table has one row for each class that a model knows, in the order of its embedding. The ids that
+people type are not always these labels: the built-in model's classes are emoji, and each stands for
+the ImageNet classes that it can depict, so that 207 means (some kind of) dog everywhere. No torch here.
+"""
+
+from __future__ import annotations
+
+import csv
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import cache, cached_property, lru_cache
+from importlib.resources import files
+
+from ..errors import UsageError
+
+#: The tables that a model's ``config.json`` or registry row may name.
+TABLES = ("emoji", "imagenet1k", "ucf101")
+
+
+@dataclass(frozen=True)
+class ClassEntry:
+    """One class as a person asked for it.
+
+    Args:
+        label: row of the model's class embedding.
+        id: the id that was typed, or the first one of the class.
+        name: what the model calls the class.
+        stands_for: ImageNet name (or synonym) that led here: "golden retriever" for a dog emoji.
+        emoji: the emoji, where the class is one.
+    """
+
+    label: int
+    id: int
+    name: str
+    stands_for: str | None = None
+    emoji: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.stands_for} ({self.name})" if self.stands_for else self.name
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class of a table: its names (the first is the usual one) and the ids that lead to it."""
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...]
+    emoji: str | None = None
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """The classes of a model.
+
+    Args:
+        name: one of ``TABLES``, or "" for a list of names.
+        rows: in the order of the class embedding.
+        stands: whether ids below 1000 are ImageNet's and mean the row that stands for them.
+    """
+
+    name: str
+    rows: tuple[ClassRow, ...]
+    stands: bool = False
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def entry(self, label: int) -> ClassEntry:
+        """The class of a row.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        row = self.rows[label]
+        return ClassEntry(label, row.ids[0], row.names[0], emoji=row.emoji)
+
+    def lookup(self, text: str) -> ClassEntry:
+        """The class of an id, a name or an emoji; the table's own names come before ImageNet's.
+
+        Raises:
+            UsageError: no such class (the nearest are named), or a name that several have (ids listed).
+        """
+        text = text.strip()
+        if text.isdecimal():
+            return self._by_id(int(text[:10]))  # ten digits are more than any table has
+        labels = self._labels.get(_key(text), ())
+        if len(labels) == 1:
+            return self.entry(labels[0])
+        ids = [self.rows[label].ids[0] for label in labels]
+        if not labels and self.stands:
+            ids = _imagenet_ids().get(_key(text), [])
+            if len(ids) == 1:
+                return self._by_id(ids[0])
+        if ids:
+            listed = " and ".join(map(str, ids))
+            known = next((id for id in ids if id in self._by), ids[0])
+            raise UsageError(f"{text!r} names several classes: {listed}.", f"Give the id: --class {known}.")
+        raise UsageError(f"There is no class {text[:60]!r}.", self.similar(text))
+
+    def parse_classes(self, text: str) -> list[ClassEntry]:
+        """The classes of a comma list of ids and names, such as ``"207,cat,1003"``.
+
+        Raises:
+            UsageError: as ``lookup``, or an empty item.
+        """
+        items = [item.strip() for item in text.split(",")]
+        if not all(items):
+            raise UsageError(f"{text[:60]!r} has an empty class.", "Separate ids and names by single commas.")
+        return [self.lookup(item) for item in items]
+
+    def search(self, word: str) -> list[ClassEntry]:
+        """Classes with ``word`` in a name or synonym: the table's own first, then those it stands for."""
+        key = _key(word)
+        if not key:
+            return []
+        own = [
+            replace(self.entry(label), stands_for=_synonym(row.names, key))
+            for label, row in enumerate(self.rows)
+            if row.emoji == word or any(key in _key(name) for name in row.names)
+        ]
+        if not self.stands:
+            return own
+        stood = [
+            replace(self._by_id(id), stands_for=_synonym(names, key) or names[0])
+            for id, names in enumerate(_imagenet())
+            if id in self._by and any(key in _key(name) for name in names)
+        ]
+        return own + stood
+
+    def similar(self, text: str) -> str:
+        """A hint that names the nearest names."""
+        names = {_key(name): name for row in self.rows for name in row.names}
+        if self.stands:
+            covered = (name for id, synonyms in enumerate(_imagenet()) if id in self._by for name in synonyms)
+            names = {_key(name): name for name in covered} | names
+        close = [entry.stands_for or entry.name for entry in self.search(text)] if len(text) > 2 else []
+        close += [names[key] for key in get_close_matches(_key(text[:60]), names, n=3)]
+        if close := list(dict.fromkeys(close))[:3]:
+            return f"Did you mean {' or '.join(map(repr, close))}?"
+        return "`narcli classes` lists them; `narcli classes search WORD` searches."
+
+    @cached_property
+    def _by(self) -> dict[int, int]:
+        """The label of each id."""
+        return {id: label for label, row in enumerate(self.rows) for id in row.ids}
+
+    @cached_property
+    def _labels(self) -> dict[str, list[int]]:
+        """The labels of each own name."""
+        found: defaultdict[str, list[int]] = defaultdict(list)
+        for label, row in enumerate(self.rows):
+            for key in dict.fromkeys(map(_key, (*row.names, row.emoji or ""))):
+                found[key].append(label)
+        found.pop("", None)
+        return dict(found)
+
+    def _by_id(self, id: int) -> ClassEntry:
+        if id in self._by:
+            label = self._by[id]
+            stands_for = _imagenet()[id][0] if self.stands and id < len(_imagenet()) else None
+            return replace(self.entry(label), id=id, stands_for=stands_for)
+        nearest = sorted(sorted(self._by, key=lambda known: abs(known - id))[:3])
+        shown = ", ".join(f"{known} ({self._by_id(known)})" for known in nearest)
+        if self.stands and id < len(_imagenet()):
+            raise UsageError(
+                f"Class {id} is ImageNet's {_imagenet()[id][0]}, for which this model has no class.",
+                f"Nearest ids: {shown}. `narcli classes search WORD` finds others.",
+            )
+        raise UsageError(
+            f"There is no class {id}.",
+            f"Nearest ids: {shown}." if nearest else "This model has no classes.",
+        )
+
+
+def load_table(source: str | Sequence[str]) -> ClassTable:
+    """The class table of that name, or one made of a list of names.
+
+    Raises:
+        UsageError: no table of that name.
+    """
+    if not isinstance(source, str):
+        return ClassTable("", tuple(ClassRow((name,), (id,)) for id, name in enumerate(source)))
+    if source not in TABLES:
+        raise UsageError(f"There is no class table {source[:60]!r}.", f"There are {', '.join(TABLES)}.")
+    return _load(source)
+
+
+def table_for(num_classes: int, kind: str = "image") -> ClassTable:
+    """The table of a released model, which does not say its own: ImageNet, UCF-101, or bare numbers."""
+    known = {("image", 1000): "imagenet1k", ("video", 101): "ucf101"}
+    if name := known.get((kind, num_classes)):
+        return load_table(name)
+    return load_table([f"class {label}" for label in range(num_classes)])
+
+
+@cache
+def _load(name: str) -> ClassTable:
+    if name == "imagenet1k":
+        return ClassTable(name, tuple(ClassRow(names, (id,)) for id, names in enumerate(_imagenet())))
+    if name == "ucf101":
+        return ClassTable(name, tuple(ClassRow((line,), (id,)) for id, line in enumerate(_lines(name))))
+    rows = csv.DictReader(_text("emoji.tsv").splitlines(), delimiter="\t")
+    return ClassTable(
+        name,
+        tuple(ClassRow((row["name"],), tuple(_ranges(row["ids"])), row["emoji"]) for row in rows),
+        stands=True,
+    )
+
+
+@cache
+def _imagenet() -> tuple[tuple[str, ...], ...]:
+    """The synonyms of each ImageNet class."""
+    return tuple(tuple(name.strip() for name in line.split(",")) for line in _lines("imagenet1k"))
+
+
+@cache
+def _imagenet_ids() -> dict[str, list[int]]:
+    """The ids of each ImageNet name."""
+    return {key: list(labels) for key, labels in _load("imagenet1k")._labels.items()}
+
+
+def _text(file: str) -> str:
+    return files(__package__).joinpath(file).read_text(encoding="utf-8")
+
+
+def _lines(name: str) -> list[str]:
+    return _text(f"{name}.txt").splitlines()
+
+
+def _ranges(text: str) -> Iterator[int]:
+    """``"0,389,394-395"`` -> 0, 389, 394, 395."""
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        yield from range(int(first), int(last or first) + 1)
+
+
+def _synonym(names: Sequence[str], key: str) -> str | None:
+    """The first name with the word in it, unless that is the usual one."""
+    found = next((name for name in names if key in _key(name)), names[0])
+    return None if found == names[0] else found
+
+
+@lru_cache(8192)
+def _key(text: str) -> str:
+    """Equal for names that differ in case, accents, spaces and punctuation only; an emoji stays itself."""
+    plain = unicodedata.normalize("NFKD", text.replace("\ufe0f", "")).casefold()
+    letters = "".join(c for c in plain if c.isalnum())
+    return letters or "".join(c for c in plain if not c.isspace() and not c.isascii())

@@ -1,0 +1,247 @@
+"""``config.json``: what a model says about itself. No torch.
+
+A narcli folder (format ``narcli.model/1``) holds ``config.json``, ``model.safetensors`` and
+``tokenizer.safetensors``; a folder with a tokenizer only has the kind ``image-tokenizer``:
+
+    {"format": "narcli.model/1", "kind": "image", "name": "emoji",
+     "transformer": {"grid": [16, 16], "dim": 384, ...},   fields of TransformerConfig
+     "tokenizer": {"ch": 32, "ch_mult": [1, 2, 2, 4], ...},    fields of VQConfig
+     "classes": "emoji",                                    a table of narcli.classes, or a list of names
+     "defaults": {"cfg_scale": 2.0, "top_k": 0}}
+
+Beside a released file a ``config.json`` may say what the tensors cannot, with the names of the released
+code: ``grid``, ``n_head`` (or ``head_dim``), ``n_layer``, ``dim``, ``cond_tokens`` and so on; keys that are
+not known there are ignored. Whatever is said twice, here and by the tensors, has to agree.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .classes import TABLES
+from .errors import CheckpointError
+
+FORMAT = "narcli.model/1"
+CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer.safetensors"
+KINDS = ("image", "text", "video", "image-tokenizer", "video-tokenizer")
+MAX_BYTES = 2**20
+MAX_CELLS = 2**16
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A validated ``config.json``.
+
+    Args:
+        path: the file, for messages; None when there is none.
+        kind: one of ``KINDS``, or "" when the file does not say.
+        transformer: fields of TransformerConfig that are given (and ``head_dim``, in a released one).
+        tokenizer: fields of VQConfig that are given.
+        classes: name of a class table, or the names; None when not given.
+        defaults: sampling settings.
+        name: what the model is called.
+    """
+
+    path: Path | None = None
+    kind: str = ""
+    transformer: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    classes: str | tuple[str, ...] | None = None
+    defaults: Mapping[str, float] = field(default_factory=dict)
+    name: str = ""
+
+
+# --- rules: (what is expected, whether a value is that) -------------------------------------------
+
+Rule = tuple[str, Callable[[Any], bool]]
+
+
+def _whole(low: int, high: int) -> Rule:
+    return f"a whole number from {low} to {high}", lambda v: type(v) is int and low <= v <= high
+
+
+def _number(low: float, high: float) -> Rule:
+    return (
+        f"a number from {low:g} to {high:g}",
+        lambda v: type(v) in (int, float) and math.isfinite(v) and low <= v <= high,
+    )
+
+
+def _one_of(*choices: str) -> Rule:
+    return " or ".join(map(repr, choices)), lambda v: isinstance(v, str) and v in choices
+
+
+def _sizes(most: int, high: int, product: int) -> Rule:
+    return (
+        f"a list of 1 to {most} whole numbers from 1 to {high}, with a product of at most {product}",
+        lambda v: (
+            isinstance(v, list | tuple)
+            and 1 <= len(v) <= most
+            and all(type(n) is int and 1 <= n <= high for n in v)
+            and math.prod(v) <= product
+        ),
+    )
+
+
+TRANSFORMER: Mapping[str, Rule] = {
+    "grid": _sizes(3, 4096, MAX_CELLS),
+    "dim": _whole(1, 2**16),
+    "layers": _whole(1, 1000),
+    "heads": _whole(1, 1024),
+    "vocab_size": _whole(1, 2**24),
+    "ffn_dim": _whole(1, 2**20),
+    "condition": _one_of("class", "text"),
+    "num_classes": _whole(0, 10**6),
+    "condition_tokens": _whole(1, 4096),
+    "caption_dim": _whole(0, 2**16),
+    "position": _one_of("rotary", "absolute"),
+    "extra_tokens": _whole(0, 10**6),
+}
+VQ: Mapping[str, Rule] = {
+    "ch": _whole(32, 4096),
+    "ch_mult": _sizes(8, 64, 2**16),
+    "num_res_blocks": _whole(1, 32),
+    "z_channels": _whole(1, 2**14),
+    "codebook_size": _whole(1, 2**24),
+    "codebook_dim": _whole(1, 4096),
+    "in_channels": _whole(1, 16),
+    "patch": _whole(1, 16),
+}
+DEFAULTS: Mapping[str, Rule] = {
+    "cfg_scale": _number(0, 1000),
+    "temperature": _number(0, 1000),
+    "top_k": _whole(0, 2**24),
+    "top_p": ("a number above 0, at most 1", lambda v: type(v) in (int, float) and 0 < v <= 1),
+    "cfg_interval": _whole(-1, MAX_CELLS),
+}
+#: Keys of a config.json beside a released file, and what they are here.
+RELEASED: Mapping[str, str] = {
+    "n_layer": "layers",
+    "n_head": "heads",
+    "cond_tokens": "condition_tokens",
+} | {key: key for key in ("grid", "dim", "vocab_size", "num_classes", "caption_dim")}
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Read and check a ``config.json``, narcli's or one beside a released file.
+
+    Raises:
+        CheckpointError: unreadable, not JSON, or a value that is not what it should be.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise CheckpointError(f"{path} is larger than {MAX_BYTES:,} bytes: not a model's config.json.")
+        said = json.loads(data)
+    except OSError as error:
+        raise CheckpointError(f"Could not read {path}: {(error.strerror or str(error)).lower()}.") from None
+    except (ValueError, RecursionError):  # also bytes that are not UTF-8
+        raise CheckpointError(f"{path} is not valid JSON.", "Get the original file again.") from None
+    if not isinstance(said, dict):
+        raise CheckpointError(f"{path} holds {_show(said)}, expected an object with the model's sizes.")
+    return _released(path, said) if "format" not in said else _own(path, said)
+
+
+def _own(path: Path, said: dict[str, Any]) -> ModelConfig:
+    if said["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path}: format is {_show(said['format'])}, expected {FORMAT!r}.", "A newer narcli may read it."
+        )
+    known = {"format", "kind", "name", "transformer", "tokenizer", "classes", "defaults"}
+    _refuse_unknown(path, "", said, known)
+    check(path, "", {"kind": _one_of(*KINDS)}, {"kind": said.get("kind")})
+    name, classes = said.get("name", ""), said.get("classes")
+    check(path, "", {"name": _NAME}, {"name": name})
+    if classes is not None:
+        check(path, "", {"classes": _CLASSES}, {"classes": classes})
+    parts = {"transformer": TRANSFORMER, "tokenizer": VQ, "defaults": DEFAULTS}
+    for part, rules in parts.items():
+        check(path, "", {part: ("an object", lambda v: isinstance(v, dict))}, {part: said.get(part, {})})
+        _refuse_unknown(path, f"{part}.", said.get(part, {}), rules)
+        check(path, f"{part}.", rules, said.get(part, {}))
+    return ModelConfig(
+        path,
+        said["kind"],
+        _tuples(said.get("transformer", {})),
+        _tuples(said.get("tokenizer", {})),
+        tuple(classes) if isinstance(classes, list) else classes,
+        said.get("defaults", {}),
+        name,
+    )
+
+
+_NAME: Rule = ("a text of at most 200 characters", lambda v: isinstance(v, str) and len(v) <= 200)
+_CLASSES: Rule = (
+    f"a list of names or one of {', '.join(TABLES)}",
+    lambda v: (
+        v in TABLES
+        if isinstance(v, str)
+        else isinstance(v, list)
+        and 0 < len(v) <= 10**5
+        and all(isinstance(n, str) and 0 < len(n) < 200 for n in v)
+    ),
+)
+
+
+def _released(path: Path, said: dict[str, Any]) -> ModelConfig:
+    given = {key: value for key, value in said.items() if value is not None}
+    check(path, "", {key: TRANSFORMER[field] for key, field in RELEASED.items()}, given)
+    check(path, "", {"head_dim": _whole(1, 2**16), **VQ}, given)
+    transformer = {field: given[key] for key, field in RELEASED.items() if key in given}
+    transformer |= {"head_dim": given["head_dim"]} if "head_dim" in given else {}
+    return ModelConfig(path, "", _tuples(transformer), _tuples({k: given[k] for k in VQ if k in given}))
+
+
+def weights_in(names: Iterable[str]) -> list[str]:
+    """Which files of a folder or repository may be the model: narcli's, or all weights but a tokenizer's."""
+    found = [name for name in names if name.lower().endswith((".safetensors", ".pt", ".pth"))]
+    return [MODEL] if MODEL in found else sorted(name for name in found if name != TOKENIZER)
+
+
+def agree(config: ModelConfig, stated: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Check what a config.json says against what the tensors say.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    for key, value in stated.items():
+        if key in found and found[key] != value:
+            aliases = {field: alias for alias, field in RELEASED.items()} if not config.kind else {}
+            said = f"{aliases.get(key, key)} is {_show(value)}"
+            raise CheckpointError(
+                f"{config.path}: {said}, but the tensors say {_show(found[key])}.",
+                "The two files do not belong together.",
+            )
+
+
+def check(path: Path, prefix: str, rules: Mapping[str, Rule], values: Mapping[str, Any]) -> None:
+    """Check the values that are there against the rules.
+
+    Raises:
+        CheckpointError: the first that is not what it should be.
+    """
+    for key, (expected, holds) in rules.items():
+        if key in values and not holds(values[key]):
+            raise CheckpointError(f"{path}: {prefix}{key} is {_show(values[key])}, expected {expected}.")
+
+
+def _refuse_unknown(path: Path, prefix: str, values: Mapping[str, Any], known: Collection[str]) -> None:
+    if unknown := [key for key in values if key not in known]:
+        raise CheckpointError(
+            f"{path}: {prefix}{unknown[0][:60]} is not known here.", "A newer narcli may read it."
+        )
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

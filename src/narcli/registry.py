@@ -1,0 +1,270 @@
+"""The models that narcli knows, one row each, and what ``--model`` means. No torch, no network.
+
+A model is a registry name (``nar-b-256``), a repository of the Hub (``owner/name``, or
+``owner/name/file``), or a local file or folder. Nothing is fetched unless a person named it; out of
+the box the defaults are the built-in models. Sources of the rows: the models' pages as last seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+
+from .configs import CONFIG, MODEL, TOKENIZER, read_config
+from .errors import NarError, UsageError
+from .writers import write_atomic
+
+#: What a model can be the default for.
+DEFAULT_KINDS = ("image", "text", "video")
+WEIGHTS = Path(__file__).with_name("weights")
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model: where it is and what goes with it.
+
+    Args:
+        name: what people call it.
+        kind: ``image`` (from classes), ``text`` (images from text), ``video`` (from classes),
+            ``image-tokenizer`` or ``video-tokenizer``.
+        repo: repository on the Hub; None for local and built-in ones.
+        file: weights file in the repository; None is the only one there.
+        size: bytes to fetch, about; None where not known.
+        grid: of its tokens, where the file cannot tell.
+        tokenizer: name of its tokenizer; None when it is in the model's own folder, or not known.
+        classes: name of its class table, or the names; None when not known.
+        defaults: sampling settings.
+        license: None is "see the model's page".
+        note: what else to know.
+        path: the local file or folder.
+    """
+
+    name: str
+    kind: str
+    repo: str | None = None
+    file: str | None = None
+    size: int | None = None
+    grid: tuple[int, ...] | None = None
+    tokenizer: str | None = None
+    classes: str | tuple[str, ...] | None = None
+    defaults: Mapping[str, float] = field(default_factory=dict)
+    license: str | None = None
+    note: str = ""
+    path: Path | None = None
+
+    @property
+    def page(self) -> str | None:
+        """Where to read about it."""
+        return f"https://huggingface.co/{self.repo}" if self.repo else None
+
+
+#: What the released scripts sample with (the paper's numbers: images 2.0 with top-k 0, videos 1.25).
+IMAGE = {"cfg_scale": 4.0, "top_k": 2000}
+TEXT = {"cfg_scale": 7.5}
+VIDEO = {"cfg_scale": 1.25}
+
+# fmt: off
+_ROWS = (
+    Model("emoji", "image", classes="emoji", license="MIT", note="built in", path=WEIGHTS / "emoji"),
+    Model("nar-b-256", "image", "chenfeng1271/NAR-imagenet-256-B", "last_version.pt", 522_000_000,
+          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="130 M parameters"),
+    Model("nar-m-256", "image", "yefly/NAR-imagenet-256-M", None, 1_160_000_000,
+          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="290 M parameters"),
+    Model("nar-l-256", "image", "chenfeng1271/NAR-imagenet-256-L", None, 1_490_000_000,
+          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="372 M parameters"),
+    Model("nar-xl-256", "image", "yefly/NAR-imagenet-256-XL", None, 3_260_000_000,
+          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="816 M parameters"),
+    Model("nar-xxl-256", "image", "chenfeng1271/NAR-imagenet-256-XXL", None, 5_840_000_000,
+          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="1.46 B parameters"),
+    Model("nar-xl-t2i-256", "text", "yefly/NAR-XL-t2i-stage1", None, None,
+          (16, 16), "vq16-t2i", None, TEXT, note="text to 256 px images, 0.8 B parameters"),
+    Model("nar-xl-t2i-512", "text", "yefly/NAR-XL-t2i-stage2", None, None,
+          (32, 32), "vq16-t2i", None, TEXT, note="text to 512 px images, 0.8 B parameters"),
+    Model("nar-l-ucf101", "video", "chenfeng1271/NAR-ucf101-256-L", None, 1_480_000_000,
+          (4, 16, 16), "larp-long", "ucf101", VIDEO, note="16 frames of 128 px, 369 M parameters"),
+    Model("nar-lp-ucf101", "video", "chenfeng1271/NAR-ucf101-256-LP", None, 2_780_000_000,
+          (4, 16, 16), "larp-long", "ucf101", VIDEO, note="16 frames of 128 px, 694 M parameters"),
+    Model("vq16-c2i", "image-tokenizer", "FoundationVision/LlamaGen", "vq_ds16_c2i.pt", 288_000_000,
+          note="of the class models"),
+    Model("vq16-t2i", "image-tokenizer", "peizesun/llamagen_t2i", "vq_ds16_t2i.pt", 287_920_306,
+          note="of the text models"),
+    Model("larp-long", "video-tokenizer", "hywang66/LARP-L-long-tokenizer", "model.safetensors",
+          note="of the video models"),
+)
+# fmt: on
+MODELS: Mapping[str, Model] = {row.name: row for row in _ROWS}
+
+_KINDS = {
+    "image": ("a model of images from classes", "Use `narcli image --class`."),
+    "text": ("a model of images from text", "Use `narcli image --prompt`."),
+    "video": ("a model of videos", "Use `narcli video`."),
+    "image-tokenizer": ("an image tokenizer", "Give it as --tokenizer."),
+    "video-tokenizer": ("a video tokenizer", "Give it as --tokenizer."),
+}
+_REPOSITORY = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(/(?P<file>\w[\w./ +-]*))?", re.ASCII)
+
+
+def resolve(name: str | Path, kind: str | None) -> Model:
+    """What a person means by ``--model`` or ``--tokenizer``.
+
+    Args:
+        name: a registry name, a path, or a repository; looked for in that order.
+        kind: what is wanted: ``image``, ``text``, ``video``, ``image-tokenizer`` or ``video-tokenizer``; None
+            for any. Files and repositories that do not tell are taken for that kind (or for ``image``).
+
+    Raises:
+        UsageError: nothing of that name (near ones are suggested), or a model of another kind.
+        CheckpointError: a local folder whose config.json is not usable.
+        NarError: a built-in model that this installation lacks.
+    """
+    text = str(name)
+    model = MODELS.get(text.lower())
+    if model is not None:
+        if model.path is not None and not model.path.is_dir():
+            raise NarError(
+                f"The built-in model {model.name} is not part of this installation.", "Install narcli again."
+            )
+    elif (path := Path(text).expanduser()).exists():
+        model = Model(path.stem if path.is_file() else path.resolve().name, kind or "image", path=path)
+    elif _is_path(text):
+        raise UsageError(
+            f"There is no file or folder {text}.", "Check the path, or see `narcli models list`."
+        )
+    elif (match := _REPOSITORY.fullmatch(text)) and ".." not in text:
+        model = Model(text, kind or "image", match["repo"], match["file"])
+    else:
+        close = get_close_matches(text.lower(), MODELS, n=3, cutoff=0.5)
+        meant = f"Did you mean {' or '.join(close)}? " if close else ""
+        raise UsageError(
+            f"There is no model {text[:60]!r}.",
+            f"{meant}`narcli models list` shows them; a path or owner/name of the Hub works too.",
+        )
+    model = complete(model, model.path) if model.path else model
+    if kind is not None and model.kind != kind:
+        what, instead = _KINDS[model.kind]
+        raise UsageError(f"{model.name} is {what}, not {_KINDS[kind][0]}.", instead)
+    return model
+
+
+def complete(model: Model, path: Path) -> Model:
+    """The model with what the ``config.json`` at its local file or folder says.
+
+    Raises:
+        CheckpointError: that file is not usable.
+    """
+    if not path.is_dir() or not (path / CONFIG).is_file():
+        return model
+    said = read_config(path / CONFIG)
+    if not said.kind:  # beside a released file: only about sizes
+        return model
+    # A folder with both parts is a model; asked for as a tokenizer it is one too.
+    kind = model.kind if model.kind == "image-tokenizer" and (path / TOKENIZER).is_file() else said.kind
+    return replace(
+        model,
+        kind=kind,
+        grid=said.transformer.get("grid", model.grid),
+        tokenizer=None if (path / TOKENIZER).is_file() else model.tokenizer,
+        classes=said.classes or model.classes,
+        defaults={**model.defaults, **said.defaults},
+    )
+
+
+def has_own_tokenizer(path: Path) -> bool:
+    """Whether a local model is a narcli folder that brings its tokenizer."""
+    folder = path.parent if path.name == MODEL else path
+    return (folder / TOKENIZER).is_file()
+
+
+def _is_path(text: str) -> bool:
+    ending = text.endswith((".pt", ".pth", ".safetensors", "/")) and text.count("/") < 2
+    return text.startswith((".", "/", "~", "\\")) or ending
+
+
+# --- defaults ------------------------------------------------------------------------------------
+
+
+def default_model(kind: str) -> str:
+    """The model used where none is named: from the environment, else the person's choice, else built in.
+
+    Args:
+        kind: ``image``, ``text`` or ``video``.
+
+    Raises:
+        NarError: none is built in and none was chosen, or the settings are damaged.
+    """
+    name = _default(kind)
+    if name is None:
+        known = ", ".join(row.name for row in MODELS.values() if row.kind == kind)
+        raise NarError(
+            f"No {kind} model is built in, and none is chosen.",
+            f"Name one with --model ({known}), or choose: narcli models default {kind} NAME.",
+        )
+    return name
+
+
+def defaults() -> dict[str, str | None]:
+    """The default of each kind; None where there is none."""
+    return {kind: _default(kind) for kind in DEFAULT_KINDS}
+
+
+def set_default(kind: str, name: str | None) -> None:
+    """Remember a default model, or forget it (None).
+
+    Raises:
+        UsageError: not a kind, or nothing of that name.
+        NarError: the settings cannot be written.
+    """
+    check_kind(kind)
+    chosen = _chosen()
+    chosen.pop(kind, None)
+    if name is not None:
+        model = resolve(name, kind)
+        local = model.path is not None and name.lower() not in MODELS
+        chosen[kind] = str(Path(name).expanduser().resolve()) if local else model.name
+    write_atomic(_settings_file(), (json.dumps(chosen, indent=1) + "\n").encode(), overwrite=True)
+
+
+def variable(kind: str) -> str:
+    """The environment variable that overrides the default of a kind."""
+    return f"NARCLI_{kind.upper()}_MODEL"
+
+
+def _default(kind: str) -> str | None:
+    check_kind(kind)
+    built_in = "emoji" if kind == "image" else None
+    return from_environment(kind) or _chosen().get(kind) or built_in
+
+
+def from_environment(kind: str) -> str | None:
+    """The default that the environment sets."""
+    return os.environ.get(variable(kind)) or None
+
+
+def check_kind(kind: str) -> None:
+    """Raise UsageError unless there can be a default of that kind."""
+    if kind not in DEFAULT_KINDS:
+        raise UsageError(f"There is no kind {kind[:40]!r}.", f"The kinds are {', '.join(DEFAULT_KINDS)}.")
+
+
+def _settings_file() -> Path:
+    from platformdirs import user_config_path
+
+    return user_config_path("narcli") / "models.json"
+
+
+def _chosen() -> dict[str, str]:
+    path = _settings_file()
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict) or not all(isinstance(value, str) for value in said.values()):
+        raise NarError(f"The settings in {path} cannot be read.", "Correct that file, or remove it.")
+    return said
