@@ -1,4 +1,4 @@
-"""Checkpoints: reading them without running anything, renaming, strict loading, and saying what is wrong.
+"""Checkpoints: what a file is, renaming, strict loading, and saying what is wrong.
 
 Released files are PyTorch pickles or safetensors with the names of the released code; narcli's own
 are folders (see ``configs``). Tensors stay memory-mapped and become the parameters of a module that
@@ -11,21 +11,20 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-import warnings
-import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from . import configs
 from .configs import CONFIG, FORMAT, MAX_CELLS, MODEL, TOKENIZER, ModelConfig, agree, read_config
+from .containers import first_line, read_tensors
 from .errors import CheckpointError, NarError, UsageError
 from .models.transformer import NARTransformer, TransformerConfig
 from .models.vq import VQConfig, VQTokenizer
@@ -121,178 +120,6 @@ _IN_WORDS = {
     "larp": "a video tokenizer (LARP)",
 }
 
-# --- reading -------------------------------------------------------------------------------------
-
-
-class _Ignored:
-    """Stands for an object in a pickle that is not needed: takes whatever it is made of, keeps nothing."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __setstate__(self, _: object) -> None:
-        pass
-
-
-class _PlainDict:
-    """Stands for ``easydict.EasyDict``: what comes out is an ordinary dictionary."""
-
-    def __new__(cls, *_: object) -> OrderedDict[Any, Any]:  # type: ignore[misc]
-        return OrderedDict()
-
-
-# The only classes a pickle may name besides PyTorch's own tensors. None of the real ones is used, not even
-# numpy's, so there is nothing that a crafted file could call.
-_ALLOWED = [
-    (_PlainDict, "easydict.EasyDict"),
-    (_Ignored, "argparse.Namespace"),
-    (_Ignored, "numpy.ndarray"),
-    (_Ignored, "numpy.dtype"),
-    *(
-        (_Ignored, f"numpy.{core}.multiarray.{what}")
-        for core in ("core", "_core")
-        for what in ("_reconstruct", "scalar")
-    ),
-]
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The model's tensors in a checkpoint file, memory-mapped, names as stored.
-
-    Raises:
-        CheckpointError: no such file, or what it is instead of a checkpoint.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(512)
-    except OSError as error:
-        raise CheckpointError(f"Could not read {path}: {(error.strerror or str(error)).lower()}.") from None
-    _refuse_other_formats(path, size, start)
-    zipped = start.startswith(b"PK\x03\x04")
-    if not zipped and (path.suffix == ".safetensors" or (start[8:9] == b"{" and start[0] != 0x80)):
-        return _read_safetensors(path)
-    tensors = _find_tensors(path, _read_pickle(path, zipped))
-    # A small file must not claim large tensors: strides of zero or shared storages would allow it.
-    if any(t.is_meta or t.layout != torch.strided for t in tensors.values()) or size < sum(
-        t.numel() * t.element_size() for t in tensors.values()
-    ):
-        raise CheckpointError(f"{path} claims tensors that it does not hold.", "The file is damaged.")
-    return tensors
-
-
-def _refuse_other_formats(path: Path, size: int, start: bytes) -> None:
-    text = start.lstrip().lower()
-    if size == 0:
-        what, hint = "is empty (0 bytes)", "The download failed; get it again."
-    elif start.startswith(b"version https://git-lfs"):
-        what = "is a git-lfs pointer, not the weights themselves"
-        hint = "Run `git lfs pull` there, or download the file from its page."
-    elif text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        what = "is a web page, not a checkpoint"
-        hint = "The download gave a log-in or error page; use the page's download link, or narcli's --model."
-    elif text.startswith((b"{", b"[")) and start[8:9] != b"{":
-        what, hint = "is a JSON text, not a checkpoint", "Give the weights file instead."
-    elif start.startswith(b"\x1f\x8b"):
-        what, hint = "is gzip-compressed", "Unpack it first."
-    elif start.startswith((b"\x89HDF", b"GGUF")):
-        what, hint = "is not a PyTorch checkpoint", "narcli reads .pt, .pth and .safetensors."
-    else:
-        return
-    raise CheckpointError(f"{path} {what}.", hint)
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, OverflowError) as error:
-        raise CheckpointError(
-            f"{path} is not a whole safetensors file ({_first_line(error)}).",
-            "It is cut off or damaged; get it again.",
-        ) from None
-
-
-def _read_pickle(path: Path, zipped: bool) -> Any:
-    try:
-        if zipped:
-            _check_zip(path)
-        with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():  # type: ignore[arg-type]
-            warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read is an error anyway
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except CheckpointError:
-        raise
-    except Exception as error:  # damaged pickles raise anything
-        raise _explain(path, error) from None
-
-
-def _check_zip(path: Path) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise CheckpointError(
-            f"{path} is cut off or damaged: the end of the archive is missing ({_first_line(error)}).",
-            "Get the file again, and compare its size with the one on its page.",
-        ) from None
-    # Memory mapping would take compressed bytes for numbers.
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise CheckpointError(f"{path} was packed again with compression.", "Get the original file.")
-    if not any(entry.filename.endswith("data.pkl") for entry in entries):
-        raise CheckpointError(
-            f"{path} is a ZIP archive, but not one that PyTorch wrote.", "Unpack it; give the file inside."
-        )
-
-
-def _explain(path: Path, error: Exception) -> CheckpointError:
-    words = str(error)
-    for sign in ("GLOBAL ", "unsupported GLOBAL "):
-        if sign in words and ("not an allowed global" in words or "blocked" in words):
-            wanted = words.split(sign, 1)[1].split()[0][:80]
-            return CheckpointError(
-                f"{path} asks to run {wanted}, which a model's weights never need; nothing was run.",
-                "Do not trust the file. If it is yours, save a plain dictionary of tensors.",
-            )
-    if "reduce for unrecognized" in words or "Can only build" in words or "Can only create" in words:
-        return CheckpointError(
-            f"{path} holds instructions that are not plain weights; nothing was run.",
-            "Do not trust the file.",
-        )
-    if isinstance(error, MemoryError) or "allocate" in words:
-        return CheckpointError(f"{path} claims more memory than there is.", "The file is damaged.")
-    return CheckpointError(
-        f"{path} is damaged, cut off, or not a checkpoint ({type(error).__name__}: {_first_line(error)}).",
-        "narcli reads .pt, .pth and .safetensors; get the file again.",
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-
-
-def _find_tensors(path: Path, content: Any) -> dict[str, Tensor]:
-    """The dictionary of tensors, where the released code and its training put it."""
-    outer = content if isinstance(content, dict) else {}
-    model = outer.get("model")
-    places = [model, model.get("sd") if isinstance(model, dict) else None]
-    places += [outer.get("module"), outer.get("state_dict"), outer]
-    for place in places:
-        if (
-            isinstance(place, dict)
-            and place
-            and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in place.items())
-        ):
-            return dict(place)
-    if isinstance(content, dict):
-        found = ", ".join(str(key)[:30] for key in list(content)[:6]) or "nothing"
-    else:
-        found = f"a {type(content).__name__}"
-    raise CheckpointError(
-        f"{path} holds no model: {found} instead of tensors.",
-        "They are expected under 'model', 'module' or 'state_dict', or by themselves.",
-    )
-
-
 # --- the transformer -----------------------------------------------------------------------------
 
 
@@ -319,7 +146,7 @@ def load_transformer(
         CheckpointError: what the file is instead, or which tensors are missing, unexpected or misshapen.
     """
     file, tensors, sizes, shown = _read_transformer(Path(path), kind, grid, config)
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialized():
         model = NARTransformer(sizes)
     return _fill(model, tensors, file, dtype, device, shown)
 
@@ -462,7 +289,7 @@ def load_tokenizer(
     _expect(file, tensors, ("vq",), "an image tokenizer")
     tensors = {name: tensor for name, tensor in tensors.items() if name not in DROPPED}
     sizes = _infer_vq(file, tensors, said)
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialized():
         model = VQTokenizer(sizes)
     return _fill(model, tensors, file, dtype, device)
 
@@ -541,6 +368,18 @@ def _expect(file: Path, tensors: Tensors, families: tuple[str, ...], wanted: str
     elif "LlamaGen" in family or "raster" in family:
         hint = "NAR's own weights have medusa_* (images) or output_R, output_D, output_B (videos) tensors."
     raise CheckpointError(f"{file} is {_IN_WORDS.get(family, family)}, not {wanted}.", hint)
+
+
+class _Uninitialized(TorchFunctionMode):
+    """Modules are built without initial values: on ``meta`` these would import half of torch's compiler."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Any = (), named: dict[str, Any] | None = None
+    ) -> Any:
+        named = named or {}
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return named["tensor"] if "tensor" in named else arguments[0]
+        return function(*arguments, **named)
 
 
 def _fill(
@@ -649,7 +488,7 @@ def save_model(
                     old.rename(folder)
                 raise
     except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or _first_line(error)
+        why = getattr(error, "strerror", None) or first_line(error)
         raise NarError(
             f"Could not write {folder}: {why.lower()}.", "Free some space, or choose another folder."
         ) from error

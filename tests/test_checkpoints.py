@@ -1,0 +1,522 @@
+"""Containers, what a file is, strict loading, and narcli's own format."""
+
+import argparse
+import json
+import pickle
+import shutil
+import sys
+import types
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from narcli import checkpoints
+from narcli.checkpoints import (
+    convert,
+    identify,
+    load_tokenizer,
+    load_transformer,
+    released_names,
+    save_model,
+    transformer_config,
+)
+from narcli.configs import read_config
+from narcli.containers import read_tensors
+from narcli.errors import CheckpointError, UsageError
+from narcli.models.transformer import NARTransformer, TransformerConfig
+from narcli.models.vq import VQConfig, VQTokenizer
+
+DATA = Path(__file__).parent / "data"
+GOLDEN = {"c2i": "c2i.pt", "t2i": "t2i.pt", "c2v": "c2v.pth"}
+
+
+@pytest.fixture
+def released(tmp_path):
+    """Copies a golden file and its config.json beside it."""
+
+    def copy(name):
+        shutil.copy(DATA / f"{name}.json", tmp_path / "config.json")
+        return Path(shutil.copy(DATA / GOLDEN.get(name, f"{name}.pt"), tmp_path))
+
+    return copy
+
+
+@pytest.fixture(scope="module")
+def small():
+    torch.manual_seed(0)
+    config = TransformerConfig((4, 4), 64, 2, 4, 96, 64, num_classes=5)
+    model = NARTransformer(config)
+    model.init_weights()
+    return model
+
+
+@pytest.fixture(scope="module")
+def vq():
+    torch.manual_seed(1)
+    return VQTokenizer(VQConfig(32, (1, 2), 1, 32, 96, 8, patch=2))
+
+
+def refused(path, load=load_transformer, **options):
+    with pytest.raises(CheckpointError) as caught:
+        load(path, **options)
+    error = caught.value
+    assert error.exit_code == 4 and str(path.parent) in error.message and "\n" not in error.message
+    return f"{error.message} {error.hint}"
+
+
+def tensors_of(name):
+    return read_tensors(DATA / GOLDEN[name])
+
+
+# --- released files ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "grid", "condition"),
+    [("c2i", (4, 4), "class"), ("t2i", (4, 4), "text"), ("c2v", (2, 4, 4), "class")],
+)
+def test_sizes_come_from_shapes_and_config(released, name, grid, condition):
+    model = load_transformer(released(name))
+    c = model.config
+    assert (c.grid, c.condition, c.dim, c.layers, c.heads) == (grid, condition, 64, 3, 4)
+    assert (c.vocab_size, c.ffn_dim, c.extra_tokens, model.training) == (64, 192, 0, False)
+    assert c.position == ("absolute" if name == "c2v" else "rotary")
+    assert c == transformer_config(DATA / GOLDEN[name], config=DATA / f"{name}.json")
+
+
+def test_every_tensor_arrives_under_its_new_name(released):
+    model, old = load_transformer(released("c2v")), tensors_of("c2v")
+    state = model.state_dict()
+    names = released_names("video", 5)
+    assert {names[name] for name in old} == state.keys()
+    for name, tensor in old.items():
+        assert torch.equal(state[names[name]], tensor)
+    assert names["layers.4.feed_forward.w3.weight"] == "layers.4.up.weight"
+    assert names["output_B.weight"] == "heads.back.output.weight" and names["abs_pe"] == "position_embedding"
+
+
+def test_conversion_of_number_formats_and_no_copy_without(released):
+    path = released("c2i")
+    model = load_transformer(path, dtype=torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    kept = load_transformer(path, dtype=None)
+    storages = {p.untyped_storage().data_ptr() for p in kept.parameters()}
+    size = path.stat().st_size
+    assert max(storages) - min(storages) < size  # all within one map of the file
+
+
+def test_loading_leaves_the_file_as_it_is_even_when_weights_change(released):
+    path = released("c2i")
+    before = path.read_bytes()
+    with torch.no_grad():
+        for parameter in load_transformer(path).parameters():
+            parameter.zero_()
+    assert path.read_bytes() == before
+
+
+def test_without_config_the_released_models_sizes_are_assumed(tmp_path):
+    assert transformer_config(DATA / "c2i.pt").grid == (16, 16)
+    assert transformer_config(DATA / "c2i.pt", grid=(4, 4)).grid == (4, 4)
+    assert transformer_config(DATA / "c2i.pt").head_dim == 64
+    assert "does not say its token grid" in refused(DATA / "c2v.pth")
+    tensors = tensors_of("c2v") | {"abs_pe": torch.zeros(1, 1025, 64)}
+    torch.save({"model": {"sd": tensors}}, tmp_path / "long.pt")
+    assert transformer_config(tmp_path / "long.pt").grid == (4, 16, 16)
+
+
+@pytest.mark.parametrize("wrap", ["model", "module", "state_dict", "top", "sd"])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_all_places_where_tensors_may_be(tmp_path, wrap, suffix):
+    tensors = tensors_of("c2i")
+    path = tmp_path / f"x{suffix}"
+    if suffix == ".safetensors":
+        save_file({k: v.contiguous() for k, v in tensors.items()}, path)
+    elif wrap == "top":
+        torch.save(tensors, path)
+    elif wrap == "sd":
+        torch.save({"model": {"name": "x", "args": {}, "sd": tensors}, "epoch": 3}, path)
+    else:
+        torch.save({wrap: tensors, "steps": 7}, path)
+    assert load_transformer(path).config.layers == 3
+
+
+def test_old_containers_without_zip_load_too(tmp_path):
+    torch.save({"model": tensors_of("c2i")}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert load_transformer(tmp_path / "old.pt").config.layers == 3
+
+
+def test_training_checkpoints_with_plain_containers_load(tmp_path, monkeypatch):
+    class EasyDict(dict):  # pickled as the real one, which need not be installed to read it
+        pass
+
+    module = types.ModuleType("easydict")
+    module.EasyDict, EasyDict.__module__, EasyDict.__qualname__ = EasyDict, "easydict", "EasyDict"
+    monkeypatch.setitem(sys.modules, "easydict", module)
+    state = EasyDict(a=1)
+    state.__dict__.update(a=1)
+    content = {
+        "model": tensors_of("c2i"),
+        "args": argparse.Namespace(lr=1e-4, nested=argparse.Namespace(x=[1])),
+        "cfg": state,
+        "rng": (np.random.default_rng(0).integers(0, 9, 5), np.float64(2.5), torch.ByteTensor([1, 2])),
+    }
+    torch.save(content, tmp_path / "t.pt")
+    monkeypatch.delitem(sys.modules, "easydict")
+    assert load_transformer(tmp_path / "t.pt").config.layers == 3
+    assert "easydict" not in sys.modules
+
+
+def test_the_tokenizer_sizes_are_inferred(tmp_path):
+    assert load_tokenizer(DATA / "vq.pt").config == VQConfig(32, (1, 1), 1, 32, 96, 8)
+    vq8 = VQConfig(32, (1, 2, 2, 4), 2, 64, 128, 8)
+    state = VQTokenizer(vq8).state_dict() | {"quantize.codebook_used": torch.zeros(65536)}
+    torch.save({"model": state}, tmp_path / "vq8.pt")
+    assert load_tokenizer(tmp_path / "vq8.pt").config == vq8
+    assert "training-time" in checkpoints.DROPPED["quantize.codebook_used"]
+
+
+# --- another model than expected -----------------------------------------------------------------
+
+
+def test_a_llamagen_file_is_refused_by_name(tmp_path):
+    tensors = {k: v for k, v in tensors_of("c2i").items() if "medusa" not in k and "layers.3" not in k}
+    torch.save({"model": tensors}, tmp_path / "c2i_B_256.pt")
+    said = refused(tmp_path / "c2i_B_256.pt")
+    assert "LlamaGen" in said and "raster" in said and "medusa" in said
+
+
+def test_a_raster_video_model_is_refused(tmp_path):
+    names = {"tok_embeddings.weight", "abs_pe", "output.weight", "norm.weight"}
+    torch.save({"model": {name: torch.zeros(2, 2) for name in names}}, tmp_path / "v.pth")
+    assert "raster-order video model" in refused(tmp_path / "v.pth")
+
+
+def test_tokenizer_and_model_are_not_taken_for_each_other():
+    assert "image tokenizer, not a NAR model" in refused(DATA / "vq.pt")
+    assert "--model" in refused(DATA / "c2i.pt", load_tokenizer)
+    assert "video tokenizer (LARP)" in refused(DATA / "larp.safetensors", load_tokenizer)
+    assert "video tokenizer (LARP)" in refused(DATA / "larp.safetensors")
+
+
+def test_models_of_another_kind_are_refused():
+    assert "from text" in refused(DATA / "t2i.pt", kind="image")
+    assert "makes images of classes" in refused(DATA / "c2i.pt", kind="video")
+    assert "makes videos" in refused(DATA / "c2v.pth", kind="image", grid=(2, 4, 4))
+
+
+def test_other_families_are_described_by_their_tensors():
+    assert identify(["shared.weight"]) == "a T5 text encoder"
+    assert "unet.conv.weight" in identify(["unet.conv.weight", "zz"])
+    assert identify([]) == "empty"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda t: t.pop("layers.1.attention.wo.weight"), "lacks 1 tensors: layers.1.attention.wo.weight"),
+        (lambda t: t.update(extra=torch.zeros(1)), "has unexpected 1 tensors: extra"),
+        (
+            lambda t: t.update({"norm.weight": torch.zeros(3)}),
+            "has misshapen 1 tensors: norm.weight (3,) instead of (64,)",
+        ),
+        (lambda t: [t.pop(f"layers.{i}.ffn_norm.weight") for i in range(4)], "and 1 more"),
+        (lambda t: t.pop("output.weight"), "lacks output.weight"),
+        (lambda t: t.update({"tok_embeddings.weight": torch.zeros(5)}), "expected 2 sizes"),
+        (lambda t: t.update({"tok_embeddings.weight": torch.zeros(60, 64)}), "60 token embeddings for 64"),
+        (lambda t: t.update({"norm.weight": torch.zeros(64, dtype=torch.int64)}), "non-float"),
+    ],
+)
+def test_wrong_tensors_are_named_and_counted(tmp_path, change, expected):
+    tensors = tensors_of("c2i")
+    change(tensors)
+    torch.save({"model": tensors}, tmp_path / "x.pt")
+    assert expected in refused(tmp_path / "x.pt")
+
+
+# --- files that are something else ---------------------------------------------------------------
+
+
+class Evil:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return Path.write_text, (Path(self.target), "owned")
+
+
+class EvilEval:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return eval, (f"open({str(self.target)!r}, 'w').write('owned')",)
+
+
+@pytest.mark.parametrize("evil", [Evil, EvilEval])
+@pytest.mark.parametrize("save", ["torch", "old", "pickle", "inside"])
+def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path, evil, save):
+    path, target = tmp_path / "model.pt", tmp_path / "owned.txt"
+    content = {"model": tensors_of("c2i"), "extra": evil(target)}
+    match save:
+        case "torch":
+            torch.save(content, path)
+        case "old":
+            torch.save(content, path, _use_new_zipfile_serialization=False)
+        case "pickle":
+            path.write_bytes(pickle.dumps(evil(target), protocol=2))
+        case "inside":
+            torch.save({"model": tensors_of("c2i"), "args": argparse.Namespace(x=evil(target))}, path)
+    said = refused(path)
+    assert "nothing was run" in said and "asks to run" in said
+    assert not target.exists()
+    assert {p.name for p in tmp_path.iterdir()} == {"model.pt"}  # nothing left behind
+
+
+@pytest.mark.parametrize(
+    "call", ["posix.system", "builtins.exec", "torch.hub.load", "numpy.load", "os.popen"]
+)
+def test_calls_that_are_not_containers_are_refused_by_name(tmp_path, call):
+    module, name = call.rsplit(".", 1)
+    code = f"c{module}\n{name}\n(X\x04\x00\x00\x00truetR.".encode()
+    (tmp_path / "x.pt").write_bytes(b"\x80\x02" + code)
+    assert name in refused(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "empty"),
+        (b"<!DOCTYPE html><html><body>Sign in</body></html>", "web page"),
+        (b"\n  <html lang='en'>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git-lfs pointer"),
+        (b'{"error": "Repository not found"}', "JSON"),
+        (b"\x1f\x8b\x08" + bytes(50), "gzip"),
+        (b"\x89HDF\r\n", "not a PyTorch"),
+        (b"hello, this is a text", "not a checkpoint"),
+        (b"\x80\x02", "damaged"),
+        (bytes(1000), "not a checkpoint"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_files_that_are_no_checkpoints(tmp_path, content, expected, suffix):
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(content)
+    said = refused(path)
+    assert expected in said or (suffix == ".safetensors" and "safetensors" in said)
+
+
+@pytest.mark.parametrize("part", [0.0001, 0.3, 0.9, 0.999])
+def test_truncated_files_are_called_cut_off(tmp_path, part):
+    for source in ("c2i.pt", "c2v.pth", "larp.safetensors"):
+        data = (DATA / source).read_bytes()
+        path = tmp_path / source
+        path.write_bytes(data[: int(len(data) * part) + 8])
+        assert "cut off" in refused(path)
+
+
+def test_missing_files_and_folders_without_models(tmp_path):
+    assert "no such file" in refused(tmp_path / "none.pt")
+    (tmp_path / "folder").mkdir()
+    assert "holds nothing" in refused(tmp_path / "folder")
+    for name in ("a.pt", "b.pt"):
+        shutil.copy(DATA / "c2i.pt", tmp_path / "folder" / name)
+    assert "a.pt, b.pt" in refused(tmp_path / "folder")
+    (tmp_path / "folder" / "b.pt").unlink()
+    assert load_transformer(tmp_path / "folder").config.layers == 3  # a repository as it was downloaded
+
+
+def test_archives_that_pytorch_did_not_write(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    assert "not one that PyTorch wrote" in refused(tmp_path / "x.pt")
+    with zipfile.ZipFile(DATA / "c2i.pt") as old, zipfile.ZipFile(tmp_path / "y.pt", "w", 8) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+    assert "compression" in refused(tmp_path / "y.pt")
+
+
+def test_a_small_file_cannot_claim_large_tensors(tmp_path):
+    huge = torch.zeros(1).expand(2**20, 2**12)
+    torch.save({"model": {"tok_embeddings.weight": huge}}, tmp_path / "x.pt")
+    assert "does not hold" in refused(tmp_path / "x.pt")
+    one = torch.zeros(1000)
+    torch.save({"model": {f"layers.{i}.norm": one for i in range(1000)}}, tmp_path / "y.pt")
+    assert "does not hold" in refused(tmp_path / "y.pt")
+    torch.save({"model": {"tok_embeddings.weight": torch.empty(4, 4, device="meta")}}, tmp_path / "z.pt")
+    assert "does not hold" in refused(tmp_path / "z.pt")
+
+
+def test_thousands_of_layers_are_not_built(tmp_path):
+    tensors = tensors_of("c2i") | {f"layers.{i}.x": torch.zeros(1) for i in range(3000)}
+    torch.save({"model": tensors}, tmp_path / "x.pt")
+    assert "layers is 2999, expected a whole number from 1 to 1000" in refused(tmp_path / "x.pt")
+
+
+def test_content_without_tensors_is_described(tmp_path):
+    torch.save({"model": {"name": "x"}, "epoch": 3}, tmp_path / "x.pt")
+    assert "model, epoch instead of tensors" in refused(tmp_path / "x.pt")
+    torch.save([1, 2], tmp_path / "y.pt")
+    assert "a list instead of tensors" in refused(tmp_path / "y.pt")
+
+
+# --- config.json ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"dim": 128}, "dim is 128, but the tensors say 64"),
+        ({"n_layer": 4}, "n_layer is 4, but the tensors say 3"),
+        ({"n_head": 3}, "3 attention heads cannot share a width of 64"),
+        ({"n_head": "4"}, 'n_head is "4", expected a whole number from 1 to 1024'),
+        ({"n_head": True}, "n_head is true"),
+        ({"head_dim": 10}, "cannot share"),
+        ({"n_head": 4, "head_dim": 32}, "head_dim is 32"),
+        ({"grid": [4]}, "grid 4 does not fit the tensors, expected 2 axes"),
+        ({"grid": [4, 0]}, "grid is [4, 0], expected a list of 1 to 3"),
+        ({"grid": [4096, 4096]}, "product of at most 65536"),
+        ({"grid": "4x4"}, 'grid is "4x4"'),
+        ({"num_classes": 1000}, "num_classes is 1000, but the tensors say 10"),
+        ([1], "expected an object"),
+    ],
+)
+def test_every_stated_value_is_checked(tmp_path, said, expected):
+    path = Path(shutil.copy(DATA / "c2i.pt", tmp_path / "c2i.pt"))
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    assert expected in refused(path)
+
+
+def test_config_files_that_are_not_json(tmp_path):
+    path = Path(shutil.copy(DATA / "c2i.pt", tmp_path / "c2i.pt"))
+    for content in (
+        b"{",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"dim": ' + b"1" * 5000 + b"}",
+        b"{}" + b" " * 2**21,
+    ):
+        (tmp_path / "config.json").write_bytes(content)
+        refused(path)
+
+
+def test_unknown_keys_beside_a_released_file_do_not_matter(released, tmp_path):
+    path = released("c2i")
+    said = json.loads((tmp_path / "config.json").read_text()) | {"gpt_model": "GPT-B", "kind": "c2i"}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    assert load_transformer(path).config.heads == 4
+
+
+# --- narcli's own format -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_saved_model_comes_back(tmp_path, small, vq, dtype):
+    folder = save_model(
+        tmp_path / "deep" / "tiny",
+        transformer=small,
+        tokenizer=vq,
+        classes=["a", "b", "c", "d", "e"],
+        defaults={"cfg_scale": 2.0, "top_k": 0},
+        dtype=dtype,
+    )
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.safetensors",
+    ]
+    assert [p.name for p in folder.parent.iterdir()] == ["tiny"]
+    model, tokenizer = load_transformer(folder, kind="image"), load_tokenizer(folder)
+    assert model.config == small.config and tokenizer.config == vq.config
+    for old, new in ((small, model), (vq, tokenizer)):
+        for name, tensor in old.state_dict().items():
+            assert torch.equal(new.state_dict()[name], tensor.to(dtype or tensor.dtype).float())
+    said = read_config(folder / "config.json")
+    assert (said.kind, said.name, said.classes) == ("image", "tiny", ("a", "b", "c", "d", "e"))
+    assert said.defaults == {"cfg_scale": 2.0, "top_k": 0}
+    assert load_transformer(folder / "model.safetensors").config == small.config
+
+
+def test_a_folder_may_hold_a_tokenizer_only(tmp_path, vq):
+    folder = save_model(tmp_path / "t", tokenizer=vq)
+    assert read_config(folder / "config.json").kind == "image-tokenizer"
+    assert load_tokenizer(folder).config == vq.config
+    assert "has no model.safetensors" in refused(folder)
+
+
+def test_other_folders_are_never_overwritten(tmp_path, vq, small):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="something else"):
+        save_model(tmp_path, tokenizer=vq, overwrite=True)
+    folder = save_model(tmp_path / "t", tokenizer=vq)
+    with pytest.raises(UsageError, match="holds a model already"):
+        save_model(folder, tokenizer=vq)
+    save_model(folder, transformer=small, overwrite=True)
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+    with pytest.raises(UsageError, match="needs a transformer or a tokenizer"):
+        save_model(tmp_path / "u")
+
+
+def test_what_cannot_be_read_back_is_not_written(tmp_path, small):
+    with pytest.raises(CheckpointError, match="cfg_scale"):
+        save_model(tmp_path / "t", transformer=small, defaults={"cfg_scale": -1})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"format": "narcli.model/2"}, "expected 'narcli.model/1'"),
+        ({"kind": "audio"}, 'kind is "audio"'),
+        ({"surprise": 1}, "surprise is not known"),
+        ({"classes": "birds"}, "classes"),
+        ({"classes": [1]}, "classes"),
+        ({"defaults": {"top_p": 0}}, "defaults.top_p is 0"),
+        ({"defaults": {"cfg_scale": float("nan")}}, "defaults.cfg_scale is NaN"),
+        ({"transformer": {"layers": 10**9}}, "transformer.layers is 1000000000"),
+        ({"transformer": {"layers": 3}}, "layers is 3, but the tensors say 2"),
+        ({"transformer": {"colour": 3}}, "transformer.colour is not known"),
+        ({"transformer": 3}, "transformer is 3, expected an object"),
+        ({"tokenizer": {"ch_mult": [1] * 9}}, "tokenizer.ch_mult"),
+    ],
+)
+def test_lies_in_a_narcli_config_are_found(tmp_path, small, change, expected):
+    folder = save_model(tmp_path / "m", transformer=small)
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(said | change))
+    assert expected in refused(folder)
+
+
+def test_a_damaged_part_is_named(tmp_path, small):
+    folder = save_model(tmp_path / "m", transformer=small)
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("heads.down.norm.weight")
+    save_file(tensors, folder / "model.safetensors")
+    assert "lacks 1 tensors: heads.down.norm.weight" in refused(folder)
+
+
+# --- conversion ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_a_converted_model_is_the_same_model(tmp_path, released, name):
+    source = released(name)
+    folder = convert(source, tmp_path / "out")
+    old, new = load_transformer(source), load_transformer(folder)
+    assert new.config == old.config
+    assert all(torch.equal(new.state_dict()[k], v) for k, v in old.state_dict().items())
+
+
+def test_conversion_takes_a_tokenizer_and_a_number_format(tmp_path, released):
+    folder = convert(released("c2i"), tmp_path / "out", tokenizer=DATA / "vq.pt", dtype=torch.float16)
+    assert {t.dtype for t in load_file(folder / "model.safetensors").values()} == {torch.float16}
+    assert load_tokenizer(folder).config.codebook_size == 96
+    again = convert(folder, tmp_path / "again")
+    assert (again / "tokenizer.safetensors").is_file()
+    alone = convert(DATA / "vq.pt", tmp_path / "alone")
+    assert read_config(alone / "config.json").kind == "image-tokenizer"
+    with pytest.raises(UsageError, match="tokenizer already"):
+        convert(DATA / "vq.pt", tmp_path / "x", tokenizer=DATA / "vq.pt")
