@@ -2,10 +2,135 @@
 
 from __future__ import annotations
 
+import re
+from enum import Enum
 from typing import Annotated
 
 import typer
 
+from ..errors import UsageError
+
+
+class Dtype(str, Enum):
+    """Number formats."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class FrontierFormat(str, Enum):
+    """What shows the decoding frontier of a run; ``png`` is a filmstrip."""
+
+    gif = "gif"
+    mp4 = "mp4"
+    png = "png"
+    none = "none"
+
+
+class FrontierMode(str, Enum):
+    """Uncover the finished picture cell by cell, or really decode the tokens known after each step."""
+
+    reveal = "reveal"
+    decode = "decode"
+
+
+def _check_device(name: str) -> str:
+    if not re.fullmatch("auto|cpu|mps|cuda(:[0-9]{1,3})?", name):
+        raise UsageError(
+            f"There is no device {name[:40]!r}.", "Choose auto, cpu, mps, cuda, or cuda:1 and so on."
+        )
+    return name
+
+
+# --- what to make ---------------------------------------------------------------------------------
+
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        "--class", metavar="CLASS", help="Id or name, or several with commas: 207,cat,'hot air balloon'."
+    ),
+]
+Num = Annotated[int, typer.Option("--num", "-n", help="Samples of each class.")]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="Of the first sample; the next have seed + 1 and so on. Drawn if not given."),
+]
+
+# --- sampling: None is the model's default --------------------------------------------------------
+
+MODELS_OWN = "the model's"
+CfgScale = Annotated[
+    float | None,
+    typer.Option(help="Guidance scale; up to 1 is without guidance.", show_default=MODELS_OWN),
+]
+CfgInterval = Annotated[
+    int | None,
+    typer.Option(help="Guidance ends after this many tokens; -1 is never.", show_default=MODELS_OWN),
+]
+Temperature = Annotated[
+    float | None, typer.Option(help="0 takes the most likely token.", show_default=MODELS_OWN)
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(help="Draw from this many most likely tokens; 0 is all.", show_default=MODELS_OWN),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        help="Draw from the likeliest tokens of this probability; 1 is all.", show_default=MODELS_OWN
+    ),
+]
+BatchSize = Annotated[int, typer.Option(help="Samples decoded together.")]
+
+# --- what it runs with ----------------------------------------------------------------------------
+
+Model = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="Name, Hub repository, file or folder; see narcli models.")
+]
+Tokenizer = Annotated[
+    str | None, typer.Option(metavar="TOKENIZER", help="Another tokenizer than the model's own, likewise.")
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model's Hub repository.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Use what is on disk; never the network.")]
+Device = Annotated[
+    str,
+    typer.Option(metavar="DEVICE", callback=_check_device, help="auto, cpu, cuda, cuda:1 ... or mps."),
+]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number format; auto is the quickest there.")]
+
+# --- what comes out -------------------------------------------------------------------------------
+
+Frontier = Annotated[
+    FrontierFormat, typer.Option("--frontier", help="Picture of the decoding frontier; png is a filmstrip.")
+]
+FrontierModeOption = Annotated[
+    FrontierMode | None,
+    typer.Option(
+        "--frontier-mode",
+        help="Uncover the finished picture, or decode the tokens of every step.",
+        show_default="reveal",
+    ),
+]
+Grid = Annotated[bool, typer.Option("--grid", help="Also write a contact sheet of all pictures.")]
+Scale = Annotated[
+    int | None,
+    typer.Option(
+        metavar="FACTOR",
+        help="Enlarge pictures so many times; by default up to 256 pixels.",
+        show_default="auto",
+    ),
+]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="PATH",
+        help="A file, a folder, or a template such as out/{class_name}_{seed}.png.",
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]

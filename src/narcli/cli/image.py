@@ -1,0 +1,276 @@
+"""``narcli image``: pictures of classes, each with its settings inside, and the frontier that drew them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+from ..settings import BATCH_SIZE, Sample, SamplingSettings, check_batch_size, plan_samples
+from . import options
+from .console import Console, is_terminal
+from .options import Dtype, FrontierFormat, FrontierMode
+
+if TYPE_CHECKING:
+    from ..classes import ClassTable
+    from ..pipeline import Pipeline, Result
+    from ..writers import Outputs
+
+MAX_SCALE = 16
+SHOWN = 16  # samples in one picture of the frontier
+PHASES = ("import", "load", "sample", "decode", "write")
+FRONTIER, SHEET = "_frontier", "_grid.png"  # endings of the files beside the pictures
+
+
+def image(
+    classes: options.Classes = None,
+    num: options.Num = 1,
+    seed: options.Seed = None,
+    cfg_scale: options.CfgScale = None,
+    cfg_interval: options.CfgInterval = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    batch_size: options.BatchSize = BATCH_SIZE,
+    model: options.Model = None,
+    tokenizer: options.Tokenizer = None,
+    revision: options.Revision = None,
+    device: options.Device = "auto",
+    dtype: options.DtypeOption = Dtype.auto,
+    frontier: options.Frontier = FrontierFormat.gif,
+    frontier_mode: options.FrontierModeOption = None,
+    grid: options.Grid = False,
+    scale: options.Scale = None,
+    output: options.Output = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    offline: options.Offline = False,
+) -> None:
+    """Make pictures of a class.
+
+    Beside the pictures it writes an animation of the order in which they were decoded.
+    """
+    began, seconds, console = perf_counter(), dict.fromkeys(PHASES, 0.0), Console(quiet)
+    given = _given(
+        cfg_scale=cfg_scale, cfg_interval=cfg_interval, temperature=temperature, top_k=top_k, top_p=top_p
+    )
+    check_batch_size(batch_size)
+    wanted = _check(classes, scale, frontier, frontier_mode)
+    endings = [f"{FRONTIER}.{frontier.value}"] * (frontier != "none") + [SHEET] * grid
+
+    from ..sources import choose
+
+    source = choose("image", model, tokenizer, revision)
+
+    def plan(table: ClassTable) -> tuple[list[Sample], Outputs]:
+        samples = plan_samples(table.parse_classes(wanted), seed, num)
+        return samples, _name_files(samples, source.model.name, output, endings, overwrite)
+
+    planned = plan(source.table) if source.table else None  # or the model itself has to say its classes
+    files = source.fetch(offline=offline, progress=not quiet and is_terminal(sys.stderr))
+
+    with _timed(seconds, "import"):
+        from ..pipeline import load_files
+    with _timed(seconds, "load"):
+        pipeline = load_files(files, device, dtype.value)
+    samples, outputs = planned or plan(pipeline.classes)
+
+    run = _Run(pipeline, pipeline.settings(**given), samples, outputs, scale, overwrite, keep_all=grid)
+    steps = ceil(len(samples) / batch_size) * len(pipeline.order.steps)
+    with console.progress("decoding", steps) as advance:
+        for progress in pipeline.run(samples, run.settings, batch_size):
+            with _timed(seconds, "write"):
+                for result in progress.results:
+                    run.write(result)
+            advance(note="steps")
+            seconds |= progress.seconds
+    with _timed(seconds, "write"):
+        if frontier != "none":
+            run.write_frontier(frontier, frontier_mode or FrontierMode.reveal, console)
+        if grid:
+            run.write_sheet()
+
+    seconds["total"] = perf_counter() - began
+    if as_json:
+        console.json(run.document(seconds))
+    else:
+        console.note(run.summary(seconds["total"]))
+        for path in run.files:
+            console.result(path)
+
+
+# --- before the run ------------------------------------------------------------------------------
+
+
+def _given(**settings: float | None) -> dict[str, Any]:
+    """The sampling settings that were given, checked; the others are the model's."""
+    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    SamplingSettings(**given)
+    return given
+
+
+def _check(
+    classes: str | None, scale: int | None, frontier: FrontierFormat, mode: FrontierMode | None
+) -> str:
+    """What ``--class`` says; refuses what does not go together."""
+    if classes is None:
+        raise UsageError(
+            "Nothing says what to make a picture of.",
+            "Give a class: --class 207 or --class 'golden retriever'. `narcli classes` lists them.",
+        )
+    if scale is not None and not 1 <= scale <= MAX_SCALE:
+        raise UsageError(f"--scale is {scale}, expected a whole factor from 1 to {MAX_SCALE}.")
+    if mode is not None and frontier == "none":
+        raise UsageError("--frontier-mode goes with a frontier, and --frontier is none.", "Drop one of them.")
+    return classes
+
+
+def _name_files(
+    samples: Sequence[Sample], model: str, output: str | None, endings: Sequence[str], overwrite: bool
+) -> Outputs:
+    """A file for each sample; those with ``endings`` are named after the first."""
+    from ..writers import default_name, resolve_outputs
+
+    fields = [
+        {
+            "class": sample.entry.id,
+            "class_name": sample.entry.stands_for or sample.entry.name,
+            "seed": sample.seed,
+            "model": model,
+        }
+        for sample in samples
+    ]
+    default = default_name("image", fields[0])
+    return resolve_outputs(output, fields, default=default, companions=endings, overwrite=overwrite)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Add the time that the block takes."""
+    began = perf_counter()
+    try:
+        yield
+    finally:
+        seconds[phase] += perf_counter() - began
+
+
+# --- what a run writes ---------------------------------------------------------------------------
+
+
+@dataclass
+class _Run:
+    """Writes the pictures of a run as they come, then what is made of them, and remembers all files.
+
+    Args:
+        pipeline: what makes them.
+        settings: of sampling.
+        samples: what is made.
+        outputs: names for the pictures and, as companions, for the frontier and the contact sheet.
+        scale: whole factor to enlarge by; None brings small pictures to 256 pixels.
+        overwrite: replace files.
+        keep_all: hold on to all pictures, for the contact sheet.
+    """
+
+    pipeline: Pipeline
+    settings: SamplingSettings
+    samples: Sequence[Sample]
+    outputs: Outputs
+    scale: int | None
+    overwrite: bool
+    keep_all: bool
+    files: list[Path] = field(default_factory=list)
+    documents: list[dict[str, Any]] = field(default_factory=list)
+    kept: list[Result] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        from ..pictures import auto_scale
+
+        self.scale = self.scale or auto_scale(self.pipeline.size)
+        self.common = self.pipeline.metadata(self.settings) | {"scale": self.scale, "filter": "lanczos"}
+        if self.scale == 1:
+            del self.common["filter"]
+
+    def write(self, result: Result) -> None:
+        """Write one picture."""
+        from ..pictures import enlarge
+        from ..pipeline import describe
+        from ..writers import write_png
+
+        own = result.metadata | self.common
+        picture = enlarge(result.image, self.common["scale"])
+        path = self.outputs.paths[len(self.documents)]
+        path = write_png(path, picture, own, describe(own), overwrite=self.overwrite)
+        self.files.append(path)
+        about = {key: value for key, value in result.metadata.items() if key not in self.common}
+        self.documents.append({"file": str(path), **about})
+        if self.keep_all or len(self.kept) < SHOWN:
+            self.kept.append(result)
+
+    def write_frontier(self, kind: FrontierFormat, mode: FrontierMode, console: Console) -> None:
+        """Write the frontier crossing the first samples."""
+        from .. import frontier
+        from ..writers import write_gif, write_mp4, write_png
+
+        order, shown = self.pipeline.order, self.kept[:SHOWN]
+        images, partials = [result.image for result in shown], None
+        if mode == "decode":
+            with console.progress("decoding the frontier of", len(order.steps)) as advance:
+                partials = []
+                for pictures in self.pipeline.partials([result.tokens for result in shown]):
+                    partials.append(pictures)
+                    advance(note="steps")
+        path = self.outputs.companions[0]
+        about = self._about_all() | {"frontier": {"format": kind.value, "mode": mode.value}}
+        if kind == "png":
+            strip = frontier.filmstrip(order, images, partials)
+            path = write_png(path, strip, about, "", overwrite=self.overwrite)
+        elif kind == "gif":
+            frames = frontier.run_frames(order, images, partials)
+            path = write_gif(path, frames, about, overwrite=self.overwrite)
+        else:
+            frames = frontier.run_frames(order, images, partials)
+            path = write_mp4(path, frames, about, hold_seconds=2, overwrite=self.overwrite)
+        self.files.append(path)
+
+    def write_sheet(self) -> None:
+        """Write all pictures on one sheet, a row for each class where that looks well."""
+        from ..pictures import contact_sheet, enlarge
+        from ..writers import write_png
+
+        pictures = [enlarge(result.image, self.common["scale"]) for result in self.kept]
+        sheet = contact_sheet(pictures, rows=len({sample.entry for sample in self.samples}))
+        about = self._about_all() | {"contact_sheet": True}
+        self.files.append(write_png(self.outputs.companions[-1], sheet, about, "", overwrite=self.overwrite))
+
+    def document(self, seconds: dict[str, float]) -> dict[str, Any]:
+        """The run as ``--json`` prints it."""
+        from ..writers import SCHEMA
+
+        return {
+            "schema": SCHEMA,
+            "files": [str(path) for path in self.files],
+            **self.common,
+            "samples": self.documents,
+            "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
+        }
+
+    def summary(self, total: float) -> str:
+        """One line about the run."""
+        first, last, order = self.samples[0], self.samples[-1], self.pipeline.order
+        made = str(first.entry) if len(self.samples) == 1 else f"{len(self.samples)} pictures"
+        seeds = f"seed {first.seed}" if first.seed == last.seed else f"seeds {first.seed} to {last.seed}"
+        return f"{made}, {seeds}: {len(order.steps)} steps instead of {order.cells}, {total:.1f} s"
+
+    def _about_all(self) -> dict[str, Any]:
+        """Metadata of what shows several samples: classes by ids, and the seeds that each has."""
+        first, last = self.samples[0].seed, self.samples[-1].seed
+        num = last - first + 1
+        classes = [sample.entry.id for sample in self.samples[::num]]
+        return self.common | {"classes": classes, "seed": first, "num": num}

@@ -1,0 +1,71 @@
+"""Where and how precisely a model runs, and what it means to run out of memory there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from .errors import MemoryLimitError, UsageError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of that name; ``auto`` is the first there is of cuda, mps and cpu.
+
+    Raises:
+        UsageError: unknown, or not present here.
+    """
+    present = ["cpu"]
+    if torch.backends.mps.is_available():
+        present.insert(0, "mps")
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    present = ["cuda"] * (cards > 0) + [f"cuda:{k}" for k in range(cards) if cards > 1] + present
+    if name == "auto":
+        return torch.device(present[0])
+    if name not in present and not (name == "cuda:0" and cards == 1):
+        raise UsageError(f"There is no device {name[:40]!r} here.", f"Choose auto or {' or '.join(present)}.")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The number format of that name; ``auto`` is bfloat16 where the device computes with it, else float32.
+
+    Raises:
+        UsageError: not one of ``DTYPES``.
+    """
+    if name == "auto":
+        return torch.bfloat16 if _has_bfloat16(device) else torch.float32
+    if name not in DTYPES:
+        raise UsageError(f"There is no dtype {name[:40]!r}.", f"Choose auto or {' or '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":  # the probes of processors are young and differ between releases of torch
+        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, probe, bool)() for probe in probes)
+    return False
+
+
+#: In messages of RuntimeErrors: the allocators of cuda and mps, of the CPU, and of oneDNN.
+_SHORTAGE = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "create a memory")
+
+
+@contextmanager
+def memory_guard(hint: str) -> Iterator[None]:
+    """Turn the many ways of running out of memory into one error.
+
+    Raises:
+        MemoryLimitError: in place of torch's or Python's own.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in _SHORTAGE):
+            raise
+        raise MemoryLimitError("There is not enough memory for this run.", hint) from error

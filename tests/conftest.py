@@ -1,0 +1,57 @@
+"""Small models, made once a session: what they draw means nothing, but everything about them works."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from narcli.checkpoints import save_model
+from narcli.classes import load_table
+from narcli.models.transformer import NARTransformer, TransformerConfig
+from narcli.models.vq import VQConfig, VQTokenizer
+
+DATA = Path(__file__).with_name("data")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A narcli folder: emoji classes, 4x4 grid, pictures of 8 pixels, random weights."""
+    torch.manual_seed(0)
+    sizes = TransformerConfig(
+        grid=(4, 4),
+        dim=64,
+        layers=2,
+        heads=2,
+        vocab_size=96,
+        ffn_dim=128,
+        num_classes=len(load_table("emoji")),
+    )
+    transformer = NARTransformer(sizes)
+    transformer.init_weights(std=0.3)
+    for head in transformer.heads.values():  # otherwise zero, and every token as likely as any other
+        torch.nn.init.normal_(head.output.weight, std=0.3)
+    vq = VQTokenizer(VQConfig(32, (1, 1), 1, 32, codebook_size=96))
+    return save_model(
+        tmp_path_factory.mktemp("models") / "tiny",
+        transformer=transformer,
+        tokenizer=vq,
+        classes="emoji",
+        defaults={"cfg_scale": 1.5, "top_k": 50},
+    )
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory):
+    """(model, tokenizer): released files with random weights, a config.json beside the model."""
+    folder = tmp_path_factory.mktemp("golden")
+    sizes = json.loads((DATA / "c2i.json").read_text())
+    (folder / "config.json").write_text(json.dumps({key: sizes[key] for key in ("grid", "n_head")}))
+    shutil.copy(DATA / "c2i.pt", folder)
+    (folder / "vq").mkdir()
+    content = torch.load(DATA / "vq.pt", weights_only=True)
+    codes = content["model"]["quantize.embedding.weight"]
+    content["model"]["quantize.embedding.weight"] = codes[: sizes["vocab_size"]].clone()
+    torch.save(content, folder / "vq" / "vq.pt")
+    return folder / "c2i.pt", folder / "vq" / "vq.pt"
