@@ -8,8 +8,8 @@ names the code points and frame of each:
 
 - ``DATA/pictures``: every static picture, and 16 frames spread over each animation without skin tone;
 - ``DATA/heldout``: one frame of each of these animations, half way between two of the 16;
-- ``DATA/emoji``: the classes of ``narcli/classes/emoji.tsv`` with ``labels.npy``: the static picture and the
-  16 frames of an animated class, or 16 copies, shifted and scaled a little, of one that does not move.
+- ``DATA/emoji``: the classes of ``narcli/classes/emoji.tsv`` with ``labels.npy``, five pictures each: the static
+  one, and four frames spread over the animation or, where there is none, four copies shifted and scaled a little.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import numpy as np
 from PIL import Image
 
 SIZE = 128
-FRAMES = 16
+FRAMES = 16  # of an animation, for the tokenizer
+VARIANTS = 5  # pictures a class, for the transformer
 SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 
 
@@ -108,9 +109,11 @@ def classes(data: Path, table: Path) -> None:
     with table.open(encoding="utf-8") as file:
         for label, row in enumerate(csv.DictReader(file, delimiter="\t")):
             stem = row["code_points"]
-            found = [images[i] for i in places[stem]]
-            if len(found) == 1:
-                found += [shifted(found[0], rng) for _ in range(FRAMES)]
+            static, *moving = (images[i] for i in places[stem])
+            if moving:  # the first frame is much like the static picture
+                found = [static] + [moving[i * FRAMES // VARIANTS] for i in range(1, VARIANTS)]
+            else:
+                found = [static] + [shifted(static, rng) for _ in range(1, VARIANTS)]
             chosen += found
             labels += [label] * len(found)
             items += [(stem, str(i)) for i in range(len(found))]

@@ -61,7 +61,7 @@ def generate(
     guided = settings.guided(0)
     rows = model.condition(condition)
     if guided:
-        rows = torch.cat([rows, model.condition.unconditional(condition)])  # type: ignore[operator]
+        rows = torch.cat([rows, model.condition.unconditional(condition)])
         padding = None if padding is None else padding.repeat(2, 1)
     cache = Cache(model, len(rows), padding)
     hidden = model.prefill(rows, cache)

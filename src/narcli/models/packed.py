@@ -25,13 +25,20 @@ class PackedLinear(nn.Module):
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out), in the weight's dtype."""
+        """(..., in) -> (..., out), in the weight's dtype; a row's result depends on no other row."""
+        rows = x.flatten(0, -2)
+        if len(rows) <= ROWS:
+            return self._multiply(x)
+        # In bfloat16 oneDNN sums in another order for more rows, and samples would depend on the batch.
+        return torch.cat([self._multiply(part) for part in rows.split(ROWS)]).unflatten(0, x.shape[:-1])
+
+    def _multiply(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
         return out
 
 
 def pack(model: nn.Module) -> nn.Module:
-    """Replace the linear layers of ``model`` by packed ones, in place, where the machine has them.
+    """Replace the (bias-free) linear layers of ``model`` by packed ones, in place, where the machine can.
 
     The plain weights are let go one by one, so memory hardly grows. A packed model cannot be trained, saved
     or moved to another device.
@@ -39,7 +46,7 @@ def pack(model: nn.Module) -> nn.Module:
     for name, child in model.named_children():
         if not isinstance(child, nn.Linear):
             pack(child)
-        elif child.bias is None and child.weight.device.type == "cpu" and can_pack(child.weight.dtype):
+        elif child.weight.device.type == "cpu" and can_pack(child.weight.dtype):
             setattr(model, name, PackedLinear(child.weight.detach()))
     return model
 

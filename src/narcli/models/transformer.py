@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -104,10 +104,15 @@ class NARTransformer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=std)
-        for head in self.heads.values():
-            nn.init.zeros_(head.output.weight)  # type: ignore[arg-type, union-attr]
+        for head in self.ordered_heads:
+            nn.init.zeros_(head.output.weight)
         if self.config.position == "absolute":
             nn.init.normal_(self.position_embedding, std=std)
+
+    @property
+    def ordered_heads(self) -> list[Head]:
+        """The heads from the trunk up."""
+        return [cast(Head, self.heads[name]) for name in self.config.order.heads]
 
     def prefill(self, condition: Tensor, cache: Cache) -> Tensor:
         """Read the condition.
@@ -171,7 +176,7 @@ class NARTransformer(nn.Module):
             conditional, unconditional = chosen.chunk(2)
             chosen = unconditional + scale * (conditional - unconditional)
         chosen = chosen.to(hidden.dtype)
-        logits = [head.output(chosen[:, :, k]).float() for k, head in enumerate(self.heads.values())]  # type: ignore[union-attr, operator]
+        logits = [head.output(chosen[:, :, k]).float() for k, head in enumerate(self.ordered_heads)]
         return sum(logits[1:], logits[0])
 
     def forward_train(self, condition: Tensor, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
@@ -198,12 +203,12 @@ class NARTransformer(nn.Module):
         for index, layer in enumerate(self.layers):
             x = layer.forward_train(x, rotary, mask)
             if (head := index + 1 - self.config.layers) >= 0:
-                normed = self.heads[self.config.order.heads[head]].norm(x)  # type: ignore[operator]
+                normed = self.ordered_heads[head].norm(x)
                 sources = plan.train_sources[:, head].to(x.device)
                 weights = plan.train_weights[:, head, None].to(x.device, x.dtype)
                 states.append(normed[:, sources] * weights)
         # One product for all heads: hidden states side by side times weights side by side.
-        weight = torch.cat([head.output.weight for head in self.heads.values()], 1)  # type: ignore[union-attr, arg-type]
+        weight = torch.cat([head.output.weight for head in self.ordered_heads], 1)
         return F.linear(torch.cat(states, 2), weight)
 
     def _through(
@@ -214,7 +219,7 @@ class NARTransformer(nn.Module):
         for index, layer in enumerate(self.layers):
             x = layer.decode(x, rotary, cache, index, mask)
             if (head := index + 1 - self.config.layers) >= 0:
-                states.append(self.heads[self.config.order.heads[head]].norm(x))  # type: ignore[operator]
+                states.append(self.ordered_heads[head].norm(x))
         cache.length += x.shape[1]
         return torch.stack(states, 2)
 

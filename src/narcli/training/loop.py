@@ -114,7 +114,7 @@ def train(
     )
     average = {name: p.detach().clone() for name, p in model.named_parameters()}
     step = resume(folder / "state.pt", model, optimizer, average, settings)
-    parameters = list(model.parameters())
+    parameters: list[Tensor] = list(model.parameters())
     started, since = time.monotonic(), step
     shown: dict[str, float] = {}
     shows = {"unit": "step", "disable": quiet or None, "dynamic_ncols": True}
@@ -125,7 +125,7 @@ def train(
                 group["lr"] = settings.rate(step)
             with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
                 loss, figures = loss_of(step)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(parameters, settings.clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,171 @@
+"""``narcli train``: tokenizers and transformers, from folders of pictures or prepared arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import UsageError
+from .console import Console
+from .options import Json, Quiet
+
+app = typer.Typer(help="Train a tokenizer, then a NAR model on its tokens.", no_args_is_help=True)
+
+Data = Annotated[
+    Path,
+    typer.Argument(
+        help="Folder of pictures (class/name.png), or with images.npy (uint8, N x H x W x 3) and labels.npy."
+    ),
+]
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", help="Folder of the run: goes on where it stopped; the result is its 'model'."
+    ),
+]
+Size = Annotated[int | None, typer.Option(min=8, help="Side of the pictures in pixels; needed for files.")]
+Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps in all.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures a step.")]
+LearningRate = Annotated[float, typer.Option(min=0.0, help="Peak learning rate; a cosine takes it to zero.")]
+SaveEvery = Annotated[int, typer.Option(min=1, help="Steps between checkpoints and sample sheets.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of weights, data order, augmentation and dropout.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Use torch.compile: slow to start, then faster.")]
+
+
+@app.command()
+def tokenizer(
+    data: Data,
+    output: Output,
+    size: Size = None,
+    steps: Steps = 10_000,
+    batch_size: BatchSize = 16,
+    learning_rate: LearningRate = 8e-4,
+    channels: Annotated[int, typer.Option(min=32, help="At the highest resolution, a multiple of 32.")] = 64,
+    multipliers: Annotated[
+        str, typer.Option(help="Of the channels, one a level; all levels but the last halve.")
+    ] = "1,1,2",
+    blocks: Annotated[int, typer.Option(min=1, help="Residual blocks a level.")] = 1,
+    patch: Annotated[int, typer.Option(min=1, help="Side in pixels of the patches stacked as channels.")] = 2,
+    codes: Annotated[int, typer.Option(min=2, help="Codebook size.")] = 4096,
+    heldout: Annotated[Path | None, typer.Option(help="Pictures to measure the PSNR on at the end.")] = None,
+    save_every: SaveEvery = 500,
+    seed: Seed = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a VQ image tokenizer: L1, L2, gradient and quantisation losses; dead codes are re-seeded."""
+    if channels % 32:
+        raise UsageError(f"--channels is {channels}, expected a multiple of 32 (normalisation groups).")
+    levels = whole_numbers(multipliers, "--multipliers", "1,1,2")
+    from ..checkpoints import save_model
+    from ..models.vq import VQConfig
+    from ..training.data import load_pictures
+    from ..training.loop import TrainSettings
+    from ..training.tokenizer import psnr, train_tokenizer
+
+    config = VQConfig(channels, levels, blocks, channels * levels[-1], codes, patch=patch)
+    pictures = load_pictures(data, size)
+    for side in pictures.images.shape[1:3]:
+        if side % config.downsampling:
+            raise UsageError(
+                f"The pictures are {side} pixels wide or high, not a multiple of {config.downsampling}.",
+                "Choose another --size, or fewer --multipliers.",
+            )
+    compared = load_pictures(heldout, pictures.images.shape[1]) if heldout else None
+    settings = TrainSettings(
+        steps=steps, batch_size=batch_size, learning_rate=learning_rate, weight_decay=0.01, ema=0.998,
+        save_every=save_every, seed=seed, compile=False,
+    )  # fmt: skip
+    model = train_tokenizer(pictures, config, settings, output, quiet)
+    folder = save_model(output / "model", tokenizer=model, overwrite=True)
+    figures = {"heldout_psnr_db": round(float(psnr(model, compared).mean()), 3)} if compared else {}
+    report(Console(quiet), folder, as_json, figures)
+
+
+@app.command()
+def nar(
+    data: Data,
+    output: Output,
+    tokenizer: Annotated[Path, typer.Option(help="A trained tokenizer: a narcli folder.")],
+    size: Size = None,
+    steps: Steps = 10_000,
+    batch_size: BatchSize = 32,
+    learning_rate: LearningRate = 1e-3,
+    dim: Annotated[int, typer.Option(min=8, help="Width of the model.")] = 320,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of the trunk; the second head adds one.")] = 6,
+    heads: Annotated[
+        int, typer.Option(min=1, help="Attention heads, each a multiple of 4 wide.")
+    ] = 5,
+    dropout: Annotated[float, typer.Option(min=0, max=0.9, help="Token, attention and FFN dropout.")] = 0.1,
+    classes: Annotated[str | None, typer.Option(help="Class table of the labels, such as emoji.")] = None,
+    save_every: SaveEvery = 500,
+    seed: Seed = 0,
+    compile: Compile = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a class-conditional NAR transformer with teacher forcing."""
+    if dim % heads or dim // heads % 4:
+        raise UsageError(
+            f"--dim {dim} with --heads {heads} gives heads of width {dim / heads:g}.",
+            "Expected a multiple of 4.",
+        )
+    from ..checkpoints import load_tokenizer, save_model
+    from ..classes import load_table
+    from ..models.transformer import TransformerConfig, ffn_dim
+    from ..training.data import load_pictures
+    from ..training.loop import TrainSettings
+    from ..training.nar import tokenize, train_nar
+
+    pictures = load_pictures(data, size)
+    if pictures.labels is None:
+        raise UsageError(
+            f"The pictures in {str(data)!r} have no classes.", "Put them into folders named by class."
+        )
+    names = len(load_table(classes)) if classes else pictures.num_classes
+    if names < pictures.num_classes:
+        raise UsageError(f"The table {classes} has {names} classes, the labels {pictures.num_classes}.")
+    vq = load_tokenizer(tokenizer)
+    height, width = (side // vq.config.downsampling for side in pictures.images.shape[1:3])
+    config = TransformerConfig(
+        (height, width), dim, layers, heads, vq.config.codebook_size, ffn_dim(dim, 64), num_classes=names
+    )
+    settings = TrainSettings(
+        steps=steps, batch_size=batch_size, learning_rate=learning_rate,
+        save_every=save_every, seed=seed, compile=compile,
+    )  # fmt: skip
+    output.mkdir(parents=True, exist_ok=True)
+    tokens = tokenize(pictures, vq, output / "tokens.npy")
+    import torch
+
+    model = train_nar(tokens, torch.as_tensor(pictures.labels), vq, config, settings, output, dropout, quiet)
+    table = classes or list(pictures.names) or None
+    defaults = {"cfg_scale": 2.0}
+    folder = save_model(
+        output / "model", transformer=model, tokenizer=vq, classes=table, defaults=defaults, overwrite=True
+    )
+    report(Console(quiet), folder, as_json, {})
+
+
+def whole_numbers(text: str, option: str, example: str) -> tuple[int, ...]:
+    """``"1,2,4"`` -> ``(1, 2, 4)``.
+
+    Raises:
+        UsageError: when it is not that.
+    """
+    parts = text.split(",")
+    if not all(part.strip().isascii() and part.strip().isdigit() and int(part) for part in parts):
+        raise UsageError(f"{option} is {text!r}, expected whole numbers such as {example}.")
+    return tuple(map(int, parts))
+
+
+def report(console: Console, folder: Path, as_json: bool, figures: dict[str, float]) -> None:
+    """Print where the result is, and what was measured."""
+    if as_json:
+        console.json({"model": str(folder), **figures})
+        return
+    for name, value in figures.items():
+        console.note(f"{name}: {value}")
+    console.result(folder)
