@@ -7,7 +7,6 @@ no error while the files are in the cache. Offline, or for a pinned commit that 
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,8 +17,6 @@ from pathlib import Path, PurePosixPath
 from .configs import CONFIG, MODEL, TOKENIZER, read_config, weights_in
 from .errors import HubError, NarError
 from .registry import Model, complete
-
-TIMEOUT = 10.0  # seconds without an answer until the Hub counts as not reachable
 
 
 @dataclass(frozen=True)
@@ -155,22 +152,25 @@ def explain(error: Exception, model: Model, revision: str | None = None, file: s
         return explain(cause, model, revision, file)  # the client's "not in the cache either"
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
+    headers = getattr(response, "headers", {})
     if isinstance(error, errors.GatedRepoError):
         return HubError(
             f"{repo} is gated: its owners ask you to accept their terms.", f"Visit {page}. {login}."
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return HubError(f"{repo} has no revision {revision or 'main'!r}.", f"See {page}/commits")
-    if isinstance(error, errors.EntryNotFoundError):
+    if isinstance(error, errors.EntryNotFoundError) or (status == 404 and file):
         return HubError(f"{repo} has no file {file}{_at(revision)}.", f"See {page}/tree/{revision or 'main'}")
-    if isinstance(error, errors.RepositoryNotFoundError) or status == 404:
+    # Without a token the Hub answers 401 for what does not exist, too.
+    unknown = status == 401 and "Invalid credentials" not in headers.get("x-error-message", "")
+    if isinstance(error, errors.RepositoryNotFoundError) or status == 404 or unknown:
         return HubError(f"The Hub has no repository {repo}, or it is private.", f"See {page}. {login}.")
     if status == 401:
         return HubError("The Hub did not accept your token.", f"{login}.")
     if status == 403:
         return HubError(f"The Hub gives no access to {repo}.", f"Ask for it on {page}. {login}.")
     if status == 429:
-        wait = str(getattr(response, "headers", {}).get("retry-after", ""))
+        wait = str(headers.get("retry-after", ""))
         when = f"in {wait} seconds" if wait.isdecimal() and len(wait) < 6 else "in a few minutes"
         return HubError("The Hub is asked too often from here.", f"Try again {when}. {login}.")
     if status is not None:
@@ -201,9 +201,10 @@ def explain(error: Exception, model: Model, revision: str | None = None, file: s
 
 def _list_files(repo: str, revision: str) -> tuple[str | None, Mapping[str, int | None]]:
     """The commit of a revision, and the size in bytes of each file where the Hub tells it."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
-    info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT)
+    timeout = constants.HF_HUB_ETAG_TIMEOUT  # 10 seconds, or what the environment says
+    info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=timeout)
     return info.sha, {file.rfilename: file.size for file in info.siblings or []}
 
 
@@ -215,8 +216,7 @@ def _download(repo: str, name: str, revision: str, commit: str | None, size: int
     path = Path(found) if isinstance(found, str) else None
     damaged = path is not None and size is not None and path.stat().st_size != size
     if path is None or damaged or _commit(path) != commit:
-        file = hf_hub_download(repo, name, revision=revision, etag_timeout=TIMEOUT, force_download=damaged)
-        path = Path(file)
+        path = Path(hf_hub_download(repo, name, revision=revision, force_download=damaged))
     if size is not None and path.stat().st_size != size:
         raise HubError(
             f"{name} of {repo} has {path.stat().st_size:,} bytes, the Hub says {size:,}.",
@@ -261,20 +261,20 @@ def _some(names: list[str]) -> str:
 @contextmanager
 def _quiet(progress: bool) -> Iterator[None]:
     """No chatter of the client, and bars only where wanted; as it was afterwards."""
+    from huggingface_hub.utils import logging
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
         disable_progress_bars,
         enable_progress_bars,
     )
 
-    logger = logging.getLogger("huggingface_hub")
-    level, silence = logger.level, not progress and not are_progress_bars_disabled()
-    logger.setLevel(logging.ERROR)
+    level, silence = logging.get_verbosity(), not progress and not are_progress_bars_disabled()
+    logging.set_verbosity_error()
     if silence:
         disable_progress_bars()
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logging.set_verbosity(level)
         if silence:
             enable_progress_bars()

@@ -129,7 +129,7 @@ def resolve(name: str | Path, kind: str | None) -> Model:
             raise NarError(
                 f"The built-in model {model.name} is not part of this installation.", "Install narcli again."
             )
-    elif (path := Path(text).expanduser()).exists():
+    elif path := _existing(text):
         model = Model(path.stem if path.is_file() else path.resolve().name, kind or "image", path=path)
     elif _is_path(text):
         raise UsageError(
@@ -178,6 +178,14 @@ def has_own_tokenizer(path: Path) -> bool:
     """Whether a local model is a narcli folder that brings its tokenizer."""
     folder = path.parent if path.name == MODEL else path
     return (folder / TOKENIZER).is_file()
+
+
+def _existing(text: str) -> Path | None:
+    try:
+        path = Path(text).expanduser()
+        return path if text and path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, no such user
+        return None
 
 
 def _is_path(text: str) -> bool:

@@ -1,0 +1,111 @@
+"""A small server that speaks as much of the Hub's protocol as its client needs."""
+
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "c0ffee" * 6 + "c0de"
+
+
+class HubServer:
+    """Serves ``repos[name][file] -> bytes`` and misbehaves on request.
+
+    ``status`` answers everything with that status, and ``code`` as the Hub's X-Error-Code; ``status_of`` does
+    so for paths that contain the key. ``cut`` sends that share of a file and closes, ``cuts`` times. ``lie``
+    adds to the sizes told, ``hang`` is in seconds.
+    """
+
+    def __init__(self, repos):
+        self.repos, self.commit = repos, COMMIT
+        self.status, self.code, self.headers = 0, "", {}
+        self.status_of, self.cut, self.cuts, self.lie, self.hang = {}, 1.0, 10**9, 0, 0.0
+        self.requests = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_):
+                pass
+
+            def do_HEAD(self):
+                self.answer(body=False)
+
+            def do_GET(self):
+                self.answer(body=True)
+
+            def answer(self, body):
+                path = unquote(urlsplit(self.path).path)
+                outer.requests.append((self.command, path, {k.lower(): v for k, v in self.headers.items()}))
+                if outer.hang:
+                    threading.Event().wait(outer.hang)
+                status = next((s for part, s in outer.status_of.items() if part in path), outer.status)
+                if status:
+                    return self.send(status, b"", {"X-Error-Code": outer.code} | outer.headers)
+                if path.startswith("/api/models/"):
+                    repo, _, revision = path.removeprefix("/api/models/").partition("/revision/")
+                    return self.info(repo, revision or "main", body)
+                repo, _, rest = path[1:].partition("/resolve/")
+                revision, _, name = rest.partition("/")
+                return self.file(repo, revision, name, body)
+
+            def info(self, repo, revision, body):
+                if repo not in outer.repos:
+                    return self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
+                if revision not in ("main", outer.commit):
+                    return self.send(404, b"", {"X-Error-Code": "RevisionNotFound"})
+                files = [
+                    {
+                        "rfilename": name,
+                        "size": len(data) + outer.lie,
+                        "blobId": hashlib.sha1(data).hexdigest(),
+                    }
+                    for name, data in outer.repos[repo].items()
+                ]
+                content = {"id": repo, "modelId": repo, "sha": outer.commit, "siblings": files, "tags": []}
+                content |= {"private": False, "downloads": 0}
+                return self.send(
+                    200, json.dumps(content).encode(), {"Content-Type": "application/json"}, body
+                )
+
+            def file(self, repo, revision, name, body):
+                data = outer.repos.get(repo, {}).get(name)
+                if data is None:
+                    code = "EntryNotFound" if repo in outer.repos else "RepoNotFound"
+                    return self.send(404, b"", {"X-Error-Code": code})
+                headers = {
+                    "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
+                    "X-Repo-Commit": outer.commit,
+                    "X-Linked-Size": str(len(data)),
+                    "Accept-Ranges": "bytes",
+                }
+                first = 0
+                if given := self.headers.get("Range"):
+                    first = int(given.removeprefix("bytes=").split("-")[0])
+                    headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
+                whole = outer.cut == 1 or outer.cuts <= 0
+                outer.cuts -= body
+                end = len(data) if whole else int(len(data) * outer.cut)
+                return self.send(206 if first else 200, data[first:], headers, body, max(0, end - first))
+
+            def send(self, status, data, headers, body=True, end=None):
+                self.send_response(status)
+                for key, value in headers.items():
+                    if value:
+                        self.send_header(key, value)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                if body:
+                    self.wfile.write(data[:end])
+                    self.close_connection = end is not None and end < len(data)
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()

@@ -1,0 +1,125 @@
+"""Class tables: what ids and names mean for a model."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import narcli
+from narcli.classes import TABLES, load_table, table_for
+from narcli.errors import UsageError
+
+EMOJI, IMAGENET, UCF = (load_table(name) for name in TABLES)
+
+
+def refused(table, text):
+    with pytest.raises(UsageError) as caught:
+        table.lookup(text)
+    return f"{caught.value.message} {caught.value.hint}"
+
+
+def test_the_emoji_table_stands_for_at_least_400_imagenet_classes_and_has_400_of_its_own():
+    ids = [id for row in EMOJI.rows for id in row.ids]
+    assert len(ids) == len(set(ids)) and len(EMOJI) >= 400
+    assert sum(id < 1000 for id in ids) >= 400
+    assert all(row.ids and row.emoji and row.names[0] for row in EMOJI.rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "id", "stands_for"),
+    [
+        ("207", "dog", 207, "golden retriever"),
+        (" 207 ", "dog", 207, "golden retriever"),
+        ("golden retriever", "dog", 207, "golden retriever"),
+        ("Golden_Retriever", "dog", 207, "golden retriever"),
+        ("292", "tiger", 292, "tiger"),
+        ("dog", "dog", None, None),
+        ("🐕", "dog", None, None),
+        ("1003", "heart-eyes face", 1003, None),
+        ("heart eyes FACE", "heart-eyes face", 1003, None),
+    ],
+)
+def test_ids_and_names_of_imagenet_lead_to_the_emoji_that_stands_for_them(text, name, id, stands_for):
+    entry = EMOJI.lookup(text)
+    assert (entry.name, entry.stands_for) == (name, stands_for)
+    assert EMOJI.rows[entry.label].names[0] == name
+    assert id is None or entry.id == id
+    assert entry.emoji == EMOJI.rows[entry.label].emoji
+
+
+def test_own_names_win_over_imagenet_names():
+    for row in EMOJI.rows:
+        assert EMOJI.lookup(row.names[0]).stands_for is None
+
+
+def test_imagenet_has_ids_names_and_synonyms():
+    assert IMAGENET.lookup("207").name == "golden retriever" and IMAGENET.lookup("207").label == 207
+    assert IMAGENET.lookup("Tinca tinca").label == 0
+    assert len(IMAGENET) == 1000 and all(IMAGENET.lookup(str(id)).label == id for id in range(1000))
+
+
+@pytest.mark.parametrize(("name", "ids"), [("crane", "134 and 517"), ("maillot", "638 and 639")])
+@pytest.mark.parametrize("table", [IMAGENET, EMOJI])
+def test_ambiguous_names_list_their_ids(table, name, ids):
+    assert ids in refused(table, name)
+
+
+def test_ucf101_names_are_found_however_they_are_written():
+    assert UCF.lookup("0").name == "ApplyEyeMakeup" == UCF.lookup("apply eye makeup").name
+    assert UCF.lookup("yo yo!").name == "YoYo"
+    assert len(UCF) == 101 and UCF.lookup("100").label == 100
+
+
+@pytest.mark.parametrize(
+    ("table", "text", "expected"),
+    [
+        (EMOJI, "goldn retriver", "golden retriever"),
+        (EMOJI, "5", "electric ray"),
+        (EMOJI, "5", "Nearest ids: 3"),
+        (EMOJI, "espresso maker", "ImageNet's espresso maker"),
+        (EMOJI, "5000", "1210"),
+        (EMOJI, "9" * 50, "There is no class"),
+        (EMOJI, "", "narcli classes"),
+        (EMOJI, "-1", "There is no class '-1'"),
+        (IMAGENET, "1000", "999"),
+        (IMAGENET, "corgi", "corgi"),
+        (load_table(["red", "blue"]), "rad", "red"),
+    ],
+)
+def test_unknown_classes_are_errors_that_suggest_the_nearest(table, text, expected):
+    assert expected in refused(table, text)
+
+
+def test_lists_mix_ids_and_names():
+    entries = EMOJI.parse_classes("207, cat,1003")
+    assert [entry.name for entry in entries] == ["dog", "cat", "heart-eyes face"]
+    for text in ("", "207,", ",", "dog,,cat"):
+        with pytest.raises(UsageError, match="empty class"):
+            EMOJI.parse_classes(text)
+
+
+def test_search_finds_own_names_synonyms_and_what_they_stand_for():
+    found = EMOJI.search("retriever")
+    assert [entry.id for entry in found] == [205, 206, 207, 208, 209]
+    assert {entry.name for entry in found} == {"dog"} and found[2].stands_for == "golden retriever"
+    assert [entry.id for entry in IMAGENET.search("tinca")] == [0]
+    assert IMAGENET.search("tinca")[0].stands_for == "Tinca tinca"
+    assert EMOJI.search("") == [] and EMOJI.search("qqqq") == []
+    assert any(entry.name == "dog" for entry in EMOJI.search("🐕"))
+
+
+def test_tables_of_names_and_of_numbers():
+    table = load_table(["red", "blue"])
+    assert table.lookup("blue").label == table.lookup("1").label == 1
+    assert table_for(1000).name == "imagenet1k" and table_for(101, "video").name == "ucf101"
+    assert table_for(101).lookup("7").name == "class 7"
+    with pytest.raises(UsageError, match="no class table"):
+        load_table("birds")
+
+
+def test_class_tables_do_not_import_torch():
+    modules = "narcli.classes, narcli.registry, narcli.hub, narcli.configs, narcli.cli"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'huggingface_hub' in sys.modules)"
+    path = str(Path(narcli.__file__).parents[1])
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": path}, check=False).returncode == 0

@@ -1,0 +1,287 @@
+"""Fetching through the real client of the Hub, against a local server."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import narcli
+from hub_server import COMMIT, HubServer
+from narcli.errors import HubError
+from narcli.hub import choose
+from narcli.registry import Model
+
+DATA = Path(__file__).parent / "data"
+WEIGHTS = (DATA / "c2i.pt").read_bytes()
+CONFIG = (DATA / "c2i.json").read_bytes()
+
+# The client reads its settings at import, so each case runs in a process of its own.
+FETCH = """
+import json, sys
+from narcli.errors import NarError
+from narcli.hub import cached, fetch
+from narcli.registry import resolve
+name, kind, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+try:
+    got = fetch(resolve(name, kind), **options)
+    print(json.dumps({"path": str(got.path), "commit": got.commit, "note": got.note, "grid": got.model.grid}))
+except NarError as error:
+    print(json.dumps({"error": error.message, "hint": error.hint, "code": error.exit_code}))
+"""
+
+
+@pytest.fixture
+def hub():
+    server = HubServer(
+        {
+            "me/one": {"last.pt": WEIGHTS, "README.md": b"hello"},
+            "me/sized": {"sub/last.pt": WEIGHTS, "sub/config.json": CONFIG},
+            "me/several": {"b.pt": WEIGHTS, "a.pth": WEIGHTS, "c.safetensors": b"x"},
+            "me/none": {"README.md": b"hello"},
+        }
+    )
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def fetch(hub, tmp_path):
+    def run(name="me/one", kind="image", environment=None, **options):
+        plain = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "XDG_"))}
+        given = {
+            "PYTHONPATH": str(Path(narcli.__file__).parents[1]),
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_ENDPOINT": hub.url,
+            "XDG_CONFIG_HOME": str(tmp_path / "config"),
+            "NO_PROXY": "*",
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", FETCH, name, kind, json.dumps(options)],
+            capture_output=True,
+            text=True,
+            env=plain | given | (environment or {}),
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""  # nothing but results, and no bars into a pipe
+        said = json.loads(done.stdout)
+        if "error" in said:
+            assert said["hint"] and "Traceback" not in said["error"]
+        return said
+
+    return run
+
+
+def refused(said, expected, code=3):
+    assert said.get("code") == code, said
+    assert expected in f"{said['error']} {said['hint']}", said
+
+
+def paths(hub):
+    return [path for _, path, _ in hub.requests]
+
+
+# --- what goes well ------------------------------------------------------------------------------
+
+
+def test_the_only_weights_file_is_fetched_and_then_used_without_a_network(hub, fetch):
+    said = fetch()
+    assert Path(said["path"]).read_bytes() == WEIGHTS and Path(said["path"]).name == "last.pt"
+    assert said["commit"] == COMMIT and said["note"] == ""
+    assert not any("README" in path or "agent" in path for path in paths(hub))
+    hub.requests.clear()
+    assert fetch() == said
+    assert paths(hub) == ["/api/models/me/one/revision/main"]  # one short question, no second download
+    hub.requests.clear()
+    assert fetch(offline=True) == said
+    assert fetch(environment={"HF_HUB_OFFLINE": "1"}) == said
+    assert fetch(revision=COMMIT) == said
+    assert paths(hub) == []
+
+
+def test_without_a_network_the_copy_on_disk_is_used_and_said_to_be(hub, fetch):
+    fetch()
+    hub.close()
+    said = fetch()
+    assert Path(said["path"]).read_bytes() == WEIGHTS
+    assert "could not be reached" in said["note"] and "copy on this machine" in said["note"]
+
+
+@pytest.mark.parametrize("status", [401, 403, 429, 500, 503])
+def test_a_hub_that_refuses_is_no_error_while_the_files_are_here(hub, fetch, status):
+    path = fetch()["path"]
+    hub.status = status
+    said = fetch()
+    assert said["path"] == path and said["note"]
+
+
+def test_a_config_comes_along(hub, fetch):
+    said = fetch("me/sized")
+    assert Path(said["path"]).with_name("config.json").read_bytes() == CONFIG
+    assert fetch("me/sized", offline=True) == said
+
+
+def test_a_narcli_folder_is_fetched_whole(hub, fetch, tmp_path, tiny):
+    hub.repos["me/tiny"] = {path.name: path.read_bytes() for path in tiny.iterdir()}
+    said = fetch("me/tiny")
+    folder = Path(said["path"])
+    assert folder.is_dir() and said["grid"] == [4, 4]
+    assert {path.name for path in folder.iterdir()} == {path.name for path in tiny.iterdir()}
+    assert fetch("me/tiny", offline=True) == said
+    shutil.rmtree(tmp_path / "hf")
+    folder = Path(fetch("me/tiny", kind="image-tokenizer")["path"])
+    assert not (folder / "model.safetensors").exists() and (folder / "tokenizer.safetensors").exists()
+
+
+def test_a_named_file_of_several_is_fetched(hub, fetch):
+    assert Path(fetch("me/several/b.pt")["path"]).name == "b.pt"
+    refused(fetch("me/several/z.pt"), "has no file z.pt")
+
+
+def test_a_new_commit_is_fetched_and_a_pinned_one_stays(hub, fetch):
+    old = fetch()
+    hub.commit, hub.repos["me/one"]["last.pt"] = "d" * 40, WEIGHTS[:-1]
+    new = fetch()
+    assert new["commit"] == "d" * 40 and Path(new["path"]).read_bytes() == WEIGHTS[:-1]
+    assert fetch(revision=COMMIT) == old
+
+
+def test_a_damaged_copy_is_fetched_again(hub, fetch):
+    path = Path(fetch()["path"]).resolve()
+    path.write_bytes(WEIGHTS[:1000])
+    assert Path(fetch()["path"]).read_bytes() == WEIGHTS
+
+
+def test_the_token_is_sent_to_the_hub(hub, fetch):
+    fetch(environment={"HF_TOKEN": "hf_secret"})
+    assert all(headers.get("authorization") == "Bearer hf_secret" for _, _, headers in hub.requests)
+
+
+def test_a_dropped_connection_is_taken_up_again(hub, fetch):
+    hub.cut, hub.cuts = 0.5, 1
+    assert Path(fetch()["path"]).read_bytes() == WEIGHTS
+    assert [method for method, _, _ in hub.requests].count("GET") == 3  # the list, half, the rest
+
+
+# --- what goes wrong -----------------------------------------------------------------------------
+
+
+def test_offline_without_a_copy(hub, fetch):
+    refused(fetch(offline=True), "not on this machine")
+    refused(fetch(environment={"HF_HUB_OFFLINE": "1"}), "Fetch it once")
+    assert hub.requests == []
+
+
+def test_a_refused_connection_is_quick_and_clear(hub, fetch):
+    hub.close()
+    began = time.monotonic()
+    refused(fetch(), "could not be reached")
+    assert time.monotonic() - began < 12
+
+
+def test_a_hub_that_hangs_is_given_up_soon(hub, fetch):
+    hub.hang = 60
+    began = time.monotonic()
+    refused(fetch(environment={"HF_HUB_ETAG_TIMEOUT": "1"}), "could not be reached")  # 10 by default
+    assert time.monotonic() - began < 8
+
+
+def test_a_host_that_does_not_exist(fetch):
+    refused(fetch(environment={"HF_ENDPOINT": "http://hub.invalid"}), "http://hub.invalid could not be")
+
+
+def test_an_endpoint_that_is_not_a_hub(hub, fetch):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        other.close()
+        refused(fetch(environment={"HF_ENDPOINT": f"http://127.0.0.1:{port}"}), "could not be reached")
+    hub.repos = {}
+    hub.status = 200  # an empty page for everything, as behind a portal
+    refused(fetch(), "does not answer as the Hub does")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        (401, "", "no repository me/one, or it is private"),
+        (403, "GatedRepo", "is gated"),
+        (403, "", "gives no access to me/one"),
+        (404, "RepoNotFound", "no repository me/one"),
+        (404, "RevisionNotFound", "no revision 'main'"),
+        (404, "", "no repository me/one"),
+        (429, "", "asked too often"),
+        (500, "", "status 500"),
+        (503, "", "status 503"),
+    ],
+)
+def test_refusals_say_what_to_do(hub, fetch, status, code, expected):
+    hub.status, hub.code = status, code
+    refused(fetch(), expected)
+
+
+def test_a_wrong_token_is_named(hub, fetch):
+    hub.status = 401
+    hub.headers = {"X-Error-Message": "Invalid credentials in Authorization header"}
+    refused(fetch(environment={"HF_TOKEN": "hf_wrong"}), "did not accept your token")
+
+
+def test_how_long_to_wait_is_passed_on(hub, fetch):
+    hub.status, hub.headers = 429, {"Retry-After": "120"}
+    refused(fetch(), "in 120 seconds")
+
+
+def test_unknown_revisions(fetch):
+    refused(fetch(revision="v9"), "no revision 'v9'")
+    refused(fetch(revision="a" * 40), "no revision")
+
+
+def test_repositories_without_one_weights_file(fetch):
+    refused(fetch("me/none"), "has no weights file")
+    refused(fetch("me/several"), "a.pth, b.pt, c.safetensors")
+    refused(fetch("me/several"), "--model me/several/a.pth")
+
+
+def test_a_download_that_is_refused_in_the_middle(hub, fetch):
+    hub.status_of = {"/resolve/": 403}
+    refused(fetch(), "gives no access")
+    hub.status_of = {"/resolve/": 404}
+    refused(fetch(), "me/one")
+
+
+def test_a_body_that_stops_early_is_an_error_and_leaves_no_file(hub, fetch, tmp_path):
+    hub.cut = 0.5
+    said = fetch()
+    assert said["code"] == 3, said
+    assert not [p for p in (tmp_path / "hf").rglob("*") if p.name in ("last.pt",) or "incomplete" in p.name]
+    hub.cut = 1.0
+    assert Path(fetch()["path"]).read_bytes() == WEIGHTS
+
+
+def test_a_file_of_another_length_than_told(hub, fetch):
+    hub.lie = 10
+    refused(fetch(), "the Hub says")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_cache_that_cannot_be_written(fetch, tmp_path):
+    (tmp_path / "hf").mkdir(mode=0o500)
+    refused(fetch(), "HF_HOME", code=1)
+
+
+def test_a_cache_that_is_a_file(fetch, tmp_path):
+    (tmp_path / "hf").write_text("")
+    refused(fetch(), "HF_HOME", code=1)
+
+
+def test_names_that_leave_the_folder_are_not_files():
+    model = Model("x", "image", "a/b")
+    assert choose(model, ["../evil.pt", "/etc/x.pt", "good.pt"]) == ["good.pt"]
+    with pytest.raises(HubError):
+        choose(model, ["../evil.pt"])

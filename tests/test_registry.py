@@ -1,0 +1,183 @@
+"""What --model means, and which model is used where none is named."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from narcli import registry
+from narcli.errors import NarError, UsageError
+from narcli.registry import DEFAULT_KINDS, MODELS, Model, complete, default_model, resolve, set_default
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(autouse=True)
+def settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_settings_file", lambda: tmp_path / "config" / "models.json")
+    for kind in DEFAULT_KINDS:
+        monkeypatch.delenv(registry.variable(kind), raising=False)
+    return tmp_path / "config" / "models.json"
+
+
+def refused(name, kind):
+    with pytest.raises(UsageError) as caught:
+        resolve(name, kind)
+    return f"{caught.value.message} {caught.value.hint}"
+
+
+def test_there_is_a_row_for_every_released_model():
+    repos = {row.repo for row in MODELS.values() if row.repo}
+    assert repos == {
+        *(f"chenfeng1271/NAR-imagenet-256-{size}" for size in ("B", "L", "XXL")),
+        *(f"yefly/NAR-imagenet-256-{size}" for size in ("M", "XL")),
+        "yefly/NAR-XL-t2i-stage1",
+        "yefly/NAR-XL-t2i-stage2",
+        "chenfeng1271/NAR-ucf101-256-L",
+        "chenfeng1271/NAR-ucf101-256-LP",
+        "FoundationVision/LlamaGen",
+        "peizesun/llamagen_t2i",
+        "hywang66/LARP-L-long-tokenizer",
+    }
+    for row in MODELS.values():
+        assert row.name == row.name.lower() and row.kind in registry._KINDS
+        if row.repo and not row.kind.endswith("tokenizer"):
+            assert row.grid and MODELS[row.tokenizer].kind == (
+                "video-tokenizer" if row.kind == "video" else "image-tokenizer"
+            )
+
+
+def test_a_registry_name_goes_before_a_folder_of_that_name(tmp_path):
+    (tmp_path / "nar-b-256").mkdir()
+    assert resolve("NAR-B-256", "image") is MODELS["nar-b-256"]
+    assert resolve("./nar-b-256", "image").path == Path("nar-b-256")
+
+
+def test_repositories_and_files_in_them():
+    model = resolve("someone/a.model", "image")
+    assert (model.repo, model.file, model.kind) == ("someone/a.model", None, "image")
+    model = resolve("someone/thing/sub/last.pt", "video")
+    assert (model.repo, model.file, model.page) == (
+        "someone/thing",
+        "sub/last.pt",
+        "https://huggingface.co/someone/thing",
+    )
+
+
+def test_local_files(tmp_path):
+    (tmp_path / "runs").mkdir()
+    shutil.copy(DATA / "c2i.pt", tmp_path / "runs" / "last.pt")
+    model = resolve("runs/last.pt", "image")  # also looks like a repository
+    assert (model.name, model.path, model.repo) == ("last", Path("runs/last.pt"), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
+    [
+        ("nar-b", "image", "nar-b-256"),
+        ("emojis", "image", "Did you mean emoji"),
+        ("./none.pt", "image", "no file or folder"),
+        ("none.safetensors", "image", "no file or folder"),
+        ("runs/none.pt", "image", "no file or folder"),
+        ("a/../b", "image", "no model"),
+        ("", "image", "narcli models list"),
+        ("x" * 500, "image", "no model"),
+        ("https://huggingface.co/a/b", "image", "no model"),
+        ("nar-xl-t2i-256", "image", "narcli image --prompt"),
+        ("nar-l-ucf101", "text", "narcli video"),
+        ("vq16-c2i", "image", "--tokenizer"),
+        ("nar-b-256", "image-tokenizer", "not an image tokenizer"),
+    ],
+)
+def test_what_is_not_meant_is_explained(name, kind, expected):
+    assert expected in refused(name, kind)
+
+
+def test_a_folder_says_what_it_is(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    said = {
+        "format": "narcli.model/1",
+        "kind": "image",
+        "transformer": {"grid": [4, 4]},
+        "classes": ["a", "b"],
+        "defaults": {"cfg_scale": 2.5},
+    }
+    (folder / "config.json").write_text(json.dumps(said))
+    model = resolve(folder, "image")
+    assert (model.name, model.grid, model.classes) == ("mine", (4, 4), ("a", "b"))
+    assert model.defaults == {"cfg_scale": 2.5} and model.tokenizer is None
+    assert "images from classes" in refused(folder, "video")
+    (folder / "tokenizer.safetensors").touch()
+    assert resolve(folder, "image-tokenizer").kind == "image-tokenizer"
+    assert complete(Model("x", "image", "a/b", tokenizer="vq16-c2i"), folder).tokenizer is None
+    assert registry.has_own_tokenizer(folder / "model.safetensors")
+
+
+def test_the_built_in_model_is_the_default_for_images_only():
+    assert default_model("image") == "emoji"
+    for kind in ("text", "video"):
+        with pytest.raises(NarError, match=f"No {kind} model is built in") as caught:
+            default_model(kind)
+        assert "narcli models default" in caught.value.hint
+
+
+def test_a_default_is_remembered_and_the_environment_goes_before_it(monkeypatch, settings):
+    set_default("image", "NAR-B-256")
+    set_default("video", "nar-lp-ucf101")
+    assert registry.defaults() == {"image": "nar-b-256", "text": None, "video": "nar-lp-ucf101"}
+    monkeypatch.setenv("NARCLI_IMAGE_MODEL", "nar-l-256")
+    assert default_model("image") == "nar-l-256"
+    monkeypatch.setenv("NARCLI_IMAGE_MODEL", "")
+    set_default("image", None)
+    assert default_model("image") == "emoji"
+    assert json.loads(settings.read_text()) == {"video": "nar-lp-ucf101"}
+
+
+def test_a_local_default_is_kept_as_a_whole_path(tmp_path, monkeypatch):
+    shutil.copy(DATA / "c2i.pt", tmp_path / "last.pt")
+    set_default("image", "last.pt")
+    monkeypatch.chdir("/")
+    assert default_model("image") == str((tmp_path / "last.pt").resolve())
+
+
+def test_only_usable_defaults_are_remembered(settings):
+    for kind, name in (("image", "nope"), ("image", "nar-l-ucf101"), ("audio", "emoji")):
+        with pytest.raises(UsageError):
+            set_default(kind, name)
+    assert not settings.exists()
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"image": 3}', b"\xff"])
+def test_damaged_settings_are_an_error_that_names_the_file(settings, content):
+    settings.parent.mkdir()
+    settings.write_bytes(content)
+    with pytest.raises(NarError, match=r"models\.json") as caught:
+        default_model("image")
+    assert "remove it" in caught.value.hint
+
+
+def test_a_built_in_model_that_is_missing_is_said_to_be(monkeypatch, tmp_path):
+    row = Model("gone", "image", path=tmp_path / "gone")
+    monkeypatch.setattr(registry, "MODELS", {"gone": row})
+    with pytest.raises(NarError, match="not part of this installation"):
+        resolve("gone", "image")
+
+
+@pytest.mark.skipif(not (registry.WEIGHTS / "emoji").is_dir(), reason="the weights are still in training")
+def test_the_built_in_model_is_complete():
+    model = resolve("emoji", "image")
+    assert model.classes == "emoji" and model.tokenizer is None
+    assert sum(p.stat().st_size for p in model.path.iterdir()) <= 30e6
+    assert registry.has_own_tokenizer(model.path)
+
+
+def test_the_settings_are_in_the_users_config_folder(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    path = registry._settings_file()
+    assert path.name == "models.json" and "narcli" in str(path)
+    assert os.name == "nt" or tmp_path in path.parents or path.is_relative_to(Path.home())
