@@ -17,7 +17,6 @@ from pathlib import Path
 
 from .configs import CONFIG, MODEL, TOKENIZER, read_config
 from .errors import NarError, UsageError
-from .writers import write_atomic
 
 #: What a model can be the default for.
 DEFAULT_KINDS = ("image", "text", "video")
@@ -227,6 +226,8 @@ def set_default(kind: str, name: str | None) -> None:
         UsageError: not a kind, or nothing of that name.
         NarError: the settings cannot be written.
     """
+    from .writers import write_atomic
+
     check_kind(kind)
     chosen = _chosen()
     chosen.pop(kind, None)

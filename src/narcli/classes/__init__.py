@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache, cached_property, lru_cache
-from importlib.resources import files
+from pathlib import Path
 
 from ..errors import UsageError
 
@@ -225,7 +225,7 @@ def _imagenet_ids() -> dict[str, list[int]]:
 
 
 def _text(file: str) -> str:
-    return files(__package__).joinpath(file).read_text(encoding="utf-8")
+    return Path(__file__).with_name(file).read_text(encoding="utf-8")
 
 
 def _lines(name: str) -> list[str]:
