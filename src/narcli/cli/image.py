@@ -84,26 +84,28 @@ def image(
 
     run = _Run(pipeline, pipeline.settings(**given), samples, outputs, scale, overwrite, keep_all=grid)
     steps = ceil(len(samples) / batch_size) * len(pipeline.order.steps)
-    with console.progress("decoding", steps) as advance:
-        for progress in pipeline.run(samples, run.settings, batch_size):
-            with _timed(seconds, "write"):
-                for result in progress.results:
-                    run.write(result)
-            advance(note="steps")
-            seconds |= progress.seconds
-    with _timed(seconds, "write"):
-        if frontier != "none":
-            run.write_frontier(frontier, frontier_mode or FrontierMode.reveal, console)
-        if grid:
-            run.write_sheet()
+    try:
+        with console.progress("decoding", steps) as advance:
+            for progress in pipeline.run(samples, run.settings, batch_size):
+                with _timed(seconds, "write"):
+                    for result in progress.results:
+                        run.write(result)
+                advance(note="steps")
+                seconds |= progress.seconds
+        with _timed(seconds, "write"):
+            if frontier != "none":
+                run.write_frontier(frontier, frontier_mode or FrontierMode.reveal, console)
+            if grid:
+                run.write_sheet()
+    finally:  # what is written is told, even where the rest failed
+        for path in run.files if not as_json else ():
+            console.result(path)
 
     seconds["total"] = perf_counter() - began
     if as_json:
         console.json(run.document(seconds))
     else:
         console.note(run.summary(seconds["total"]))
-        for path in run.files:
-            console.result(path)
 
 
 # --- before the run ------------------------------------------------------------------------------

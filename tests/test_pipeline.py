@@ -1,0 +1,281 @@
+"""The pipeline from Python: samples, seeds, batches, metadata, what does not fit together."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import narcli
+from narcli import devices, pipeline
+from narcli.errors import CheckpointError, MemoryLimitError, UsageError
+from narcli.pictures import auto_scale, contact_sheet, enlarge
+from narcli.pipeline import hash_tokens, to_images
+from narcli.settings import SEEDS, plan_samples
+
+DATA = Path(__file__).with_name("data")
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def pipe(request, tiny):
+    return narcli.load(tiny, dtype=request.param)
+
+
+@pytest.fixture(scope="module")
+def plain(tiny):
+    return narcli.load(tiny, dtype="float32")
+
+
+def same(a, b):
+    return torch.equal(a.tokens, b.tokens) and a.image == b.image and a.metadata == b.metadata
+
+
+# --- samples and seeds ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
+def test_a_sample_is_the_same_in_any_batch_as_alone(pipe, batch_size):
+    together = pipe.images([207, 281, 292], seed=40, num=5, batch_size=batch_size)
+    assert [(r.class_id, r.seed) for r in together] == [
+        (c, 40 + k) for c in (207, 281, 292) for k in range(5)
+    ]
+    for result in together:
+        (alone,) = pipe.images(result.class_id, seed=result.seed)
+        assert same(result, alone)
+    assert len({r.tokens.numpy().tobytes() for r in together}) == 15
+
+
+def test_wide_layers_do_not_depend_on_the_batch_either():
+    """bfloat16 products of more than 32 rows are summed in another order, from 768 columns on."""
+    from narcli.models.packed import PackedLinear, can_pack
+
+    if not can_pack(torch.bfloat16):
+        pytest.skip("this machine has no packed layers")
+    torch.manual_seed(0)
+    layer = PackedLinear(torch.randn(64, 1024).bfloat16())
+    x = torch.randn(16, 12, 1024).bfloat16()
+    with torch.inference_mode():
+        assert torch.equal(layer(x)[3:5], layer(x[3:5]))
+
+
+def test_a_seed_is_drawn_when_none_is_given_and_makes_the_sample_again(plain):
+    (first,) = plain.images(207)
+    assert 0 <= first.seed < SEEDS
+    (again,) = plain.images(207, seed=first.seed)
+    assert same(first, again)
+    assert plain.images(207)[0].seed != first.seed
+
+
+def test_results_say_what_they_are(plain, tiny):
+    (result,) = plain.images("golden retriever", seed=3)
+    assert (result.class_id, result.class_name, result.seed) == (207, "dog", 3)
+    assert result.image.size == (8, 8) == plain.size and result.image.mode == "RGB"
+    assert result.tokens.shape == (16,) and result.tokens.dtype == torch.int64
+    about = result.metadata
+    assert about == json.loads(json.dumps(about))
+    assert about["class"] == {
+        "id": 207,
+        "name": "dog",
+        "label": result.label,
+        "stands_for": "golden retriever",
+    }
+    assert about["sampling"] == {
+        "cfg_scale": 1.5,
+        "cfg_interval": -1,
+        "temperature": 1.0,
+        "top_k": 50,
+        "top_p": 1.0,
+    }
+    assert (about["seed"], about["grid"], about["steps"]) == (3, [4, 4], 7)
+    assert (about["device"], about["dtype"]) == ("cpu", "float32")
+    assert about["tokens_sha256"] == hash_tokens(result.tokens)
+    assert about["model"]["file"] == "model.safetensors" and len(about["model"]["sha256"]) == 64
+    assert str(tiny.parent) not in json.dumps(about)
+
+
+def test_settings_replace_the_models_defaults_one_by_one(plain):
+    assert plain.settings(temperature=0.5, top_p=None).top_k == 50
+    greedy = {r.tokens.numpy().tobytes() for r in plain.images(207, seed=0, num=3, temperature=0)}
+    assert len(greedy) == 1
+    with pytest.raises(TypeError):
+        plain.images(207, temprature=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"classes": 5000}, "no class 5000"),
+        ({"classes": ["cat", "catt"]}, "no class 'catt'"),
+        ({"classes": 207, "num": 0}, "--num is 0"),
+        ({"classes": 207, "num": 10**9}, "--num is 1000000000"),
+        ({"classes": 207, "seed": -1}, "--seed is -1"),
+        ({"classes": 207, "seed": SEEDS - 1, "num": 2}, f"the last one would be {SEEDS}"),
+        ({"classes": 207, "batch_size": 0}, "--batch-size is 0"),
+        ({"classes": 207, "top_p": 0.0}, "--top-p is 0.0"),
+        ({"classes": 207, "temperature": float("nan")}, "--temperature is nan"),
+    ],
+)
+def test_bad_requests_are_refused_before_the_first_step(plain, arguments, words):
+    with pytest.raises(UsageError, match=words):
+        plain.steps(**arguments)  # not iterated
+
+
+def test_seeds_run_on_from_the_given_one_for_every_class(plain):
+    entries = [plain.classes.lookup(name) for name in ("cat", "tiger")]
+    assert [s.seed for s in plan_samples(entries, 42, 3)] == [42, 43, 44] * 2
+    drawn = plan_samples(entries, None, 2)
+    assert drawn[0].seed == drawn[2].seed == drawn[1].seed - 1
+
+
+# --- steps ---------------------------------------------------------------------------------------
+
+
+def test_every_step_of_every_batch_is_reported_and_the_last_brings_the_pictures(plain):
+    reports = list(plain.steps(["cat", "tiger"], seed=1, num=2, batch_size=3))
+    assert [(r.batch, r.step.index) for r in reports] == [(b, s) for b in range(2) for s in range(7)]
+    assert [len(r.results) for r in reports] == [0] * 6 + [3] + [0] * 6 + [1]
+    for report in reports:
+        known = report.tokens >= 0
+        assert known.sum(1).tolist() == [report.step.done] * len(report.samples)
+        if report.results:
+            assert torch.equal(report.tokens, torch.stack([r.tokens for r in report.results]))
+    spent = [report.seconds["sample"] for report in reports]
+    assert spent == sorted(spent) and reports[-1].seconds["decode"] > 0
+
+
+def test_partial_token_maps_decode_to_the_final_picture_in_the_end(plain):
+    results = plain.images(["cat", "tiger"], seed=1)
+    partials = list(plain.partials([result.tokens for result in results]))
+    assert len(partials) == 7
+    assert partials[-1] == [result.image for result in results]
+    assert partials[0] != partials[-1]
+
+
+def test_pixels_are_clamped_and_rounded():
+    pixels = torch.tensor([-3.0, -1.0, 0.0, 1.0, 7.0])[None, None, None].expand(1, 3, 1, 5)
+    (image,) = to_images(pixels)
+    assert [image.getpixel((x, 0))[0] for x in range(5)] == [0, 0, 128, 255, 255]
+
+
+# --- released files ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cfg", ["1", "2.5", "2.5_interval7"])
+def test_released_files_give_the_released_codes_tokens(golden, cfg):
+    expected = load_file(DATA / "c2i.expected.safetensors")
+    scale, _, interval = cfg.partition("_interval")
+    pipe = narcli.load(golden[0], tokenizer=golden[1], dtype="float32")
+    results = pipe.images(
+        expected["class_ids"].tolist(),
+        seed=0,
+        temperature=0,
+        cfg_scale=float(scale),
+        cfg_interval=int(interval or -1),
+    )
+    assert torch.equal(torch.stack([r.tokens for r in results]), expected[f"tokens.cfg{cfg}"])
+
+
+def test_a_tokenizer_with_another_number_of_codes_is_refused(golden):
+    with pytest.raises(CheckpointError, match=r"draws from 64 codes, and the tokenizer .* has 96"):
+        narcli.load(golden[0], tokenizer=DATA / "vq.pt")
+
+
+def test_a_model_without_a_tokenizer_asks_for_one(golden):
+    with pytest.raises(UsageError, match="does not bring its tokenizer") as error:
+        narcli.load(golden[0])
+    assert "--tokenizer" in error.value.hint
+
+
+def test_a_class_list_of_another_length_is_refused(tiny, tmp_path):
+    for file in tiny.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text()) | {"classes": ["cat", "dog"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="classes, and its list of names has 2"):
+        narcli.load(tmp_path)
+
+
+def test_a_revision_of_a_local_model_is_refused(tiny):
+    with pytest.raises(UsageError, match="--revision is for models of the Hub"):
+        narcli.load(tiny, revision="main")
+
+
+# --- devices and memory --------------------------------------------------------------------------
+
+
+def test_devices_and_dtypes_that_are_not_there_are_named():
+    assert devices.choose_device("cpu").type == "cpu"
+    with pytest.raises(UsageError, match="no device 'cuda:99'") as error:
+        devices.choose_device("cuda:99")
+    assert "cpu" in error.value.hint
+    with pytest.raises(UsageError, match="no dtype 'int3'"):
+        devices.choose_dtype("int3", torch.device("cpu"))
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux only")
+def test_bfloat16_is_chosen_where_the_processor_has_it():
+    flags = Path("/proc/cpuinfo").read_text()
+    expected = torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
+    assert devices.choose_dtype("auto", torch.device("cpu")) == expected
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_running_out_of_memory_suggests_a_smaller_batch(plain, monkeypatch, error):
+    def explode(*_):
+        raise error
+        yield
+
+    monkeypatch.setattr(pipeline, "generate", explode)
+    with pytest.raises(MemoryLimitError) as caught:
+        plain.images(207)
+    assert "--batch-size" in caught.value.hint and caught.value.exit_code == 5
+
+
+def test_other_errors_of_torch_are_not_taken_for_memory():
+    with pytest.raises(RuntimeError, match="shapes"), devices.memory_guard("no"):
+        raise RuntimeError("shapes do not match")
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def test_small_pictures_are_enlarged_by_whole_factors():
+    assert [auto_scale((n, n)) for n in (8, 64, 100, 128, 255, 256, 512)] == [32, 4, 3, 2, 2, 1, 1]
+    image = Image.new("RGB", (4, 2), (10, 20, 30))
+    assert enlarge(image, 1) is image
+    assert enlarge(image, 3).size == (12, 6) and enlarge(image, 3).getpixel((5, 3)) == (10, 20, 30)
+
+
+@pytest.mark.parametrize(
+    ("count", "rows", "layout"),
+    [(1, 1, (1, 1)), (4, 1, (2, 2)), (5, 1, (3, 2)), (12, 3, (4, 3)), (100, 100, (10, 10)), (40, 2, (7, 6))],
+)
+def test_a_contact_sheet_gives_classes_rows_or_is_about_square(count, rows, layout):
+    sheet = contact_sheet([Image.new("RGB", (10, 10), "white")] * count, rows)
+    assert sheet.size == tuple(8 + n * 18 for n in layout)
+
+
+# --- import --------------------------------------------------------------------------------------
+
+
+def test_importing_narcli_imports_no_torch():
+    code = "import sys, narcli; print('torch' in sys.modules, hasattr(narcli, 'nothing'), narcli.__version__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(Path(narcli.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split()[:2] == ["False", "False"]
