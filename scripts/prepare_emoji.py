@@ -8,8 +8,8 @@ names the code points and frame of each:
 
 - ``DATA/pictures``: every static picture, and 16 frames spread over each animation without skin tone;
 - ``DATA/heldout``: one frame of each of these animations, half way between two of the 16;
-- ``DATA/emoji``: the classes of ``narcli/classes/emoji.tsv`` with ``labels.npy``, five pictures each: the static
-  one, and four frames spread over the animation or, where there is none, four copies shifted and scaled a little.
+- ``DATA/emoji``: the classes of ``narcli/classes/emoji.tsv`` with ``labels.npy``, three pictures each: the static
+  one, and two frames spread over the animation or, where there is none, two copies shifted and scaled a little.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from PIL import Image
 
 SIZE = 128
 FRAMES = 16  # of an animation, for the tokenizer
-VARIANTS = 5  # pictures a class, for the transformer
+VARIANTS = 3  # pictures a class, for the transformer
 SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 
 

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import NarError
-from . import classes, image, models, visualize_order
+from . import classes, image, models, train, visualize_order
 from .console import fail
 
 
@@ -47,6 +47,7 @@ app.command("image")(image.image)
 app.command("visualize-order")(visualize_order.visualize_order)
 app.command("classes")(classes.classes)
 app.add_typer(models.app, name="models")
+app.add_typer(train.app, name="train")
 
 
 def _print_version(wanted: bool) -> None:

@@ -278,7 +278,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> the same."""
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), NORM_EPS).to(x.dtype)
+        # Few and small operations: a frontier is short, so their number is what counts.
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = torch.rsqrt(norm.square() / x.shape[-1] + NORM_EPS)
+        return (x * scale * self.weight).to(x.dtype)
 
 
 class Head(nn.Module):
@@ -441,10 +444,11 @@ class Plan:
         return torch.cat([h[:, None] * frequencies, w[:, None] * frequencies], 1)
 
     def _table(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, (C + N, head_dim / 2); zero, not angle zero, for the condition."""
-        angles = self._angles[cells]
+        """Tables for ``rotate``, (C + N, head_dim); zero, not those of angle zero, for the condition."""
+        angles = self._angles[cells].repeat_interleave(2, 1)
         condition = torch.zeros(self.config.condition_tokens, angles.shape[1])
-        return torch.cat([condition, angles.cos()]), torch.cat([condition, angles.sin()])
+        signs = torch.tensor([-1.0, 1.0]).repeat(angles.shape[1] // 2)
+        return torch.cat([condition, angles.cos()]), torch.cat([condition, angles.sin() * signs])
 
     @cached_property
     def _generation_table(self) -> tuple[Tensor, Tensor]:
@@ -455,14 +459,14 @@ class Plan:
         return self._table(torch.arange(self.config.order.cells))
 
     def rotary(self, rows: slice, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """Cosines and sines of positions in generation order, condition first; None without rotary."""
+        """Tables of positions in generation order, condition first; None without rotary."""
         if self.config.position != "rotary":
             return None
         cos, sin = self._generation_table
         return cos[rows].to(device), sin[rows].to(device)
 
     def train_rotary(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """Cosines and sines of condition and cells in raster order; None without rotary."""
+        """Tables of condition and cells in raster order; None without rotary."""
         if self.config.position != "rotary":
             return None
         cos, sin = self._raster_table
@@ -470,10 +474,13 @@ class Plan:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the interleaved pairs of (B, n, 2, heads, head_dim) by angles given as (n, head_dim / 2)."""
-    cos, sin = cos[:, None, None], sin[:, None, None]
-    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(x.dtype)
+    """Rotate the interleaved pairs of (B, n, 2, heads, head_dim) by tables of (n, head_dim).
+
+    Both tables hold each pair's value twice, that of the sine first negated.
+    """
+    wide = x.float()
+    swapped = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return (wide * cos[:, None, None]).addcmul_(swapped, sin[:, None, None]).to(x.dtype)
 
 
 def attend_train(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -86,6 +86,7 @@ def train(
     folder: Path,
     sample: Callable[[nn.Module, Path], None],
     after_step: Callable[[int], None] = lambda step: None,
+    memory: Mapping[str, Tensor] | None = None,
     quiet: bool = False,
 ) -> nn.Module:
     """Optimise ``model`` and return it with its averaged weights.
@@ -97,6 +98,7 @@ def train(
         folder: keeps ``state.pt`` (to go on from), ``log.jsonl`` and the sample sheets.
         sample: called with the averaged model and a path for a sheet, at every checkpoint.
         after_step: called after each optimiser step, under ``no_grad``.
+        memory: tensors that these callbacks keep from step to step; saved, and restored in place.
         quiet: no progress display.
 
     Raises:
@@ -113,7 +115,8 @@ def train(
         fused=True,
     )
     average = {name: p.detach().clone() for name, p in model.named_parameters()}
-    step = resume(folder / "state.pt", model, optimizer, average, settings)
+    memory = memory or {}
+    step = resume(folder / "state.pt", model, optimizer, average, memory, settings)
     parameters: list[Tensor] = list(model.parameters())
     started, since = time.monotonic(), step
     shown: dict[str, float] = {}
@@ -159,6 +162,7 @@ def train(
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "average": average,
+                    "memory": dict(memory),
                 }
                 write_atomic(folder / "state.pt", partial(torch.save, state), overwrite=True)
                 with swapped(model, average):
@@ -174,6 +178,7 @@ def resume(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: dict[str, Tensor],
+    memory: Mapping[str, Tensor],
     settings: TrainSettings,
 ) -> int:
     """Go on from ``path`` where it exists; returns the number of steps done."""
@@ -189,8 +194,9 @@ def resume(
         if not differing:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
-            for name, tensor in state["average"].items():
-                average[name].copy_(tensor)
+            for kept, there in ((average, state["average"]), (memory, state["memory"])):
+                for name, tensor in kept.items():
+                    tensor.copy_(there[name])
     except Exception as error:
         raise CheckpointError(
             f"{path.name} in {path.parent} cannot go on with this model ({str(error).splitlines()[0]}).",

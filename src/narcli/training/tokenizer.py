@@ -76,8 +76,8 @@ def train_tokenizer(
         assert isinstance(model, VQTokenizer)
         reconstruction_sheet(model, pictures.images, path)
 
-    train(model, loss_of, settings, folder, sheet, reseed, quiet)
-    return model
+    train(model, loss_of, settings, folder, sheet, reseed, {"used": used}, quiet)
+    return model.eval()
 
 
 def edges(decoded: Tensor, images: Tensor) -> Tensor:

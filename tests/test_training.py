@@ -1,0 +1,222 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file
+
+from narcli.checkpoints import load_tokenizer, load_transformer
+from narcli.errors import CheckpointError, UsageError
+from narcli.models.transformer import TransformerConfig
+from narcli.models.vq import VQConfig, VQTokenizer
+from narcli.sampling import SamplingSettings, generate
+from narcli.training.data import load_pictures
+from narcli.training.loop import TrainSettings, batch_indices
+from narcli.training.nar import train_nar
+from narcli.training.tokenizer import psnr, train_tokenizer
+
+SMALL = VQConfig(32, (1, 1), 1, 32, codebook_size=16)
+
+
+def settings(**changes):
+    return TrainSettings(
+        **{"steps": 6, "batch_size": 4, "learning_rate": 1e-3, "warmup": 2, "save_every": 3, "compile": False} | changes
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of pictures: two classes of 16 pixels, three pictures each."""
+    rng = np.random.default_rng(0)
+    for name in ("blue", "red"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for index in range(3):
+            pixels = rng.integers(0, 256, (16, 16, 4), np.uint8)
+            pixels[..., 2 if name == "blue" else 0] = 255
+            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{index}.png")
+    return tmp_path / "pictures"
+
+
+def narcli(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-c", "from narcli.cli import main; raise SystemExit(main())", *map(str, arguments)],
+        capture_output=True, text=True, **options,
+    )  # fmt: skip
+
+
+@given(st.integers(1, 50), st.integers(1, 20), st.integers(0, 5))
+def test_every_item_is_seen_once_an_epoch(count, batch_size, seed):
+    chosen = settings(batch_size=batch_size, seed=seed)
+    seen = np.concatenate([batch_indices(count, chosen, step) for step in range(2 * count)])
+    for start in range(0, len(seen) - count + 1, count):
+        assert sorted(seen[start : start + count]) == list(range(count))
+
+
+def test_the_rate_warms_up_and_ends_at_zero():
+    chosen = settings(steps=100, warmup=10, learning_rate=0.5)
+    rates = [chosen.rate(step) for step in range(101)]
+    assert rates[9] == max(rates) == 0.5
+    assert rates[100] == pytest.approx(0, abs=1e-9)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_weights(folder, tmp_path, monkeypatch):
+    pictures = load_pictures(folder, 16)
+    monkeypatch.setattr("narcli.training.tokenizer.RESEED_EVERY", 2)
+    whole = train_tokenizer(pictures, SMALL, settings(), tmp_path / "whole", quiet=True)
+
+    import narcli.training.loop as loop
+
+    original = loop.batch_indices
+
+    def stop_at_five(count, chosen, step):
+        if step == 4:
+            raise KeyboardInterrupt
+        return original(count, chosen, step)
+
+    monkeypatch.setattr("narcli.training.tokenizer.batch_indices", stop_at_five)
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer(pictures, SMALL, settings(), tmp_path / "stopped", quiet=True)
+    assert torch.load(tmp_path / "stopped" / "state.pt", weights_only=True)["step"] == 3
+    monkeypatch.setattr("narcli.training.tokenizer.batch_indices", original)
+    resumed = train_tokenizer(pictures, SMALL, settings(), tmp_path / "stopped", quiet=True)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_other_settings_or_another_model_do_not_go_on_with_a_run(folder, tmp_path):
+    pictures = load_pictures(folder, 16)
+    train_tokenizer(pictures, SMALL, settings(steps=3), tmp_path / "run", quiet=True)
+    with pytest.raises(CheckpointError, match="other settings: learning_rate"):
+        train_tokenizer(pictures, SMALL, settings(steps=3, learning_rate=1.0), tmp_path / "run", quiet=True)
+    wider = VQConfig(64, (1, 1), 1, 32, codebook_size=16)
+    with pytest.raises(CheckpointError, match="cannot go on with this model"):
+        train_tokenizer(pictures, wider, settings(steps=3), tmp_path / "run", quiet=True)
+    (tmp_path / "run" / "state.pt").write_bytes(b"PK half a file")
+    with pytest.raises(CheckpointError, match=r"state\.pt"):
+        train_tokenizer(pictures, SMALL, settings(steps=3), tmp_path / "run", quiet=True)
+
+
+def test_a_tokenizer_learns_its_pictures(folder, tmp_path):
+    for path in folder.rglob("*.png"):  # plain colours, a half each
+        pixels = np.full((16, 16, 3), 255, np.uint8)
+        pixels[:, 8:] = (0, 0, 255) if path.parent.name == "blue" else (255, 0, 0)
+        Image.fromarray(pixels).save(path)
+    pictures = load_pictures(folder, 16)
+    torch.manual_seed(0)
+    before = float(psnr(VQTokenizer(SMALL).eval(), pictures).mean())
+    model = train_tokenizer(pictures, SMALL, settings(steps=80, save_every=80), tmp_path / "run", quiet=True)
+    assert float(psnr(model, pictures).mean()) > before + 8
+
+
+def test_a_transformer_learns_its_tokens_by_heart_and_generates_them(tmp_path):
+    torch.manual_seed(0)
+    tokens, labels = torch.randint(0, 16, (3, 16)), torch.arange(3)
+    config = TransformerConfig((4, 4), 64, 2, 2, 16, 128, num_classes=3)
+    chosen = settings(steps=120, batch_size=12, learning_rate=3e-3, warmup=10, save_every=120, ema=0.9)
+    model = train_nar(tokens, labels, VQTokenizer(SMALL), config, chosen, tmp_path, dropout=0.0, quiet=True)
+    generated = torch.empty_like(tokens)
+    for step in generate(model, labels, range(3), SamplingSettings(cfg_scale=1.5)):
+        generated[:, list(step.cells)] = step.tokens
+    assert (generated == tokens).float().mean() > 0.95
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] == 120 and log[-1]["loss"] < 1
+    with Image.open(tmp_path / "sample-000120.png") as sheet:
+        assert sheet.size == (80, 32)
+
+
+def test_from_a_folder_of_pictures_to_a_picture(folder, tmp_path):
+    run = narcli(
+        "train", "tokenizer", folder, "-o", tmp_path / "tok", "--size", 16, "--steps", 2, "--channels", 32,
+        "--multipliers", "1,1", "--codes", 16, "--patch", 1, "--heldout", folder, "--json", "-q",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    said = json.loads(run.stdout)
+    assert said["heldout_psnr_db"] > 0
+    run = narcli(
+        "train", "nar", folder, "-o", tmp_path / "nar", "--tokenizer", said["model"], "--size", 16,
+        "--steps", 2, "--dim", 32, "--layers", 1, "--heads", 2, "-q",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    model = run.stdout.strip()
+    assert load_transformer(model).config.num_classes == 2
+    assert load_tokenizer(model).config == SMALL
+    run = narcli("image", "--model", model, "--class", "red", "-o", tmp_path / "red.png", "-q")
+    assert run.returncode == 0, run.stderr
+    with Image.open(tmp_path / "red.png") as picture:
+        assert picture.size == (256, 256)
+
+
+def test_a_killed_run_goes_on_and_gives_the_same_model(folder, tmp_path):
+    def command(name):
+        return [
+            "train", "tokenizer", folder, "-o", tmp_path / name, "--size", 16, "--steps", 8, "--channels", 32,
+            "--multipliers", "1,1", "--codes", 16, "--patch", 1, "--save-every", 2, "-q",
+        ]  # fmt: skip
+
+    assert narcli(*command("whole")).returncode == 0
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from narcli.cli import main; raise SystemExit(main())"]
+        + list(map(str, command("killed"))),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while process.poll() is None and not (tmp_path / "killed" / "state.pt").exists():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run = narcli(*command("killed"))
+    assert run.returncode == 0, run.stderr
+    whole, resumed = (load_file(tmp_path / name / "model" / "tokenizer.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "says"),
+    [
+        (lambda p: p.mkdir(), (), "No pictures"),
+        (lambda p: None, (), "not a folder"),
+        (lambda p: (p.mkdir(), (p / "a.png").write_bytes(b"no")), (), "cannot be read as a picture"),
+        (lambda p: (p.mkdir(), np.save(p / "images.npy", np.zeros((2, 8, 8)))), (), "uint8"),
+        (lambda p: (p.mkdir(), np.save(p / "images.npy", np.zeros((2, 9, 9, 3), np.uint8))), ("9",), "multiple of"),
+    ],
+)
+def test_unusable_data_is_refused_with_a_reason(tmp_path, make, options, says):
+    make(tmp_path / "data")
+    size = options or ("16",)
+    run = narcli("train", "tokenizer", tmp_path / "data", "-o", tmp_path / "run", "--size", *size, "--steps", "1")
+    assert run.returncode in (2, 4)
+    assert says in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_pictures_are_fitted_on_white(tmp_path):
+    (tmp_path / "p").mkdir()
+    pixels = np.zeros((20, 40, 4), np.uint8)  # all transparent
+    pixels[:, 10:30, 3] = 255
+    Image.fromarray(pixels).save(tmp_path / "p" / "a.png")
+    pictures = load_pictures(tmp_path / "p", 10)
+    assert pictures.images.shape == (1, 10, 10, 3)
+    assert pictures.images[0, 5, 2:8].max() < 8  # the opaque middle fills the crop
+    assert pictures.labels is None
+    with pytest.raises(UsageError, match="size"):
+        load_pictures(tmp_path / "p")
+
+
+def test_prepared_arrays_are_read_with_their_labels(tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((3, 8, 8, 3), np.uint8))
+    np.save(tmp_path / "labels.npy", np.array([0, 2, 1]))
+    pictures = load_pictures(Path(tmp_path))
+    assert pictures.num_classes == 3
+    assert pictures.batch(np.array([2, 0])).shape == (2, 3, 8, 8)
+    np.save(tmp_path / "labels.npy", np.array([0, 2]))
+    with pytest.raises(CheckpointError, match="labels"):
+        load_pictures(tmp_path)
