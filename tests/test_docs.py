@@ -1,0 +1,198 @@
+"""The documentation says what is so: help texts, tables, links, and the snippets run as written.
+
+``python tests/test_docs.py`` writes the help texts and the table of models anew.
+"""
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from typer.main import get_command
+
+import narcli
+from narcli import registry
+from narcli.cli import app
+from narcli.errors import CheckpointError, HubError, MemoryLimitError, NarError, UsageError
+
+ROOT = Path(__file__).parents[1]
+SOURCE = Path(narcli.__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CLI, MODELS = ROOT / "docs" / "cli.md", ROOT / "docs" / "models.md"
+
+HELP = re.compile(r"<!-- help:([\w -]*)-->\n```text\n(.*?)```\n", re.DOTALL)
+TABLE = re.compile(r"(?<=<!-- models -->\n).*?(?=<!-- /models -->)", re.DOTALL)
+SNIPPET = re.compile(r"^```(sh|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+NEEDS_WEIGHTS = re.compile(r'narcli image|load\("emoji"\)|default image emoji')
+HAS_WEIGHTS = (registry.WEIGHTS / "emoji" / "model.safetensors").is_file()
+#: Made with the built-in model.
+PICTURES = {"dog.png", "dog_frontier.gif", "emoji-64.png"}
+
+
+def help_of(words):
+    """What ``narcli WORDS --help`` prints on a terminal of 100 columns."""
+    text = io.StringIO()
+    with mock.patch.dict(os.environ, {"COLUMNS": "100"}), redirect_stdout(text):
+        app([*words.split(), "--help"], prog_name="narcli", standalone_mode=False)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+
+
+def commands(command=None, path=""):
+    """The words of every command and group."""
+    command = command or get_command(app)
+    yield path
+    for name, below in getattr(command, "commands", {}).items():
+        yield from commands(below, f"{path} {name}".strip())
+
+
+def table_of_models():
+    makes = {
+        "image": "images of classes",
+        "text": "",
+        "video": "videos of classes",
+        "image-tokenizer": "image tokenizer",
+        "video-tokenizer": "video tokenizer",
+    }
+    titles = ("name", "makes", "repository", "file", "to fetch, about", "tokenizer")
+    lines = [titles, ("---",) * len(titles)]
+    for row in registry.MODELS.values():
+        what, note = makes[row.kind], row.note if row.repo else ""
+        what += (" " if row.kind.endswith("tokenizer") else ", " if what and note else "") + note
+        repo = f"`{row.repo}`" if row.repo else "built in"
+        file = f"`{row.file}`" if row.file else "only one" if row.repo else ""
+        size = "nothing" if not row.repo else f"{row.size / 1e6:,.0f} MB" if row.size else "not known"
+        tokenizer = f"`{row.tokenizer}`" if row.tokenizer else "" if row.repo else "its own"
+        lines.append((f"`{row.name}`", what, repo, file, size, tokenizer))
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def refresh():
+    """Write what is generated anew."""
+    text = HELP.sub(
+        lambda found: f"<!-- help:{found[1]}-->\n```text\n{help_of(found[1])}```\n", CLI.read_text("utf-8")
+    )
+    CLI.write_text(text, "utf-8")
+    MODELS.write_text(TABLE.sub(lambda _: table_of_models(), MODELS.read_text("utf-8")), "utf-8")
+
+
+# --- what is generated ---------------------------------------------------------------------------
+
+
+def test_every_command_has_its_help_text_in_the_reference():
+    shown = {found[1].strip(): found[2] for found in HELP.finditer(CLI.read_text("utf-8"))}
+    assert set(shown) == set(commands())
+    for words, text in shown.items():
+        # Releases of Typer break lines differently.
+        assert "".join(text.split()) == "".join(help_of(words).split()), "run: python tests/test_docs.py"
+
+
+def test_the_table_of_models_is_the_registry():
+    found = TABLE.search(MODELS.read_text("utf-8"))
+    assert found and found[0] == table_of_models(), "run: python tests/test_docs.py"
+
+
+def test_the_exit_codes_are_listed():
+    listed = set(map(int, re.findall(r"^\| (\d+) \|", CLI.read_text("utf-8"), re.MULTILINE)))
+    errors = (NarError, UsageError, HubError, CheckpointError, MemoryLimitError)
+    assert listed == {0, 130, *(error.exit_code for error in errors)}
+
+
+def test_the_numbers_of_classes_are_the_tables():
+    from narcli.classes import load_table
+
+    rows = load_table("emoji").rows
+    stands = [[id for id in row.ids if id < 1000] for row in rows]
+    page = " ".join((ROOT / "docs" / "builtin-models.md").read_text("utf-8").split())
+    assert f"It has {len(rows)} classes" in page
+    assert f"{sum(map(bool, stands))} classes stand for {sum(map(len, stands))} ImageNet ids" in page
+
+
+# --- links ---------------------------------------------------------------------------------------
+
+
+def anchors(page):
+    titles = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in LINK.findall(page.read_text("utf-8")):
+        if link.startswith("https://"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file) if file else page
+        if target.name in PICTURES and not HAS_WEIGHTS:
+            continue
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+# --- snippets ------------------------------------------------------------------------------------
+
+
+def snippets():
+    for page in PAGES:
+        for number, found in enumerate(SNIPPET.finditer(page.read_text("utf-8"))):
+            yield pytest.param(found[1], found[2], id=f"{page.stem}-{number}")
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """A ``narcli`` on the path, a home of its own, and no Hub."""
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    code = "import sys; from narcli.cli import main; sys.exit(main())"
+    (bin / "narcli").write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{code}" "$@"\n')
+    (bin / "narcli").chmod(0o755)
+    kept = {name: os.environ[name] for name in ("OMP_NUM_THREADS", "LANG", "LC_ALL") if name in os.environ}
+    return kept | {
+        "PATH": os.pathsep.join([str(bin), os.environ.get("PATH", "")]),
+        "PYTHONPATH": str(SOURCE),
+        "PYTHONIOENCODING": "utf-8",
+        "HOME": str(tmp_path),
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="the snippets are for a POSIX shell")
+@pytest.mark.parametrize(("language", "code"), list(snippets()))
+def test_snippets_run_as_written(language, code, environment, tmp_path):
+    if NEEDS_WEIGHTS.search(code) and not HAS_WEIGHTS:
+        pytest.skip("the built-in weights are not here")
+    command = ["sh", "-euc", code] if language == "sh" else [sys.executable, "-c", code]
+    work = tmp_path / "work"
+    work.mkdir()
+    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# --- start-up ------------------------------------------------------------------------------------
+
+
+def test_no_help_text_needs_a_heavy_import():
+    code = (
+        "import sys; from narcli.cli import app\n"
+        f"for words in {list(commands())}:\n"
+        "    app([*words.split(), '--help'], prog_name='narcli', standalone_mode=False)\n"
+        "heavy = {'torch', 'numpy', 'PIL', 'huggingface_hub', 'safetensors', 'rich'}\n"
+        "print('IMPORTED', sorted(heavy & set(sys.modules)))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout.endswith("IMPORTED []\n")
+
+
+if __name__ == "__main__":
+    refresh()

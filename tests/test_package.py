@@ -1,0 +1,115 @@
+"""What is shipped: the wheel has the data, installs, and makes a picture on its own."""
+
+import json
+import os
+import site
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from narcli import __version__, registry
+
+ROOT = Path(__file__).parents[1]
+WEIGHTS = ("config.json", "model.safetensors", "tokenizer.safetensors")
+HAS_WEIGHTS = all((registry.WEIGHTS / "emoji" / name).is_file() for name in WEIGHTS)
+MAX_WEIGHTS = 30_000_000  # bytes
+
+
+def run(*command, **options):
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, timeout=300, **options
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    pytest.importorskip("hatchling", reason="hatchling (of the dev extra) builds the wheel")
+    folder = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder, cwd=ROOT)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """Folder of commands of a fresh environment that has the wheel, and sees the dependencies of this one."""
+    pytest.importorskip("pip", reason="pip installs the wheel")
+    folder = tmp_path_factory.mktemp("installed")
+    venv.create(folder, with_pip=False, symlinks=os.name != "nt")
+    paths = {"base": str(folder), "platbase": str(folder)}
+    scheme = sysconfig.get_preferred_scheme("prefix") if sys.version_info < (3, 11) else "venv"
+    packages = Path(sysconfig.get_path("purelib", scheme, paths))
+    # Listed here, these folders' own .pth files do not count: an editable narcli stays out of sight.
+    here = [*site.getsitepackages(), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    (packages / "dependencies.pth").write_text("".join(f"{path}\n" for path in dict.fromkeys(here)))
+    scripts = Path(sysconfig.get_path("scripts", scheme, paths))
+    run(
+        *(sys.executable, "-m", "pip", "--python", scripts / "python", "install"),
+        *("--quiet", "--no-deps", "--no-index", "--force-reinstall", wheel),
+    )
+    return scripts
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """An environment without paths to the sources, a home, or a Hub."""
+    kept = {name: os.environ[name] for name in ("OMP_NUM_THREADS", "SYSTEMROOT") if name in os.environ}
+    return kept | {"HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PATH": os.environ.get("PATH", "")}
+
+
+def test_the_wheel_has_the_data_and_nothing_else(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    packed = {name for name in names if name.startswith("narcli/")}
+    there = {
+        path.relative_to(registry.WEIGHTS.parents[1]).as_posix()
+        for path in registry.WEIGHTS.parent.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert packed == there
+    assert {f"narcli/classes/{name}" for name in ("emoji.tsv", "imagenet1k.txt", "ucf101.txt")} <= packed
+    assert not HAS_WEIGHTS or {f"narcli/weights/emoji/{name}" for name in WEIGHTS} <= packed
+    others = {name for name in names - packed if not name.startswith(f"narcli-{__version__}.dist-info/")}
+    assert not others
+    assert {f"narcli-{__version__}.dist-info/licenses/{name}" for name in ("LICENSE", "NOTICE")} <= names
+
+
+def test_the_wheel_states_the_version_and_dependencies(wheel):
+    text = zipfile.ZipFile(wheel).read(f"narcli-{__version__}.dist-info/METADATA").decode()
+    assert f"\nVersion: {__version__}\n" in text and "Requires-Dist: torch>=" in text
+
+
+def test_the_built_in_weights_are_small():
+    assert sum(path.stat().st_size for path in registry.WEIGHTS.rglob("*") if path.is_file()) <= MAX_WEIGHTS
+
+
+def test_an_installed_narcli_is_the_wheels(installed, plain, tmp_path):
+    assert run(installed / "narcli", "--version", env=plain, cwd=tmp_path) == f"narcli {__version__}\n"
+    code = (
+        "import narcli, narcli.classes; print(narcli.__file__, len(narcli.classes.load_table('imagenet1k')))"
+    )
+    file, count = run(installed / "python", "-c", code, env=plain, cwd=tmp_path).rsplit(maxsplit=1)
+    assert Path(file).is_relative_to(installed.parent) and count == "1000"
+
+
+@pytest.mark.skipif(not HAS_WEIGHTS, reason="the built-in weights are not here")
+def test_an_installed_narcli_makes_a_picture_of_a_dog(installed, plain, tmp_path):
+    from PIL import Image
+
+    from narcli.writers import read_metadata
+
+    command = (installed / "narcli", "image", "--class", "207", "--seed", "0", "--json")
+    document = json.loads(run(*command, env=plain, cwd=tmp_path))
+    picture, frontier = (tmp_path / file for file in document["files"])
+    with Image.open(picture) as image:
+        assert image.size == (256, 256)
+        assert len(image.convert("RGB").getcolors(2**16)) > 100  # not one flat colour
+    assert read_metadata(picture)["class"]["stands_for"] == "golden retriever"
+    with Image.open(frontier) as animation:
+        assert animation.n_frames >= 31
