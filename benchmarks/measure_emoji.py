@@ -4,7 +4,8 @@
 
 DATA is what scripts/prepare_emoji.py wrote. Prints one JSON document:
 
-- tokenizer: mean over the pictures of each one's PSNR, on one frame of each animation kept out of training;
+- tokenizer: mean over the pictures of each one's PSNR, on one frame of each animation kept out of training,
+  in float32;
 - nearest: for 200 classes spread over the table x 4 seeds at the default settings, the share of samples
   whose nearest training picture (mean squared difference of pixels, all classes) has the sample's class;
 - variety: the share of these classes whose 4 samples are pairwise different, and their mean distance.
@@ -44,7 +45,7 @@ def main() -> None:
     settings = {name: getattr(given, name) for name in ("cfg_scale", "temperature", "top_k", "top_p")}
 
     heldout = load_pictures(given.data / "heldout")
-    values = psnr(pipeline.tokenizer, heldout)
+    values = psnr(narcli.load(given.model, dtype="float32").tokenizer, heldout)
 
     training = load_pictures(given.data / "emoji")
     assert training.labels is not None
@@ -54,12 +55,16 @@ def main() -> None:
     names = [pipeline.classes.entry(int(label)).name for label in labels]
     results = pipeline.images(names, seed=0, num=given.samples, **settings)
     found, wrong = [], []
-    pixels = torch.stack([torch.from_numpy(np.array(result.image)).flatten() for result in results]).float() / 255
+    pixels = (
+        torch.stack([torch.from_numpy(np.array(result.image)).flatten() for result in results]).float() / 255
+    )
     for result, sample in zip(results, pixels, strict=True):
         nearest = int((squares - 2 * (flat @ sample)).argmin())
         found.append(int(training.labels[nearest]) == result.label)
         if not found[-1]:
-            wrong.append(f"{result.class_name} -> {pipeline.classes.entry(int(training.labels[nearest])).name}")
+            wrong.append(
+                f"{result.class_name} -> {pipeline.classes.entry(int(training.labels[nearest])).name}"
+            )
     groups = pixels.view(len(labels), given.samples, -1)
     pairs = [(i, j) for i in range(given.samples) for j in range(i)]
     distances = torch.stack([(groups[:, i] - groups[:, j]).abs().mean(1) for i, j in pairs], 1)

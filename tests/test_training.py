@@ -28,7 +28,8 @@ SMALL = VQConfig(32, (1, 1), 1, 32, codebook_size=16)
 
 def settings(**changes):
     return TrainSettings(
-        **{"steps": 6, "batch_size": 4, "learning_rate": 1e-3, "warmup": 2, "save_every": 3, "compile": False} | changes
+        **{"steps": 6, "batch_size": 4, "learning_rate": 1e-3, "warmup": 2, "save_every": 3, "compile": False}
+        | changes
     )
 
 
@@ -174,7 +175,9 @@ def test_a_killed_run_goes_on_and_gives_the_same_model(folder, tmp_path):
     process.wait()
     run = narcli(*command("killed"))
     assert run.returncode == 0, run.stderr
-    whole, resumed = (load_file(tmp_path / name / "model" / "tokenizer.safetensors") for name in ("whole", "killed"))
+    whole, resumed = (
+        load_file(tmp_path / name / "model" / "tokenizer.safetensors") for name in ("whole", "killed")
+    )
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
@@ -185,13 +188,19 @@ def test_a_killed_run_goes_on_and_gives_the_same_model(folder, tmp_path):
         (lambda p: None, (), "not a folder"),
         (lambda p: (p.mkdir(), (p / "a.png").write_bytes(b"no")), (), "cannot be read as a picture"),
         (lambda p: (p.mkdir(), np.save(p / "images.npy", np.zeros((2, 8, 8)))), (), "uint8"),
-        (lambda p: (p.mkdir(), np.save(p / "images.npy", np.zeros((2, 9, 9, 3), np.uint8))), ("9",), "multiple of"),
+        (
+            lambda p: (p.mkdir(), np.save(p / "images.npy", np.zeros((2, 9, 9, 3), np.uint8))),
+            ("9",),
+            "multiple of",
+        ),
     ],
 )
 def test_unusable_data_is_refused_with_a_reason(tmp_path, make, options, says):
     make(tmp_path / "data")
     size = options or ("16",)
-    run = narcli("train", "tokenizer", tmp_path / "data", "-o", tmp_path / "run", "--size", *size, "--steps", "1")
+    run = narcli(
+        "train", "tokenizer", tmp_path / "data", "-o", tmp_path / "run", "--size", *size, "--steps", "1"
+    )
     assert run.returncode in (2, 4)
     assert says in run.stderr
     assert "Traceback" not in run.stderr

@@ -95,10 +95,11 @@ def nar(
     learning_rate: LearningRate = 1e-3,
     dim: Annotated[int, typer.Option(min=8, help="Width of the model.")] = 320,
     layers: Annotated[int, typer.Option(min=1, help="Layers of the trunk; the second head adds one.")] = 6,
-    heads: Annotated[
-        int, typer.Option(min=1, help="Attention heads, each a multiple of 4 wide.")
-    ] = 5,
+    heads: Annotated[int, typer.Option(min=1, help="Attention heads, each a multiple of 4 wide.")] = 5,
     dropout: Annotated[float, typer.Option(min=0, max=0.9, help="Token, attention and FFN dropout.")] = 0.1,
+    token_noise: Annotated[
+        float, typer.Option(min=0, max=1, help="Largest share of input tokens exchanged for other pictures'.")
+    ] = 0.0,
     classes: Annotated[str | None, typer.Option(help="Class table of the labels, such as emoji.")] = None,
     save_every: SaveEvery = 500,
     seed: Seed = 0,
@@ -140,7 +141,8 @@ def nar(
     tokens = tokenize(pictures, vq, output / "tokens.npy")
     import torch
 
-    model = train_nar(tokens, torch.as_tensor(pictures.labels), vq, config, settings, output, dropout, quiet)
+    labels = torch.as_tensor(pictures.labels)
+    model = train_nar(tokens, labels, vq, config, settings, output, dropout, token_noise, quiet)
     table = classes or list(pictures.names) or None
     defaults = {"cfg_scale": 2.0}
     folder = save_model(

@@ -444,11 +444,10 @@ class Plan:
         return torch.cat([h[:, None] * frequencies, w[:, None] * frequencies], 1)
 
     def _table(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Tables for ``rotate``, (C + N, head_dim); zero, not those of angle zero, for the condition."""
-        angles = self._angles[cells].repeat_interleave(2, 1)
+        """Tables for ``rotate``, (C + N, head_dim / 2); zero, not angle zero, for the condition."""
+        angles = self._angles[cells]
         condition = torch.zeros(self.config.condition_tokens, angles.shape[1])
-        signs = torch.tensor([-1.0, 1.0]).repeat(angles.shape[1] // 2)
-        return torch.cat([condition, angles.cos()]), torch.cat([condition, angles.sin() * signs])
+        return torch.cat([condition, angles.cos()]), torch.cat([condition, angles.sin()])
 
     @cached_property
     def _generation_table(self) -> tuple[Tensor, Tensor]:
@@ -474,13 +473,10 @@ class Plan:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the interleaved pairs of (B, n, 2, heads, head_dim) by tables of (n, head_dim).
-
-    Both tables hold each pair's value twice, that of the sine first negated.
-    """
-    wide = x.float()
-    swapped = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return (wide * cos[:, None, None]).addcmul_(swapped, sin[:, None, None]).to(x.dtype)
+    """Rotate the interleaved pairs of (B, n, 2, heads, head_dim) by tables of (n, head_dim / 2)."""
+    cos, sin = cos[:, None, None], sin[:, None, None]
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(x.dtype)
 
 
 def attend_train(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ def train_nar(
     settings: TrainSettings,
     folder: Path,
     dropout: float = 0.1,
+    token_noise: float = 0.0,
     quiet: bool = False,
 ) -> NARTransformer:
     """Train a class-conditional transformer; see ``loop.train`` for what ``folder`` keeps.
@@ -45,9 +46,11 @@ def train_nar(
         settings: of the optimisation.
         folder: where the run lives.
         dropout: on token embeddings, attention outputs and feed-forward outputs, in [0, 1).
+        token_noise: largest share of a picture's input tokens that is exchanged, in [0, 1]; see ``Noise``.
         quiet: no progress display.
     """
     torch.manual_seed(settings.seed)
+    noise = Noise(tokens, labels, token_noise)
     model = NARTransformer(config, dropout)
     model.init_weights()
     model.train()
@@ -58,7 +61,7 @@ def train_nar(
         target = tokens[indices]
         dropped = torch.rand(len(target)) < LABEL_DROPOUT
         condition = model.condition(labels[indices].masked_fill(dropped, config.num_classes))
-        logits = forward(condition, target)
+        logits = forward(condition, noise(target, labels[indices]))
         return F.cross_entropy(logits.flatten(0, 1), target.flatten()), {}
 
     def sheet(model: nn.Module, path: Path) -> None:
@@ -69,6 +72,37 @@ def train_nar(
 
     train(model, loss_of, settings, folder, sheet, quiet=quiet)
     return model.eval()
+
+
+class Noise:
+    """Exchanges some input tokens for those that other pictures have in the same place.
+
+    A network that knows few pictures by heart follows the tokens before it more than the class, and the
+    first unusual draw leads it astray. With wrong tokens among its inputs it learns to come back.
+
+    Args:
+        tokens: (items, N) int64.
+        labels: (items,) int64.
+        most: largest share of a picture's tokens that is exchanged; each picture's own is uniform below it.
+            Half of the exchanged tokens come from the same class, half from any.
+    """
+
+    def __init__(self, tokens: Tensor, labels: Tensor, most: float) -> None:
+        self.most = most
+        self.sorted = tokens[labels.argsort(stable=True)]
+        self.count = torch.bincount(labels)
+        self.start = self.count.cumsum(0) - self.count
+
+    def __call__(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        """(B, N) tokens of (B,) labels -> (B, N)."""
+        if not self.most:
+            return tokens
+        shape = tokens.shape
+        siblings = self.start[labels, None] + (torch.rand(shape) * self.count[labels, None]).long()
+        anyone = torch.randint(len(self.sorted), shape)
+        donors = torch.where(torch.rand(shape) < 0.5, siblings, anyone)
+        share = torch.rand(len(tokens), 1) * self.most
+        return torch.where(torch.rand(shape) < share, self.sorted[donors, torch.arange(shape[1])], tokens)
 
 
 @torch.inference_mode()

@@ -1,0 +1,155 @@
+"""Measure what docs/speed.md reports: the built-in model from the shell, and NAR-B at 256 px.
+
+    python benchmarks/speed.py [--repeats 7]
+
+NAR-B and VQ-16 have random weights, written in the released containers to a temporary folder. Prints one
+JSON document; times are medians of warm runs unless they say otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+CLI = [sys.executable, "-c", "from narcli.cli import main; raise SystemExit(main())"]
+
+
+def shell(*arguments: str) -> tuple[float, int, str]:
+    """Seconds, peak memory in bytes and stdout of one narcli process."""
+    began = time.perf_counter()
+    process = subprocess.Popen([*CLI, *arguments], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0, output
+    return time.perf_counter() - began, usage.ru_maxrss * 1024, output
+
+
+def write_released(folder: Path) -> None:
+    """NAR-B and VQ-16 with random weights, named and packed like the released files."""
+    import torch
+
+    from narcli.checkpoints import released_names
+    from narcli.models.transformer import NARTransformer, TransformerConfig, ffn_dim
+    from narcli.models.vq import VQConfig, VQTokenizer
+
+    torch.manual_seed(0)
+    sizes = TransformerConfig((16, 16), 768, 12, 12, 16384, ffn_dim(768), num_classes=1000)
+    model = NARTransformer(sizes)
+    model.init_weights()
+    for head in model.ordered_heads:
+        torch.nn.init.normal_(head.output.weight, std=0.02)
+    names = {ours: theirs for theirs, ours in released_names("image", sizes.total_layers).items()}
+    torch.save({"model": {names[k]: v for k, v in model.state_dict().items()}}, folder / "nar-b.pt")
+    torch.save({"model": VQTokenizer(VQConfig()).state_dict()}, folder / "vq16.pt")
+
+
+def released(folder: Path, dtype: str, repeats: int) -> dict[str, float]:
+    """NAR-B at 256 px, guidance 2, one image; run in a process of its own for the peak memory."""
+    import torch
+
+    import narcli
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    pipeline = narcli.load(folder / "nar-b.pt", tokenizer=folder / "vq16.pt", dtype=dtype)
+    tokens, decode = [], []
+    for _ in range(repeats + 2):
+        seconds = [progress.seconds for progress in pipeline.steps(207, seed=0, cfg_scale=2.0)][-1]
+        tokens.append(seconds["sample"])
+        decode.append(seconds["decode"])
+    parameters = [*pipeline.model.state_dict().values(), *pipeline.tokenizer.state_dict().values()]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "dtype": dtype,
+        "threads": torch.get_num_threads(),
+        "load_seconds": round(pipeline.load_seconds, 2),
+        "tokens_seconds": round(statistics.median(tokens[2:]), 3),
+        "decode_seconds": round(statistics.median(decode[2:]), 3),
+        "peak_gb": round(peak / 1e9, 2),
+        "peak_before_loading_gb": round(before / 1e9, 2),
+        "tensors": len(parameters),
+    }
+
+
+def machine() -> dict[str, object]:
+    """What the machine gives: memory bandwidth and matrix throughput."""
+    import torch
+
+    def best(work, count=7):  # type: ignore[no-untyped-def]
+        times = []
+        for _ in range(count):
+            began = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    memory = torch.ones(2**27)
+    square = torch.randn(2048, 2048).bfloat16()
+    return {
+        "read_gb_per_s": round(memory.numel() * 4 / 1e9 / best(memory.sum), 1),
+        "bf16_matrix_gflops": round(2 * 2048**3 / 1e9 / best(lambda: square @ square)),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--released", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--dtype", default="bfloat16", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.released:
+        print(json.dumps(released(given.released, given.dtype, given.repeats)))
+        return
+    report: dict[str, object] = {"machine": machine()}
+    report["help_seconds"] = round(statistics.median(shell("--help")[0] for _ in range(given.repeats)), 3)
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [
+            shell("image", "--class", "207", "--seed", "0", "-o", f"{folder}/{i}.png", "--json", "--quiet")
+            for i in range(given.repeats)
+        ]
+        documents = [json.loads(output) for _, _, output in runs]
+        report["emoji"] = {
+            "image_seconds": round(statistics.median(seconds for seconds, _, _ in runs), 2),
+            "peak_gb": round(max(memory for _, memory, _ in runs) / 1e9, 2),
+            "phases": {
+                phase: round(statistics.median(d["seconds"][phase] for d in documents), 3)
+                for phase in documents[0]["seconds"]
+            },
+        }
+        write_released(Path(folder))
+        report["nar_b_256"] = [
+            json.loads(
+                subprocess.run(
+                    [
+                        sys.executable,
+                        __file__,
+                        "--released",
+                        folder,
+                        "--dtype",
+                        dtype,
+                        "--repeats",
+                        str(given.repeats),
+                    ],
+                    check=True,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                ).stdout
+            )
+            for dtype in ("bfloat16", "float32")
+        ]
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
