@@ -8,8 +8,9 @@ names the code points and frame of each:
 
 - ``DATA/pictures``: every static picture, and 16 frames spread over each animation without skin tone;
 - ``DATA/heldout``: one frame of each of these animations, half way between two of the 16;
-- ``DATA/emoji``: the classes of ``narcli/classes/emoji.tsv`` with ``labels.npy``, three pictures each: the static
-  one, and two frames spread over the animation or, where there is none, two copies shifted and scaled a little.
+- ``DATA/emoji``: the classes of ``narcli/classes/emoji.tsv`` with ``labels.npy``, three pictures each: the
+  static one, and two frames spread over the animation or, where there is none, two copies of it, shifted
+  and scaled a little.
 """
 
 from __future__ import annotations

@@ -5,12 +5,12 @@ import re
 import shutil
 from pathlib import Path
 
-import oracle
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+import oracle
 from narcli.checkpoints import load_tokenizer, load_transformer
 from narcli.models.packed import can_pack, pack
 from narcli.models.transformer import NARTransformer, TransformerConfig
@@ -126,7 +126,7 @@ def test_fast_path_agrees_with_the_oracle_on_grids_that_are_not_square(grid, pos
 
 
 def test_teacher_forcing_gives_the_logits_of_generation(released):
-    model, condition, _, expected = released["c2i"]
+    model, condition, _, _ = released["c2i"]
     tokens, logits = run(model, condition, SamplingSettings(temperature=0))
     with torch.no_grad():
         trained = model.forward_train(model.condition(condition), tokens)

@@ -77,7 +77,7 @@ def test_draws_are_one_number_a_cell_of_the_samples_own_seed():
     draws = uniform_draws([3, 4], 100)
     assert draws.shape == (2, 100)
     assert torch.equal(draws[1], uniform_draws([4], 100)[0])
-    assert 0 <= draws.min() and draws.max() < 1
+    assert draws.min() >= 0 and draws.max() < 1
 
 
 @pytest.mark.parametrize(

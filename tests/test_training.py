@@ -20,7 +20,7 @@ from narcli.models.vq import VQConfig, VQTokenizer
 from narcli.sampling import SamplingSettings, generate
 from narcli.training.data import load_pictures
 from narcli.training.loop import TrainSettings, batch_indices
-from narcli.training.nar import train_nar
+from narcli.training.nar import Noise, train_nar
 from narcli.training.tokenizer import psnr, train_tokenizer
 
 SMALL = VQConfig(32, (1, 1), 1, 32, codebook_size=16)
@@ -46,11 +46,13 @@ def folder(tmp_path):
     return tmp_path / "pictures"
 
 
-def narcli(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-c", "from narcli.cli import main; raise SystemExit(main())", *map(str, arguments)],
-        capture_output=True, text=True, **options,
-    )  # fmt: skip
+def command_line(*arguments):
+    main = "from narcli.cli import main; raise SystemExit(main())"
+    return [sys.executable, "-c", main, *map(str, arguments)]
+
+
+def narcli(*arguments):
+    return subprocess.run(command_line(*arguments), capture_output=True, text=True)
 
 
 @given(st.integers(1, 50), st.integers(1, 20), st.integers(0, 5))
@@ -134,6 +136,27 @@ def test_a_transformer_learns_its_tokens_by_heart_and_generates_them(tmp_path):
         assert sheet.size == (80, 32)
 
 
+@given(st.integers(0, 99), st.floats(0, 1))
+def test_noise_exchanges_tokens_for_those_of_the_same_place(seed, most):
+    torch.manual_seed(seed)
+    labels = torch.tensor([2, 0, 1, 0, 2, 2])
+    tokens = torch.arange(6)[:, None] * 100 + torch.arange(50)  # (item, place), told apart
+    noisy = Noise(tokens, labels, most)(tokens, labels)
+    assert torch.equal(noisy % 100, tokens % 100)
+    assert (noisy != tokens).float().mean(1).max() <= min(most + 0.25, 1)
+
+
+def test_noise_comes_from_the_same_class_half_of_the_time():
+    torch.manual_seed(0)
+    labels = torch.arange(1000) // 10  # 100 classes, ten items each
+    tokens = torch.arange(1000)[:, None].expand(1000, 40)
+    noisy = Noise(tokens, labels, 1.0)(tokens, labels)
+    changed = noisy != tokens
+    assert changed.float().mean().item() == pytest.approx(0.5, abs=0.05)
+    assert (labels[noisy] == labels[tokens])[changed].float().mean().item() == pytest.approx(0.48, abs=0.05)
+    assert torch.equal(Noise(tokens, labels, 0.0)(tokens, labels), tokens)
+
+
 def test_from_a_folder_of_pictures_to_a_picture(folder, tmp_path):
     run = narcli(
         "train", "tokenizer", folder, "-o", tmp_path / "tok", "--size", 16, "--steps", 2, "--channels", 32,
@@ -165,10 +188,8 @@ def test_a_killed_run_goes_on_and_gives_the_same_model(folder, tmp_path):
 
     assert narcli(*command("whole")).returncode == 0
     process = subprocess.Popen(
-        [sys.executable, "-c", "from narcli.cli import main; raise SystemExit(main())"]
-        + list(map(str, command("killed"))),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        command_line(*command("killed")), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while process.poll() is None and not (tmp_path / "killed" / "state.pt").exists():
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)

@@ -49,7 +49,7 @@ def _check_device(name: str) -> str:
 Classes = Annotated[
     str | None,
     typer.Option(
-        "--class", metavar="CLASS", help="Id or name, or several with commas: 207,cat,'hot air balloon'."
+        "--class", metavar="CLASS", help="Id or name, or several with commas: 207,cat,'polar bear'."
     ),
 ]
 Num = Annotated[int, typer.Option("--num", "-n", help="Samples of each class.")]

@@ -75,7 +75,7 @@ def tokenizer(
             )
     compared = load_pictures(heldout, pictures.images.shape[1]) if heldout else None
     settings = TrainSettings(
-        steps=steps, batch_size=batch_size, learning_rate=learning_rate, weight_decay=0.01, ema=0.998,
+        steps=steps, batch_size=batch_size, learning_rate=learning_rate, weight_decay=0.01,
         save_every=save_every, seed=seed, compile=False,
     )  # fmt: skip
     model = train_tokenizer(pictures, config, settings, output, quiet)

@@ -48,7 +48,7 @@ class TrainSettings:
     warmup: int = 200
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
-    ema: float = 0.999
+    ema: float = 0.998
     clip: float = 1.0
     save_every: int = 500
     seed: int = 0
