@@ -114,6 +114,11 @@ class NARTransformer(nn.Module):
         """The heads from the trunk up."""
         return [cast(Head, self.heads[name]) for name in self.config.order.heads]
 
+    @property
+    def ordered_layers(self) -> list[Block]:
+        """The layers from the bottom up."""
+        return [cast(Block, layer) for layer in self.layers]
+
     def prefill(self, condition: Tensor, cache: Cache) -> Tensor:
         """Read the condition.
 
@@ -200,7 +205,7 @@ class NARTransformer(nn.Module):
         rotary = plan.train_rotary(x.device)
         x = self.dropout(x)
         states = []
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.ordered_layers):
             x = layer.forward_train(x, rotary, mask)
             if (head := index + 1 - self.config.layers) >= 0:
                 normed = self.ordered_heads[head].norm(x)
@@ -216,7 +221,7 @@ class NARTransformer(nn.Module):
     ) -> Tensor:
         """(B, n, D) through all layers -> every head's normalised input (B, n, heads, D)."""
         states = []
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.ordered_layers):
             x = layer.decode(x, rotary, cache, index, mask)
             if (head := index + 1 - self.config.layers) >= 0:
                 states.append(self.ordered_heads[head].norm(x))
