@@ -18,9 +18,9 @@ from narcli.errors import CheckpointError, UsageError
 from narcli.models.transformer import TransformerConfig
 from narcli.models.vq import VQConfig, VQTokenizer
 from narcli.sampling import SamplingSettings, generate
-from narcli.training.data import load_pictures
+from narcli.training.data import Pictures, load_pictures
 from narcli.training.loop import TrainSettings, batch_indices
-from narcli.training.nar import Noise, train_nar
+from narcli.training.nar import Noise, tokenize, train_nar
 from narcli.training.tokenizer import psnr, train_tokenizer
 
 SMALL = VQConfig(32, (1, 1), 1, 32, codebook_size=16)
@@ -69,6 +69,8 @@ def test_the_rate_warms_up_and_ends_at_zero():
     assert rates[9] == max(rates) == 0.5
     assert rates[100] == pytest.approx(0, abs=1e-9)
     assert rates[10:] == sorted(rates[10:], reverse=True)
+    short = settings(steps=20, warmup=200)
+    assert short.rate(19) < short.rate(2)
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_weights(folder, tmp_path, monkeypatch):
@@ -98,11 +100,14 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(folder, tmp_path, mon
 def test_other_settings_or_another_model_do_not_go_on_with_a_run(folder, tmp_path):
     pictures = load_pictures(folder, 16)
     train_tokenizer(pictures, SMALL, settings(steps=3), tmp_path / "run", quiet=True)
-    with pytest.raises(CheckpointError, match="other settings: learning_rate"):
+    with pytest.raises(CheckpointError, match="differs in: learning_rate"):
         train_tokenizer(pictures, SMALL, settings(steps=3, learning_rate=1.0), tmp_path / "run", quiet=True)
     wider = VQConfig(64, (1, 1), 1, 32, codebook_size=16)
-    with pytest.raises(CheckpointError, match="cannot go on with this model"):
+    with pytest.raises(CheckpointError, match="differs in: tokenizer"):
         train_tokenizer(pictures, wider, settings(steps=3), tmp_path / "run", quiet=True)
+    others = Pictures(255 - pictures.images, pictures.labels)
+    with pytest.raises(CheckpointError, match="differs in: data"):
+        train_tokenizer(others, SMALL, settings(steps=3), tmp_path / "run", quiet=True)
     (tmp_path / "run" / "state.pt").write_bytes(b"PK half a file")
     with pytest.raises(CheckpointError, match=r"state\.pt"):
         train_tokenizer(pictures, SMALL, settings(steps=3), tmp_path / "run", quiet=True)
@@ -134,6 +139,19 @@ def test_a_transformer_learns_its_tokens_by_heart_and_generates_them(tmp_path):
     assert log[-1]["step"] == 120 and log[-1]["loss"] < 1
     with Image.open(tmp_path / "sample-000120.png") as sheet:
         assert sheet.size == (80, 32)
+
+
+def test_tokens_are_kept_for_the_same_pictures_and_tokenizer_only(folder, tmp_path):
+    pictures = load_pictures(folder, 16)
+    torch.manual_seed(0)
+    first, second = VQTokenizer(SMALL).eval(), VQTokenizer(SMALL).eval()
+    tokens = tokenize(pictures, first, tmp_path)
+    assert torch.equal(tokens, first.encode(pictures.batch(np.arange(6))))
+    assert torch.equal(tokenize(pictures, first, tmp_path), tokens)
+    assert len(list(tmp_path.glob("tokens-*.npy"))) == 1
+    assert torch.equal(tokenize(pictures, second, tmp_path), second.encode(pictures.batch(np.arange(6))))
+    others = Pictures(255 - pictures.images, pictures.labels)
+    assert torch.equal(tokenize(others, first, tmp_path), first.encode(others.batch(np.arange(6))))
 
 
 @given(st.integers(0, 99), st.floats(0, 1))
@@ -182,8 +200,8 @@ def test_from_a_folder_of_pictures_to_a_picture(folder, tmp_path):
 def test_a_killed_run_goes_on_and_gives_the_same_model(folder, tmp_path):
     def command(name):
         return [
-            "train", "tokenizer", folder, "-o", tmp_path / name, "--size", 16, "--steps", 8, "--channels", 32,
-            "--multipliers", "1,1", "--codes", 16, "--patch", 1, "--save-every", 2, "-q",
+            "train", "tokenizer", folder, "-o", tmp_path / name, "--size", 16, "--steps", 40, "-q",
+            "--channels", 32, "--multipliers", "1,1", "--codes", 16, "--patch", 1, "--save-every", 2,
         ]  # fmt: skip
 
     assert narcli(*command("whole")).returncode == 0
@@ -193,7 +211,8 @@ def test_a_killed_run_goes_on_and_gives_the_same_model(folder, tmp_path):
     while process.poll() is None and not (tmp_path / "killed" / "state.pt").exists():
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
+    assert torch.load(tmp_path / "killed" / "state.pt", weights_only=True)["step"] < 40
     run = narcli(*command("killed"))
     assert run.returncode == 0, run.stderr
     whole, resumed = (
@@ -247,6 +266,14 @@ def test_prepared_arrays_are_read_with_their_labels(tmp_path):
     pictures = load_pictures(Path(tmp_path))
     assert pictures.num_classes == 3
     assert pictures.batch(np.array([2, 0])).shape == (2, 3, 8, 8)
+    np.save(tmp_path / "labels.npy", np.array([0, 2, 1], np.uint8))
+    assert load_pictures(tmp_path).labels.dtype == np.int64
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    with pytest.raises(CheckpointError, match="2 names"):
+        load_pictures(tmp_path)
+    np.save(tmp_path / "labels.npy", np.array([0, -1, 1]))
+    with pytest.raises(CheckpointError, match="-1"):
+        load_pictures(tmp_path)
     np.save(tmp_path / "labels.npy", np.array([0, 2]))
     with pytest.raises(CheckpointError, match="labels"):
         load_pictures(tmp_path)

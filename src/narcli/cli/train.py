@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .. import configs
 from ..errors import UsageError
 from .console import Console
 from .options import Json, Quiet
+
+if TYPE_CHECKING:
+    from ..models.vq import VQConfig
+    from ..training.data import Pictures
 
 app = typer.Typer(help="Train a tokenizer, then a NAR model on its tokens.", no_args_is_help=True)
 
@@ -30,7 +38,16 @@ Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps in all.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures a step.")]
 LearningRate = Annotated[float, typer.Option(min=0.0, help="Peak learning rate; a cosine takes it to zero.")]
 SaveEvery = Annotated[int, typer.Option(min=1, help="Steps between checkpoints and sample sheets.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of weights, data order, augmentation and dropout.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights, data order, dropout and noise.")]
+
+
+class Position(str, Enum):
+    """How a transformer knows where a cell is; see ``TransformerConfig``."""
+
+    rotary = "rotary"
+    absolute = "absolute"
+
+
 Compile = Annotated[bool, typer.Option("--compile", help="Use torch.compile: slow to start, then faster.")]
 
 
@@ -66,14 +83,12 @@ def tokenizer(
     from ..training.tokenizer import psnr, train_tokenizer
 
     config = VQConfig(channels, levels, blocks, channels * levels[-1], codes, patch=patch)
+    check_sizes(configs.VQ, asdict(config))
     pictures = load_pictures(data, size)
-    for side in pictures.images.shape[1:3]:
-        if side % config.downsampling:
-            raise UsageError(
-                f"The pictures are {side} pixels wide or high, not a multiple of {config.downsampling}.",
-                "Choose another --size, or fewer --multipliers.",
-            )
-    compared = load_pictures(heldout, pictures.images.shape[1]) if heldout else None
+    grid_of(pictures, config)
+    compared = load_pictures(heldout, size) if heldout else None
+    if compared:
+        grid_of(compared, config)
     settings = TrainSettings(
         steps=steps, batch_size=batch_size, learning_rate=learning_rate, weight_decay=0.01,
         save_every=save_every, seed=seed, compile=False,
@@ -97,6 +112,9 @@ def nar(
     layers: Annotated[int, typer.Option(min=1, help="Layers of the trunk; the second head adds one.")] = 6,
     heads: Annotated[int, typer.Option(min=1, help="Attention heads, each a multiple of 4 wide.")] = 5,
     dropout: Annotated[float, typer.Option(min=0, max=0.9, help="Token, attention and FFN dropout.")] = 0.1,
+    position: Annotated[Position, typer.Option(help="How the network knows the cells' places.")] = (
+        Position.rotary
+    ),
     token_noise: Annotated[
         float, typer.Option(min=0, max=1, help="Largest share of input tokens exchanged for other pictures'.")
     ] = 0.0,
@@ -129,26 +147,45 @@ def nar(
     if names < pictures.num_classes:
         raise UsageError(f"The table {classes} has {names} classes, the labels {pictures.num_classes}.")
     vq = load_tokenizer(tokenizer)
-    height, width = (side // vq.config.downsampling for side in pictures.images.shape[1:3])
     config = TransformerConfig(
-        (height, width), dim, layers, heads, vq.config.codebook_size, ffn_dim(dim, 64), num_classes=names
-    )
+        grid_of(pictures, vq.config), dim, layers, heads, vq.config.codebook_size, ffn_dim(dim, 64),
+        num_classes=names, position=position.value,
+    )  # fmt: skip
+    check_sizes(configs.TRANSFORMER, asdict(config))
     settings = TrainSettings(
         steps=steps, batch_size=batch_size, learning_rate=learning_rate,
         save_every=save_every, seed=seed, compile=compile,
     )  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
-    tokens = tokenize(pictures, vq, output / "tokens.npy")
+    tokens = tokenize(pictures, vq, output)
     import torch
 
-    labels = torch.as_tensor(pictures.labels)
+    labels = torch.from_numpy(pictures.labels)
     model = train_nar(tokens, labels, vq, config, settings, output, dropout, token_noise, quiet)
-    table = classes or list(pictures.names) or None
+    table = classes or list(pictures.names) or [f"class {label}" for label in range(names)]
     defaults = {"cfg_scale": 2.0}
     folder = save_model(
         output / "model", transformer=model, tokenizer=vq, classes=table, defaults=defaults, overwrite=True
     )
     report(Console(quiet), folder, as_json, {})
+
+
+def check_sizes(rules: Mapping[str, configs.Rule], sizes: Mapping[str, Any]) -> None:
+    """Refuse a network that narcli's own format could not hold."""
+    for name, (expected, holds) in rules.items():
+        if not holds(sizes[name]):
+            raise UsageError(f"{name} is {sizes[name]}, expected {expected}.")
+
+
+def grid_of(pictures: Pictures, tokenizer: VQConfig) -> tuple[int, int]:
+    """(H, W) of the tokens of the pictures."""
+    height, width = pictures.images.shape[1:3]
+    if height % tokenizer.downsampling or width % tokenizer.downsampling:
+        raise UsageError(
+            f"The pictures are {width}x{height} pixels, not a multiple of {tokenizer.downsampling}.",
+            "Choose another --size, or another tokenizer (its --patch and --multipliers).",
+        )
+    return height // tokenizer.downsampling, width // tokenizer.downsampling
 
 
 def whole_numbers(text: str, option: str, example: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,13 @@ class Pictures:
         """Number of classes, 0 without labels."""
         return 0 if self.labels is None else max(len(self.names), int(self.labels.max()) + 1)
 
+    def digest(self) -> str:
+        """A hash of pictures and labels."""
+        known = sha256(np.ascontiguousarray(self.images).data)
+        if self.labels is not None:
+            known.update(self.labels.tobytes())
+        return known.hexdigest()
+
     def batch(self, indices: np.ndarray) -> Tensor:
         """float32 (B, 3, H, W) in [-1, 1]."""
         return to_unit(torch.from_numpy(self.images[indices]))
@@ -64,7 +72,7 @@ def load_pictures(path: Path, size: int | None = None) -> Pictures:
         raise UsageError(f"{str(path)!r} is not a folder.", "Give a folder of pictures (class/name.png).")
     if size is None:
         raise UsageError(f"{str(path)!r} holds image files, so a size is needed.", "Add --size 128.")
-    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES)
+    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and not hidden(f, path))
     if not files:
         raise UsageError(
             f"No pictures in {str(path)!r}.",
@@ -102,8 +110,23 @@ def _load_arrays(path: Path, size: int | None) -> Pictures:
             f"labels.npy in {str(path)!r} is {labels.dtype} {labels.shape}.",
             f"Expected whole numbers ({len(images)},).",
         )
-    names = path / "classes.txt"
-    return Pictures(images, labels, tuple(names.read_text("utf-8").splitlines()) if names.is_file() else ())
+    if labels is None:
+        return Pictures(images, None)
+    if labels.min() < 0:
+        raise CheckpointError(f"labels.npy in {str(path)!r} has {labels.min()}.", "Labels count from 0.")
+    known = path / "classes.txt"
+    names = tuple(known.read_text("utf-8").splitlines()) if known.is_file() else ()
+    if names and len(names) <= labels.max():
+        raise CheckpointError(
+            f"{str(known)!r} has {len(names)} names, and the labels reach {labels.max()}.",
+            "Give one name a line, for every label from 0.",
+        )
+    return Pictures(images, labels.astype(np.int64), names)
+
+
+def hidden(file: Path, folder: Path) -> bool:
+    """Whether a part of the path below ``folder`` starts with a dot, as what macOS leaves does."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _read(file: Path, size: int) -> np.ndarray:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -31,13 +32,13 @@ class TrainSettings:
         steps: optimiser steps in all.
         batch_size: pictures a step.
         learning_rate: peak, reached after ``warmup`` steps; a cosine takes it to zero.
-        warmup: steps of linear increase.
+        warmup: steps of linear increase, at most a tenth of all.
         betas: of AdamW; 0.9 and 0.95 as in the paper.
         weight_decay: of AdamW, on tensors of two and more dimensions.
         ema: decay of the averaged weights, which are what is saved as the result.
         clip: largest norm of the gradient.
         save_every: steps between checkpoints and sample sheets.
-        seed: of weights, order of the data, augmentation and dropout.
+        seed: of weights, order of the data, dropout and noise.
         compile: use ``torch.compile``.
         bfloat16: run matrix products and convolutions in bfloat16 (autocast).
     """
@@ -62,9 +63,10 @@ class TrainSettings:
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, then a cosine down to zero."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        progress = (step - self.warmup) / max(self.steps - self.warmup, 1)
+        warmup = min(self.warmup, self.steps // 10)
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        progress = (step - warmup) / (self.steps - warmup)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -81,12 +83,13 @@ def batch_indices(count: int, settings: TrainSettings, step: int) -> np.ndarray:
 
 def train(
     model: nn.Module,
-    loss_of: Callable[[int], tuple[Tensor, dict[str, Tensor]]],
+    loss_of: Callable[[int], tuple[Tensor, dict[str, Tensor | float]]],
     settings: TrainSettings,
     folder: Path,
     sample: Callable[[nn.Module, Path], None],
     after_step: Callable[[int], None] = lambda step: None,
     memory: Mapping[str, Tensor] | None = None,
+    about: Mapping[str, object] | None = None,
     quiet: bool = False,
 ) -> nn.Module:
     """Optimise ``model`` and return it with its averaged weights.
@@ -99,10 +102,11 @@ def train(
         sample: called with the averaged model and a path for a sheet, at every checkpoint.
         after_step: called after each optimiser step, under ``no_grad``.
         memory: tensors that these callbacks keep from step to step; saved, and restored in place.
+        about: what else the result depends on (sizes, data), in plain values; must be the same to go on.
         quiet: no progress display.
 
     Raises:
-        CheckpointError: ``folder`` holds a run of another model or with other settings.
+        CheckpointError: ``folder`` holds a run of another model, of other data or with other settings.
         NarError: the loss is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,14 +120,17 @@ def train(
     )
     average = {name: p.detach().clone() for name, p in model.named_parameters()}
     memory = memory or {}
-    step = resume(folder / "state.pt", model, optimizer, average, memory, settings)
+    about = {**(about or {}), **asdict(settings)}
+    for name in ("save_every", "compile"):  # these may change on the way
+        del about[name]
+    step = resume(folder, model, optimizer, average, memory, about)
     parameters: list[Tensor] = list(model.parameters())
     started, since = time.monotonic(), step
     shown: dict[str, float] = {}
     shows = {"unit": "step", "disable": quiet or None, "dynamic_ncols": True}
     with tqdm(total=settings.steps, initial=step, **shows) as bar:
         while step < settings.steps:
-            torch.manual_seed(settings.seed * 1_000_003 + step)
+            torch.manual_seed((settings.seed * 1_000_003 + step) % 2**63)
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate(step)
             with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
@@ -158,7 +165,7 @@ def train(
             if step % settings.save_every == 0 or step == settings.steps:
                 state = {
                     "step": step,
-                    "settings": asdict(settings),
+                    "about": about,
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "average": average,
@@ -167,63 +174,65 @@ def train(
                 write_atomic(folder / "state.pt", partial(torch.save, state), overwrite=True)
                 with swapped(model, average):
                     sample(model, folder / f"sample-{step:06d}.png")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(average[name])
+    put(model, average)
     return model
 
 
 def resume(
-    path: Path,
+    folder: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: dict[str, Tensor],
     memory: Mapping[str, Tensor],
-    settings: TrainSettings,
+    about: Mapping[str, object],
 ) -> int:
-    """Go on from ``path`` where it exists; returns the number of steps done."""
+    """Go on from ``folder`` where it holds a run; returns the number of steps done."""
+    for left in folder.glob(".narcli-*.part"):  # of a run that was killed while it wrote
+        left.unlink()
+    path, log = folder / "state.pt", folder / "log.jsonl"
     if not path.exists():
+        log.unlink(missing_ok=True)
         return 0
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
-        differing = [
-            name
-            for name, value in asdict(settings).items()
-            if name not in ("save_every", "compile") and state["settings"].get(name) != value
-        ]
+        there = state["about"]
+        differing = sorted(name for name in {*about, *there} if about.get(name) != there.get(name))
         if not differing:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
-            for kept, there in ((average, state["average"]), (memory, state["memory"])):
+            for kept, saved in ((average, state["average"]), (memory, state["memory"])):
                 for name, tensor in kept.items():
-                    tensor.copy_(there[name])
+                    tensor.copy_(saved[name])
     except Exception as error:
         raise CheckpointError(
-            f"{path.name} in {path.parent} cannot go on with this model ({str(error).splitlines()[0]}).",
+            f"{path} cannot be gone on with ({str(error).splitlines()[0]}).",
             "Train into another folder, or remove that file to start anew.",
         ) from error
     if differing:
         raise CheckpointError(
-            f"{path.parent} holds a run with other settings: {', '.join(differing)}.",
-            "Give the same settings to go on, or another folder to start anew.",
+            f"{folder} holds a run that differs in: {', '.join(differing)}.",
+            "Give the same to go on, or another folder to start anew.",
         )
-    return int(state["step"])
+    step = int(state["step"])
+    if log.exists():  # lines after the checkpoint will be written again
+        lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+        write_atomic(log, "".join(x for x in lines if json.loads(x)["step"] <= step).encode(), overwrite=True)
+    return step
 
 
-class swapped:  # noqa: N801
+@contextmanager
+def swapped(model: nn.Module, average: Mapping[str, Tensor]) -> Iterator[None]:
     """Within the block the model has the averaged weights."""
+    kept = {name: p.detach().clone() for name, p in model.named_parameters()}
+    put(model, average)
+    try:
+        yield
+    finally:
+        put(model, kept)
 
-    def __init__(self, model: nn.Module, average: dict[str, Tensor]) -> None:
-        self.model, self.average = model, average
 
-    def __enter__(self) -> None:
-        self.kept = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        self._put(self.average)
-
-    def __exit__(self, *_: object) -> None:
-        self._put(self.kept)
-
-    def _put(self, weights: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(weights[name])
+@torch.no_grad()
+def put(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy ``weights`` into the parameters of ``model``."""
+    for name, parameter in model.named_parameters():
+        parameter.copy_(weights[name])

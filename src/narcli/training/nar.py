@@ -7,6 +7,8 @@ its own and earlier steps, gives every head's prediction of every cell; one cros
 from __future__ import annotations
 
 import io
+from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UsageError
 from ..models.transformer import NARTransformer, TransformerConfig
 from ..models.vq import VQTokenizer
 from ..writers import write_atomic
@@ -56,7 +57,7 @@ def train_nar(
     model.train()
     forward = torch.compile(model.forward_train) if settings.compile else model.forward_train
 
-    def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         indices = torch.from_numpy(batch_indices(len(tokens), settings, step))
         target = tokens[indices]
         dropped = torch.rand(len(target)) < LABEL_DROPOUT
@@ -70,7 +71,13 @@ def train_nar(
         assert isinstance(model, NARTransformer)
         sample_sheet(model, tokenizer, path)
 
-    train(model, loss_of, settings, folder, sheet, quiet=quiet)
+    about = {
+        "transformer": asdict(config),
+        "dropout": dropout,
+        "token_noise": token_noise,
+        "data": sha256(tokens.numpy().tobytes() + labels.numpy().tobytes()).hexdigest(),
+    }
+    train(model, loss_of, settings, folder, sheet, about=about, quiet=quiet)
     return model.eval()
 
 
@@ -106,31 +113,22 @@ class Noise:
 
 
 @torch.inference_mode()
-def tokenize(
-    pictures: Pictures, tokenizer: VQTokenizer, cache: Path | None = None, batch_size: int = 32
-) -> Tensor:
-    """Codes of all pictures: (items, N) int64, kept in ``cache`` (an .npy file) for the next time.
-
-    Raises:
-        UsageError: the cache is of other pictures.
-    """
+def tokenize(pictures: Pictures, tokenizer: VQTokenizer, folder: Path, batch_size: int = 32) -> Tensor:
+    """Codes of all pictures: (items, N) int64, kept in ``folder`` for the next time."""
+    known = sha256(pictures.digest().encode())
+    for tensor in tokenizer.state_dict().values():
+        known.update(tensor.float().numpy().tobytes())
+    cache = folder / f"tokens-{known.hexdigest()[:16]}.npy"
+    if cache.is_file():
+        return torch.from_numpy(np.load(cache).astype(np.int64))
     count = len(pictures.images)
-    if cache is not None and cache.is_file():
-        known = np.load(cache)
-        if len(known) != count:
-            raise UsageError(
-                f"{cache} holds the tokens of {len(known)} pictures, not of {count}.",
-                "Remove it to make it anew.",
-            )
-        return torch.from_numpy(known.astype(np.int64))
     codes = torch.cat(
         [
             tokenizer.encode(pictures.batch(np.arange(start, min(start + batch_size, count))))
             for start in range(0, count, batch_size)
         ]
     )
-    if cache is not None:
-        buffer = io.BytesIO()
-        np.save(buffer, codes.numpy().astype(np.int32))
-        write_atomic(cache, buffer.getvalue(), overwrite=True)
+    buffer = io.BytesIO()
+    np.save(buffer, codes.numpy().astype(np.int32))
+    write_atomic(cache, buffer.getvalue(), overwrite=True)
     return codes

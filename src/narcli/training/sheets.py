@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from PIL import Image
 from ..models.transformer import NARTransformer
 from ..models.vq import VQTokenizer
 from ..sampling import SamplingSettings, generate
+from ..writers import write_atomic
+from .data import to_unit
 
 
 @torch.inference_mode()
@@ -18,7 +21,7 @@ def reconstruction_sheet(model: VQTokenizer, images: np.ndarray, path: Path, cou
     """Originals (uint8, N x H x W x 3) above their reconstructions, spread over the data, as a PNG."""
     picks = np.linspace(0, len(images) - 1, count).astype(int)
     originals = torch.from_numpy(images[picks])
-    batch = originals.permute(0, 3, 1, 2).float() / 127.5 - 1
+    batch = to_unit(originals)
     grid = (batch.shape[2] // model.config.downsampling, batch.shape[3] // model.config.downsampling)
     pixels = to_pixels(model.decode(model.encode(batch), grid))
     columns = 8
@@ -53,5 +56,6 @@ def to_pixels(decoded: torch.Tensor) -> torch.Tensor:
 
 def save(pixels: np.ndarray, path: Path) -> None:
     """Write uint8 (H, W, 3) as a PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    write_atomic(path, buffer.getvalue(), overwrite=True)

@@ -6,6 +6,7 @@ pictures on plain backgrounds can do without. Codes that fall out of use are re-
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models.vq import VQConfig, VQTokenizer
-from .data import Pictures
+from .data import Pictures, to_unit
 from .loop import TrainSettings, batch_indices, train
 
 #: Weight of the pull of features towards their codes (VQ-VAE's beta).
@@ -40,7 +41,7 @@ def train_tokenizer(
     used = torch.zeros(config.codebook_size, dtype=torch.bool)
     last_features = torch.empty(0)
 
-    def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         nonlocal last_features
         images = pictures.batch(batch_indices(len(pictures.images), settings, step))
         features = model.features(images)
@@ -59,7 +60,7 @@ def train_tokenizer(
         # Peak-to-peak is 2 in [-1, 1]; the mean over pictures of each one's PSNR.
         psnr = 10 * torch.log10(4 / squared.detach().mean((1, 2, 3)).clamp_min(1e-10)).mean()
         loss = reconstruction + to_codes + COMMITMENT * to_features
-        return loss, {"psnr": psnr, "codes": codes.unique().numel() / torch.tensor(1.0)}
+        return loss, {"psnr": psnr, "codes": codes.unique().numel()}
 
     def reseed(step: int) -> None:
         # None in the last fifth, so that the decoder settles on a fixed set of codes.
@@ -76,7 +77,8 @@ def train_tokenizer(
         assert isinstance(model, VQTokenizer)
         reconstruction_sheet(model, pictures.images, path)
 
-    train(model, loss_of, settings, folder, sheet, reseed, {"used": used}, quiet)
+    about = {"tokenizer": asdict(config), "data": pictures.digest()}
+    train(model, loss_of, settings, folder, sheet, reseed, {"used": used}, about, quiet)
     return model.eval()
 
 
@@ -90,14 +92,13 @@ def edges(decoded: Tensor, images: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def psnr(model: VQTokenizer, pictures: Pictures, batch_size: int = 32) -> Tensor:
-    """Peak signal-to-noise ratio of each picture, in dB: float32 (N,).
+    """Peak signal-to-noise ratio of each picture, in dB: float32 (N,); for a float32 tokenizer.
 
     Decoded values are clamped to [-1, 1] and rounded to 8 bits, as written to files.
     """
     values = []
     for start in range(0, len(pictures.images), batch_size):
-        pixels = torch.from_numpy(pictures.images[start : start + batch_size].copy())
-        images = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+        images = to_unit(torch.from_numpy(pictures.images[start : start + batch_size].copy()))
         grid = (images.shape[2] // model.config.downsampling, images.shape[3] // model.config.downsampling)
         decoded = model.decode(model.encode(images), grid).float().clamp(-1, 1)
         decoded = ((decoded + 1) * 127.5).round() / 127.5 - 1
