@@ -79,7 +79,8 @@ def test_ucf101_names_are_found_however_they_are_written():
         (EMOJI, "5", "Nearest ids: 3"),
         (EMOJI, "espresso maker", "ImageNet's espresso maker"),
         (EMOJI, "5000", "1210"),
-        (EMOJI, "9" * 50, "There is no class"),
+        (EMOJI, "9" * 50, f"There is no class {'9' * 50}."),
+        (EMOJI, "9" * 5000, f"There is no class '{'9' * 57}...'."),
         (EMOJI, "", "narcli classes"),
         (EMOJI, "-1", "There is no class '-1'"),
         (IMAGENET, "1000", "999"),
@@ -107,6 +108,8 @@ def test_search_finds_own_names_synonyms_and_what_they_stand_for():
     assert IMAGENET.search("tinca")[0].stands_for == "Tinca tinca"
     assert EMOJI.search("") == [] and EMOJI.search("qqqq") == []
     assert any(entry.name == "dog" for entry in EMOJI.search("🐕"))
+    spider = EMOJI.lookup("\U0001f577")  # without the selector U+FE0F, which the table has
+    assert [entry.name for entry in EMOJI.search("\U0001f577")] == [spider.name]
 
 
 def test_tables_of_names_and_of_numbers():
@@ -116,6 +119,17 @@ def test_tables_of_names_and_of_numbers():
     assert table_for(101).lookup("7").name == "class 7"
     with pytest.raises(UsageError, match="no class table"):
         load_table("birds")
+
+
+def test_a_number_that_is_a_name_is_that_class():
+    table = load_table(sorted(map(str, range(12))))  # 0, 1, 10, 11, 2, ...
+    for number in range(12):
+        entry = table.lookup(str(number))
+        assert (entry.name, entry.id) == (str(number), number) and entry == table.by_id(number)
+    assert load_table(["001", "002"]).lookup("001").label == 0
+    mixed = load_table(["10", "2", "cat"])
+    assert [mixed.lookup(text).label for text in ("10", "2", "cat", "0")] == [0, 1, 2, 0]
+    assert mixed.by_id(2).name == "cat"
 
 
 def test_class_tables_do_not_import_torch():

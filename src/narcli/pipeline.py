@@ -192,7 +192,9 @@ class Pipeline:
             MemoryLimitError: while iterating.
         """
         chosen = [classes] if isinstance(classes, int | str) else classes
-        samples = plan_samples([self.classes.lookup(str(name)) for name in chosen], seed, num)
+        table = self.classes
+        entries = [table.by_id(name) if isinstance(name, int) else table.lookup(name) for name in chosen]
+        samples = plan_samples(entries, seed, num)
         return self.run(samples, self.settings(**settings), check_batch_size(batch_size))
 
     def settings(self, **given: Any) -> SamplingSettings:

@@ -20,6 +20,9 @@ from ..errors import UsageError
 
 #: The tables that a model's ``config.json`` or registry row may name.
 TABLES = ("emoji", "imagenet1k", "ucf101")
+#: The tables of the released models, by kind and number of classes.
+RELEASED_TABLES = {("image", 1000): "imagenet1k", ("video", 101): "ucf101"}
+SHOWN = 60  # characters of what was typed, in messages
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,17 @@ class ClassTable:
     def lookup(self, text: str) -> ClassEntry:
         """The class of an id, a name or an emoji; the table's own names come before ImageNet's.
 
+        In a list of names even a number is the class called so, if there is one, before it is an id.
+
         Raises:
             UsageError: no such class (the nearest are named), or a name that several have (ids listed).
         """
         text = text.strip()
-        if text.isdecimal():
-            return self._by_id(int(text[:10]))  # ten digits are more than any table has
+        named = [label for label, row in enumerate(self.rows) if text in row.names] if not self.name else []
+        if len(named) == 1:
+            return self.entry(named[0])
+        if text.isdecimal() and len(text) <= SHOWN:
+            return self.by_id(int(text))
         labels = self._labels.get(_key(text), ())
         if len(labels) == 1:
             return self.entry(labels[0])
@@ -95,12 +103,34 @@ class ClassTable:
         if not labels and self.stands:
             ids = _imagenet_ids().get(_key(text), [])
             if len(ids) == 1:
-                return self._by_id(ids[0])
+                return self.by_id(ids[0])
         if ids:
             listed = " and ".join(map(str, ids))
             known = next((id for id in ids if id in self._by), ids[0])
             raise UsageError(f"{text!r} names several classes: {listed}.", f"Give the id: --class {known}.")
-        raise UsageError(f"There is no class {text[:60]!r}.", self.similar(text))
+        raise UsageError(f"There is no class {_shorten(text)!r}.", self.similar(text))
+
+    def by_id(self, id: int) -> ClassEntry:
+        """The class of an id.
+
+        Raises:
+            UsageError: no such class (the nearest are named).
+        """
+        if id in self._by:
+            label = self._by[id]
+            stands_for = _imagenet()[id][0] if self.stands and id < len(_imagenet()) else None
+            return replace(self.entry(label), id=id, stands_for=stands_for)
+        nearest = sorted(sorted(self._by, key=lambda known: abs(known - id))[:3])
+        shown = ", ".join(f"{known} ({self.by_id(known)})" for known in nearest)
+        if self.stands and 0 <= id < len(_imagenet()):
+            raise UsageError(
+                f"Class {id} is ImageNet's {_imagenet()[id][0]}, for which this model has no class.",
+                f"Nearest ids: {shown}. `narcli classes search WORD` finds others.",
+            )
+        raise UsageError(
+            f"There is no class {id}.",
+            f"Nearest ids: {shown}." if nearest else "This model has no classes.",
+        )
 
     def parse_classes(self, text: str) -> list[ClassEntry]:
         """The classes of a comma list of ids and names, such as ``"207,cat,1003"``.
@@ -121,12 +151,12 @@ class ClassTable:
         own = [
             replace(self.entry(label), stands_for=_synonym(row.names, key))
             for label, row in enumerate(self.rows)
-            if row.emoji == word or any(key in _key(name) for name in row.names)
+            if _key(row.emoji or "") == key or any(key in _key(name) for name in row.names)
         ]
         if not self.stands:
             return own
         stood = [
-            replace(self._by_id(id), stands_for=_synonym(names, key) or names[0])
+            replace(self.by_id(id), stands_for=_synonym(names, key) or names[0])
             for id, names in enumerate(_imagenet())
             if id in self._by and any(key in _key(name) for name in names)
         ]
@@ -159,23 +189,6 @@ class ClassTable:
         found.pop("", None)
         return dict(found)
 
-    def _by_id(self, id: int) -> ClassEntry:
-        if id in self._by:
-            label = self._by[id]
-            stands_for = _imagenet()[id][0] if self.stands and id < len(_imagenet()) else None
-            return replace(self.entry(label), id=id, stands_for=stands_for)
-        nearest = sorted(sorted(self._by, key=lambda known: abs(known - id))[:3])
-        shown = ", ".join(f"{known} ({self._by_id(known)})" for known in nearest)
-        if self.stands and id < len(_imagenet()):
-            raise UsageError(
-                f"Class {id} is ImageNet's {_imagenet()[id][0]}, for which this model has no class.",
-                f"Nearest ids: {shown}. `narcli classes search WORD` finds others.",
-            )
-        raise UsageError(
-            f"There is no class {id}.",
-            f"Nearest ids: {shown}." if nearest else "This model has no classes.",
-        )
-
 
 def load_table(source: str | Sequence[str]) -> ClassTable:
     """The class table of that name, or one made of a list of names.
@@ -184,7 +197,10 @@ def load_table(source: str | Sequence[str]) -> ClassTable:
         UsageError: no table of that name.
     """
     if not isinstance(source, str):
-        return ClassTable("", tuple(ClassRow((name,), (id,)) for id, name in enumerate(source)))
+        numbers = {int(name): name for name in source if name.isdecimal()}
+        # Folders called "0" to "11", sorted as text: their numbers are their ids.
+        ids = numbers if len(numbers) == len(source) else range(len(source))
+        return ClassTable("", tuple(ClassRow((name,), (id,)) for id, name in zip(ids, source, strict=True)))
     if source not in TABLES:
         raise UsageError(f"There is no class table {source[:60]!r}.", f"There are {', '.join(TABLES)}.")
     return _load(source)
@@ -192,8 +208,7 @@ def load_table(source: str | Sequence[str]) -> ClassTable:
 
 def table_for(num_classes: int, kind: str = "image") -> ClassTable:
     """The table of a released model, which does not say its own: ImageNet, UCF-101, or bare numbers."""
-    known = {("image", 1000): "imagenet1k", ("video", 101): "ucf101"}
-    if name := known.get((kind, num_classes)):
+    if name := RELEASED_TABLES.get((kind, num_classes)):
         return load_table(name)
     return load_table([f"class {label}" for label in range(num_classes)])
 
@@ -243,6 +258,10 @@ def _synonym(names: Sequence[str], key: str) -> str | None:
     """The first name with the word in it, unless that is the usual one."""
     found = next((name for name in names if key in _key(name)), names[0])
     return None if found == names[0] else found
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 @lru_cache(8192)
