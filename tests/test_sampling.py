@@ -68,9 +68,18 @@ def test_only_tokens_that_the_filters_keep_are_drawn(seed, temperature, top_k, t
     settings = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p)
     edge = torch.tensor([[0.0, 1 - 2**-24, *torch.rand(7).tolist()]])
     tokens = draw(logits, edge, settings)
-    kept = filter_logits(logits / temperature, top_k, top_p) > -torch.inf
+    below = logits - logits.amax(-1, keepdim=True)
+    kept = filter_logits(below / temperature, top_k, top_p) > -torch.inf
     assert kept.gather(-1, tokens[..., None]).all()
     assert kept.any(-1).all()
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-46, 1e-38, 1e-3])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.5}])
+def test_a_temperature_near_0_takes_the_most_likely_token(temperature, filters):
+    logits = torch.randn(1, 9, 50, generator=torch.Generator().manual_seed(0)) * 3
+    tokens = draw(logits, torch.rand(1, 9), SamplingSettings(temperature=temperature, **filters))
+    assert torch.equal(tokens, logits.argmax(-1))
 
 
 def test_draws_are_one_number_a_cell_of_the_samples_own_seed():
@@ -86,6 +95,8 @@ def test_draws_are_one_number_a_cell_of_the_samples_own_seed():
         {"cfg_scale": -1},
         {"cfg_scale": math.nan},
         {"cfg_scale": math.inf},
+        {"cfg_scale": 1e38},
+        {"temperature": 1001},
         {"cfg_interval": -2},
         {"temperature": -0.1},
         {"temperature": math.nan},

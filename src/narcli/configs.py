@@ -25,6 +25,7 @@ from typing import Any
 
 from .classes import TABLES
 from .errors import CheckpointError
+from .settings import LARGEST
 
 FORMAT = "narcli.model/1"
 CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer.safetensors"
@@ -113,8 +114,8 @@ VQ: Mapping[str, Rule] = {
     "patch": _whole(1, 16),
 }
 DEFAULTS: Mapping[str, Rule] = {
-    "cfg_scale": _number(0, 1000),
-    "temperature": _number(0, 1000),
+    "cfg_scale": _number(0, LARGEST),
+    "temperature": _number(0, LARGEST),
     "top_k": _whole(0, 2**24),
     "top_p": ("a number above 0, at most 1", lambda v: type(v) in (int, float) and 0 < v <= 1),
     "cfg_interval": _whole(-1, MAX_CELLS),

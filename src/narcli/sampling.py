@@ -97,7 +97,9 @@ def draw(logits: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:
     """
     if settings.temperature == 0:
         return logits.argmax(-1)
-    logits = filter_logits(logits / settings.temperature, settings.top_k, settings.top_p)
+    # Without the maximum, and not below 1e-30, no temperature makes infinities of different logits equal.
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(settings.temperature, 1e-30)
+    logits = filter_logits(logits, settings.top_k, settings.top_p)
     cumulative = logits.softmax(-1).cumsum(-1)
     # Strictly below the last value, so that rounding never reaches past the last token kept.
     total = cumulative[..., -1]

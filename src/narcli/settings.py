@@ -12,6 +12,7 @@ from .errors import UsageError
 SEEDS = 2**32  # seeds are below: the generator behind a sample's draws tells no more apart
 MAX_SAMPLES = 100_000  # of one run
 BATCH_SIZE = 16  # samples decoded together
+LARGEST = 1000  # temperature and guidance scale; far beyond, logits would overflow
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,9 @@ class SamplingSettings:
     """How tokens are drawn.
 
     Args:
-        cfg_scale: classifier-free guidance scale, 0 or more; up to 1 is without guidance.
+        cfg_scale: classifier-free guidance scale, 0 to 1000; up to 1 is without guidance.
         cfg_interval: guidance ends once more than this many tokens have been generated; -1 is never.
-        temperature: 0 or more; 0 takes the most likely token.
+        temperature: 0 to 1000; 0 takes the most likely token.
         top_k: draw from this many most likely tokens (and ties with the last); 0 is all.
         top_p: draw from the shortest prefix of the sorted tokens whose probability exceeds this, in (0, 1].
     """
@@ -78,12 +79,12 @@ class SamplingSettings:
             return UsageError(f"{option} is {getattr(self, name)}, expected {expected}.")
 
         # Written so that NaN fails too.
-        if not 0 <= self.cfg_scale < float("inf"):
-            raise refuse("cfg_scale", "a number of at least 0")
+        if not 0 <= self.cfg_scale <= LARGEST:
+            raise refuse("cfg_scale", f"a number from 0 to {LARGEST}")
         if self.cfg_interval < -1:
             raise refuse("cfg_interval", "-1 (always guided) or a number of tokens")
-        if not 0 <= self.temperature < float("inf"):
-            raise refuse("temperature", "a number of at least 0")
+        if not 0 <= self.temperature <= LARGEST:
+            raise refuse("temperature", f"a number from 0 to {LARGEST}")
         if self.top_k < 0:
             raise refuse("top_k", "0 (all) or a number of tokens")
         if not 0 < self.top_p <= 1:
