@@ -305,7 +305,7 @@ def test_calls_that_are_not_containers_are_refused_by_name(tmp_path, call):
 def test_files_that_are_no_checkpoints(tmp_path, content, expected, suffix):
     path = tmp_path / f"x{suffix}"
     path.write_bytes(content)
-    said = refused(path)
+    said = refused(path).replace(str(path), "")
     assert expected in said or (suffix == ".safetensors" and "safetensors" in said)
 
 

@@ -49,17 +49,25 @@ def test_a_sample_is_the_same_in_any_batch_as_alone(pipe, batch_size):
     assert len({r.tokens.numpy().tobytes() for r in together}) == 15
 
 
-def test_wide_layers_do_not_depend_on_the_batch_either():
-    """bfloat16 products of more than 32 rows are summed in another order, from 768 columns on."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("columns", "out"), [(1024, 64), (2048, 768)])
+def test_wide_layers_do_not_depend_on_the_batch_either(dtype, columns, out):
+    """Products of more than 32 rows (bfloat16) and of one (float32) are summed in another order."""
     from narcli.models.packed import PackedLinear, can_pack
 
-    if not can_pack(torch.bfloat16):
+    if not can_pack(dtype):
         pytest.skip("this machine has no packed layers")
     torch.manual_seed(0)
-    layer = PackedLinear(torch.randn(64, 1024).bfloat16())
-    x = torch.randn(16, 12, 1024).bfloat16()
+    layer = PackedLinear(torch.randn(out, columns).to(dtype))
+    x = torch.randn(16, 12, columns).to(dtype)
     with torch.inference_mode():
-        assert torch.equal(layer(x)[3:5], layer(x[3:5]))
+        whole = layer(x)
+        assert whole.shape == (16, 12, out)
+        assert torch.equal(whole[3:5], layer(x[3:5]))
+        rows = whole.flatten(0, 1)
+        for n in (1, 2, 32, 33):
+            assert torch.equal(layer(x.flatten(0, 1)[:n]), rows[:n]), n
+            assert torch.equal(layer(x.flatten(0, 1)[None, 40 : 40 + n])[0], rows[40 : 40 + n]), n
 
 
 def test_a_seed_is_drawn_when_none_is_given_and_makes_the_sample_again(plain):

@@ -27,12 +27,15 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), in the weight's dtype; a row's result depends on no other row."""
         rows = x.flatten(0, -2)
-        if len(rows) <= ROWS:
+        # For more rows (in bfloat16), and for a single one (in float32), oneDNN sums in another order, and
+        # samples would depend on the batch.
+        if 1 < len(rows) <= ROWS:
             return self._multiply(x)
-        # In bfloat16 oneDNN sums in another order for more rows, and samples would depend on the batch.
         return torch.cat([self._multiply(part) for part in rows.split(ROWS)]).unflatten(0, x.shape[:-1])
 
     def _multiply(self, x: Tensor) -> Tensor:
+        if len(x) == 1 and x.dim() == 2:
+            return self._multiply(x.repeat(2, 1))[:1]
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
         return out
 
