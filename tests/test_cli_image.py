@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import narcli
-from narcli import cli, pipeline, registry
+from narcli import cli, hub, pipeline, registry
 from narcli.cli import app
 from narcli.writers import SCHEMA, read_metadata
 
@@ -143,6 +144,18 @@ def test_partial_pictures_are_decoded_only_on_request(run, monkeypatch):
     assert asked == [16]
 
 
+def test_decoding_the_frontier_is_counted_as_decoding(run, monkeypatch):
+    original = pipeline.Pipeline.partials
+
+    def partials(self, tokens):
+        time.sleep(0.5)
+        return original(self, tokens)
+
+    monkeypatch.setattr(pipeline.Pipeline, "partials", partials)
+    seconds = json.loads(run("--class", "cat", "--frontier-mode", "decode", "--json").stdout)["seconds"]
+    assert seconds["decode"] >= 0.5
+
+
 @pytest.mark.parametrize(("scale", "size"), [(None, 256), (1, 8), (3, 24)])
 def test_pictures_are_enlarged_as_their_metadata_says(run, here, scale, size):
     run("--class", "cat", "-o", "a.png", *(["--scale", scale] if scale else []), "--frontier", "none")
@@ -222,6 +235,20 @@ def test_the_built_in_model_makes_a_dog(run, here):
         assert picture.size == (256, 256)
 
 
+def test_what_a_person_should_know_of_the_files_is_said_once_each(run, tiny, monkeypatch):
+    original = hub.fetch
+
+    def fetch(model, **options):
+        note = f"{model.kind} is the copy on this machine."
+        return replace(original(model, **options), note=note)
+
+    monkeypatch.setattr(hub, "fetch", fetch)
+    warning = "warning: image is the copy on this machine.\n"
+    assert run("--class", "cat", "--quiet").stderr == warning
+    both = run("--class", "cat", "--quiet", "--tokenizer", tiny).stderr
+    assert both == warning + warning.replace("image is", "image-tokenizer is")
+
+
 # --- refusals ------------------------------------------------------------------------------------
 
 MISUSE = [
@@ -289,6 +316,30 @@ def test_running_out_of_memory_exits_5(run, here, monkeypatch):
     monkeypatch.setattr(pipeline, "generate", explode)
     result = run("--class", 207)
     assert result.exit_code == 5 and "--batch-size" in result.stderr and names(here) == []
+
+
+def test_running_out_of_memory_anywhere_else_exits_5_too(tiny, here):
+    code = """
+from narcli.pipeline import Pipeline
+def partials(*_):
+    raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+Pipeline.partials = partials
+"""
+    process = start(code + MAIN, "--class", 207, "--model", tiny, "--frontier-mode", "decode", cwd=here)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, len(out.split())) == (5, 1)
+    assert err.startswith("error: There is not enough memory") and len(err.splitlines()) == 2
+
+
+def test_json_is_ascii_where_the_output_is_not_utf(here):
+    for encoding, expected in (("utf-8", "🐕"), ("ascii", r"\ud83d\udc15"), ("latin-1", r"\ud83d\udc15")):
+        code = f"sys.argv[1:] = ['classes', '--json']; sys.stdout.reconfigure(encoding={encoding!r})\n"
+        with subprocess.Popen(
+            [sys.executable, "-c", PROLOGUE + code + MAIN], stdout=subprocess.PIPE, env=ENVIRONMENT
+        ) as process:
+            out = process.stdout.read().decode(encoding)
+        assert expected in out
+        assert any(row.get("emoji") == "🐕" for row in json.loads(out)["classes"])
 
 
 def test_a_model_of_another_kind_exits_with_what_to_do(run, here):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from .errors import MemoryLimitError, UsageError
+from .errors import MemoryLimitError, UsageError, is_shortage
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -52,10 +52,6 @@ def _has_bfloat16(device: torch.device) -> bool:
     return False
 
 
-#: In messages of RuntimeErrors: the allocators of cuda and mps, of the CPU, and of oneDNN.
-_SHORTAGE = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "create a memory")
-
-
 @contextmanager
 def memory_guard(hint: str) -> Iterator[None]:
     """Turn the many ways of running out of memory into one error.
@@ -66,6 +62,6 @@ def memory_guard(hint: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in _SHORTAGE):
+        if not is_shortage(error):
             raise
         raise MemoryLimitError("There is not enough memory for this run.", hint) from error

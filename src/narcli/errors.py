@@ -41,3 +41,13 @@ class MemoryLimitError(NarError):
     """Not enough memory for the run: exit code 5."""
 
     exit_code = 5
+
+
+#: In messages of RuntimeErrors of torch: the allocators of cuda and mps, of the CPU, and of oneDNN.
+_SHORTAGE = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "create a memory")
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error of Python or torch means that there was not enough memory."""
+    said = str(error).lower() if isinstance(error, RuntimeError) else ""
+    return isinstance(error, MemoryError) or any(words in said for words in _SHORTAGE)

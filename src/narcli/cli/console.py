@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from ..errors import NarError
+from ..errors import MemoryLimitError, NarError, is_shortage
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -44,7 +44,8 @@ class Console:
 
     def json(self, document: Any) -> None:
         """The one JSON document of a ``--json`` run, on stdout."""
-        print(json.dumps(document, ensure_ascii=False, indent=2))
+        utf = (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
+        print(json.dumps(document, ensure_ascii=not utf, indent=2))
 
     def note(self, text: str) -> None:
         """Something good to know, on stderr."""
@@ -99,8 +100,12 @@ def fail(error: BaseException) -> int:
             return 130
         case NarError():
             message, hint, code = error.message, error.hint, error.exit_code
-        case MemoryError():
-            message, hint, code = "Out of memory.", "Try a smaller --batch-size, --num or grid.", 5
+        case _ if is_shortage(error):
+            message, hint = (
+                "There is not enough memory for this run.",
+                "Try a smaller --batch-size, --num or grid.",
+            )
+            code = MemoryLimitError.exit_code
         case OSError():
             message = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}."
             hint, code = "Set NARCLI_DEBUG=1 and run it again to see where.", 1

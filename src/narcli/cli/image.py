@@ -18,12 +18,13 @@ from .console import Console, is_terminal
 from .options import Dtype, FrontierFormat, FrontierMode
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from ..classes import ClassTable
     from ..pipeline import Pipeline, Result
     from ..writers import Outputs
 
 MAX_SCALE = 16
-SHOWN = 16  # samples in one picture of the frontier
 PHASES = ("import", "load", "sample", "decode", "write")
 FRONTIER, SHEET = "_frontier", "_grid.png"  # endings of the files beside the pictures
 
@@ -75,6 +76,9 @@ def image(
 
     planned = plan(source.table) if source.table else None  # or the model itself has to say its classes
     files = source.fetch(offline=offline, progress=not quiet and is_terminal(sys.stderr))
+    for note in dict.fromkeys((files.model.note, files.tokenizer.note)):
+        if note:
+            console.warn(note)
 
     with _timed(seconds, "import"):
         from ..pipeline import load_files
@@ -92,9 +96,13 @@ def image(
                         run.write(result)
                 advance(note="steps")
                 seconds |= progress.seconds
+        partials = None
+        if frontier_mode == "decode":
+            with _timed(seconds, "decode"):
+                partials = run.decode_partials(console)
         with _timed(seconds, "write"):
             if frontier != "none":
-                run.write_frontier(frontier, frontier_mode or FrontierMode.reveal, console)
+                run.write_frontier(frontier, partials)
             if grid:
                 run.write_sheet()
     finally:  # what is written is told, even where the rest failed
@@ -201,6 +209,7 @@ class _Run:
 
     def write(self, result: Result) -> None:
         """Write one picture."""
+        from ..frontier import MAX_IMAGES
         from ..pictures import enlarge
         from ..pipeline import describe
         from ..writers import write_png
@@ -212,22 +221,27 @@ class _Run:
         self.files.append(path)
         about = {key: value for key, value in result.metadata.items() if key not in self.common}
         self.documents.append({"file": str(path), **about})
-        if self.keep_all or len(self.kept) < SHOWN:
+        if self.keep_all or len(self.kept) < MAX_IMAGES:
             self.kept.append(result)
 
-    def write_frontier(self, kind: FrontierFormat, mode: FrontierMode, console: Console) -> None:
-        """Write the frontier crossing the first samples."""
+    def decode_partials(self, console: Console) -> list[list[Image]]:
+        """For each step, the first samples decoded from what is known after it."""
+        from ..frontier import MAX_IMAGES
+
+        partials = []
+        with console.progress("decoding the frontier of", len(self.pipeline.order.steps)) as advance:
+            for pictures in self.pipeline.partials([result.tokens for result in self.kept[:MAX_IMAGES]]):
+                partials.append(pictures)
+                advance(note="steps")
+        return partials
+
+    def write_frontier(self, kind: FrontierFormat, partials: list[list[Image]] | None) -> None:
+        """Write the frontier crossing the first samples, uncovered or (with ``partials``) decoded."""
         from .. import frontier
         from ..writers import write_gif, write_mp4, write_png
 
-        order, shown = self.pipeline.order, self.kept[:SHOWN]
-        images, partials = [result.image for result in shown], None
-        if mode == "decode":
-            with console.progress("decoding the frontier of", len(order.steps)) as advance:
-                partials = []
-                for pictures in self.pipeline.partials([result.tokens for result in shown]):
-                    partials.append(pictures)
-                    advance(note="steps")
+        order, images = self.pipeline.order, [result.image for result in self.kept[: frontier.MAX_IMAGES]]
+        mode = FrontierMode.reveal if partials is None else FrontierMode.decode
         path = self.outputs.companions[0]
         about = self._about_all() | {"frontier": {"format": kind.value, "mode": mode.value}}
         if kind == "png":
