@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from . import configs
+from .classes import RELEASED_TABLES
 from .configs import CONFIG, FORMAT, MAX_CELLS, MODEL, TOKENIZER, ModelConfig, agree, read_config
 from .containers import first_line, read_tensors
 from .errors import CheckpointError, NarError, UsageError
@@ -529,12 +530,11 @@ def convert(
     model = load_transformer(file, grid=grid, config=config, dtype=dtype)
     if tokenizer is None and file.name == MODEL and file.with_name(TOKENIZER).is_file():
         tokenizer = file.with_name(TOKENIZER)
-    known = {("image", 1000): "imagenet1k", ("video", 101): "ucf101"}
     return save_model(
         folder,
         transformer=model,
         tokenizer=load_tokenizer(tokenizer, dtype=dtype) if tokenizer else None,
-        classes=said.classes or known.get((_kind(model), model.config.num_classes)),
+        classes=said.classes or RELEASED_TABLES.get((_kind(model), model.config.num_classes)),
         defaults=said.defaults,
         name=said.name,
         overwrite=overwrite,

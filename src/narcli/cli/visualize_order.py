@@ -86,7 +86,6 @@ def write_order(order: Order, output: str, *, overwrite: bool) -> Path:
         overwrite=overwrite,
     )
     path = chosen.paths[0]
-    about = {"command": "visualize-order", "grid": list(order.sizes), "narcli": __version__}
     suffix = path.suffix.lower()
     if suffix in (".json", ".csv"):
         text = _csv(order) if suffix == ".csv" else json.dumps(document(order)) + "\n"
