@@ -328,7 +328,7 @@ Pipeline.partials = partials
     process = start(code + MAIN, "--class", 207, "--model", tiny, "--frontier-mode", "decode", cwd=here)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, len(out.split())) == (5, 1)
-    assert err.startswith("error: There is not enough memory") and len(err.splitlines()) == 2
+    assert err.startswith("error: Out of memory.") and len(err.splitlines()) == 2
 
 
 def test_json_is_ascii_where_the_output_is_not_utf(here):

@@ -294,6 +294,7 @@ def test_torch_is_never_imported(arguments):
         (CheckpointError("Bad\x1b[2J file."), 4, "error: Bad\ufffd[2J file.\n"),
         (MemoryLimitError("Too big."), 5, "error: Too big.\n"),
         (MemoryError(), 5, "error: Out of memory.\n"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB."), 5, "error: Out of memory.\n"),
         (KeyboardInterrupt(), 130, "Interrupted.\n"),
         (BrokenPipeError(), 1, ""),
         (OSError(28, "No space left on device", "x"), 1, "error: No space left on device: x.\n"),

@@ -101,10 +101,7 @@ def fail(error: BaseException) -> int:
         case NarError():
             message, hint, code = error.message, error.hint, error.exit_code
         case _ if is_shortage(error):
-            message, hint = (
-                "There is not enough memory for this run.",
-                "Try a smaller --batch-size, --num or grid.",
-            )
+            message, hint = "Out of memory.", "Try a smaller --batch-size, --num or grid."
             code = MemoryLimitError.exit_code
         case OSError():
             message = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}."
