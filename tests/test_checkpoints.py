@@ -518,5 +518,21 @@ def test_conversion_takes_a_tokenizer_and_a_number_format(tmp_path, released):
     assert (again / "tokenizer.safetensors").is_file()
     alone = convert(DATA / "vq.pt", tmp_path / "alone")
     assert read_config(alone / "config.json").kind == "image-tokenizer"
+    second = convert(alone, tmp_path / "second", dtype=torch.float16)
+    assert {p.name for p in second.iterdir()} == {"config.json", "tokenizer.safetensors"}
+    assert load_tokenizer(second).config == load_tokenizer(alone).config
+    with pytest.raises(UsageError, match="tokenizer already"):
+        convert(alone, tmp_path / "x", tokenizer=DATA / "vq.pt")
     with pytest.raises(UsageError, match="tokenizer already"):
         convert(DATA / "vq.pt", tmp_path / "x", tokenizer=DATA / "vq.pt")
+
+
+def test_conversion_gives_released_models_the_settings_of_the_released_scripts(tmp_path, released):
+    for name, scale in (("c2i", 4.0), ("c2v", 1.25)):
+        folder = convert(released(name), tmp_path / name)
+        assert read_config(folder / "config.json").defaults["cfg_scale"] == scale
+    config = json.loads((tmp_path / "c2i" / "config.json").read_text())
+    del config["defaults"]
+    (tmp_path / "c2i" / "config.json").write_text(json.dumps(config))  # narcli's own: it says all there is
+    again = convert(tmp_path / "c2i", tmp_path / "again")
+    assert read_config(again / "config.json").defaults == {}

@@ -1,5 +1,6 @@
 """Fetching through the real client of the Hub, against a local server."""
 
+import errno
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import pytest
 import narcli
 from hub_server import COMMIT, HubServer
 from narcli.errors import HubError
-from narcli.hub import choose
+from narcli.hub import choose, explain
 from narcli.registry import Model
 
 DATA = Path(__file__).parent / "data"
@@ -278,6 +279,22 @@ def test_a_cache_that_cannot_be_written(fetch, tmp_path):
 def test_a_cache_that_is_a_file(fetch, tmp_path):
     (tmp_path / "hf").write_text("")
     refused(fetch(), "HF_HOME", code=1)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES])
+def test_a_disk_that_names_no_file_is_still_the_disk(number):
+    error = explain(OSError(number, os.strerror(number)), Model("x", "image", "a/b"))
+    assert not isinstance(error, HubError) and "Hub's cache" in error.message and "HF_HOME" in error.hint
+    assert (
+        "could not be reached" in explain(OSError(errno.ECONNRESET, "x"), Model("x", "image", "a/b")).message
+    )
+
+
+def test_a_repository_without_the_tokenizer_that_is_wanted_is_refused_before_the_download(hub, fetch, tiny):
+    refused(fetch(tokenizer=True), "does not bring its tokenizer", code=2)
+    assert paths(hub) == ["/api/models/me/one/revision/main"]
+    hub.repos["me/tiny"] = {path.name: path.read_bytes() for path in tiny.iterdir()}
+    assert Path(fetch("me/tiny", tokenizer=True)["path"]).is_dir()
 
 
 def test_names_that_leave_the_folder_are_not_files():

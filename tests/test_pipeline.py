@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import narcli
-from narcli import devices, pipeline
+from narcli import devices, pipeline, sources
 from narcli.errors import CheckpointError, MemoryLimitError, UsageError
 from narcli.pictures import auto_scale, contact_sheet, enlarge
 from narcli.pipeline import hash_tokens, to_images
@@ -187,6 +188,15 @@ def test_released_files_give_the_released_codes_tokens(golden, cfg):
     assert torch.equal(torch.stack([r.tokens for r in results]), expected[f"tokens.cfg{cfg}"])
 
 
+def test_a_large_file_is_identified_by_its_size_and_ends(golden, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_HASHED", 1000)
+    monkeypatch.setattr(sources, "END", 600)
+    about = sources.choose("image", golden[0], golden[1]).fetch().about()["model"]
+    data = golden[0].read_bytes()
+    expected = sha256(str(len(data)).encode() + data[:600] + data[-600:]).hexdigest()
+    assert about["sha256_of_size_and_ends"] == expected and "sha256" not in about
+
+
 def test_a_tokenizer_with_another_number_of_codes_is_refused(golden):
     with pytest.raises(CheckpointError, match=r"draws from 64 codes, and the tokenizer .* has 96"):
         narcli.load(golden[0], tokenizer=DATA / "vq.pt")
@@ -196,6 +206,18 @@ def test_a_model_without_a_tokenizer_asks_for_one(golden):
     with pytest.raises(UsageError, match="does not bring its tokenizer") as error:
         narcli.load(golden[0])
     assert "--tokenizer" in error.value.hint
+
+
+def test_a_repository_without_its_tokenizer_is_refused_before_gigabytes_are_fetched(monkeypatch):
+    from huggingface_hub import constants
+
+    from narcli import hub
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "_list_files", lambda *_: ("c" * 40, {"last.pt": 10**9}))
+    monkeypatch.setattr(hub, "_download", lambda *_: pytest.fail("a download"))
+    with pytest.raises(UsageError, match="some/model does not bring its tokenizer"):
+        sources.choose("image", "some/model").fetch()
 
 
 def test_a_class_list_of_another_length_is_refused(tiny, tmp_path):

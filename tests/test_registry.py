@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,28 @@ def test_repositories_and_files_in_them():
         "sub/last.pt",
         "https://huggingface.co/someone/thing",
     )
+
+
+def test_the_repository_of_a_row_is_that_row():
+    row = MODELS["nar-b-256"]
+    for name in ("chenfeng1271/NAR-imagenet-256-B", "chenfeng1271/nar-imagenet-256-b/last_version.pt"):
+        assert resolve(name, "image") == row
+    named = resolve("yefly/NAR-imagenet-256-M/other.pt", "image")
+    assert named == replace(MODELS["nar-m-256"], file="other.pt") and named.tokenizer == "vq16-c2i"
+    assert resolve("chenfeng1271/NAR-imagenet-256-B/other.pt", "image").tokenizer is None
+    assert "narcli video" in refused("chenfeng1271/NAR-ucf101-256-L", "image")
+
+
+def test_released_files_have_the_settings_of_the_released_scripts(tmp_path, tiny):
+    shutil.copy(DATA / "c2i.pt", tmp_path / "last.pt")
+    released = {"cfg_scale": 4.0, "top_k": 2000}
+    assert resolve("./last.pt", "image").defaults == released
+    assert complete(resolve("someone/else", "image"), tmp_path / "last.pt").defaults == released
+    shutil.copy(DATA / "c2i.json", tmp_path / "config.json")
+    assert resolve(tmp_path, "image").defaults == released
+    assert resolve(tiny, "image").defaults == {"cfg_scale": 1.5, "top_k": 50}
+    assert resolve(tiny / "model.safetensors", "image").defaults == {"cfg_scale": 1.5, "top_k": 50}
+    assert resolve(tiny / "model.safetensors", "image").classes == "emoji"
 
 
 def test_local_files(tmp_path):

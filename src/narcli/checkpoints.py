@@ -24,7 +24,17 @@ from torch.overrides import TorchFunctionMode
 
 from . import configs
 from .classes import RELEASED_TABLES
-from .configs import CONFIG, FORMAT, MAX_CELLS, MODEL, TOKENIZER, ModelConfig, agree, read_config
+from .configs import (
+    CONFIG,
+    FORMAT,
+    MAX_CELLS,
+    MODEL,
+    RELEASED_DEFAULTS,
+    TOKENIZER,
+    ModelConfig,
+    agree,
+    read_config,
+)
 from .containers import first_line, read_tensors
 from .errors import CheckpointError, NarError, UsageError
 from .models.transformer import NARTransformer, TransformerConfig
@@ -521,7 +531,10 @@ def convert(
         CheckpointError, UsageError, NarError: as ``load_transformer`` and ``save_model``.
     """
     _check_replaceable(Path(folder), overwrite)
-    file, said, tensors = _open(Path(source), MODEL, config)
+    source = Path(source).expanduser()
+    names = [path.name for path in source.iterdir()] if source.is_dir() else []
+    part = TOKENIZER if TOKENIZER in names and not configs.weights_in(names) else MODEL
+    file, said, tensors = _open(source, part, config)
     if identify(tensors) == "vq":
         if tokenizer is not None:
             raise UsageError(f"{file} is a tokenizer already.", "Leave --tokenizer out.")
@@ -535,7 +548,7 @@ def convert(
         transformer=model,
         tokenizer=load_tokenizer(tokenizer, dtype=dtype) if tokenizer else None,
         classes=said.classes or RELEASED_TABLES.get((_kind(model), model.config.num_classes)),
-        defaults=said.defaults,
+        defaults=said.defaults if said.kind else RELEASED_DEFAULTS[_kind(model)],
         name=said.name,
         overwrite=overwrite,
     )

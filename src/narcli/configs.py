@@ -120,6 +120,12 @@ DEFAULTS: Mapping[str, Rule] = {
     "top_p": ("a number above 0, at most 1", lambda v: type(v) in (int, float) and 0 < v <= 1),
     "cfg_interval": _whole(-1, MAX_CELLS),
 }
+#: What the released scripts sample with (the paper's numbers: images 2.0 with top-k 0, videos 1.25).
+RELEASED_DEFAULTS: Mapping[str, Mapping[str, float]] = {
+    "image": {"cfg_scale": 4.0, "top_k": 2000},
+    "text": {"cfg_scale": 7.5},
+    "video": {"cfg_scale": 1.25},
+}
 #: Keys of a config.json beside a released file, and what they are here.
 RELEASED: Mapping[str, str] = {
     "n_layer": "layers",

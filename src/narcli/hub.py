@@ -7,6 +7,7 @@ no error while the files are in the cache. Offline, or for a pinned commit that 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from .configs import CONFIG, MODEL, TOKENIZER, read_config, weights_in
 from .errors import HubError, NarError
-from .registry import Model, complete
+from .registry import Model, complete, no_tokenizer
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,12 @@ class Fetched:
 
 
 def fetch(
-    model: Model, *, revision: str | None = None, offline: bool = False, progress: bool = False
+    model: Model,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    progress: bool = False,
+    tokenizer: bool = False,
 ) -> Fetched:
     """The model's files, downloaded where they are not in the cache.
 
@@ -46,8 +52,10 @@ def fetch(
         revision: branch, tag or commit; None is ``main``.
         offline: use the cache only, as ``HF_HUB_OFFLINE=1`` does everywhere.
         progress: show bars on stderr, where that is a terminal.
+        tokenizer: download nothing from a repository that does not bring the model's tokenizer too.
 
     Raises:
+        UsageError: the tokenizer is wanted, and not there.
         HubError: what failed and what to do next.
         CheckpointError: a config.json that is not usable.
         NarError: the disk is full and the like.
@@ -75,6 +83,8 @@ def fetch(
         try:
             commit, sizes = _list_files(model.repo, wanted)
             files = choose(model, sizes)
+            if tokenizer and not any(PurePosixPath(name).name == TOKENIZER for name in files):
+                raise no_tokenizer(model)
             for name in files:
                 path = _download(model.repo, name, wanted, commit, sizes[name])
         except NarError:
@@ -179,10 +189,10 @@ def explain(error: Exception, model: Model, revision: str | None = None, file: s
         )
     if "Consistency check failed" in str(error) or "should be of size" in str(error):
         return HubError(f"{file} of {repo} arrived with the wrong length.", "Try again; check your proxy.")
-    if isinstance(error, OSError) and error.errno and error.filename:
-        why = (error.strerror or str(error)).lower()
+    if isinstance(error, OSError) and error.errno and (error.filename or error.errno in _DISK):
+        why = (error.strerror or str(error)).lower() + (f": {error.filename}" if error.filename else "")
         return NarError(
-            f"Could not write to the Hub's cache: {why}: {error.filename}.",
+            f"Could not write to the Hub's cache: {why}.",
             "Free some space, or set HF_HOME to a folder on another disk.",
         )
     if isinstance(error, ValueError | TypeError | KeyError):
@@ -194,6 +204,10 @@ def explain(error: Exception, model: Model, revision: str | None = None, file: s
         f"{constants.ENDPOINT} could not be reached ({why}).",
         "Check the connection, or HTTPS_PROXY. `narcli models list` shows what is on this machine.",
     )
+
+
+#: What a disk says where no file is named.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 # --- helpers -------------------------------------------------------------------------------------
@@ -229,7 +243,7 @@ def _fetched(model: Model, path: Path) -> Fetched:
     config = path.with_name(CONFIG)
     if path.name in (MODEL, TOKENIZER) and config.is_file() and read_config(config).kind:
         return Fetched(complete(model, path.parent), path.parent, _commit(path))
-    return Fetched(model, path, _commit(path))
+    return Fetched(complete(model, path), path, _commit(path))
 
 
 def _snapshot(repo: str, revision: str) -> Path | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from .configs import CONFIG, MODEL, TOKENIZER, read_config
+from .configs import CONFIG, MODEL, RELEASED_DEFAULTS, TOKENIZER, read_config
 from .errors import NarError, UsageError
 
 #: What a model can be the default for.
@@ -62,10 +62,7 @@ class Model:
         return f"https://huggingface.co/{self.repo}" if self.repo else None
 
 
-#: What the released scripts sample with (the paper's numbers: images 2.0 with top-k 0, videos 1.25).
-IMAGE = {"cfg_scale": 4.0, "top_k": 2000}
-TEXT = {"cfg_scale": 7.5}
-VIDEO = {"cfg_scale": 1.25}
+IMAGE, TEXT, VIDEO = (RELEASED_DEFAULTS[kind] for kind in DEFAULT_KINDS)
 
 # fmt: off
 _ROWS = (
@@ -135,7 +132,8 @@ def resolve(name: str | Path, kind: str | None) -> Model:
             f"There is no file or folder {text}.", "Check the path, or see `narcli models list`."
         )
     elif (match := _REPOSITORY.fullmatch(text)) and ".." not in text:
-        model = Model(text, kind or "image", match["repo"], match["file"])
+        repo, file = match["repo"], match["file"]
+        model = _row_of(repo, file) or Model(text, kind or "image", repo, file)
     else:
         close = get_close_matches(text.lower(), MODELS, n=3, cutoff=0.5)
         meant = f"Did you mean {' or '.join(close)}? " if close else ""
@@ -153,21 +151,22 @@ def resolve(name: str | Path, kind: str | None) -> Model:
 def complete(model: Model, path: Path) -> Model:
     """The model with what the ``config.json`` at its local file or folder says.
 
+    A released file, which says nothing of the kind, gets the default settings of the released scripts.
+
     Raises:
         CheckpointError: that file is not usable.
     """
-    if not path.is_dir() or not (path / CONFIG).is_file():
-        return model
-    said = read_config(path / CONFIG)
-    if not said.kind:  # beside a released file: only about sizes
-        return model
+    folder = path.parent if path.name == MODEL else path
+    said = read_config(folder / CONFIG) if (folder / CONFIG).is_file() else None
+    if said is None or not said.kind:  # beside a released file: only about sizes
+        return replace(model, defaults=model.defaults or RELEASED_DEFAULTS.get(model.kind, {}))
     # A folder with both parts is a model; asked for as a tokenizer it is one too.
-    kind = model.kind if model.kind == "image-tokenizer" and (path / TOKENIZER).is_file() else said.kind
+    kind = model.kind if model.kind == "image-tokenizer" and (folder / TOKENIZER).is_file() else said.kind
     return replace(
         model,
         kind=kind,
         grid=said.transformer.get("grid", model.grid),
-        tokenizer=None if (path / TOKENIZER).is_file() else model.tokenizer,
+        tokenizer=None if (folder / TOKENIZER).is_file() else model.tokenizer,
         classes=said.classes or model.classes,
         defaults={**model.defaults, **said.defaults},
     )
@@ -177,6 +176,22 @@ def has_own_tokenizer(path: Path) -> bool:
     """Whether a local model is a narcli folder that brings its tokenizer."""
     folder = path.parent if path.name == MODEL else path
     return (folder / TOKENIZER).is_file()
+
+
+def no_tokenizer(model: Model) -> UsageError:
+    """The error of a model that comes without its tokenizer, where none is named."""
+    return UsageError(
+        f"{model.name} does not bring its tokenizer.",
+        "Add --tokenizer: a file, or vq16-c2i for the released models of ImageNet.",
+    )
+
+
+def _row_of(repo: str, file: str | None) -> Model | None:
+    """The row of a repository, or of a file in it."""
+    for row in MODELS.values():
+        if row.repo and row.repo.lower() == repo.lower() and (file is None or row.file in (None, file)):
+            return replace(row, file=file) if file else row
+    return None
 
 
 def _existing(text: str) -> Path | None:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from .classes import ClassTable, load_table
 from .configs import MODEL, TOKENIZER, weights_in
 from .errors import UsageError
-from .registry import Model, default_model, has_own_tokenizer, resolve
+from .registry import Model, default_model, has_own_tokenizer, no_tokenizer, resolve
 
 if TYPE_CHECKING:
     from .hub import Fetched
 
 MAX_HASHED = 2**26  # bytes; hashing a larger file would take longer than a picture
+END = 2**20  # bytes at either end of a larger file, which are hashed instead
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,17 @@ class Source:
         """Bring the files here, where they are not; arguments and errors are those of ``hub.fetch``."""
         from .hub import fetch  # slow to import
 
-        model = fetch(self.model, revision=self.revision, offline=offline, progress=progress)
+        model = fetch(
+            self.model,
+            revision=self.revision,
+            offline=offline,
+            progress=progress,
+            tokenizer=self.tokenizer is None,
+        )
         if self.tokenizer is not None:
             return Files(model, fetch(self.tokenizer, offline=offline, progress=progress))
         if not has_own_tokenizer(model.path):
-            raise _no_tokenizer(model.model)
+            raise no_tokenizer(model.model)
         return Files(model, model)
 
 
@@ -86,15 +93,8 @@ def choose(
     if name := tokenizer or chosen.tokenizer:
         return Source(chosen, resolve(name, "image-tokenizer"), revision)
     if chosen.path is not None and not has_own_tokenizer(chosen.path):
-        raise _no_tokenizer(chosen)
+        raise no_tokenizer(chosen)
     return Source(chosen, None, revision)
-
-
-def _no_tokenizer(model: Model) -> UsageError:
-    return UsageError(
-        f"{model.name} does not bring its tokenizer.",
-        "Add --tokenizer: a file, or vq16-c2i for the released models of ImageNet.",
-    )
 
 
 def _about(fetched: Fetched, part: str) -> dict[str, Any]:
@@ -109,4 +109,17 @@ def _about(fetched: Fetched, part: str) -> dict[str, Any]:
     about["size"] = file.stat().st_size
     if about["size"] <= MAX_HASHED:
         about["sha256"] = sha256(file.read_bytes()).hexdigest()
+    else:
+        about["sha256_of_size_and_ends"] = hash_ends(file)
     return about
+
+
+def hash_ends(file: Path) -> str:
+    """SHA-256 of the size in bytes, in decimal digits, and the first and the last MiB of a large file."""
+    with file.open("rb") as opened:
+        size = opened.seek(0, 2)
+        found = sha256(str(size).encode())
+        for start in (0, max(0, size - END)):
+            opened.seek(start)
+            found.update(opened.read(END))
+    return found.hexdigest()
