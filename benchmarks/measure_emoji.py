@@ -49,7 +49,7 @@ def main() -> None:
 
     training = load_pictures(given.data / "emoji")
     assert training.labels is not None
-    flat = torch.from_numpy(training.images[:].reshape(len(training.images), -1)).float() / 255
+    flat = torch.from_numpy(np.array(training.images)).flatten(1).float() / 255
     squares = flat.square().sum(1)
     labels = np.unique(np.linspace(0, len(pipeline.classes) - 1, given.classes).round().astype(int))
     names = [pipeline.classes.entry(int(label)).name for label in labels]

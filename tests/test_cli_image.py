@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import narcli
-from narcli import cli, hub, pipeline, registry
+from narcli import cli, hub, pipeline
 from narcli.cli import app
 from narcli.writers import SCHEMA, read_metadata
 
@@ -223,9 +223,6 @@ def test_released_files_run_with_their_tokenizer(run, here, golden):
     assert (about["model"]["file"], about["tokenizer"]["file"]) == ("c2i.pt", "vq.pt")
 
 
-@pytest.mark.skipif(
-    not registry.MODELS["emoji"].path.is_dir(), reason="the built-in weights are not here yet"
-)
 def test_the_built_in_model_makes_a_dog(run, here):
     result = run("--class", 207, "--seed", 0, model=None)
     assert result.exit_code == 0, result.stderr

@@ -31,11 +31,6 @@ TABLE = re.compile(r"(?<=<!-- models -->\n).*?(?=<!-- /models -->)", re.DOTALL)
 SNIPPET = re.compile(r"^```(sh|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
-NEEDS_WEIGHTS = re.compile(r'narcli image|load\("emoji"\)|default image emoji')
-HAS_WEIGHTS = (registry.WEIGHTS / "emoji" / "model.safetensors").is_file()
-#: Made with the built-in model.
-PICTURES = {"dog.png", "dog_frontier.gif", "emoji-64.png"}
-
 
 def help_of(words):
     """What ``narcli WORDS --help`` prints on a terminal of 100 columns."""
@@ -130,8 +125,6 @@ def test_links_lead_somewhere(page):
             continue
         file, _, anchor = link.partition("#")
         target = (page.parent / file) if file else page
-        if target.name in PICTURES and not HAS_WEIGHTS:
-            continue
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
 
@@ -166,8 +159,6 @@ def environment(tmp_path):
 @pytest.mark.skipif(shutil.which("sh") is None, reason="the snippets are for a POSIX shell")
 @pytest.mark.parametrize(("language", "code"), list(snippets()))
 def test_snippets_run_as_written(language, code, environment, tmp_path):
-    if NEEDS_WEIGHTS.search(code) and not HAS_WEIGHTS:
-        pytest.skip("the built-in weights are not here")
     command = ["sh", "-euc", code] if language == "sh" else [sys.executable, "-c", code]
     work = tmp_path / "work"
     work.mkdir()

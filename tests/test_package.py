@@ -16,7 +16,6 @@ from narcli import __version__, registry
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ("config.json", "model.safetensors", "tokenizer.safetensors")
-HAS_WEIGHTS = all((registry.WEIGHTS / "emoji" / name).is_file() for name in WEIGHTS)
 MAX_WEIGHTS = 30_000_000  # bytes
 
 
@@ -74,7 +73,7 @@ def test_the_wheel_has_the_data_and_nothing_else(wheel):
     }
     assert packed == there
     assert {f"narcli/classes/{name}" for name in ("emoji.tsv", "imagenet1k.txt", "ucf101.txt")} <= packed
-    assert not HAS_WEIGHTS or {f"narcli/weights/emoji/{name}" for name in WEIGHTS} <= packed
+    assert {f"narcli/weights/emoji/{name}" for name in WEIGHTS} <= packed
     others = {name for name in names - packed if not name.startswith(f"narcli-{__version__}.dist-info/")}
     assert not others
     assert {f"narcli-{__version__}.dist-info/licenses/{name}" for name in ("LICENSE", "NOTICE")} <= names
@@ -98,7 +97,6 @@ def test_an_installed_narcli_is_the_wheels(installed, plain, tmp_path):
     assert Path(file).is_relative_to(installed.parent) and count == "1000"
 
 
-@pytest.mark.skipif(not HAS_WEIGHTS, reason="the built-in weights are not here")
 def test_an_installed_narcli_makes_a_picture_of_a_dog(installed, plain, tmp_path):
     from PIL import Image
 

@@ -190,7 +190,6 @@ def test_a_built_in_model_that_is_missing_is_said_to_be(monkeypatch, tmp_path):
         resolve("gone", "image")
 
 
-@pytest.mark.skipif(not (registry.WEIGHTS / "emoji").is_dir(), reason="the weights are still in training")
 def test_the_built_in_model_is_complete():
     model = resolve("emoji", "image")
     assert model.classes == "emoji" and model.tokenizer is None

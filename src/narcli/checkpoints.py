@@ -489,6 +489,7 @@ def save_model(
             read_config(new / CONFIG)  # what is written can be read
             for file, tensors in parts.items():
                 save_file(tensors, new / file)
+                (new / file).chmod((new / CONFIG).stat().st_mode)  # it is made for its owner alone
             old = Path(made) / "old"
             if folder.exists():
                 folder.rename(old)
