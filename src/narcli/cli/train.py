@@ -111,6 +111,9 @@ def nar(
     dim: Annotated[int, typer.Option(min=8, help="Width of the model.")] = 320,
     layers: Annotated[int, typer.Option(min=1, help="Layers of the trunk; the second head adds one.")] = 6,
     heads: Annotated[int, typer.Option(min=1, help="Attention heads, each a multiple of 4 wide.")] = 5,
+    ffn: Annotated[
+        int | None, typer.Option(min=1, help="Hidden size of the feed-forward; default: 8/3 of --dim.")
+    ] = None,
     dropout: Annotated[float, typer.Option(min=0, max=0.9, help="Token, attention and FFN dropout.")] = 0.1,
     position: Annotated[Position, typer.Option(help="How the network knows the cells' places.")] = (
         Position.rotary
@@ -118,6 +121,9 @@ def nar(
     token_noise: Annotated[
         float, typer.Option(min=0, max=1, help="Largest share of input tokens exchanged for other pictures'.")
     ] = 0.0,
+    muon: Annotated[
+        bool, typer.Option("--muon", help="Muon for the layers' matrices: fewer steps; needs torch 2.9.")
+    ] = False,
     classes: Annotated[str | None, typer.Option(help="Class table of the labels, such as emoji.")] = None,
     save_every: SaveEvery = 500,
     seed: Seed = 0,
@@ -148,13 +154,13 @@ def nar(
         raise UsageError(f"The table {classes} has {names} classes, the labels {pictures.num_classes}.")
     vq = load_tokenizer(tokenizer)
     config = TransformerConfig(
-        grid_of(pictures, vq.config), dim, layers, heads, vq.config.codebook_size, ffn_dim(dim, 64),
+        grid_of(pictures, vq.config), dim, layers, heads, vq.config.codebook_size, ffn or ffn_dim(dim, 64),
         num_classes=names, position=position.value,
     )  # fmt: skip
     check_sizes(configs.TRANSFORMER, asdict(config))
     settings = TrainSettings(
         steps=steps, batch_size=batch_size, learning_rate=learning_rate,
-        save_every=save_every, seed=seed, compile=compile,
+        muon=muon, save_every=save_every, seed=seed, compile=compile,
     )  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
     tokens = tokenize(pictures, vq, output)

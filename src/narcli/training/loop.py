@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -34,7 +34,9 @@ class TrainSettings:
         learning_rate: peak, reached after ``warmup`` steps; a cosine takes it to zero.
         warmup: steps of linear increase, at most a tenth of all.
         betas: of AdamW; 0.9 and 0.95 as in the paper.
-        weight_decay: of AdamW, on tensors of two and more dimensions.
+        weight_decay: on tensors of two and more dimensions.
+        muon: the matrices of a transformer's layers go to Muon instead of AdamW, at the same rate (its steps
+            are scaled to AdamW's size); needs torch 2.9.
         ema: decay of the averaged weights, which are what is saved as the result.
         clip: largest norm of the gradient.
         save_every: steps between checkpoints and sample sheets.
@@ -49,6 +51,7 @@ class TrainSettings:
     warmup: int = 200
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
+    muon: bool = False
     ema: float = 0.998
     clip: float = 1.0
     save_every: int = 500
@@ -110,20 +113,13 @@ def train(
         NarError: the loss is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        fused=True,
-    )
+    optimizers = optimizers_of(model, settings)
     average = {name: p.detach().clone() for name, p in model.named_parameters()}
     memory = memory or {}
     about = {**(about or {}), **asdict(settings)}
     for name in ("save_every", "compile"):  # these may change on the way
         del about[name]
-    step = resume(folder, model, optimizer, average, memory, about)
+    step = resume(folder, model, optimizers, average, memory, about)
     parameters: list[Tensor] = list(model.parameters())
     started, since = time.monotonic(), step
     shown: dict[str, float] = {}
@@ -131,14 +127,16 @@ def train(
     with tqdm(total=settings.steps, initial=step, **shows) as bar:
         while step < settings.steps:
             torch.manual_seed((settings.seed * 1_000_003 + step) % 2**63)
-            for group in optimizer.param_groups:
-                group["lr"] = settings.rate(step)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = settings.rate(step)
             with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
                 loss, figures = loss_of(step)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, settings.clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.step()
+            model.zero_grad(set_to_none=True)
             with torch.no_grad():
                 # A short memory at first, so that the average does not hold on to random weights.
                 decay = min(settings.ema, (step + 1) / (step + 10))
@@ -167,7 +165,7 @@ def train(
                     "step": step,
                     "about": about,
                     "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
+                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                     "average": average,
                     "memory": dict(memory),
                 }
@@ -178,10 +176,33 @@ def train(
     return model
 
 
+def optimizers_of(model: nn.Module, settings: TrainSettings) -> list[torch.optim.Optimizer]:
+    """AdamW for all parameters; with ``settings.muon`` without the matrices of the layers, which Muon gets.
+
+    Raises:
+        UsageError: this torch has no Muon.
+    """
+    matrices, rest = [], []
+    for name, parameter in model.named_parameters():
+        hidden = parameter.ndim == 2 and name.startswith("layers.")
+        (matrices if settings.muon and hidden else rest).append(parameter)
+    decay, rate = settings.weight_decay, settings.learning_rate
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=rate, betas=settings.betas, fused=True)
+    if not settings.muon:
+        return [adamw]
+    if not hasattr(torch.optim, "Muon"):
+        raise UsageError(f"torch {torch.__version__} has no Muon.", "Install torch 2.9 or later.")
+    return [adamw, torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")]
+
+
 def resume(
     folder: Path,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     average: dict[str, Tensor],
     memory: Mapping[str, Tensor],
     about: Mapping[str, object],
@@ -199,10 +220,11 @@ def resume(
         differing = sorted(name for name in {*about, *there} if about.get(name) != there.get(name))
         if not differing:
             model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            for kept, saved in ((average, state["average"]), (memory, state["memory"])):
-                for name, tensor in kept.items():
-                    tensor.copy_(saved[name])
+            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            for tensors, kept in ((average, state["average"]), (memory, state["memory"])):
+                for name, tensor in tensors.items():
+                    tensor.copy_(kept[name])
     except Exception as error:
         raise CheckpointError(
             f"{path} cannot be gone on with ({str(error).splitlines()[0]}).",

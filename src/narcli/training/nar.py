@@ -54,6 +54,11 @@ def train_nar(
     noise = Noise(tokens, labels, token_noise)
     model = NARTransformer(config, dropout)
     model.init_weights()
+    with torch.no_grad():
+        # Codes that look alike start alike, which saves the network from learning it token by token.
+        codes = tokenizer.quantize(torch.arange(config.vocab_size))
+        spread = torch.randn(codes.shape[1], config.dim) * 0.02
+        model.token_embedding.weight[: config.vocab_size] += codes @ spread
     model.train()
     forward = torch.compile(model.forward_train) if settings.compile else model.forward_train
 
