@@ -55,6 +55,9 @@ def write_released(folder: Path) -> None:
 
 def released(folder: Path, dtype: str, repeats: int) -> dict[str, float]:
     """NAR-B at 256 px, guidance 2, one image; run in a process of its own for the peak memory."""
+    from narcli.allocator import keep_memory
+
+    keep_memory()  # as the commands do
     import torch
 
     import narcli
@@ -80,23 +83,10 @@ def machine() -> dict[str, object]:
     """What the machine gives: memory bandwidth and matrix throughput."""
     import torch
 
-    def best(work, count=7):  # type: ignore[no-untyped-def]
-        times = []
-        for _ in range(count):
-            began = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - began)
-        return min(times)
+    from narcli import bench
 
-    memory = torch.ones(2**27)
-    square = torch.randn(2048, 2048).bfloat16()
-    return {
-        "read_gb_per_s": round(memory.numel() * 4 / 1e9 / best(memory.sum), 1),
-        "bf16_matrix_gflops": round(2 * 2048**3 / 1e9 / best(lambda: square @ square)),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
+    place, numbers = torch.device("cpu"), torch.bfloat16
+    return bench.machine(place, numbers, bench.measure_limits(place, numbers))
 
 
 def main() -> None:

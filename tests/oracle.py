@@ -37,7 +37,7 @@ def next_logits(model, condition, tokens, known, padding=None):
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
         x = x + layer.out(attended.transpose(1, 2).reshape(batch, positions, dim))
         h = layer.ffn_norm(x)
-        x = x + layer.down(F.silu(layer.gate(h)) * layer.up(h))
+        x = x + layer.ffn.down(F.silu(layer.ffn.gate(h)) * layer.ffn.up(h))
         states.append(x)
     states = states[c.layers - 1 :]
     logits = {

@@ -95,7 +95,7 @@ def test_every_tensor_arrives_under_its_new_name(released):
     assert {names[name] for name in old} == state.keys()
     for name, tensor in old.items():
         assert torch.equal(state[names[name]], tensor)
-    assert names["layers.4.feed_forward.w3.weight"] == "layers.4.up.weight"
+    assert names["layers.4.feed_forward.w3.weight"] == "layers.4.ffn.up.weight"
     assert names["output_B.weight"] == "heads.back.output.weight" and names["abs_pe"] == "position_embedding"
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import oracle
 from narcli.checkpoints import load_tokenizer, load_transformer
-from narcli.models.packed import can_pack, pack
+from narcli.models.packed import TransposedUpsample, can_pack, pack
 from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.sampling import SamplingSettings, filter_logits, generate
 
@@ -78,9 +78,15 @@ def test_training_logits_and_loss_agree_with_the_released_code(released, kind):
     torch.testing.assert_close(loss, expected["train.loss"][0], rtol=1e-5, atol=1e-5)
 
 
-def test_image_tokenizer_agrees_with_the_released_code():
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+def test_image_tokenizer_agrees_with_the_released_code(packed):
     expected = load_file(DATA / "vq.expected.safetensors")
     tokenizer = load_tokenizer(DATA / "vq.pt")
+    if packed:
+        if not can_pack(torch.float32):
+            pytest.skip("no packed layers on this machine")
+        pack(tokenizer)
+        assert any(isinstance(module, TransposedUpsample) for module in tokenizer.modules())
     with torch.no_grad():
         decoded = tokenizer.decode(expected["codes"], (4, 4))
         encoded = tokenizer.encode(expected["image"])

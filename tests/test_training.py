@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 
 from narcli.checkpoints import load_tokenizer, load_transformer
 from narcli.errors import CheckpointError, UsageError
-from narcli.models.transformer import TransformerConfig
+from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.models.vq import VQConfig, VQTokenizer
 from narcli.sampling import SamplingSettings, generate
 from narcli.training.data import Pictures, load_pictures
-from narcli.training.loop import TrainSettings, batch_indices
+from narcli.training.loop import TrainSettings, batch_indices, optimizers_of
 from narcli.training.nar import Noise, tokenize, train_nar
 from narcli.training.tokenizer import psnr, train_tokenizer
 
@@ -125,11 +125,16 @@ def test_a_tokenizer_learns_its_pictures(folder, tmp_path):
     assert float(psnr(model, pictures).mean()) > before + 8
 
 
-def test_a_transformer_learns_its_tokens_by_heart_and_generates_them(tmp_path):
+@pytest.mark.parametrize("muon", [False, True], ids=["AdamW", "Muon"])
+def test_a_transformer_learns_its_tokens_by_heart_and_generates_them(muon, tmp_path):
+    if muon and not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
     torch.manual_seed(0)
     tokens, labels = torch.randint(0, 16, (3, 16)), torch.arange(3)
     config = TransformerConfig((4, 4), 64, 2, 2, 16, 128, num_classes=3)
-    chosen = settings(steps=120, batch_size=12, learning_rate=3e-3, warmup=10, save_every=120, ema=0.9)
+    chosen = settings(
+        steps=120, batch_size=12, learning_rate=3e-3, warmup=10, save_every=120, ema=0.9, muon=muon
+    )
     model = train_nar(tokens, labels, VQTokenizer(SMALL), config, chosen, tmp_path, dropout=0.0, quiet=True)
     generated = torch.empty_like(tokens)
     for step in generate(model, labels, range(3), SamplingSettings(cfg_scale=1.5)):
@@ -139,6 +144,41 @@ def test_a_transformer_learns_its_tokens_by_heart_and_generates_them(tmp_path):
     assert log[-1]["step"] == 120 and log[-1]["loss"] < 1
     with Image.open(tmp_path / "sample-000120.png") as sheet:
         assert sheet.size == (80, 32)
+
+
+def test_muon_takes_the_layers_matrices_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
+    tokens, labels = torch.randint(0, 16, (6, 16)), torch.arange(6)
+    config = TransformerConfig((4, 4), 32, 1, 2, 16, 64, num_classes=6)
+    adamw, muon = optimizers_of(NARTransformer(config), settings(muon=True))
+    assert sum(len(group["params"]) for group in muon.param_groups) == 2 * 5  # qkv, out, gate, up, down
+    together = [p for optimizer in (adamw, muon) for group in optimizer.param_groups for p in group["params"]]
+    assert len(together) == len(list(NARTransformer(config).parameters()))
+
+    tokenizer = VQTokenizer(SMALL)
+
+    def run(folder):
+        return train_nar(
+            tokens, labels, tokenizer, config, settings(muon=True), tmp_path / folder, quiet=True
+        )
+
+    whole = run("whole")
+    original = batch_indices
+    stop = lambda count, chosen, step: original(count, chosen, step if step < 4 else 1 / 0)  # noqa: E731
+    monkeypatch.setattr("narcli.training.nar.batch_indices", stop)
+    with pytest.raises(ZeroDivisionError):
+        run("stopped")
+    monkeypatch.setattr("narcli.training.nar.batch_indices", original)
+    resumed = run("stopped")
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_a_torch_without_muon_says_so(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(UsageError, match="has no Muon"):
+        optimizers_of(VQTokenizer(SMALL), settings(muon=True))
 
 
 def test_tokens_are_kept_for_the_same_pictures_and_tokenizer_only(folder, tmp_path):

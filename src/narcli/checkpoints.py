@@ -65,9 +65,9 @@ COMMON = {
 LAYER = {
     "attention.wqkv": "qkv",
     "attention.wo": "out",
-    "feed_forward.w1": "gate",
-    "feed_forward.w3": "up",
-    "feed_forward.w2": "down",
+    "feed_forward.w1": "ffn.gate",
+    "feed_forward.w3": "ffn.up",
+    "feed_forward.w2": "ffn.down",
     "attention_norm": "attention_norm",
     "ffn_norm": "ffn_norm",
 }
@@ -218,7 +218,7 @@ def _infer_transformer(
         "vocab_size": vocab_size,
         "extra_tokens": rows - vocab_size,
         "layers": _layers(tensors) - (axes - 1),
-        "ffn_dim": shape("layers.0.gate.weight", 2)[0],
+        "ffn_dim": shape("layers.0.ffn.gate.weight", 2)[0],
         "position": "absolute" if "position_embedding" in tensors else "rotary",
     }
     if "condition.embedding.weight" in tensors:

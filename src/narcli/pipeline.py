@@ -75,6 +75,7 @@ def load_files(files: Files, device: str = "auto", dtype: str = "auto") -> Pipel
         pack(transformer)
         vq = load_tokenizer(files.tokenizer.path, dtype=numbers, device=place)
         vq.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # quicker
+        pack(vq.decoder)
     sizes = transformer.config
     if vq.config.codebook_size != sizes.vocab_size:
         raise CheckpointError(

@@ -40,6 +40,7 @@ class Model:
         defaults: sampling settings.
         license: None is "see the model's page".
         note: what else to know.
+        scale: letters of its size in the paper; None for ours.
         path: the local file or folder.
     """
 
@@ -54,6 +55,7 @@ class Model:
     defaults: Mapping[str, float] = field(default_factory=dict)
     license: str | None = None
     note: str = ""
+    scale: str | None = None
     path: Path | None = None
 
     @property
@@ -68,23 +70,24 @@ IMAGE, TEXT, VIDEO = (RELEASED_DEFAULTS[kind] for kind in DEFAULT_KINDS)
 _ROWS = (
     Model("emoji", "image", classes="emoji", license="MIT", note="built in", path=WEIGHTS / "emoji"),
     Model("nar-b-256", "image", "chenfeng1271/NAR-imagenet-256-B", "last_version.pt", 522_000_000,
-          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="130 M parameters"),
+          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="130 M parameters", scale="B"),
     Model("nar-m-256", "image", "yefly/NAR-imagenet-256-M", None, 1_160_000_000,
-          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="290 M parameters"),
+          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="290 M parameters", scale="M"),
     Model("nar-l-256", "image", "chenfeng1271/NAR-imagenet-256-L", None, 1_490_000_000,
-          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="372 M parameters"),
+          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="372 M parameters", scale="L"),
     Model("nar-xl-256", "image", "yefly/NAR-imagenet-256-XL", None, 3_260_000_000,
-          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="816 M parameters"),
+          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="816 M parameters", scale="XL"),
     Model("nar-xxl-256", "image", "chenfeng1271/NAR-imagenet-256-XXL", None, 5_840_000_000,
-          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="1.46 B parameters"),
+          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="1.46 B parameters", scale="XXL"),
     Model("nar-xl-t2i-256", "text", "yefly/NAR-XL-t2i-stage1", None, None,
-          (16, 16), "vq16-t2i", None, TEXT, note="text to 256 px images, 0.8 B parameters"),
+          (16, 16), "vq16-t2i", None, TEXT, note="text to 256 px images, 0.8 B parameters", scale="XL"),
     Model("nar-xl-t2i-512", "text", "yefly/NAR-XL-t2i-stage2", None, None,
-          (32, 32), "vq16-t2i", None, TEXT, note="text to 512 px images, 0.8 B parameters"),
+          (32, 32), "vq16-t2i", None, TEXT, note="text to 512 px images, 0.8 B parameters", scale="XL"),
     Model("nar-l-ucf101", "video", "chenfeng1271/NAR-ucf101-256-L", None, 1_480_000_000,
-          (4, 16, 16), "larp-long", "ucf101", VIDEO, note="16 frames of 128 px, 369 M parameters"),
+          (4, 16, 16), "larp-long", "ucf101", VIDEO, note="16 frames of 128 px, 369 M parameters", scale="L"),
     Model("nar-lp-ucf101", "video", "chenfeng1271/NAR-ucf101-256-LP", None, 2_780_000_000,
-          (4, 16, 16), "larp-long", "ucf101", VIDEO, note="16 frames of 128 px, 694 M parameters"),
+          (4, 16, 16), "larp-long", "ucf101", VIDEO, scale="LP",
+          note="16 frames of 128 px, 694 M parameters"),
     Model("vq16-c2i", "image-tokenizer", "FoundationVision/LlamaGen", "vq_ds16_c2i.pt", 288_000_000,
           note="of the class models"),
     Model("vq16-t2i", "image-tokenizer", "peizesun/llamagen_t2i", "vq_ds16_t2i.pt", 287_920_306,

@@ -11,6 +11,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from ..allocator import keep_memory
 from ..errors import UsageError
 from ..settings import BATCH_SIZE, Sample, SamplingSettings, check_batch_size, plan_samples
 from . import options
@@ -81,6 +82,7 @@ def image(
             console.warn(note)
 
     with _timed(seconds, "import"):
+        keep_memory()
         from ..pipeline import load_files
     with _timed(seconds, "load"):
         pipeline = load_files(files, device, dtype.value)

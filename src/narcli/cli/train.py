@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import configs
+from ..allocator import keep_memory
 from ..errors import UsageError
 from .console import Console
 from .options import Json, Quiet
@@ -76,6 +77,7 @@ def tokenizer(
     if channels % 32:
         raise UsageError(f"--channels is {channels}, expected a multiple of 32 (normalisation groups).")
     levels = whole_numbers(multipliers, "--multipliers", "1,1,2")
+    keep_memory()
     from ..checkpoints import save_model
     from ..models.vq import VQConfig
     from ..training.data import load_pictures
@@ -137,6 +139,7 @@ def nar(
             f"--dim {dim} with --heads {heads} gives heads of width {dim / heads:g}.",
             "Expected a multiple of 4.",
         )
+    keep_memory()
     from ..checkpoints import load_tokenizer, save_model
     from ..classes import load_table
     from ..models.transformer import TransformerConfig, ffn_dim

@@ -216,9 +216,7 @@ class NARTransformer(nn.Module):
         weight = torch.cat([head.output.weight for head in self.ordered_heads], 1)
         return F.linear(torch.cat(states, 2), weight)
 
-    def _through(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: Cache, mask: Tensor | None
-    ) -> Tensor:
+    def _through(self, x: Tensor, rotary: Tensor | None, cache: Cache, mask: Tensor | None) -> Tensor:
         """(B, n, D) through all layers -> every head's normalised input (B, n, heads, D)."""
         states = []
         for index, layer in enumerate(self.ordered_layers):
@@ -239,39 +237,51 @@ class Block(nn.Module):
         self.qkv = nn.Linear(c.dim, 3 * c.dim, bias=False)
         self.out = nn.Linear(c.dim, c.dim, bias=False)
         self.ffn_norm = RMSNorm(c.dim)
-        self.gate = nn.Linear(c.dim, c.ffn_dim, bias=False)
-        self.up = nn.Linear(c.dim, c.ffn_dim, bias=False)
-        self.down = nn.Linear(c.ffn_dim, c.dim, bias=False)
+        self.ffn = SwiGLU(c.dim, c.ffn_dim)
         self.dropout = nn.Dropout(dropout)
 
     def decode(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: Cache, layer: int, mask: Tensor | None
+        self, x: Tensor, rotary: Tensor | None, cache: Cache, layer: int, mask: Tensor | None
     ) -> Tensor:
         """(B, n, D) -> (B, n, D), appending to the cache of this layer."""
-        q, k, v = self._qkv(x, rotary)
-        keys, values = cache.append(layer, k, v)
+        qkv = self._qkv(x)
+        if rotary is not None:
+            qkv = rotate_all(qkv, rotary)
+        keys, values = cache.append(layer, qkv[:, :, 1:])
+        q = qkv[:, :, 0].transpose(1, 2).to(keys.dtype)
         attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
-        return x + self._ffn(self.ffn_norm(x))
+        return x + self.ffn(self.ffn_norm(x))
 
     def forward_train(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor) -> Tensor:
         """(B, C + N, D) -> the same, all positions at once."""
-        q, k, v = self._qkv(x, rotary)
-        attended = attend_train(q, k, v, mask)
-        x = x + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
-        return x + self.dropout(self._ffn(self.ffn_norm(x)))
-
-    def _qkv(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, n, D) -> three times (B, heads, n, head_dim), positions applied."""
-        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, -1, self.head_dim))
-        qk, v = qkv[:, :, :2], qkv[:, :, 2]
+        qkv = self._qkv(x)
+        qk, v = qkv[:, :, :2], qkv[:, :, 2].transpose(1, 2)
         if rotary is not None:
             qk = rotate(qk, *rotary)
-        return qk[:, :, 0].transpose(1, 2), qk[:, :, 1].transpose(1, 2), v.transpose(1, 2)
+        attended = attend_train(qk[:, :, 0].transpose(1, 2), qk[:, :, 1].transpose(1, 2), v, mask)
+        x = x + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
+        return x + self.dropout(self.ffn(self.ffn_norm(x)))
 
-    def _ffn(self, x: Tensor) -> Tensor:
-        hidden: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
-        return hidden
+    def _qkv(self, x: Tensor) -> Tensor:
+        """(B, n, D) -> queries, keys and values without positions: (B, n, 3, heads, head_dim)."""
+        qkv: Tensor = self.qkv(self.attention_norm(x))
+        return qkv.unflatten(-1, (3, -1, self.head_dim))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward, no biases."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(dim, hidden, bias=False)
+        self.up = nn.Linear(dim, hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> the same."""
+        out: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return out
 
 
 class RMSNorm(nn.Module):
@@ -283,10 +293,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> the same."""
-        # Few and small operations: a frontier is short, so their number is what counts.
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = torch.rsqrt(norm.square() / x.shape[-1] + NORM_EPS)
-        return (x * scale * self.weight).to(x.dtype)
+        return F.rms_norm(x, self.weight.shape, self.weight, NORM_EPS)
 
 
 class Head(nn.Module):
@@ -349,18 +356,18 @@ class Cache:
         weight = model.token_embedding.weight
         # The tokens of the last step are never fed, so their keys are never needed.
         length = c.condition_tokens + c.order.cells - len(c.order.steps[-1])
-        shape = (2, c.total_layers, rows, c.heads, length, c.head_dim)
+        shape = (c.total_layers, 2, rows, c.heads, length, c.head_dim)
         self.tensors = torch.empty(shape, dtype=weight.dtype, device=weight.device)
         self.length = 0
         self.padding = padding if padding is not None and bool(padding.any()) else None
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, heads, n, head_dim) and return all keys and values of the layer so far."""
-        end = self.length + k.shape[2]
-        keys, values = self.tensors[0, layer], self.tensors[1, layer]
-        keys[:, :, self.length : end] = k
-        values[:, :, self.length : end] = v
-        return keys[:, :, :end], values[:, :, :end]
+    def append(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, n, 2, heads, head_dim); the layer's keys and values so far, (B, heads, keys, d)."""
+        end = self.length + kv.shape[1]
+        stored = self.tensors[layer]
+        stored[:, :, :, self.length : end] = kv.permute(2, 0, 3, 1, 4)
+        keys, values = stored[:, :, :, :end]
+        return keys, values
 
     def keep_rows(self, rows: int) -> None:
         """Go on with the first ``rows`` rows only."""
@@ -448,26 +455,24 @@ class Plan:
         w = torch.arange(columns).repeat(rows).float()
         return torch.cat([h[:, None] * frequencies, w[:, None] * frequencies], 1)
 
-    def _table(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Tables for ``rotate``, (C + N, head_dim / 2); zero, not angle zero, for the condition."""
-        angles = self._angles[cells]
-        condition = torch.zeros(self.config.condition_tokens, angles.shape[1])
-        return torch.cat([condition, angles.cos()]), torch.cat([condition, angles.sin()])
-
     @cached_property
-    def _generation_table(self) -> tuple[Tensor, Tensor]:
-        return self._table(torch.tensor(self.config.order.generation))
+    def _generation_table(self) -> Tensor:
+        """Table for ``rotate_all``, generation order: (C + N, 3, 1, head_dim / 2)."""
+        angles = self._angles[torch.tensor(self.config.order.generation)]
+        turned = F.pad(torch.polar(torch.ones_like(angles), angles), (0, 0, self.config.condition_tokens, 0))
+        return torch.stack([turned, turned, torch.ones_like(turned)], 1)[:, :, None]
 
     @cached_property
     def _raster_table(self) -> tuple[Tensor, Tensor]:
-        return self._table(torch.arange(self.config.order.cells))
+        """Tables for ``rotate``, raster order: twice (C + N, head_dim / 2)."""
+        first = (0, 0, self.config.condition_tokens, 0)
+        return F.pad(self._angles.cos(), first), F.pad(self._angles.sin(), first)
 
-    def rotary(self, rows: slice, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """Tables of positions in generation order, condition first; None without rotary."""
+    def rotary(self, rows: slice, device: torch.device) -> Tensor | None:
+        """Table of positions in generation order, condition first; None without rotary."""
         if self.config.position != "rotary":
             return None
-        cos, sin = self._generation_table
-        return cos[rows].to(device), sin[rows].to(device)
+        return self._generation_table[rows].to(device)
 
     def train_rotary(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """Tables of condition and cells in raster order; None without rotary."""
@@ -477,11 +482,23 @@ class Plan:
         return cos.to(device), sin.to(device)
 
 
+# Positions: interleaved pairs are rotated; the condition's tables are zero, not angle zero.
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the interleaved pairs of (B, n, 2, heads, head_dim) by tables of (n, head_dim / 2)."""
+    """Rotate the pairs of (B, n, 2, heads, head_dim) by tables of (n, head_dim / 2); torch can compile it."""
     cos, sin = cos[:, None, None], sin[:, None, None]
     a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(x.dtype)
+
+
+def rotate_all(qkv: Tensor, table: Tensor) -> Tensor:
+    """The same in a third of the operations, for decoding: (B, n, 3, heads, head_dim) -> float32.
+
+    The table, complex (n, 3, 1, head_dim / 2), leaves the values as they are.
+    """
+    pairs = torch.view_as_complex(qkv.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * table).flatten(-2)
 
 
 def attend_train(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -135,7 +136,7 @@ class Encoder(nn.Module):
             x = level(x)
         for block in self.mid:
             x = block(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(swish(self.norm_out(x)))
 
 
 class Decoder(nn.Module):
@@ -165,7 +166,7 @@ class Decoder(nn.Module):
             x = block(x)
         for level in self.conv_blocks:
             x = level(x)
-        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch)
+        return F.pixel_shuffle(self.conv_out(swish(self.norm_out(x))), self.patch)
 
 
 class Level(nn.Module):
@@ -213,8 +214,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H, W)."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(swish(self.norm1(x)))
+        h = self.conv2(swish(self.norm2(h)))
         if hasattr(self, "nin_shortcut"):
             x = self.nin_shortcut(x)
         return x + h
@@ -262,6 +263,11 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 2 H, 2 W)."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def swish(x: Tensor) -> Tensor:
+    """``x * sigmoid(x)``, in place where no gradient is wanted: ``x`` is always a fresh normalisation."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 def middle(channels: int) -> nn.ModuleList:

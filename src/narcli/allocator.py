@@ -1,0 +1,24 @@
+"""Memory settings of a process that suit large tensors: huge pages, and freed memory that is kept.
+
+By default glibc gives large blocks back to the system when they are freed, and the next tensor of that size
+costs a page fault every 4 KiB. For the commands only: it is for a program to decide, not for a library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+# From malloc.h: parameters of mallopt.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+#: Blocks below this come from the heap; the largest value that mallopt takes.
+HEAP_BLOCK = 32 * 2**20
+
+
+def keep_memory() -> None:
+    """Choose the settings, where the system has them; call before torch is imported."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first allocation
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, HEAP_BLOCK)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -1,0 +1,446 @@
+"""How fast a model samples here: in next-neighbor and raster order, by the plain algorithm, and at best.
+
+Time does not depend on the values of weights, so random ones of a model's size will do. Raster order is the
+same network on a grid of one row: as many passes as cells, one cell each. The plain algorithm is what the
+released code does, step by step: full-length caches under a mask, all heads for all cells, nothing prepared.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+
+from .checkpoints import load_tokenizer, load_transformer
+from .errors import UsageError
+from .models.packed import pack
+from .models.transformer import NARTransformer, Plan, TransformerConfig, ffn_dim, hide_padding, rotate
+from .models.vq import VQConfig, VQTokenizer
+from .registry import Model, has_own_tokenizer, resolve
+from .sampling import draw, generate, uniform_draws
+from .settings import SamplingSettings
+from .style import BACKGROUND, EMPTY, FRONTIER, MUTED, TEXT, ramp
+
+ORDERS = ("nar", "raster", "plain")
+#: (layers, attention heads, width) of the released sizes.
+SIZES = {
+    "B": (12, 12, 768),
+    "M": (18, 16, 1024),
+    "L": (24, 16, 1024),
+    "LP": (30, 20, 1280),
+    "XL": (36, 20, 1280),
+    "XXL": (48, 24, 1536),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the machine does at most, measured: bytes/s read from memory, operations/s of a matrix product."""
+
+    read: float
+    products: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """Medians of one order and batch size; all times in seconds.
+
+    Args:
+        order: one of ``ORDERS``.
+        batch_size: samples at once.
+        passes: forward passes.
+        prefill: until the first token is drawn.
+        step: mean of the later steps.
+        tokens: all steps.
+        decode: tokens to pixels.
+        floor: what the weights' bytes and the products cost at the machine's limits, summed over the passes.
+        peak_bytes: of the process, or of the graphics card's memory; None where it cannot be measured.
+    """
+
+    order: str
+    batch_size: int
+    passes: int
+    prefill: float
+    step: float
+    tokens: float
+    decode: float
+    floor: float
+    peak_bytes: int | None
+
+    @property
+    def total(self) -> float:
+        """Seconds of a batch, end to end."""
+        return self.tokens + self.decode
+
+    def document(self, cases: Sequence[Case]) -> dict[str, Any]:
+        """As JSON, with ratios to the other orders at the same batch size, of the tokens' time."""
+        about = {
+            key: round(value, 5) if isinstance(value, float) else value for key, value in vars(self).items()
+        }
+        about["images_per_s"] = round(self.batch_size / self.total, 3)
+        about["share_of_limit"] = round(self.floor / self.tokens, 3)
+        for other in cases:
+            if (
+                other.batch_size == self.batch_size
+                and other.order in ("raster", "plain")
+                and other is not self
+            ):
+                about[f"over_{other.order}"] = round(other.tokens / self.tokens, 2)
+        return about
+
+
+def load(
+    name: str | Path, tokenizer: str | Path | None, dtype: torch.dtype, device: torch.device
+) -> tuple[NARTransformer, VQTokenizer | None]:
+    """The network and the tokenizer to measure, random where ``name`` is a released model.
+
+    Raises:
+        UsageError: no such model.
+        CheckpointError: a file that cannot be used.
+    """
+    row = resolve(name, None)
+    if row.path is None:
+        network = random_model(row, dtype, device)
+        if row.kind == "video":
+            return network, None
+        with torch.device(device):
+            return network, VQTokenizer(VQConfig()).to(dtype).eval()
+    network = load_transformer(row.path, grid=row.grid, dtype=dtype, device=device)
+    if tokenizer is None and not has_own_tokenizer(row.path):
+        return network, None
+    place = resolve(tokenizer, "image-tokenizer").path if tokenizer else row.path
+    return network, load_tokenizer(place, dtype=dtype, device=device) if place else None
+
+
+def random_model(row: Model, dtype: torch.dtype, device: torch.device) -> NARTransformer:
+    """A transformer of a released model's size with random weights.
+
+    Raises:
+        UsageError: the row is not one of a released transformer.
+    """
+    if row.scale is None or row.grid is None:
+        raise UsageError(
+            f"The size of {row.name} is not known.", "Give a file or a folder, or a released model."
+        )
+    layers, heads, dim = SIZES[row.scale]
+    video, text = row.kind == "video", row.kind == "text"
+    config = TransformerConfig(
+        row.grid, dim, layers, heads, 8192 if video else 16384, ffn_dim(dim),
+        condition="text" if text else "class",
+        num_classes=0 if text else 101 if video else 1000,
+        condition_tokens=120 if text else 1,
+        caption_dim=2048 if text else 0,
+        position="absolute" if video else "rotary",
+    )  # fmt: skip
+    with torch.device(device):
+        model = NARTransformer(config).to(dtype)
+    model.init_weights()
+    for head in model.ordered_heads:
+        nn.init.normal_(head.output.weight, std=0.02)
+    return model.eval()
+
+
+def raster(model: NARTransformer) -> NARTransformer:
+    """The same network and weights with as many steps as cells."""
+    grid = (*[1] * (len(model.config.grid) - 1), model.config.order.cells)
+    other = copy.copy(model)
+    other.config = replace(model.config, grid=grid)
+    other.plan = Plan(other.config)
+    return other
+
+
+def measure(
+    model: NARTransformer,
+    tokenizer: VQTokenizer | None,
+    orders: Sequence[str],
+    batch_sizes: Sequence[int],
+    settings: SamplingSettings,
+    limits: Limits,
+    repeats: int,
+    advance: Callable[[], None] = lambda: None,
+) -> list[Case]:
+    """Time every order at every batch size, in turns, after a first run of each that does not count.
+
+    Args:
+        model: plain, not packed; it is packed here, where the machine can.
+        tokenizer: decodes; None leaves that out.
+        orders: of ``ORDERS``.
+        batch_sizes: each at least 1.
+        settings: of sampling.
+        limits: of this machine in the model's dtype.
+        repeats: counted runs.
+        advance: called after each run.
+    """
+    plain = copy.deepcopy(model) if "plain" in orders else model
+    pack(model)
+    if tokenizer is not None:
+        tokenizer.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        pack(tokenizer.decoder)
+    runs: dict[str, tuple[NARTransformer, Callable[..., Iterator[Any]]]] = {
+        "nar": (model, generate),
+        "raster": (raster(model), generate),
+        "plain": (plain, generate_plain),
+    }
+    keys = [(order, size) for size in batch_sizes for order in orders]
+    times: dict[tuple[str, int], list[tuple[list[float], float]]] = {key: [] for key in keys}
+    peaks: dict[tuple[str, int], int | None] = {}
+    for repeat in range(repeats + 1):
+        for order, size in keys:
+            network, generator = runs[order]
+            reset_peak(device_of(model))
+            timed = _run(network, generator, tokenizer, model.config.grid, size, settings)
+            if repeat:
+                times[order, size].append(timed)
+                peaks[order, size] = peak(device_of(model))
+            advance()
+    cases = []
+    for (order, size), samples in times.items():
+        passes = len(samples[0][0])
+        steps = [statistics.median(seconds) for seconds in zip(*(steps for steps, _ in samples), strict=True)]
+        cases.append(
+            Case(
+                order, size, passes, steps[0], statistics.mean(steps[1:] or [0.0]),
+                statistics.median(sum(steps) for steps, _ in samples),
+                statistics.median(decode for _, decode in samples),
+                floor(runs[order][0], size, settings, limits), peaks[order, size],
+            )
+        )  # fmt: skip
+    return cases
+
+
+@torch.inference_mode()
+def _run(
+    model: NARTransformer,
+    generator: Callable[..., Iterator[Any]],
+    tokenizer: VQTokenizer | None,
+    grid: tuple[int, ...],
+    size: int,
+    settings: SamplingSettings,
+) -> tuple[list[float], float]:
+    """Seconds of each step, and of decoding."""
+    c, device = model.config, device_of(model)
+    condition = torch.zeros(size, dtype=torch.int64, device=device)
+    if c.condition == "text":
+        weight = model.token_embedding.weight
+        condition = torch.randn(size, c.condition_tokens, c.caption_dim).to(weight)
+    steps, tokens = [], torch.zeros(size, c.order.cells, dtype=torch.int64, device=device)
+    began = perf_counter()
+    for step in generator(model, condition, range(size), settings):
+        tokens[:, list(step.cells)] = step.tokens
+        synchronize(device)
+        now = perf_counter()
+        steps.append(now - began)
+        began = now
+    if tokenizer is not None:
+        height, width = grid
+        tokenizer.decode(tokens, (height, width))
+        synchronize(device)
+    return steps, perf_counter() - began
+
+
+@dataclass(frozen=True)
+class PlainStep:
+    """The part of ``sampling.Step`` that counts here."""
+
+    cells: tuple[int, ...]
+    tokens: Tensor
+    logits: Tensor
+
+
+@torch.inference_mode()
+def generate_plain(
+    model: NARTransformer, condition: Tensor, seeds: Sequence[int], settings: SamplingSettings
+) -> Iterator[PlainStep]:
+    """The released algorithm as it is written, for comparison: the same tokens in float32, later.
+
+    Arguments are those of ``sampling.generate``; the model must not be packed.
+    """
+    c, device, weight = model.config, condition.device, model.token_embedding.weight
+    rows = model.condition(condition)
+    guided = settings.guided(0)
+    if guided:
+        rows = torch.cat([rows, model.condition.unconditional(condition)])
+    length = c.condition_tokens + c.order.cells
+    shape = (c.total_layers, 2, len(rows), c.heads, length, c.head_dim)
+    cache = torch.zeros(shape, dtype=weight.dtype, device=device)
+    mask, rotary = model.plan.train_mask.to(device), model.plan.train_rotary(device)
+    mask = hide_padding(mask, torch.zeros(len(rows), length, dtype=torch.bool, device=device))
+    draws = uniform_draws(seeds, c.order.cells).to(device)
+    positions, x = torch.arange(c.condition_tokens, device=device), rows
+    done = 0
+    for index, cells in enumerate(c.order.steps):
+        if c.position == "absolute":
+            x = x + model.position_embedding[:, positions].to(x.dtype)
+        outputs = []
+        for number, layer in enumerate(model.ordered_layers):
+            qkv = layer.qkv(layer.attention_norm(x)).unflatten(-1, (3, c.heads, c.head_dim))
+            qk, v = qkv[:, :, :2], qkv[:, :, 2]
+            if rotary is not None:
+                qk = rotate(qk, rotary[0][positions], rotary[1][positions])
+            cache[number, 0][:, :, positions] = qk[:, :, 1].transpose(1, 2)
+            cache[number, 1][:, :, positions] = v.transpose(1, 2)
+            attended = F.scaled_dot_product_attention(
+                qk[:, :, 0].transpose(1, 2),
+                cache[number, 0],
+                cache[number, 1],
+                attn_mask=mask[:, :, positions],
+            )
+            x = x + layer.out(attended.transpose(1, 2).flatten(2))
+            x = x + layer.ffn(layer.ffn_norm(x))
+            if (k := number + 1 - c.layers) >= 0:
+                head = model.ordered_heads[k]
+                outputs.append(head.output(head.norm(x)).float())
+        plan = model.plan.steps[index]
+        sources, weights = plan.sources.to(device), plan.weights.to(device)
+        parts = [logits[:, sources[:, k]] * weights[:, k, None] for k, logits in enumerate(outputs)]
+        logits = sum(parts[1:], parts[0])
+        if guided:
+            conditional, unconditional = logits.chunk(2)
+            logits = unconditional + settings.cfg_scale * (conditional - unconditional)
+            if not settings.guided(done):
+                logits = conditional
+        tokens = draw(logits, draws[:, list(cells)], settings)
+        done += len(cells)
+        yield PlainStep(cells, tokens, logits)
+        positions = plan.cells.to(device) + c.condition_tokens
+        x = model.token_embedding(tokens.repeat(2, 1) if guided else tokens)
+
+
+# --- the machine ---------------------------------------------------------------------------------
+
+
+def machine(device: torch.device, dtype: torch.dtype, limits: Limits) -> dict[str, Any]:
+    """What figures are worth nothing without."""
+    about: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "read_gb_per_s": round(limits.read / 1e9, 1),
+        "matrix_gflops": round(limits.products / 1e9),
+    }
+    if device.type == "cpu":
+        about["capability"] = torch.backends.cpu.get_cpu_capability()
+    return about
+
+
+def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
+    """The best of a few large reads and products."""
+    memory = torch.ones(2**26, device=device)  # 256 MB, more than caches hold
+    square = torch.randn(2048, 2048, device=device).to(dtype)
+
+    def best(work: Callable[[], Tensor]) -> float:
+        seconds = []
+        for _ in range(7):
+            began = perf_counter()
+            work()
+            synchronize(device)
+            seconds.append(perf_counter() - began)
+        return min(seconds)
+
+    return Limits(memory.numel() * 4 / best(memory.sum), 2 * 2048**3 / best(lambda: square @ square))
+
+
+def floor(model: NARTransformer, batch_size: int, settings: SamplingSettings, limits: Limits) -> float:
+    """Seconds that the machine's limits leave for the tokens: for each pass, reading or computing."""
+    c, itemsize = model.config, model.token_embedding.weight.element_size()
+    block = 4 * c.dim**2 + 3 * c.dim * c.ffn_dim
+    head = len(c.order.heads) * c.dim * c.vocab_size
+    seconds, fed, known = 0.0, c.condition_tokens, 0
+    for cells in c.order.steps:
+        rows = batch_size * (2 if settings.guided(known) else 1)
+        keys = c.condition_tokens + known
+        attention = 4 * c.dim * fed * keys
+        operations = (
+            rows * c.total_layers * (2 * fed * block + attention) + 2 * batch_size * len(cells) * head
+        )
+        read = (c.total_layers * block + head) * itemsize
+        seconds += max(read / limits.read, operations / limits.products)
+        fed, known = len(cells), known + len(cells)
+    return seconds
+
+
+def device_of(model: NARTransformer) -> torch.device:
+    """Where a model is."""
+    return model.token_embedding.weight.device
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what was asked of a graphics card."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def reset_peak(device: torch.device) -> None:
+    """Start measuring the peak of memory anew, where that is possible."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak(device: torch.device) -> int | None:
+    """Bytes at the peak since ``reset_peak``."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+# --- the chart -----------------------------------------------------------------------------------
+
+
+def chart(cases: Sequence[Case], title: str, size: tuple[int, int] = (900, 560)) -> Image.Image:
+    """Seconds an image against batch size, a line for each order, both scales logarithmic."""
+    picture = Image.new("RGB", size, BACKGROUND)
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default
+    left, top, right, bottom = 90, 90, size[0] - 130, size[1] - 70
+    each = [case.total / case.batch_size for case in cases]
+    ticks = [digit * 10.0**exponent for exponent in range(-6, 7) for digit in (1, 2, 5)]
+    low = max(tick for tick in ticks if tick <= min(each))
+    high = min(tick for tick in ticks if tick > max(each))
+    batches = sorted({case.batch_size for case in cases})
+    spread = math.log(batches[-1] / batches[0]) or 1.0
+
+    def place(batch_size: int, seconds: float) -> tuple[float, float]:
+        x = left + (right - left) * math.log(batch_size / batches[0]) / spread
+        return x, bottom - (bottom - top) * math.log(seconds / low) / math.log(high / low)
+
+    pen.text((left, 24), title, TEXT, font(20))
+    pen.text((left, 54), "seconds an image, tokens and decoding, by samples at once", MUTED, font(14))
+    for seconds in (tick for tick in ticks if low <= tick <= high):
+        y = place(batches[0], seconds)[1]
+        pen.line((left, y, right, y), EMPTY)
+        pen.text((left - 10, y), f"{seconds:g} s", MUTED, font(13), anchor="rm")
+    for batch in batches:
+        pen.text((place(batch, low)[0], bottom + 12), str(batch), MUTED, font(13), anchor="mt")
+    ends = []
+    for name, color in zip(ORDERS, (FRONTIER, ramp(0.6), ramp(0.25)), strict=True):
+        line = [place(case.batch_size, case.total / case.batch_size) for case in cases if case.order == name]
+        for x, y in line:
+            pen.ellipse((x - 5, y - 5, x + 5, y + 5), color)
+        if line:
+            pen.line(line, color, 3)
+            ends.append((line[-1][1], name, color))
+    lowest = -math.inf
+    for y, name, color in sorted(ends):
+        lowest = max(y, lowest + 18)  # names of lines that end close together do not overlap
+        pen.text((right + 14, lowest), name, color, font(15), anchor="lm")
+    return picture

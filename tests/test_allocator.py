@@ -1,0 +1,47 @@
+"""Memory settings of the commands."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import narcli
+
+FAULTS = """
+import sys
+if "keep" in sys.argv:
+    from narcli.allocator import keep_memory
+    keep_memory()
+    assert "torch" not in sys.modules
+import resource, torch
+
+def work():
+    for megabytes in (24, 12, 28):
+        tensors = [torch.ones(megabytes * 2**18) for _ in range(3)]
+
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc")
+def test_freed_tensors_are_kept_for_the_next_ones():
+    environment = {name: value for name, value in os.environ.items() if "MALLOC" not in name}
+    environment.pop("THP_MEM_ALLOC_ENABLE", None)
+    faults = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", FAULTS, *arguments],
+                env=environment | {"PYTHONPATH": str(Path(narcli.__file__).parents[1])},
+                capture_output=True, text=True, check=True,
+            ).stdout
+        )
+        for arguments in ([], ["keep"])
+    ]  # fmt: skip
+    assert faults[1] < faults[0] / 2
