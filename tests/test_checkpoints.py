@@ -176,7 +176,7 @@ def test_the_tokenizer_sizes_are_inferred(tmp_path):
     state = VQTokenizer(vq8).state_dict() | {"quantize.codebook_used": torch.zeros(65536)}
     torch.save({"model": state}, tmp_path / "vq8.pt")
     assert load_tokenizer(tmp_path / "vq8.pt").config == vq8
-    assert "training-time" in checkpoints.DROPPED["quantize.codebook_used"]
+    assert "training-time" in checkpoints.DROPPED["vq"]["quantize.codebook_used"]
 
 
 # --- another model than expected -----------------------------------------------------------------
