@@ -132,7 +132,7 @@ _IN_WORDS = {
     "image": "a NAR image model",
     "video": "a NAR video model",
     "narcli": "a NAR model",
-    "vq": "a VQ tokenizer",
+    "vq": "an image tokenizer",
     "larp": "a video tokenizer (LARP)",
 }
 
