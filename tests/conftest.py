@@ -56,7 +56,7 @@ def tiny_video(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def larp(tmp_path_factory):
-    """(model, tokenizer): a model of 2x2x2 grids, and the golden LARP, as downloaded, with 8 holistic tokens."""
+    """(model, tokenizer): a model of 2x2x2 grids, and the golden LARP with 8 holistic tokens."""
     folder = tmp_path_factory.mktemp("larp")
     transformer = small_transformer((2, 2, 2), 101, vocab_size=64, position="absolute")
     model = save_model(folder / "ucf", transformer=transformer, classes="ucf101")
