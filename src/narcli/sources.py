@@ -69,7 +69,7 @@ class Files:
 
 
 def choose(
-    kind: str,
+    kind: str | None,
     model: str | Path | None = None,
     tokenizer: str | Path | None = None,
     revision: str | None = None,
@@ -77,7 +77,7 @@ def choose(
     """What the options of a run mean; nothing is fetched or loaded.
 
     Args:
-        kind: ``image``, as ``registry.resolve`` has it.
+        kind: ``image`` or ``video``, as ``registry.resolve`` has it; None is the model's own.
         model: a name, repository, file or folder; None is the default model.
         tokenizer: likewise; None is the model's own.
         revision: of the model's repository.
@@ -85,13 +85,14 @@ def choose(
     Raises:
         UsageError: no such model, one of another kind, or one without a known tokenizer.
     """
-    chosen = resolve(model or default_model(kind), kind)
+    chosen = resolve(model or default_model(kind or "image"), kind)
     if revision is not None and chosen.repo is None:
         raise UsageError(
             f"--revision is for models of the Hub; {chosen.name} is on this machine.", "Leave --revision out."
         )
     if name := tokenizer or chosen.tokenizer:
-        return Source(chosen, resolve(name, "image-tokenizer"), revision)
+        wanted = "video-tokenizer" if chosen.kind == "video" else "image-tokenizer"
+        return Source(chosen, resolve(name, wanted), revision)
     if chosen.path is not None and not has_own_tokenizer(chosen.path):
         raise no_tokenizer(chosen)
     return Source(chosen, None, revision)
