@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from narcli.errors import UsageError
-from narcli.models.transformer import NARTransformer, TransformerConfig
+from narcli.models.transformer import NARTransformer, TransformerConfig, rotate, rotate_all
 from narcli.sampling import SamplingSettings, draw, filter_logits, generate, uniform_draws
 
 
@@ -31,6 +31,25 @@ def test_a_sample_does_not_depend_on_its_batch(model, scale):
     together = sample(model, [1, 2, 3, 1], [5, 6, 7, 8], cfg_scale=scale, top_k=20)
     for row, (label, seed) in enumerate(zip([1, 2, 3, 1], [5, 6, 7, 8], strict=True)):
         assert torch.equal(sample(model, [label], [seed], cfg_scale=scale, top_k=20)[0], together[row])
+
+
+@pytest.mark.parametrize("threads", [1, 5, 8])
+def test_positions_do_not_depend_on_the_batch_however_it_is_split_over_threads(threads):
+    model = NARTransformer(TransformerConfig((16, 16), 96, 1, 1, 8, 32, num_classes=2))
+    tables = model.plan.rotary(slice(100, 116), torch.device("cpu"))
+    qkv = torch.randn(24, 16, 3, 1, 96, generator=torch.Generator().manual_seed(0))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        together = rotate_all(qkv, *tables)
+        for row in range(len(qkv)):
+            assert torch.equal(rotate_all(qkv[row : row + 1], *tables)[0], together[row])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(together[:, :, 2], qkv[:, :, 2])
+    cells = [1 + cell for cell in model.config.order.generation[99:115]]  # row 0 is the condition
+    cos, sin = (table[cells] for table in model.plan.train_rotary(torch.device("cpu")))
+    torch.testing.assert_close(together[:, :, :2], rotate(qkv[:, :, :2], cos, sin))
 
 
 def test_seeds_and_classes_make_a_difference(model):

@@ -197,7 +197,7 @@ def test_muon_takes_the_layers_matrices_and_goes_on_where_it_stopped(tmp_path, m
 def test_a_torch_without_muon_says_so(monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon", raising=False)
     with pytest.raises(UsageError, match="has no Muon"):
-        optimizers_of(VQTokenizer(SMALL), settings(muon=True))
+        settings(muon=True)
 
 
 def test_tokens_are_kept_for_the_same_pictures_and_tokenizer_only(folder, tmp_path):

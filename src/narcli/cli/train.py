@@ -127,7 +127,10 @@ def nar(
     layers: Annotated[int, typer.Option(min=1, help="Layers of the trunk; each further head adds one.")] = 6,
     heads: Annotated[int, typer.Option(min=1, help="Attention heads, each a multiple of 4 wide.")] = 5,
     ffn: Annotated[
-        int | None, typer.Option(min=1, help="Hidden size of the feed-forward; default: 8/3 of --dim.")
+        int | None,
+        typer.Option(
+            min=1, help="Hidden size of the feed-forward; default: 8/3 of --dim, up to a multiple of 64."
+        ),
     ] = None,
     dropout: Annotated[float, typer.Option(min=0, max=0.9, help="Token, attention and FFN dropout.")] = 0.1,
     position: Annotated[

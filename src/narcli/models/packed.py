@@ -90,13 +90,13 @@ REWRITTEN: dict[type, Callable[[Any], nn.Module]] = {
 
 
 def pack(model: nn.Module) -> nn.Module:
-    """Rewrite the layers of ``model`` that are worth it, in place, where the machine can.
+    """Rewrite the layers of ``model`` that are worth it (no linear ones with a bias), where the machine can.
 
     The plain weights are let go one by one, so memory hardly grows. A packed model cannot be trained, saved
     or moved to another device.
     """
     for name, child in model.named_children():
-        if type(child) not in REWRITTEN:
+        if type(child) not in REWRITTEN or getattr(child, "bias", None) is not None:
             pack(child)
             continue
         weight = next(child.parameters())

@@ -216,7 +216,9 @@ class NARTransformer(nn.Module):
         weight = torch.cat([head.output.weight for head in self.ordered_heads], 1)
         return F.linear(torch.cat(states, 2), weight)
 
-    def _through(self, x: Tensor, rotary: Tensor | None, cache: Cache, mask: Tensor | None) -> Tensor:
+    def _through(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: Cache, mask: Tensor | None
+    ) -> Tensor:
         """(B, n, D) through all layers -> every head's normalised input (B, n, heads, D)."""
         states = []
         for index, layer in enumerate(self.ordered_layers):
@@ -241,12 +243,12 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def decode(
-        self, x: Tensor, rotary: Tensor | None, cache: Cache, layer: int, mask: Tensor | None
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: Cache, layer: int, mask: Tensor | None
     ) -> Tensor:
         """(B, n, D) -> (B, n, D), appending to the cache of this layer."""
         qkv = self._qkv(x)
         if rotary is not None:
-            qkv = rotate_all(qkv, rotary)
+            qkv = rotate_all(qkv, *rotary)
         keys, values = cache.append(layer, qkv[:, :, 1:])
         q = qkv[:, :, 0].transpose(1, 2).to(keys.dtype)
         attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
@@ -456,11 +458,14 @@ class Plan:
         return torch.cat([h[:, None] * frequencies, w[:, None] * frequencies], 1)
 
     @cached_property
-    def _generation_table(self) -> Tensor:
-        """Table for ``rotate_all``, generation order: (C + N, 3, 1, head_dim / 2)."""
-        angles = self._angles[torch.tensor(self.config.order.generation)]
-        turned = F.pad(torch.polar(torch.ones_like(angles), angles), (0, 0, self.config.condition_tokens, 0))
-        return torch.stack([turned, turned, torch.ones_like(turned)], 1)[:, :, None]
+    def _generation_table(self) -> tuple[Tensor, Tensor]:
+        """Tables for ``rotate_all``, generation order: twice (C + N, 3, 1, head_dim)."""
+        angles = self._angles[torch.tensor(self.config.order.generation)].repeat_interleave(2, 1)
+        signs = torch.tensor([-1.0, 1.0]).repeat(angles.shape[1] // 2)
+        first = (0, 0, self.config.condition_tokens, 0)
+        cos, sin = F.pad(angles.cos(), first), F.pad(angles.sin() * signs, first)
+        one, zero = torch.ones_like(cos), torch.zeros_like(sin)
+        return torch.stack([cos, cos, one], 1)[:, :, None], torch.stack([sin, sin, zero], 1)[:, :, None]
 
     @cached_property
     def _raster_table(self) -> tuple[Tensor, Tensor]:
@@ -468,11 +473,12 @@ class Plan:
         first = (0, 0, self.config.condition_tokens, 0)
         return F.pad(self._angles.cos(), first), F.pad(self._angles.sin(), first)
 
-    def rotary(self, rows: slice, device: torch.device) -> Tensor | None:
-        """Table of positions in generation order, condition first; None without rotary."""
+    def rotary(self, rows: slice, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """Tables of positions in generation order, condition first; None without rotary."""
         if self.config.position != "rotary":
             return None
-        return self._generation_table[rows].to(device)
+        cos, sin = self._generation_table
+        return cos[rows].to(device), sin[rows].to(device)
 
     def train_rotary(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """Tables of condition and cells in raster order; None without rotary."""
@@ -492,13 +498,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(x.dtype)
 
 
-def rotate_all(qkv: Tensor, table: Tensor) -> Tensor:
-    """The same in a third of the operations, for decoding: (B, n, 3, heads, head_dim) -> float32.
+def rotate_all(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The same in fewer operations, for decoding: (B, n, 3, heads, head_dim) -> float32.
 
-    The table, complex (n, 3, 1, head_dim / 2), leaves the values as they are.
+    The tables, (n, 3, 1, head_dim), hold the sign of each partner in the sine; values stay as they are.
     """
-    pairs = torch.view_as_complex(qkv.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * table).flatten(-2)
+    x = qkv.float()
+    partners = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    # Each operation rounds by itself: fused ones differ in vectors and their tails, so between batches.
+    return (x * cos).add_(partners.mul_(sin))
 
 
 def attend_train(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

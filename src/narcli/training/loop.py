@@ -63,6 +63,8 @@ class TrainSettings:
         for name in ("steps", "batch_size", "save_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected at least 1.")
+        if self.muon and not hasattr(torch.optim, "Muon"):
+            raise UsageError(f"torch {torch.__version__} has no Muon.", "Install torch 2.9 or later.")
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, then a cosine down to zero."""
@@ -177,11 +179,7 @@ def train(
 
 
 def optimizers_of(model: nn.Module, settings: TrainSettings) -> list[torch.optim.Optimizer]:
-    """AdamW for all parameters; with ``settings.muon`` without the matrices of the layers, which Muon gets.
-
-    Raises:
-        UsageError: this torch has no Muon.
-    """
+    """AdamW; with ``settings.muon`` Muon besides, for the matrices of the layers."""
     matrices: list[Tensor] = []
     rest: list[Tensor] = []
     for name, parameter in model.named_parameters():
@@ -195,8 +193,6 @@ def optimizers_of(model: nn.Module, settings: TrainSettings) -> list[torch.optim
     adamw = torch.optim.AdamW(groups, lr=rate, betas=settings.betas, fused=True)
     if not settings.muon:
         return [adamw]
-    if not hasattr(torch.optim, "Muon"):
-        raise UsageError(f"torch {torch.__version__} has no Muon.", "Install torch 2.9 or later.")
     return [adamw, torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")]
 
 

@@ -42,7 +42,7 @@ def train_nar(
     Args:
         tokens: (items, N) int64 codes in raster order.
         labels: (items,) int64.
-        tokenizer: decodes the sample sheets.
+        tokenizer: whose codes the token embeddings start from; decodes the sample sheets.
         config: sizes of the network.
         settings: of the optimisation.
         folder: where the run lives.
