@@ -13,7 +13,6 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -22,17 +21,29 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from .checkpoints import load_tokenizer, load_transformer
+from . import __version__
+from .checkpoints import Tokenizer
 from .errors import UsageError
-from .models.packed import pack
-from .models.transformer import NARTransformer, Plan, TransformerConfig, ffn_dim, hide_padding, rotate
+from .models.larp import LARPConfig, LARPTokenizer
+from .models.packed import pack, pack_tokenizer
+from .models.transformer import (
+    NARTransformer,
+    Plan,
+    RMSNorm,
+    TextCondition,
+    TransformerConfig,
+    ffn_dim,
+    hide_padding,
+    rotate,
+)
 from .models.vq import VQConfig, VQTokenizer
-from .registry import Model, has_own_tokenizer, resolve
+from .pipeline import load_networks
+from .registry import Model
 from .sampling import draw, generate, uniform_draws
-from .settings import SamplingSettings
+from .settings import ORDERS, SamplingSettings
+from .sources import choose
 from .style import BACKGROUND, EMPTY, FRONTIER, MUTED, TEXT, ramp
 
-ORDERS = ("nar", "raster", "plain")
 #: (layers, attention heads, width) of the released sizes.
 SIZES = {
     "B": (12, 12, 768),
@@ -54,73 +65,68 @@ class Limits:
 
 @dataclass(frozen=True)
 class Case:
-    """Medians of one order and batch size; all times in seconds.
+    """Medians of one order and batch size.
 
     Args:
         order: one of ``ORDERS``.
         batch_size: samples at once.
         passes: forward passes.
-        prefill: until the first token is drawn.
-        step: mean of the later steps.
-        tokens: all steps.
-        decode: tokens to pixels.
-        floor: what the weights' bytes and the products cost at the machine's limits, summed over the passes.
-        peak_bytes: of the process, or of the graphics card's memory; None where it cannot be measured.
+        prefill_seconds: until the first token is drawn.
+        step_seconds: mean of the later steps.
+        tokens_seconds: all steps.
+        decode_seconds: tokens to pixels.
+        limit_seconds: what the weights' bytes and the products cost at the machine's limits, over all passes.
     """
 
     order: str
     batch_size: int
     passes: int
-    prefill: float
-    step: float
-    tokens: float
-    decode: float
-    floor: float
-    peak_bytes: int | None
+    prefill_seconds: float
+    step_seconds: float
+    tokens_seconds: float
+    decode_seconds: float
+    limit_seconds: float
 
     @property
-    def total(self) -> float:
-        """Seconds of a batch, end to end."""
-        return self.tokens + self.decode
+    def total_seconds(self) -> float:
+        """Of a batch, end to end."""
+        return self.tokens_seconds + self.decode_seconds
 
     def document(self, cases: Sequence[Case]) -> dict[str, Any]:
         """As JSON, with ratios to the other orders at the same batch size, of the tokens' time."""
-        about = {
-            key: round(value, 5) if isinstance(value, float) else value for key, value in vars(self).items()
+        about = vars(self) | {
+            "total_seconds": self.total_seconds,
+            "samples_per_second": self.batch_size / self.total_seconds,
+            "share_of_limit": self.limit_seconds / self.tokens_seconds,
         }
-        about["images_per_s"] = round(self.batch_size / self.total, 3)
-        about["share_of_limit"] = round(self.floor / self.tokens, 3)
         for other in cases:
             if (
                 other.batch_size == self.batch_size
                 and other.order in ("raster", "plain")
                 and other is not self
             ):
-                about[f"over_{other.order}"] = round(other.tokens / self.tokens, 2)
-        return about
+                about[f"times_{other.order}"] = other.tokens_seconds / self.tokens_seconds
+        return {key: float(f"{value:.4g}") if type(value) is float else value for key, value in about.items()}
 
 
 def load(
-    name: str | Path, tokenizer: str | Path | None, dtype: torch.dtype, device: torch.device
-) -> tuple[NARTransformer, VQTokenizer | None]:
-    """The network and the tokenizer to measure, random where ``name`` is a released model.
+    row: Model, tokenizer: str | None, dtype: torch.dtype, device: torch.device
+) -> tuple[NARTransformer, Tokenizer]:
+    """The network and the tokenizer to measure, with random weights where ``row`` is not on this machine.
 
     Raises:
-        UsageError: no such model.
-        CheckpointError: a file that cannot be used.
+        UsageError: a model whose size is not known, or no tokenizer.
+        CheckpointError: a file that cannot be used, or two that do not belong together.
     """
-    row = resolve(name, None)
-    if row.path is None:
-        network = random_model(row, dtype, device)
-        if row.kind == "video":
-            return network, None
-        with torch.device(device):
-            return network, VQTokenizer(VQConfig()).to(dtype).eval()
-    network = load_transformer(row.path, grid=row.grid, dtype=dtype, device=device)
-    if tokenizer is None and not has_own_tokenizer(row.path):
-        return network, None
-    place = resolve(tokenizer, "image-tokenizer").path if tokenizer else row.path
-    return network, load_tokenizer(place, dtype=dtype, device=device) if place else None
+    if row.path is not None:
+        files = choose(row.kind, row.path, tokenizer).fetch(offline=True)
+        return load_networks(files, device, dtype)
+    if tokenizer is not None:
+        raise UsageError(
+            f"--tokenizer is given, and {row.name} is measured with random weights.", "Leave it out."
+        )
+    decoder: Tokenizer = LARPTokenizer(LARPConfig()) if row.kind == "video" else VQTokenizer(VQConfig())
+    return random_model(row, dtype, device), decoder.to(device, dtype).eval()
 
 
 def random_model(row: Model, dtype: torch.dtype, device: torch.device) -> NARTransformer:
@@ -143,9 +149,15 @@ def random_model(row: Model, dtype: torch.dtype, device: torch.device) -> NARTra
         caption_dim=2048 if text else 0,
         position="absolute" if video else "rotary",
     )  # fmt: skip
-    with torch.device(device):
-        model = NARTransformer(config).to(dtype)
+    with torch.device("meta"):
+        model = NARTransformer(config)
+    model = model.to(dtype).to_empty(device=device)
     model.init_weights()
+    for module in model.modules():
+        if isinstance(module, RMSNorm):
+            nn.init.ones_(module.weight)
+        elif isinstance(module, TextCondition):
+            nn.init.normal_(module.uncond_embedding)
     for head in model.ordered_heads:
         nn.init.normal_(head.output.weight, std=0.02)
     return model.eval()
@@ -162,7 +174,7 @@ def raster(model: NARTransformer) -> NARTransformer:
 
 def measure(
     model: NARTransformer,
-    tokenizer: VQTokenizer | None,
+    tokenizer: Tokenizer,
     orders: Sequence[str],
     batch_sizes: Sequence[int],
     settings: SamplingSettings,
@@ -174,46 +186,43 @@ def measure(
 
     Args:
         model: plain, not packed; it is packed here, where the machine can.
-        tokenizer: decodes; None leaves that out.
-        orders: of ``ORDERS``.
-        batch_sizes: each at least 1.
+        tokenizer: likewise.
+        orders: of ``ORDERS``, each once.
+        batch_sizes: each at least 1, each once.
         settings: of sampling.
         limits: of this machine in the model's dtype.
         repeats: counted runs.
         advance: called after each run.
     """
-    plain = copy.deepcopy(model) if "plain" in orders else model
+    plain = copy.deepcopy((model, tokenizer)) if "plain" in orders else None
     pack(model)
-    if tokenizer is not None:
-        tokenizer.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        pack(tokenizer.decoder)
-    runs: dict[str, tuple[NARTransformer, Callable[..., Iterator[Any]]]] = {
-        "nar": (model, generate),
-        "raster": (raster(model), generate),
-        "plain": (plain, generate_plain),
+    pack_tokenizer(tokenizer)
+    grid, one = model.config.grid, 1 if device_of(model).type == "cpu" else None
+    runs: dict[str, Callable[[int], tuple[list[float], float]]] = {
+        "nar": lambda size: _run(model, generate, tokenizer, grid, size, settings, one),
+        "raster": lambda size: _run(raster(model), generate, tokenizer, grid, size, settings, one),
     }
-    keys = [(order, size) for size in batch_sizes for order in orders]
-    times: dict[tuple[str, int], list[tuple[list[float], float]]] = {key: [] for key in keys}
-    peaks: dict[tuple[str, int], int | None] = {}
+    if plain:
+        runs["plain"] = lambda size: _run(plain[0], generate_plain, plain[1], grid, size, settings, None)
+    times: dict[tuple[str, int], list[tuple[list[float], float]]] = {
+        (order, size): [] for size in batch_sizes for order in orders
+    }
     for repeat in range(repeats + 1):
-        for order, size in keys:
-            network, generator = runs[order]
-            reset_peak(device_of(model))
-            timed = _run(network, generator, tokenizer, model.config.grid, size, settings)
+        for (order, size), kept in times.items():
+            timed = runs[order](size)
             if repeat:
-                times[order, size].append(timed)
-                peaks[order, size] = peak(device_of(model))
+                kept.append(timed)
             advance()
     cases = []
     for (order, size), samples in times.items():
-        passes = len(samples[0][0])
         steps = [statistics.median(seconds) for seconds in zip(*(steps for steps, _ in samples), strict=True)]
+        network = raster(model) if order == "raster" else model
         cases.append(
             Case(
-                order, size, passes, steps[0], statistics.mean(steps[1:] or [0.0]),
+                order, size, len(steps), steps[0], statistics.mean(steps[1:] or [0.0]),
                 statistics.median(sum(steps) for steps, _ in samples),
                 statistics.median(decode for _, decode in samples),
-                floor(runs[order][0], size, settings, limits), peaks[order, size],
+                limit(network, size, settings, limits),
             )
         )  # fmt: skip
     return cases
@@ -223,17 +232,17 @@ def measure(
 def _run(
     model: NARTransformer,
     generator: Callable[..., Iterator[Any]],
-    tokenizer: VQTokenizer | None,
+    tokenizer: Tokenizer,
     grid: tuple[int, ...],
     size: int,
     settings: SamplingSettings,
+    decoded_at_once: int | None,
 ) -> tuple[list[float], float]:
-    """Seconds of each step, and of decoding."""
+    """Seconds of each step, and of decoding (on a CPU the pipeline decodes one sample at a time)."""
     c, device = model.config, device_of(model)
     condition = torch.zeros(size, dtype=torch.int64, device=device)
     if c.condition == "text":
-        weight = model.token_embedding.weight
-        condition = torch.randn(size, c.condition_tokens, c.caption_dim).to(weight)
+        condition = torch.randn(size, c.condition_tokens, c.caption_dim).to(model.token_embedding.weight)
     steps, tokens = [], torch.zeros(size, c.order.cells, dtype=torch.int64, device=device)
     began = perf_counter()
     for step in generator(model, condition, range(size), settings):
@@ -242,10 +251,9 @@ def _run(
         now = perf_counter()
         steps.append(now - began)
         began = now
-    if tokenizer is not None:
-        height, width = grid
-        tokenizer.decode(tokens, (height, width))
-        synchronize(device)
+    for part in tokens.split(decoded_at_once or size):
+        tokenizer.decode(part, grid)
+    synchronize(device)
     return steps, perf_counter() - began
 
 
@@ -326,6 +334,7 @@ def machine(device: torch.device, dtype: torch.dtype, limits: Limits) -> dict[st
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "narcli": __version__,
         "torch": torch.__version__,
         "python": ".".join(map(str, sys.version_info[:3])),
         "read_gb_per_s": round(limits.read / 1e9, 1),
@@ -353,7 +362,7 @@ def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
     return Limits(memory.numel() * 4 / best(memory.sum), 2 * 2048**3 / best(lambda: square @ square))
 
 
-def floor(model: NARTransformer, batch_size: int, settings: SamplingSettings, limits: Limits) -> float:
+def limit(model: NARTransformer, batch_size: int, settings: SamplingSettings, limits: Limits) -> float:
     """Seconds that the machine's limits leave for the tokens: for each pass, reading or computing."""
     c, itemsize = model.config, model.token_embedding.weight.element_size()
     block = 4 * c.dim**2 + 3 * c.dim * c.ffn_dim
@@ -385,23 +394,16 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def reset_peak(device: torch.device) -> None:
-    """Start measuring the peak of memory anew, where that is possible."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak(device: torch.device) -> int | None:
-    """Bytes at the peak since ``reset_peak``."""
+def peak_bytes(device: torch.device) -> int | None:
+    """Most memory that the graphics card, or else this process, has held so far; None where unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "linux":
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return None
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 # --- the chart -----------------------------------------------------------------------------------
@@ -412,7 +414,7 @@ def chart(cases: Sequence[Case], title: str, size: tuple[int, int] = (900, 560))
     picture = Image.new("RGB", size, BACKGROUND)
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default
     left, top, right, bottom = 90, 90, size[0] - 130, size[1] - 70
-    each = [case.total / case.batch_size for case in cases]
+    each = [case.total_seconds / case.batch_size for case in cases]
     ticks = [digit * 10.0**exponent for exponent in range(-6, 7) for digit in (1, 2, 5)]
     low = max(tick for tick in ticks if tick <= min(each))
     high = min(tick for tick in ticks if tick > max(each))
@@ -433,7 +435,11 @@ def chart(cases: Sequence[Case], title: str, size: tuple[int, int] = (900, 560))
         pen.text((place(batch, low)[0], bottom + 12), str(batch), MUTED, font(13), anchor="mt")
     ends = []
     for name, color in zip(ORDERS, (FRONTIER, ramp(0.6), ramp(0.25)), strict=True):
-        line = [place(case.batch_size, case.total / case.batch_size) for case in cases if case.order == name]
+        line = [
+            place(case.batch_size, case.total_seconds / case.batch_size)
+            for case in cases
+            if case.order == name
+        ]
         for x, y in line:
             pen.ellipse((x - 5, y - 5, x + 5, y + 5), color)
         if line:

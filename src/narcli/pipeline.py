@@ -26,9 +26,8 @@ from .checkpoints import Kind, Tokenizer, load_tokenizer, load_transformer
 from .classes import ClassTable, load_table, table_for
 from .devices import choose_device, choose_dtype, memory_guard
 from .errors import CheckpointError
-from .models.packed import pack
+from .models.packed import pack, pack_tokenizer
 from .models.transformer import NARTransformer
-from .models.vq import VQTokenizer
 from .order import Order, format_grid
 from .sampling import Step, generate
 from .settings import BATCH_SIZE, Sample, SamplingSettings, check_batch_size, plan_samples
@@ -73,17 +72,31 @@ def load_files(files: Files, device: str = "auto", dtype: str = "auto") -> Pipel
     """Load a model of images or videos from files that are here; errors are those of ``load``."""
     began = perf_counter()
     place = choose_device(device)
-    numbers = choose_dtype(dtype, place)
     known = files.model.model
     with memory_guard("Try a smaller model, or --dtype bfloat16."):
-        transformer = load_transformer(
-            files.model.path, kind=cast(Kind, known.kind), grid=known.grid, dtype=numbers, device=place
-        )
+        transformer, tokenizer = load_networks(files, place, choose_dtype(dtype, place))
         pack(transformer)
-        tokenizer = load_tokenizer(files.tokenizer.path, dtype=numbers, device=place)
-        tokenizer.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # quicker
-        if isinstance(tokenizer, VQTokenizer):
-            pack(tokenizer.decoder)
+        pack_tokenizer(tokenizer)
+    count = transformer.config.num_classes
+    classes = load_table(known.classes) if known.classes else table_for(count, known.kind)
+    if len(classes) != count:
+        raise CheckpointError(
+            f"{files.model.path} has {count} classes, and its list of names has {len(classes)}.",
+            "The config.json and the weights do not belong together, or are of another narcli.",
+        )
+    defaults = SamplingSettings(**known.defaults)  # type: ignore[arg-type]
+    return Pipeline(transformer, tokenizer, classes, defaults, files.about(), perf_counter() - began)
+
+
+def load_networks(files: Files, device: torch.device, dtype: torch.dtype) -> tuple[NARTransformer, Tokenizer]:
+    """The transformer and its tokenizer, which belong together.
+
+    Raises:
+        CheckpointError: a file that cannot be used, or two that do not belong together.
+    """
+    known, kind = files.model.model, cast(Kind, files.model.model.kind)
+    transformer = load_transformer(files.model.path, kind=kind, grid=known.grid, dtype=dtype, device=device)
+    tokenizer = load_tokenizer(files.tokenizer.path, dtype=dtype, device=device)
     sizes = transformer.config
     if tokenizer.config.codebook_size != sizes.vocab_size:
         raise CheckpointError(
@@ -99,14 +112,7 @@ def load_files(files: Files, device: str = "auto", dtype: str = "auto") -> Pipel
             f"and the tokenizer {files.tokenizer.path} is for {error}.",
             "They do not belong together; give the right --tokenizer.",
         ) from None
-    classes = load_table(known.classes) if known.classes else table_for(sizes.num_classes, known.kind)
-    if len(classes) != sizes.num_classes:
-        raise CheckpointError(
-            f"{files.model.path} has {sizes.num_classes} classes, and its list of names has {len(classes)}.",
-            "The config.json and the weights do not belong together, or are of another narcli.",
-        )
-    defaults = SamplingSettings(**known.defaults)  # type: ignore[arg-type]
-    return Pipeline(transformer, tokenizer, classes, defaults, files.about(), perf_counter() - began)
+    return transformer, tokenizer
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from .errors import UsageError
 SEEDS = 2**32  # seeds are below: the generator behind a sample's draws tells no more apart
 MAX_SAMPLES = 100_000  # of one run
 BATCH_SIZE = 16  # samples decoded together
+ORDERS = ("nar", "raster", "plain")  # what `narcli bench` compares
 LARGEST = 1000  # temperature and guidance scale; far beyond, logits would overflow
 
 

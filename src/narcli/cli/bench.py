@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..allocator import keep_memory
 from ..errors import UsageError
-from ..settings import SamplingSettings
+from ..registry import resolve
+from ..settings import ORDERS, SamplingSettings
 from . import options
 from .console import Console
-from .options import Dtype
-from .train import whole_numbers
+from .options import Dtype, whole_numbers
 
 if TYPE_CHECKING:
     from ..bench import Case
@@ -27,13 +26,13 @@ def bench(
     batch_sizes: Annotated[str, typer.Option(metavar="N,N,...", help="Samples at once.")] = "1,8",
     orders: Annotated[
         str, typer.Option(metavar="NAME,NAME,...", help="Of nar, raster and plain (the released algorithm).")
-    ] = "nar,raster,plain",
-    cfg_scale: Annotated[float, typer.Option(help="Guidance scale; up to 1 is without guidance.")] = 2.0,
+    ] = ",".join(ORDERS),
+    cfg_scale: options.CfgScale = None,
     repeats: Annotated[int, typer.Option(min=1, help="Counted runs of each; medians are shown.")] = 5,
     device: options.Device = "auto",
     dtype: options.DtypeOption = Dtype.auto,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE.png", help="Also draw a chart.")
+        str | None, typer.Option("--output", "-o", metavar="PATH", help="Also draw a chart, a PNG.")
     ] = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -44,44 +43,49 @@ def bench(
     A released model that is named is measured with random weights of its size; nothing is downloaded.
     A built-in model, a file or a folder is measured with its own. The last line is one JSON document.
     """
-    settings = SamplingSettings(cfg_scale=cfg_scale)
-    sizes = whole_numbers(batch_sizes, "--batch-sizes", "1,8")
-    chosen = [name.strip() for name in orders.split(",")]
-    if unknown := [name for name in chosen if name not in ("nar", "raster", "plain")]:
-        raise UsageError(f"There is no order {unknown[0][:40]!r}.", "Choose of nar, raster and plain.")
-    if output is not None and output.suffix.lower() != ".png":
-        raise UsageError(f"--output is {str(output)!r}, expected a name that ends in .png.")
-    if output is not None and output.exists() and not overwrite:
-        raise UsageError(f"{output} exists.", "Give another name, or --overwrite.")
+    from ..writers import resolve_outputs, write_png
+
+    sizes = sorted(set(whole_numbers(batch_sizes, "--batch-sizes", "1,8")))
+    chosen = list(dict.fromkeys(name.strip() for name in orders.split(",")))
+    if unknown := [name for name in chosen if name not in ORDERS]:
+        raise UsageError(f"There is no order {unknown[0][:40]!r}.", f"Choose of {', '.join(ORDERS)}.")
+    row = resolve(model or "", None)
+    settings = SamplingSettings(**row.defaults | ({} if cfg_scale is None else {"cfg_scale": cfg_scale}))
+    path = None
+    if output is not None:  # checked before minutes are spent
+        path = resolve_outputs(output, [{}], default="narcli-bench", overwrite=overwrite).paths[0]
     keep_memory()
     from .. import bench
-    from ..devices import choose_device, choose_dtype
-    from ..writers import write_png
+    from ..devices import choose_device, choose_dtype, memory_guard
 
+    console = Console(quiet)
     place = choose_device(device)
     numbers = choose_dtype(dtype.value, place)
-    network, decoder = bench.load(model or "nar-b-256", tokenizer, numbers, place)
-    console = Console(quiet)
-    limits = bench.measure_limits(place, numbers)
-    total = len(sizes) * len(chosen) * (repeats + 1)
-    with console.progress("measuring", total) as advance:
-        cases = bench.measure(network, decoder, chosen, sizes, settings, limits, repeats, advance)
-    document = {
-        "model": model,
-        "cfg_scale": cfg_scale,
+    with memory_guard("Try smaller --batch-sizes, a smaller model or --dtype bfloat16."):
+        network, decoder = bench.load(row, tokenizer, numbers, place)
+        limits = bench.measure_limits(place, numbers)
+        with console.progress("measuring", len(sizes) * len(chosen) * (repeats + 1)) as advance:
+            cases = bench.measure(network, decoder, chosen, sizes, settings, limits, repeats, advance)
+    machine = bench.machine(place, numbers, limits)
+    document: dict[str, Any] = {
+        "model": row.name,
+        "weights": "random" if row.path is None else "its own",
+        "grid": list(network.config.grid),
+        "sampling": vars(settings),
         "repeats": repeats,
-        "machine": bench.machine(place, numbers, limits),
+        "machine": machine | {"peak_bytes": bench.peak_bytes(place)},
         "cases": [case.document(cases) for case in cases],
     }
-    if output is not None:
-        picture = bench.chart(cases, f"{model}, {numbers}, {place}".replace("torch.", ""))
-        write_png(output, picture, document, "", overwrite=overwrite)
-        document["chart"] = str(output)
+    if not as_json:
+        show(cases)
+    if path is not None:
+        title = f"{row.name}, {machine['dtype']}, {machine['device']}"
+        path = write_png(path, bench.chart(cases, title), document, "", overwrite=overwrite)
+        document["chart"] = str(path)
     if as_json:
         console.json(document)
-        return
-    show(cases)
-    console.result(json.dumps(document))
+    else:
+        console.result(json.dumps(document))
 
 
 def show(cases: list[Case]) -> None:
@@ -89,20 +93,16 @@ def show(cases: list[Case]) -> None:
     from rich.console import Console as Terminal
     from rich.table import Table
 
-    table = Table(
-        "order", "batch", "passes", "prefill", "step", "tokens", "decode", "images/s", "peak", box=None
-    )
-    for title in ("vs raster", "vs plain", "of the limit"):
-        table.add_column(title)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    titles = ("order", "batch", "passes", "step ms", "tokens s", "decode s", "samples/s")
+    table = Table(*titles, "vs raster", "vs plain", "of limit", box=None, pad_edge=False)
+    for column in table.columns:
+        column.justify, column.no_wrap = "left" if column is table.columns[0] else "right", True
     for case in cases:
         about = case.document(cases)
         table.add_row(
-            case.order, str(case.batch_size), str(case.passes), f"{case.prefill * 1e3:.1f} ms",
-            f"{case.step * 1e3:.1f} ms", f"{case.tokens:.3f} s", f"{case.decode:.3f} s",
-            f"{about['images_per_s']:.2f}", f"{(case.peak_bytes or 0) / 1e9:.2f} GB",
-            *(f"{about[key]:.1f}x" if key in about else "" for key in ("over_raster", "over_plain")),
+            case.order, str(case.batch_size), str(case.passes), f"{case.step_seconds * 1e3:.1f}",
+            f"{case.tokens_seconds:.3f}", f"{case.decode_seconds:.3f}", f"{about['samples_per_second']:.2f}",
+            *(f"{about[key]:.1f}x" if key in about else "" for key in ("times_raster", "times_plain")),
             f"{about['share_of_limit']:.0%}",
         )  # fmt: skip
-    Terminal(file=sys.stdout, width=None if sys.stdout.isatty() else 140).print(table)
+    Terminal(file=sys.stdout, width=100).print(table)

@@ -44,6 +44,18 @@ def _check_device(name: str) -> str:
     return name
 
 
+def whole_numbers(text: str, option: str, example: str) -> tuple[int, ...]:
+    """``"1,2,4"`` -> ``(1, 2, 4)``.
+
+    Raises:
+        UsageError: when it is not that.
+    """
+    parts = text.split(",")
+    if not all(part.strip().isascii() and part.strip().isdigit() and int(part) for part in parts):
+        raise UsageError(f"{option} is {text!r}, expected whole numbers such as {example}.")
+    return tuple(map(int, parts))
+
+
 # --- what to make ---------------------------------------------------------------------------------
 
 Classes = Annotated[

@@ -14,7 +14,7 @@ from .. import configs
 from ..allocator import keep_memory
 from ..errors import UsageError
 from .console import Console
-from .options import Json, Quiet
+from .options import Json, Quiet, whole_numbers
 
 if TYPE_CHECKING:
     from ..models.vq import VQConfig
@@ -233,18 +233,6 @@ def grid_of(pictures: Pictures, tokenizer: VQConfig) -> tuple[int, ...]:
         )
     slices = (pictures.frames // tokenizer.frames,) if pictures.frames else ()
     return *slices, height // tokenizer.downsampling, width // tokenizer.downsampling
-
-
-def whole_numbers(text: str, option: str, example: str) -> tuple[int, ...]:
-    """``"1,2,4"`` -> ``(1, 2, 4)``.
-
-    Raises:
-        UsageError: when it is not that.
-    """
-    parts = text.split(",")
-    if not all(part.strip().isascii() and part.strip().isdigit() and int(part) for part in parts):
-        raise UsageError(f"{option} is {text!r}, expected whole numbers such as {example}.")
-    return tuple(map(int, parts))
 
 
 def report(console: Console, folder: Path, as_json: bool, figures: dict[str, float]) -> None:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .transformer import SwiGLU
-from .vq import Upsample
+from .vq import Upsample, VQTokenizer
 
 #: Rows that the layout is tuned for: a guided frontier of 16 cells.
 ROWS = 32
@@ -103,6 +103,16 @@ def pack(model: nn.Module) -> nn.Module:
         if weight.device.type == "cpu" and can_pack(weight.dtype):
             setattr(model, name, REWRITTEN[type(child)](child))
     return model
+
+
+def pack_tokenizer(tokenizer: nn.Module) -> None:
+    """Prepare a tokenizer for decoding, in place: a convolutional decoder is packed, channels last.
+
+    LARP stays as it is: all its positions go through at once, for which plain layers are as quick.
+    """
+    if isinstance(tokenizer, VQTokenizer):
+        tokenizer.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        pack(tokenizer.decoder)
 
 
 @cache
