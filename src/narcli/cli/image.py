@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..settings import BATCH_SIZE
 from . import options
 from .options import Dtype, FrontierFormat
-from .run import Run, sampling_settings
+from .run import Run
 
 if TYPE_CHECKING:
     from ..pipeline import Clip
@@ -46,16 +46,7 @@ def image(
 
     Beside the pictures it writes an animation of the order in which they were decoded.
     """
-    sampling = sampling_settings(
-        cfg_scale=cfg_scale, cfg_interval=cfg_interval, temperature=temperature, top_k=top_k, top_p=top_p
-    )
-    run = Pictures(
-        classes=classes, num=num, seed=seed, sampling=sampling, batch_size=batch_size,
-        model=model, tokenizer=tokenizer, revision=revision, device=device, dtype=dtype.value,
-        frontier=frontier, frontier_mode=frontier_mode, scale=scale, output=output, overwrite=overwrite,
-        as_json=as_json, quiet=quiet, offline=offline, grid=grid,
-    )  # fmt: skip
-    run()
+    Pictures(**locals())()  # the options are its fields
 
 
 @dataclass(kw_only=True)

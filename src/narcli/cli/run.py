@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import ceil
 from pathlib import Path
 from time import perf_counter
@@ -16,7 +16,7 @@ from ..errors import UsageError
 from ..settings import Sample, SamplingSettings, check_batch_size, plan_samples
 from ..sources import choose
 from .console import Console, is_terminal
-from .options import FrontierFormat, FrontierMode
+from .options import Dtype, FrontierFormat, FrontierMode
 
 if TYPE_CHECKING:
     from ..classes import ClassTable
@@ -28,16 +28,9 @@ PHASES = ("import", "load", "sample", "decode", "write")
 FRONTIER = "_frontier"  # before the suffix of the file beside the first sample's
 
 
-def sampling_settings(**settings: float | None) -> dict[str, Any]:
-    """The sampling settings that were given, checked; the others are the model's."""
-    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
-    SamplingSettings(**given)
-    return given
-
-
 @dataclass(kw_only=True)
 class Run:
-    """A run of a model, from what was asked for to its files; the fields are options of the commands.
+    """A run of a model, from what was asked for to its files; the fields are the options of the commands.
 
     Subclasses say what kind of model it takes, and write what it makes.
     """
@@ -47,13 +40,17 @@ class Run:
     classes: str | None
     num: int
     seed: int | None
-    sampling: Mapping[str, Any]
+    cfg_scale: float | None
+    cfg_interval: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
     batch_size: int
     model: str | None
     tokenizer: str | None
     revision: str | None
     device: str
-    dtype: str
+    dtype: Dtype
     frontier: FrontierFormat
     frontier_mode: FrontierMode | None
     scale: int | None
@@ -93,7 +90,7 @@ class Run:
             keep_memory()
             from ..pipeline import load_files
         with self.timed("load"):
-            self.pipeline = load_files(files, self.device, self.dtype)
+            self.pipeline = load_files(files, self.device, self.dtype.value)
         if not source.table:
             self.plan(self.pipeline.classes, source.model.name)
         settings = self.pipeline.settings(**self.sampling)
@@ -133,12 +130,19 @@ class Run:
         """Of the files beside the first sample's, the frontier's first."""
         return [f"{FRONTIER}.{self.frontier.value}"] * (self.frontier != "none")
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The sampling settings that were given; the others are the model's."""
+        given = {f.name: getattr(self, f.name) for f in fields(SamplingSettings)}
+        return {name: value for name, value in given.items() if value is not None}
+
     def check(self) -> None:
         """Refuse what can be known to be wrong before anything is loaded.
 
         Raises:
             UsageError: an option that is missing, out of range, or does not go with another.
         """
+        SamplingSettings(**self.sampling)
         check_batch_size(self.batch_size)
         if self.classes is None:
             raise UsageError(
@@ -158,7 +162,7 @@ class Run:
 
         assert self.classes is not None
         self.samples = plan_samples(table.parse_classes(self.classes), self.seed, self.num)
-        fields = [
+        named = [
             {
                 "class": sample.entry.id,
                 "class_name": sample.entry.stands_for or sample.entry.name,
@@ -169,8 +173,8 @@ class Run:
         ]
         self.outputs = resolve_outputs(
             self.output,
-            fields,
-            default=default_name(self.kind, fields[0]),
+            named,
+            default=default_name(self.kind, named[0]),
             suffixes=self.suffixes,
             companions=self.endings,
             overwrite=self.overwrite,
