@@ -42,6 +42,7 @@ def test_there_is_a_row_for_every_released_model():
         "FoundationVision/LlamaGen",
         "peizesun/llamagen_t2i",
         "hywang66/LARP-L-long-tokenizer",
+        "google/flan-t5-xl",
     }
     for row in MODELS.values():
         assert row.name == row.name.lower() and row.kind in registry._KINDS

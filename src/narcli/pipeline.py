@@ -1,4 +1,4 @@
-"""From classes to pictures: load, condition, sample, decode.
+"""From classes or prompts to pictures: load, condition, sample, decode.
 
 Generators report and callers display: ``Pipeline.steps`` yields once for every decoding step of every
 batch, and the last step of a batch brings its finished pictures, so that a long run holds no more
@@ -7,27 +7,30 @@ than one batch at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from . import __version__
-from .checkpoints import load_tokenizer, load_transformer
-from .classes import ClassTable, load_table, table_for
+from .checkpoints import Kind, load_tokenizer, load_transformer, transformer_config
+from .classes import ClassEntry, ClassTable, load_table, table_for
 from .devices import choose_device, choose_dtype, memory_guard
-from .errors import CheckpointError
+from .encoding import CHUNK, PromptEncoder, encoder_dtype
+from .errors import CheckpointError, UsageError
 from .models.packed import pack
 from .models.transformer import NARTransformer
 from .models.vq import VQTokenizer
 from .order import Order
+from .prompts import Prompt, parse_prompt
 from .sampling import Step, generate
 from .settings import BATCH_SIZE, Sample, SamplingSettings, check_batch_size, plan_samples
 from .sources import Files, choose
@@ -36,19 +39,26 @@ from .sources import Files, choose
 def load(
     model: str | Path | None = None,
     *,
+    kind: str | None = None,
     tokenizer: str | Path | None = None,
+    text_encoder: str | Path | None = None,
     revision: str | None = None,
     device: str = "auto",
+    text_device: str | None = None,
     dtype: str = "auto",
     offline: bool = False,
 ) -> Pipeline:
-    """Load a model of images from classes.
+    """Load a model of images from classes or text.
 
     Args:
         model: a name such as ``emoji``, a repository of the Hub, a file or a folder; None is the default.
+        kind: ``image`` (from classes) or ``text``; None is the model's own, where narcli knows the model or
+            its folder says it, and else ``image``.
         tokenizer: likewise; None is the model's own.
+        text_encoder: likewise, of a model of images from text; it is loaded only to encode prompts.
         revision: branch, tag or commit of the model's repository.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
+        text_device: likewise, of the text encoder; None is the model's.
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
         offline: never use the network.
 
@@ -58,11 +68,30 @@ def load(
         CheckpointError: a file that cannot be used, or two that do not belong together.
         MemoryLimitError: too large for this machine.
     """
-    files = choose("image", model, tokenizer, revision).fetch(offline=offline)
-    return load_files(files, device, dtype)
+    files = choose(kind, model, tokenizer, revision, text_encoder).fetch(offline=offline)
+    encoder = prompt_encoder(files, text_device or device, dtype)
+    return load_files(files, device, dtype, encoder)
 
 
-def load_files(files: Files, device: str = "auto", dtype: str = "auto") -> Pipeline:
+def prompt_encoder(
+    files: Files, device: str = "auto", dtype: str = "auto", warn: Callable[[str], object] = warnings.warn
+) -> PromptEncoder | None:
+    """What encodes the prompts of a model of images from text; None for other models.
+
+    Raises:
+        CheckpointError: the model cannot be used, or is not one of images from text.
+    """
+    if files.encoder is None:
+        return None
+    sizes = transformer_config(files.model.path, kind="text", grid=files.model.model.grid)
+    return PromptEncoder(
+        files.encoder, sizes.condition_tokens, sizes.caption_dim, device, encoder_dtype(dtype), warn
+    )
+
+
+def load_files(
+    files: Files, device: str = "auto", dtype: str = "auto", encoder: PromptEncoder | None = None
+) -> Pipeline:
     """Load a model of images from files that are here; errors are those of ``load``."""
     began = perf_counter()
     place = choose_device(device)
@@ -70,7 +99,7 @@ def load_files(files: Files, device: str = "auto", dtype: str = "auto") -> Pipel
     known = files.model.model
     with memory_guard("Try a smaller model, or --dtype bfloat16."):
         transformer = load_transformer(
-            files.model.path, kind="image", grid=known.grid, dtype=numbers, device=place
+            files.model.path, kind=cast(Kind, known.kind), grid=known.grid, dtype=numbers, device=place
         )
         pack(transformer)
         vq = load_tokenizer(files.tokenizer.path, dtype=numbers, device=place)
@@ -89,7 +118,8 @@ def load_files(files: Files, device: str = "auto", dtype: str = "auto") -> Pipel
             "The config.json and the weights do not belong together, or are of another narcli.",
         )
     defaults = SamplingSettings(**known.defaults)  # type: ignore[arg-type]
-    return Pipeline(transformer, vq, classes, defaults, files.about(), perf_counter() - began)
+    source = files.about() | ({"text_encoder": encoder.source} if encoder else {})
+    return Pipeline(transformer, vq, classes, defaults, source, perf_counter() - began, encoder)
 
 
 @dataclass(frozen=True)
@@ -98,21 +128,45 @@ class Result:
 
     Args:
         image: RGB, at the size that the model makes.
-        class_id: the id asked for.
-        class_name: what the model calls the class.
-        label: row of the model's class embedding.
+        entry: the class or the prompt.
         seed: the sample's own.
         tokens: (N,) int64 on the CPU, raster order.
         metadata: all that it takes to make the picture again, as JSON.
     """
 
     image: Image.Image
-    class_id: int
-    class_name: str
-    label: int
+    entry: ClassEntry | Prompt
     seed: int
     tokens: Tensor = field(repr=False)
     metadata: dict[str, Any] = field(repr=False)
+
+    @property
+    def class_id(self) -> int:
+        """The id asked for."""
+        return self._class.id
+
+    @property
+    def class_name(self) -> str:
+        """What the model calls the class."""
+        return self._class.name
+
+    @property
+    def label(self) -> int:
+        """Row of the model's class embedding."""
+        return self._class.label
+
+    @property
+    def prompt(self) -> str:
+        """The prompt as it was typed."""
+        if isinstance(self.entry, Prompt):
+            return self.entry.text
+        raise AttributeError("this picture is of a class, not of a prompt")
+
+    @property
+    def _class(self) -> ClassEntry:
+        if isinstance(self.entry, ClassEntry):
+            return self.entry
+        raise AttributeError("this picture is of a prompt, not of a class")
 
 
 @dataclass(frozen=True)
@@ -141,12 +195,13 @@ class Pipeline:
     """A model, its tokenizer and its classes, ready to run.
 
     Args:
-        model: transformer with an (H, W) grid and class conditions, in evaluation mode.
+        model: transformer with an (H, W) grid, in evaluation mode.
         tokenizer: of the same device and dtype.
-        classes: of the model.
+        classes: of the model; none where it makes images from text.
         defaults: sampling settings where none are given.
         source: what ``metadata`` says of the files: ``{"model": {...}, "tokenizer": {...}}``.
         load_seconds: time that loading took.
+        encoder: of prompts; None where the model makes images of classes.
     """
 
     model: NARTransformer
@@ -155,47 +210,61 @@ class Pipeline:
     defaults: SamplingSettings = field(default_factory=SamplingSettings)
     source: Mapping[str, Any] = field(default_factory=dict)
     load_seconds: float = 0.0
+    encoder: PromptEncoder | None = None
 
     def images(
         self,
-        classes: int | str | Sequence[int | str],
+        classes: int | str | Sequence[int | str] | None = None,
         seed: int | None = None,
         num: int = 1,
         *,
+        prompts: str | Sequence[str] | None = None,
         batch_size: int = BATCH_SIZE,
         **settings: Any,
     ) -> list[Result]:
         """Make pictures; arguments and errors are those of ``steps``."""
-        steps = self.steps(classes, seed, num, batch_size=batch_size, **settings)
+        steps = self.steps(classes, seed, num, prompts=prompts, batch_size=batch_size, **settings)
         return [result for progress in steps for result in progress.results]
 
     def steps(
         self,
-        classes: int | str | Sequence[int | str],
+        classes: int | str | Sequence[int | str] | None = None,
         seed: int | None = None,
         num: int = 1,
         *,
+        prompts: str | Sequence[str] | None = None,
         batch_size: int = BATCH_SIZE,
         **settings: Any,
     ) -> Iterator[Progress]:
         """Make pictures, reporting every decoding step.
 
         Args:
-            classes: ids or names.
-            seed: of the first sample of each class, the next has ``seed + 1``; None draws one.
-            num: samples a class.
+            classes: ids or names; for a model of classes.
+            seed: of the first sample of each class or prompt, the next has ``seed + 1``; None draws one.
+            num: samples of each.
+            prompts: for a model of images from text. One that is too long for it is cut, with a warning.
             batch_size: samples decoded together; changes speed and memory, not the samples.
             settings: ``cfg_scale``, ``temperature`` and so on, as in SamplingSettings; else the model's.
 
         Raises:
-            UsageError: no such class, or a number out of range; at once, before the first step.
-            MemoryLimitError: while iterating.
+            UsageError: no such class, an unusable prompt, or a number out of range; at once, before the first
+                step.
+            MemoryLimitError, CheckpointError, HubError: while iterating.
         """
-        chosen = [classes] if isinstance(classes, int | str) else classes
-        table = self.classes
-        entries = [table.by_id(name) if isinstance(name, int) else table.lookup(name) for name in chosen]
-        samples = plan_samples(entries, seed, num)
+        samples = plan_samples(self._entries(classes, prompts), seed, num)
         return self.run(samples, self.settings(**settings), check_batch_size(batch_size))
+
+    def _entries(
+        self, classes: int | str | Sequence[int | str] | None, prompts: str | Sequence[str] | None
+    ) -> list[ClassEntry | Prompt]:
+        if self.encoder is not None:
+            if prompts is None or classes is not None:
+                raise UsageError("This model makes images from text.", "Give prompts=['a red apple'].")
+            return [parse_prompt(text) for text in ([prompts] if isinstance(prompts, str) else prompts)]
+        if classes is None or prompts is not None:
+            raise UsageError("This model makes images of classes.", "Give classes=[207].")
+        chosen, table = [classes] if isinstance(classes, int | str) else classes, self.classes
+        return [table.by_id(name) if isinstance(name, int) else table.lookup(name) for name in chosen]
 
     def settings(self, **given: Any) -> SamplingSettings:
         """The model's defaults with those that are given, and not None, in their place."""
@@ -211,8 +280,11 @@ class Pipeline:
         for start in range(0, len(samples), batch_size):
             batch = tuple(samples[start : start + batch_size])
             tokens = torch.full((len(batch), order.cells), -1)
-            condition = torch.tensor([sample.entry.label for sample in batch], device=self.device)
-            steps = generate(self.model, condition, [sample.seed for sample in batch], settings)
+            began = perf_counter()
+            condition, padding = self._condition(samples[start : start + max(batch_size, CHUNK)], len(batch))
+            if self.encoder is not None:
+                seconds["encode"] = seconds.get("encode", 0.0) + perf_counter() - began
+            steps = generate(self.model, condition, [sample.seed for sample in batch], settings, padding)
             for index in range(len(order.steps)):
                 results: tuple[Result, ...] = ()
                 with memory_guard("Try a smaller --batch-size."):
@@ -226,8 +298,17 @@ class Pipeline:
                         images = self.decode(tokens)
                         seconds["decode"] += perf_counter() - began
                         common = self.metadata(settings)
-                        results = tuple(map(_result, batch, images, tokens, [common] * len(batch)))
+                        results = tuple(map(self._result, batch, images, tokens, [common] * len(batch)))
                 yield Progress(start // batch_size, batch, step, tokens.clone(), results, dict(seconds))
+
+    def _condition(self, samples: Sequence[Sample], rows: int) -> tuple[Tensor, Tensor | None]:
+        """What ``generate`` takes for the first samples; the prompts of the others are encoded with them."""
+        if self.encoder is None:
+            labels = [sample.entry.label for sample in samples[:rows] if isinstance(sample.entry, ClassEntry)]
+            return torch.tensor(labels, device=self.device), None
+        prompts = [sample.entry for sample in samples if isinstance(sample.entry, Prompt)]
+        condition, padding = self.encoder.condition(prompts[:rows], prompts[rows:])
+        return condition.to(self.device, self.model.token_embedding.weight.dtype), padding.to(self.device)
 
     @torch.inference_mode()
     def decode(self, tokens: Tensor) -> list[Image.Image]:
@@ -287,24 +368,33 @@ class Pipeline:
             "dtype": str(self.model.token_embedding.weight.dtype).removeprefix("torch."),
         }
 
+    def _result(
+        self, sample: Sample, image: Image.Image, tokens: Tensor, common: Mapping[str, Any]
+    ) -> Result:
+        entry, own = sample.entry, {"seed": sample.seed, "tokens_sha256": hash_tokens(tokens)}
+        if isinstance(entry, ClassEntry):
+            about: dict[str, Any] = {"class": about_class(entry)}
+        else:
+            assert self.encoder is not None
+            about = self.encoder.about(entry)
+        return Result(image, entry, sample.seed, tokens.clone(), {**common, **about, **own})
 
-def _result(sample: Sample, image: Image.Image, tokens: Tensor, common: Mapping[str, Any]) -> Result:
-    entry = sample.entry
-    own = {"class": about_class(sample), "seed": sample.seed, "tokens_sha256": hash_tokens(tokens)}
-    return Result(image, entry.id, entry.name, entry.label, sample.seed, tokens.clone(), {**common, **own})
 
-
-def about_class(sample: Sample) -> dict[str, Any]:
-    """The class of a sample as metadata."""
-    entry = sample.entry
+def about_class(entry: ClassEntry) -> dict[str, Any]:
+    """A class as metadata."""
     about = {"id": entry.id, "name": entry.name, "label": entry.label}
     return about | ({"stands_for": entry.stands_for} if entry.stands_for else {})
 
 
 def describe(metadata: Mapping[str, Any]) -> str:
     """A picture's settings in a few words for people, from its metadata."""
-    about, sampling = metadata["class"], metadata["sampling"]
-    name = f"{about['stands_for']} ({about['name']})" if "stands_for" in about else about["name"]
+    sampling = metadata["sampling"]
+    if "prompt" in metadata:
+        title = " ".join(metadata["prompt"].split())
+    else:
+        about = metadata["class"]
+        name = f"{about['stands_for']} ({about['name']})" if "stands_for" in about else about["name"]
+        title = f"class {about['id']}, {name}"
     facts = {
         "Steps": metadata["steps"],
         "Seed": metadata["seed"],
@@ -317,7 +407,7 @@ def describe(metadata: Mapping[str, Any]) -> str:
         "Version": f"narcli {metadata['narcli']}",
     }
     listed = ", ".join(f"{key}: {value}" for key, value in facts.items())
-    return f"class {about['id']}, {name}\n{listed}"
+    return f"{title}\n{listed}"
 
 
 def hash_tokens(tokens: Tensor) -> str:

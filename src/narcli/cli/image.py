@@ -1,17 +1,21 @@
-"""``narcli image``: pictures of classes, each with its settings inside, and the frontier that drew them."""
+"""``narcli image``: pictures of classes or prompts, their settings inside, and their frontier."""
 
 from __future__ import annotations
 
+import json
 import sys
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from math import ceil
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+from ..prompts import Prompt, collect, slug
 from ..settings import BATCH_SIZE, Sample, SamplingSettings, check_batch_size, plan_samples
 from . import options
 from .console import Console, is_terminal
@@ -20,17 +24,20 @@ from .options import Dtype, FrontierFormat, FrontierMode
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..classes import ClassTable
+    from ..classes import ClassEntry, ClassTable
     from ..pipeline import Pipeline, Result
     from ..writers import Outputs
 
 MAX_SCALE = 16
+MAX_PROMPTS_LISTED = 50_000  # bytes of prompts in the metadata of what shows several
 PHASES = ("import", "load", "sample", "decode", "write")
 FRONTIER, SHEET = "_frontier", "_grid.png"  # endings of the files beside the pictures
 
 
 def image(
     classes: options.Classes = None,
+    prompt: options.Prompts = None,
+    prompt_file: options.PromptFile = None,
     num: options.Num = 1,
     seed: options.Seed = None,
     cfg_scale: options.CfgScale = None,
@@ -41,8 +48,10 @@ def image(
     batch_size: options.BatchSize = BATCH_SIZE,
     model: options.Model = None,
     tokenizer: options.Tokenizer = None,
+    text_encoder: options.TextEncoder = None,
     revision: options.Revision = None,
     device: options.Device = "auto",
+    text_device: options.TextDevice = None,
     dtype: options.DtypeOption = Dtype.auto,
     frontier: options.Frontier = FrontierFormat.gif,
     frontier_mode: options.FrontierModeOption = None,
@@ -53,8 +62,9 @@ def image(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     offline: options.Offline = False,
+    yes: options.Yes = False,
 ) -> None:
-    """Make pictures of a class.
+    """Make pictures of a class, or of a text.
 
     Beside the pictures it writes an animation of the order in which they were decoded.
     """
@@ -63,39 +73,54 @@ def image(
         cfg_scale=cfg_scale, cfg_interval=cfg_interval, temperature=temperature, top_k=top_k, top_p=top_p
     )
     check_batch_size(batch_size)
-    wanted = _check(classes, scale, frontier, frontier_mode)
+    _check(scale, frontier, frontier_mode)
+    prompts = _prompts(classes, prompt, prompt_file, text_encoder=text_encoder, text_device=text_device)
     endings = [f"{FRONTIER}.{frontier.value}"] * (frontier != "none") + [SHEET] * grid
 
+    from ..encoding import all_cached
     from ..sources import choose
 
-    source = choose("image", model, tokenizer, revision)
+    source = choose("text" if prompts else "image", model, tokenizer, revision, text_encoder)
 
-    def plan(table: ClassTable) -> tuple[list[Sample], Outputs]:
-        samples = plan_samples(table.parse_classes(wanted), seed, num)
+    def plan(table: ClassTable | None) -> tuple[list[Sample], Outputs]:
+        entries = prompts if table is None else table.parse_classes(classes or "")
+        samples = plan_samples(entries, seed, num)
         return samples, _name_files(samples, source.model.name, output, endings, overwrite)
 
-    planned = plan(source.table) if source.table else None  # or the model itself has to say its classes
-    files = source.fetch(offline=offline, progress=not quiet and is_terminal(sys.stderr))
+    # Or the model itself has to say its classes.
+    planned = plan(source.table) if source.table or prompts else None
+    files = source.fetch(
+        offline=offline,
+        progress=not quiet and is_terminal(sys.stderr),
+        approve=(lambda sizes: None) if yes else console.approve_download,
+        known=lambda encoder: all_cached(encoder, prompts, dtype.value),
+    )
     for note in dict.fromkeys((files.model.note, files.tokenizer.note)):
         if note:
             console.warn(note)
 
     with _timed(seconds, "import"):
-        from ..pipeline import load_files
+        from ..pipeline import load_files, prompt_encoder
+    encoder = prompt_encoder(files, text_device or device, dtype.value, console.warn)
+    if encoder is not None:
+        seconds["encode"] = 0.0
+        with _timed(seconds, "encode"):  # before the model takes its memory
+            encoder.encode(prompts)
     with _timed(seconds, "load"):
-        pipeline = load_files(files, device, dtype.value)
+        pipeline = load_files(files, device, dtype.value, encoder)
     samples, outputs = planned or plan(pipeline.classes)
 
     run = _Run(pipeline, pipeline.settings(**given), samples, outputs, scale, overwrite, keep_all=grid)
     steps = ceil(len(samples) / batch_size) * len(pipeline.order.steps)
     try:
         with console.progress("decoding", steps) as advance:
+            spent = dict(seconds)
             for progress in pipeline.run(samples, run.settings, batch_size):
                 with _timed(seconds, "write"):
                     for result in progress.results:
                         run.write(result)
                 advance(note="steps")
-                seconds |= progress.seconds
+                seconds |= {phase: spent[phase] + more for phase, more in progress.seconds.items()}
         partials = None
         if frontier_mode == "decode":
             with _timed(seconds, "decode"):
@@ -126,20 +151,33 @@ def _given(**settings: float | None) -> dict[str, Any]:
     return given
 
 
-def _check(
-    classes: str | None, scale: int | None, frontier: FrontierFormat, mode: FrontierMode | None
-) -> str:
-    """What ``--class`` says; refuses what does not go together."""
+def _prompts(
+    classes: str | None, prompts: Sequence[str] | None, file: Path | None, **text: Any
+) -> list[Prompt]:
+    """What ``--prompt`` and ``--prompt-file`` say; none with ``--class``, which excludes them."""
+    if prompts or file is not None:
+        if classes is not None:
+            raise UsageError(
+                "--class and --prompt exclude each other.", "Each is for models of its own kind."
+            )
+        return collect(prompts or (), file)
+    if given := [name for name, value in text.items() if value is not None]:
+        raise UsageError(f"--{given[0].replace('_', '-')} goes with --prompt.", "Leave it out.")
     if classes is None:
         raise UsageError(
             "Nothing says what to make a picture of.",
-            "Give a class: --class 207 or --class 'golden retriever'. `narcli classes` lists them.",
+            "Give a class, --class 207 or --class 'golden retriever' (`narcli classes` lists them), "
+            "or a prompt, --prompt 'a red apple'.",
         )
+    return []
+
+
+def _check(scale: int | None, frontier: FrontierFormat, mode: FrontierMode | None) -> None:
+    """Refuse what does not go together."""
     if scale is not None and not 1 <= scale <= MAX_SCALE:
         raise UsageError(f"--scale is {scale}, expected a whole factor from 1 to {MAX_SCALE}.")
     if mode is not None and frontier == "none":
         raise UsageError("--frontier-mode goes with a frontier, and --frontier is none.", "Drop one of them.")
-    return classes
 
 
 def _name_files(
@@ -148,17 +186,16 @@ def _name_files(
     """A file for each sample; those with ``endings`` are named after the first."""
     from ..writers import default_name, resolve_outputs
 
-    fields = [
-        {
-            "class": sample.entry.id,
-            "class_name": sample.entry.stands_for or sample.entry.name,
-            "seed": sample.seed,
-            "model": model,
-        }
-        for sample in samples
-    ]
+    fields = [{**_fields(sample.entry), "seed": sample.seed, "model": model} for sample in samples]
     default = default_name("image", fields[0])
     return resolve_outputs(output, fields, default=default, companions=endings, overwrite=overwrite)
+
+
+def _fields(entry: ClassEntry | Prompt) -> dict[str, object]:
+    """What names of files can hold of a class or prompt."""
+    if isinstance(entry, Prompt):
+        return {"prompt": slug(entry.text)}
+    return {"class": entry.id, "class_name": entry.stands_for or entry.name}
 
 
 @contextmanager
@@ -285,8 +322,17 @@ class _Run:
         return f"{made}, {seeds}: {len(order.steps)} steps instead of {order.cells}, {total:.1f} s"
 
     def _about_all(self) -> dict[str, Any]:
-        """Metadata of what shows several samples: classes by ids, and the seeds that each has."""
+        """Metadata of what shows several samples: ids of classes, or prompts, and the seeds that each has."""
         first, last = self.samples[0].seed, self.samples[-1].seed
         num = last - first + 1
-        classes = [sample.entry.id for sample in self.samples[::num]]
-        return self.common | {"classes": classes, "seed": first, "num": num}
+        entries = [sample.entry for sample in self.samples[::num]]
+        about: dict[str, Any] = {"seed": first, "num": num}
+        if prompts := [entry for entry in entries if isinstance(entry, Prompt)]:
+            # As many as a file holds, and how many there were.
+            room = accumulate(len(json.dumps([prompt.text, prompt.cleaned])) for prompt in prompts)
+            listed = prompts[: bisect_right(list(room), MAX_PROMPTS_LISTED)]
+            about["prompts"] = [{"prompt": each.text, "cleaned_prompt": each.cleaned} for each in listed]
+            about |= {"prompts_in_all": len(prompts)} if len(listed) < len(prompts) else {}
+        else:
+            about["classes"] = [entry.id for entry in entries if not isinstance(entry, Prompt)]
+        return self.common | about

@@ -182,7 +182,8 @@ def optimizers_of(model: nn.Module, settings: TrainSettings) -> list[torch.optim
     Raises:
         UsageError: this torch has no Muon.
     """
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         hidden = parameter.ndim == 2 and name.startswith("layers.")
         (matrices if settings.muon and hidden else rest).append(parameter)
