@@ -15,23 +15,21 @@ from narcli.models.vq import VQConfig, VQTokenizer
 DATA = Path(__file__).with_name("data")
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
-    """A narcli folder: emoji classes, 4x4 grid, pictures of 8 pixels, random weights."""
+def small_transformer(grid, num_classes, **changes):
+    """Random weights, reproducible."""
     torch.manual_seed(0)
-    sizes = TransformerConfig(
-        grid=(4, 4),
-        dim=64,
-        layers=2,
-        heads=2,
-        vocab_size=96,
-        ffn_dim=128,
-        num_classes=len(load_table("emoji")),
-    )
-    transformer = NARTransformer(sizes)
+    sizes = {"dim": 64, "layers": 2, "heads": 2, "vocab_size": 96, "ffn_dim": 128} | changes
+    transformer = NARTransformer(TransformerConfig(grid=grid, num_classes=num_classes, **sizes))
     transformer.init_weights(std=0.3)
     for head in transformer.heads.values():  # otherwise zero, and every token as likely as any other
         torch.nn.init.normal_(head.output.weight, std=0.3)
+    return transformer
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A narcli folder: emoji classes, 4x4 grid, pictures of 8 pixels, random weights."""
+    transformer = small_transformer((4, 4), len(load_table("emoji")))
     vq = VQTokenizer(VQConfig(32, (1, 1), 1, 32, codebook_size=96))
     return save_model(
         tmp_path_factory.mktemp("models") / "tiny",
@@ -68,6 +66,32 @@ def tiny_text(tiny, tmp_path_factory):
         text_encoder=T5Encoder(encoder, letters),
         defaults={"cfg_scale": 2.5},
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_video(tmp_path_factory):
+    """A narcli folder: four classes, 2x4x4 grid, clips of 6 frames of 8 pixels, random weights."""
+    transformer = small_transformer((2, 4, 4), 4, position="absolute")
+    vq = VQTokenizer(VQConfig(32, (1, 1), 1, 32, codebook_size=96, frames=3))
+    return save_model(
+        tmp_path_factory.mktemp("models") / "tiny-video",
+        transformer=transformer,
+        tokenizer=vq,
+        classes=["bouncing ball", "waving flag", "flying bat", "rain"],
+        defaults={"cfg_scale": 1.25},
+    )
+
+
+@pytest.fixture(scope="session")
+def larp(tmp_path_factory):
+    """(model, tokenizer): a model of 2x2x2 grids, and the golden LARP with 8 holistic tokens."""
+    folder = tmp_path_factory.mktemp("larp")
+    transformer = small_transformer((2, 2, 2), 101, vocab_size=64, position="absolute")
+    model = save_model(folder / "ucf", transformer=transformer, classes="ucf101")
+    (folder / "tokenizer").mkdir()
+    shutil.copy(DATA / "larp.config.json", folder / "tokenizer" / "config.json")
+    shutil.copy(DATA / "larp.safetensors", folder / "tokenizer" / "model.safetensors")
+    return model, folder / "tokenizer"
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ from narcli.checkpoints import (
 from narcli.configs import read_config
 from narcli.containers import read_tensors
 from narcli.errors import CheckpointError, UsageError
+from narcli.models.larp import LARPTokenizer
 from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.models.vq import VQConfig, VQTokenizer
 
@@ -176,7 +177,7 @@ def test_the_tokenizer_sizes_are_inferred(tmp_path):
     state = VQTokenizer(vq8).state_dict() | {"quantize.codebook_used": torch.zeros(65536)}
     torch.save({"model": state}, tmp_path / "vq8.pt")
     assert load_tokenizer(tmp_path / "vq8.pt").config == vq8
-    assert "training-time" in checkpoints.DROPPED["quantize.codebook_used"]
+    assert "training-time" in checkpoints.DROPPED["vq"]["quantize.codebook_used"]
 
 
 # --- another model than expected -----------------------------------------------------------------
@@ -410,6 +411,113 @@ def test_unknown_keys_beside_a_released_file_do_not_matter(released, tmp_path):
     assert load_transformer(path).config.heads == 4
 
 
+# --- video tokenizers ----------------------------------------------------------------------------
+
+VQ_ARGS = "bottleneck.args.regularizer.args"
+
+
+@pytest.fixture
+def larp_files(tmp_path):
+    """Writes the golden LARP with changes: (change of config, change of tensors) -> the weights file."""
+
+    def write(config=(), tensors=()):
+        said = json.loads((DATA / "larp.config.json").read_text())
+        for path, value in dict(config).items():
+            *outer, last = path.split(".")
+            part = said
+            for key in outer:
+                part = part[key]
+            part[last] = value
+        state = load_file(DATA / "larp.safetensors") | dict(tensors)
+        save_file({name: t for name, t in state.items() if t is not None}, tmp_path / "model.safetensors")
+        (tmp_path / "config.json").write_text(json.dumps(said))
+        return tmp_path / "model.safetensors"
+
+    return write
+
+
+def test_larps_prior_is_skipped_by_name_and_nothing_else(larp_files):
+    tokenizer = load_tokenizer(larp_files(tensors={"prior_model.layers.0.weight": torch.ones(3)}))
+    assert isinstance(tokenizer, LARPTokenizer) and tokenizer.config.decoder_depth == 2
+    for name in ("prior.weight", "my_prior_model.weight", "decoder.prior_model.weight"):
+        said = refused(larp_files(tensors={name: torch.ones(3)}), load_tokenizer)
+        assert f"has unexpected 1 tensors: {name}" in said
+    said = refused(larp_files(tensors={"bottleneck.in_linear.bias": None}), load_tokenizer)
+    assert "lacks 1 tensors: bottleneck.in_linear.bias" in said
+
+
+def test_a_prior_is_larps_alone(tmp_path, vq):
+    torch.save({"model": vq.state_dict() | {"prior_model.weight": torch.ones(3)}}, tmp_path / "vq.pt")
+    assert "has unexpected 1 tensors: prior_model.weight" in refused(tmp_path / "vq.pt", load_tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"frame_num": 8}, "8 frames of 16 pixels are 16 patches of the encoder, but the tensors say 8"),
+        ({"input_size": 32}, "4 frames of 32 pixels are 32 patches of the encoder, but the tensors say 8"),
+        ({"decoder_patch_size": 4}, "are 32 patches of the decoder, but the tensors say 8"),
+        ({"patch_size": 4}, "patch_size is 4, but the tensors say 8"),
+        ({"bottleneck_token_num": 16}, "bottleneck_token_num is 16, but the tensors say 8"),
+        ({"bottleneck.args.bottleneck_dim": 16}, "bottleneck_dim is 16, but the tensors say 8"),
+        ({f"{VQ_ARGS}.codebook_size": 65}, "codebook_size is 65, but the tensors say 64"),
+        ({f"{VQ_ARGS}.l2_normalized": False}, "l2_normalized is false, expected true"),
+        ({"bottleneck.args.regularizer": "fsq"}, "the bottleneck has no regularizer"),
+        ({"encoder_depth": 3}, "encoder_depth is 3, but the tensors say 2"),
+        ({"decoder_hidden_size": 64}, "decoder_hidden_size is 64, but the tensors say 48"),
+        ({"decoder_num_heads": 5}, "5 decoder heads cannot share a width of 48"),
+        ({"frame_num": "4"}, 'frame_num is "4", expected a whole number'),
+        ({"use_decoder_patch_query_token_type_embed": False}, "is false, but the tensors say true"),
+        ({"transformer_name": "transformer_encoder_fused"}, "transformer_encoder_fused"),
+    ],
+)  # fmt: skip
+def test_a_larp_config_that_does_not_fit_its_tensors_is_refused_in_one_sentence(larp_files, config, expected):
+    with pytest.raises(CheckpointError) as caught:
+        load_tokenizer(larp_files(config))
+    assert expected in caught.value.message and "config.json" in caught.value.message
+    assert len(caught.value.message) < 200
+
+
+def test_larp_needs_its_config(larp_files):
+    path = larp_files()
+    path.with_name("config.json").unlink()
+    assert "without the config.json" in refused(path, load_tokenizer)
+
+
+def test_a_clip_is_the_slices_that_its_stacked_frames_are(tmp_path):
+    torch.manual_seed(2)
+    clips = VQTokenizer(VQConfig(32, (1, 2), 1, 32, 96, 8, patch=2, frames=4)).eval()
+    video = torch.rand(2, 3, 12, 16, 24) * 2 - 1
+    with torch.no_grad():
+        codes = clips.encode(video)
+        assert codes.shape == (2, 3 * 4 * 6)
+        for t in range(3):  # a slice depends on its own frames only, and its cells are in raster order
+            one = clips.encode(video[:, :, 4 * t : 4 * t + 4])
+            assert torch.equal(codes.view(2, 3, -1)[:, t], one)
+        decoded = clips.decode(codes, (3, 4, 6))
+        assert decoded.shape == video.shape and clips.clip_size((3, 4, 6)) == (12, 16, 24)
+        last = clips.decode(codes.view(2, 3, -1)[:, 2], (1, 4, 6))
+        torch.testing.assert_close(decoded[:, :, 8:], last)
+    # Frame by frame of the stack: a decoder that gives the channels of one frame gives that frame.
+    with torch.no_grad():
+        clips.decoder.conv_out.weight.zero_()
+        clips.decoder.conv_out.bias.copy_(torch.arange(3 * 4).repeat_interleave(4))
+        stacked = clips.decode(codes, (3, 4, 6))
+    assert stacked[0, :, :, 0, 0].T[:4].flatten().tolist() == list(range(12))
+
+    folder = save_model(tmp_path / "t", tokenizer=clips)
+    assert read_config(folder / "config.json").kind == "video-tokenizer"
+    assert load_tokenizer(folder).config == clips.config
+
+
+def test_an_older_config_without_frames_is_of_images(tmp_path, vq):
+    folder = save_model(tmp_path / "t", tokenizer=vq)
+    said = json.loads((folder / "config.json").read_text())
+    del said["tokenizer"]["frames"]
+    (folder / "config.json").write_text(json.dumps(said))
+    assert load_tokenizer(folder).config == vq.config and vq.config.frames == 1
+
+
 # --- narcli's own format -------------------------------------------------------------------------
 
 
@@ -499,6 +607,20 @@ def test_a_damaged_part_is_named(tmp_path, small):
 
 
 # --- conversion ----------------------------------------------------------------------------------
+
+
+def test_larp_is_converted_alone_and_with_its_model(tmp_path, larp):
+    model, tokenizer = larp
+    alone = convert(tokenizer, tmp_path / "alone")
+    assert read_config(alone / "config.json").kind == "video-tokenizer"
+    both = convert(model, tmp_path / "both", tokenizer=tokenizer)
+    said = read_config(both / "config.json")
+    assert (said.kind, said.classes) == ("video", "ucf101")
+    expected = load_file(DATA / "larp.expected.safetensors")
+    with torch.no_grad():
+        for folder in (alone, both):
+            again = load_tokenizer(folder).decode(expected["codes"])
+            torch.testing.assert_close(again, expected["decoded"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", GOLDEN)

@@ -34,6 +34,7 @@ from narcli.style import (
 
 grids = st.lists(st.integers(1, 7), min_size=1, max_size=3).map(tuple)
 SQUARE = Order((16, 16))
+CLIP = Order((4, 4, 4))
 
 
 def noise(seed=0, size=(256, 256)):
@@ -140,9 +141,9 @@ def test_the_drawing_is_valid_xml_with_one_square_a_cell():
 @pytest.mark.parametrize(("sizes", "pixels"), [((16, 16), (256, 256)), ((3, 5), (100, 70)), ((6,), (96, 64))])
 def test_frames_show_the_image_exactly_where_it_is_decoded(sizes, pixels):
     order, image = Order(sizes), noise(size=pixels)
-    mosaic = _Mosaic(order, [image])
-    final = mosaic.arrange([image])
-    frames = run_frames(order, [image])
+    mosaic = _Mosaic(order, [(image,)])
+    final = mosaic.arrange([(image,)])
+    frames = run_frames(order, [(image,)])
     assert len(frames) == len(order.steps)
     rows, columns = (1, *sizes)[-2:]
     for s, frame in enumerate(frames):
@@ -157,8 +158,8 @@ def test_frames_show_the_image_exactly_where_it_is_decoded(sizes, pixels):
 
 
 def test_decode_mode_shows_the_partial_images_and_still_hides_undecoded_cells():
-    partials = [[Image.new("RGB", (64, 64), (s, 200, 100))] for s in range(31)]
-    frames = run_frames(SQUARE, [noise(size=(64, 64))], partials)
+    partials = [[(Image.new("RGB", (64, 64), (s, 200, 100)),)] for s in range(31)]
+    frames = run_frames(SQUARE, [(noise(size=(64, 64)),)], partials)
     for s in (0, 11, 30):
         assert has(frames[s], (s, 200, 100)) == len([n for n in SQUARE.step_of if n <= s]) * 16 * 16
         assert (has(frames[s], CHECKER[0]) > 0) == (s < 30)
@@ -168,7 +169,7 @@ def test_decode_mode_shows_the_partial_images_and_still_hides_undecoded_cells():
 def test_samples_stand_side_by_side_in_a_near_square_up_to_sixteen(count):
     colors = [(200, 10 * k, 50) for k in range(count)]
     images = [Image.new("RGB", (128, 128), color) for color in colors]
-    frame = run_frames(SQUARE, images)[-1]
+    frame = run_frames(SQUARE, [(image,) for image in images])[-1]
     areas = [has(frame, color) for color in colors]
     assert all(area == areas[0] > 80**2 for area in areas[:16])
     assert not any(areas[16:])
@@ -176,36 +177,114 @@ def test_samples_stand_side_by_side_in_a_near_square_up_to_sixteen(count):
 
 
 def test_small_images_are_enlarged_by_whole_factors_and_large_ones_reduced():
-    assert _Mosaic(SQUARE, [noise(size=(32, 32))]).tile == (256, 256)
-    assert _Mosaic(SQUARE, [noise(size=(100, 100))]).tile == (200, 200)
-    assert _Mosaic(SQUARE, [noise(size=(256, 256))]).tile == (256, 256)
-    assert _Mosaic(SQUARE, [noise(size=(1024, 512))]).tile == (384, 192)
+    assert _Mosaic(SQUARE, [(noise(size=(32, 32)),)]).tile == (256, 256)
+    assert _Mosaic(SQUARE, [(noise(size=(100, 100)),)]).tile == (200, 200)
+    assert _Mosaic(SQUARE, [(noise(size=(256, 256)),)]).tile == (256, 256)
+    assert _Mosaic(SQUARE, [(noise(size=(1024, 512)),)]).tile == (384, 192)
 
 
 def test_the_filmstrip_ends_with_the_finished_image():
-    strip = filmstrip(SQUARE, [Image.new("RGB", (64, 64), (200, 10, 50))], columns=4)
+    strip = filmstrip(SQUARE, [(Image.new("RGB", (64, 64), (200, 10, 50)),)], columns=4)
     whole = has(strip.crop((strip.width - MARGIN - 192, 0, strip.width, strip.height)), (200, 10, 50))
     assert whole == 192 * 192
     assert whole < has(strip, (200, 10, 50)) < 4 * whole
-    assert filmstrip(Order((2, 2)), [noise(size=(64, 64))]).size[0] < strip.size[0]
+    assert filmstrip(Order((2, 2)), [(noise(size=(64, 64)),)]).size[0] < strip.size[0]
 
 
 def test_what_cannot_be_shown_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         run_frames(SQUARE, [])
     with pytest.raises(ValueError, match="one size"):
-        run_frames(SQUARE, [noise(), noise(size=(64, 64))])
-    with pytest.raises(ValueError, match="time axis"):
-        run_frames(Order((2, 4, 4)), [noise()])
+        run_frames(SQUARE, [(noise(),), (noise(size=(64, 64)),)])
+    with pytest.raises(ValueError, match="and length"):
+        run_frames(CLIP, [(noise(),) * 8, (noise(),) * 4])
     for draw in (run_frames, filmstrip):
         with pytest.raises(ValueError, match="2 lists for 31 steps"):
-            draw(SQUARE, [noise()], [[noise()]] * 2)
+            draw(SQUARE, [(noise(),)], [[(noise(),)]] * 2)
+        with pytest.raises(ValueError, match="holistic"):
+            draw(CLIP, [(noise(),) * 8], holistic=True)
+
+
+# --- of a run of videos --------------------------------------------------------------------------
+
+
+def colored_clip(red=200, frames=8, size=(64, 64)):
+    return [Image.new("RGB", size, (red, 20 * f, 50)) for f in range(frames)]
+
+
+def cells_by(order, s, t):
+    """How many cells of slice t are decoded by step s."""
+    area = order.sizes[1] * order.sizes[2]
+    return sum(step <= s for step in order.step_of[t * area : (t + 1) * area])
+
+
+def test_the_frames_of_a_slice_appear_where_its_cells_are_decoded():
+    frames = run_frames(CLIP, [colored_clip()])
+    assert len(frames) == len(CLIP.steps) == 10
+    whole = has(frames[-1], (200, 0, 50))
+    assert whole >= 64**2
+    for s, frame in enumerate(frames):
+        for f in range(8):
+            share = cells_by(CLIP, s, f // 2) / 16
+            assert has(frame, (200, 20 * f, 50)) == share * whole, (s, f)
+
+
+def test_the_frames_stand_above_the_panel_of_their_slice():
+    frame = np.asarray(run_frames(CLIP, [colored_clip()])[-1])
+    board = (frame == FRONTIER).all(-1) | np.isin(frame, step_colors(10)).all(-1)
+    panels = np.flatnonzero(board[200:-60].any(0))
+    starts = panels[np.flatnonzero(np.diff(panels, prepend=-99) > 10)]
+    assert len(starts) == 4
+    for f in range(8):
+        at = np.argwhere((frame == (200, 20 * f, 50)).all(-1))
+        left, right = at[:, 1].min(), at[:, 1].max()
+        end = [*starts[1:], frame.shape[1]][f // 2]
+        assert starts[f // 2] <= left < right < end
+        assert at[:, 0].max() < np.argwhere(board)[:, 0].max() - 150
+
+
+def test_four_clips_are_shown_each_in_a_row():
+    clips = [colored_clip(100 + 20 * k) for k in range(6)]
+    frame = np.asarray(run_frames(CLIP, clips)[-1])
+    tops = [np.argwhere((frame == (100 + 20 * k, 0, 50)).all(-1))[:, 0].min() for k in range(4)]
+    assert tops == sorted(tops) and len(set(tops)) == 4
+    assert not (frame == (200, 0, 50)).all(-1).any()
+
+
+def test_clips_of_holistic_tokens_are_never_hidden():
+    partials = [[colored_clip(100 + s)] for s in range(10)]
+    frames = run_frames(CLIP, [colored_clip()], partials, holistic=True)
+    areas = [has(frame, (100 + s, 0, 50)) for s, frame in enumerate(frames)]
+    assert areas[0] == areas[-1] >= 64**2
+    assert not any(has(frame, CHECKER[0]) for frame in frames)
+    assert has(frames[0], FRONTIER) < has(frames[5], FRONTIER)
+
+
+def test_a_filmstrip_of_a_video_has_two_steps_in_a_row():
+    strip = filmstrip(CLIP, [colored_clip()], columns=4)
+    last = strip.crop((strip.width // 2, strip.height // 2, strip.width, strip.height))
+    whole = has(last, (200, 140, 50))
+    assert whole > 0 and all(has(last, (200, 20 * f, 50)) == whole for f in range(8))
+    assert has(strip.crop((0, 0, strip.width // 2, strip.height // 2)), (200, 140, 50)) == 0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "frames"), [((3, 2, 5), 3), ((1, 4, 4), 4), ((5, 3, 3), 16), ((16, 8, 8), 16)]
+)
+def test_any_grid_and_number_of_frames_can_be_shown(sizes, frames):
+    for image in (
+        *run_frames(Order(sizes), [colored_clip(frames=frames)])[-1:],
+        filmstrip(Order(sizes), [colored_clip(frames=frames)]),
+    ):
+        assert max(image.size) < 5000 and all(
+            has(image, (200, 20 * f % 256, 50)) for f in range(frames) if f < 12
+        )
 
 
 def test_frames_do_not_touch_the_images_and_share_no_memory():
     image = noise()
     before = np.asarray(image).copy()
-    first, second, *_ = run_frames(SQUARE, [image])
+    first, second, *_ = run_frames(SQUARE, [(image,)])
     second.paste((0, 0, 0), (0, 0, *second.size))
     assert np.array_equal(np.asarray(image), before)
     assert has(first, BACKGROUND)

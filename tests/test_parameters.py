@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from narcli.models.larp import LARPConfig, LARPTokenizer
 from narcli.models.transformer import NARTransformer, TransformerConfig, ffn_dim
 from narcli.models.vq import VQConfig, VQTokenizer
 
@@ -55,3 +56,13 @@ def test_the_unreleased_sizes_can_be_built(dim, layers, heads, head_dim):
 def test_the_released_tokenizer_has_72_million():
     with torch.device("meta"):
         assert round(count(VQTokenizer(VQConfig())) / 1e6) == 72
+
+
+def test_the_released_video_tokenizer_makes_sixteen_frames_of_128_pixels():
+    with torch.device("meta"):
+        tokenizer = LARPTokenizer(LARPConfig())
+        clips = tokenizer.decode(torch.zeros(2, 1024, dtype=torch.int64))
+        codes = tokenizer.encode(clips)
+    assert clips.shape == (2, 3, 16, 128, 128) and codes.shape == (2, 1024)
+    assert tokenizer.clip_size((4, 16, 16)) == (16, 128, 128)
+    assert round(count(tokenizer) / 1e6) == 175  # its prior, which is not built here, aside

@@ -88,6 +88,16 @@ def test_image_tokenizer_agrees_with_the_released_code():
     assert torch.equal(encoded, expected["encoded"])
 
 
+def test_video_tokenizer_agrees_with_the_released_code(larp):
+    expected = load_file(DATA / "larp.expected.safetensors")
+    tokenizer = load_tokenizer(larp[1])
+    with torch.no_grad():
+        decoded = tokenizer.decode(expected["codes"])
+        encoded = tokenizer.encode(expected["video"])
+    torch.testing.assert_close(decoded, expected["decoded"], rtol=1e-4, atol=1e-4)
+    assert torch.equal(encoded, expected["encoded"])
+
+
 def test_filters_keep_what_the_released_code_keeps():
     expected = load_file(DATA / "top_k_top_p.expected.safetensors")
     cases = [name for name in expected if name.startswith("keep.")]

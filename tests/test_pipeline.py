@@ -15,7 +15,7 @@ import narcli
 from narcli import devices, pipeline, sources
 from narcli.errors import CheckpointError, MemoryLimitError, UsageError
 from narcli.pictures import auto_scale, contact_sheet, enlarge
-from narcli.pipeline import hash_tokens, to_images
+from narcli.pipeline import hash_tokens, to_clips
 from narcli.settings import SEEDS, plan_samples
 
 DATA = Path(__file__).with_name("data")
@@ -160,13 +160,13 @@ def test_partial_token_maps_decode_to_the_final_picture_in_the_end(plain):
     results = plain.images(["cat", "tiger"], seed=1)
     partials = list(plain.partials([result.tokens for result in results]))
     assert len(partials) == 7
-    assert partials[-1] == [result.image for result in results]
+    assert partials[-1] == [result.frames for result in results]
     assert partials[0] != partials[-1]
 
 
 def test_pixels_are_clamped_and_rounded():
     pixels = torch.tensor([-3.0, -1.0, 0.0, 1.0, 7.0])[None, None, None].expand(1, 3, 1, 5)
-    (image,) = to_images(pixels)
+    ((image,),) = to_clips(pixels)
     assert [image.getpixel((x, 0))[0] for x in range(5)] == [0, 0, 128, 255, 255]
 
 

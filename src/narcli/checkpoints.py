@@ -38,6 +38,7 @@ from .configs import (
 )
 from .containers import first_line, read_tensors
 from .errors import CheckpointError, NarError, UsageError
+from .models.larp import LARPConfig, LARPTokenizer
 from .models.text import T5Encoder
 from .models.transformer import NARTransformer, TransformerConfig
 from .models.vq import VQConfig, VQTokenizer
@@ -45,10 +46,14 @@ from .order import HEADS, format_grid
 
 Tensors = Mapping[str, Tensor]
 Kind = Literal["image", "text", "video"]
+Tokenizer = VQTokenizer | LARPTokenizer
 M = TypeVar("M", bound=nn.Module)
 
-#: Tensors that are left out on purpose, and why.
-DROPPED = {"quantize.codebook_used": "a training-time record of which codes were used"}
+#: What the names of the tensors begin with that are left out on purpose, by family, and why.
+DROPPED = {
+    "vq": {"quantize.codebook_used": "a training-time record of which codes were used"},
+    "larp": {"prior_model.": "a training-time network whose loss shapes the codes"},
+}
 #: Grids that a file cannot tell: the released image models', and the video models' by number of cells.
 IMAGE_GRID = (16, 16)
 VIDEO_GRIDS = {1024: (4, 16, 16)}
@@ -283,7 +288,7 @@ def _expect_kind(file: Path, sizes: TransformerConfig, kind: Kind | None) -> Non
         )
 
 
-# --- the image tokenizer -------------------------------------------------------------------------
+# --- the tokenizers ------------------------------------------------------------------------------
 
 
 def load_tokenizer(
@@ -292,18 +297,21 @@ def load_tokenizer(
     config: str | Path | None = None,
     dtype: torch.dtype | None = torch.float32,
     device: str | torch.device = "cpu",
-) -> VQTokenizer:
-    """Load an image tokenizer for inference; arguments as ``load_transformer``.
+) -> Tokenizer:
+    """Load a tokenizer of images or videos for inference; arguments as ``load_transformer``.
 
     Raises:
         CheckpointError: what the file is instead, or which tensors are missing, unexpected or misshapen.
     """
     file, said, tensors = _open(Path(path), TOKENIZER, config)
-    _expect(file, tensors, ("vq",), "an image tokenizer")
-    tensors = {name: tensor for name, tensor in tensors.items() if name not in DROPPED}
-    sizes = _infer_vq(file, tensors, said)
+    family = _expect(file, tensors, ("vq", "larp"), "a tokenizer")
+    tensors = {name: t for name, t in tensors.items() if not name.startswith(tuple(DROPPED[family]))}
+    model: Tokenizer
     with torch.device("meta"), _Uninitialized():
-        model = VQTokenizer(sizes)
+        if family == "vq":
+            model = VQTokenizer(_infer_vq(file, tensors, said))
+        else:
+            model = LARPTokenizer(_infer_larp(file, tensors, said))
     return _fill(model, tensors, file, dtype, device)
 
 
@@ -329,7 +337,9 @@ def _infer_vq(file: Path, tensors: Tensors, said: ModelConfig) -> VQConfig:
             "narcli reads VQ-16 and VQ-8 tokenizers of LlamaGen, and its own.",
         )
     planes = size("encoder.conv_in.weight", 1)
-    patch = said.tokenizer.get("patch", math.isqrt(planes // 3) if planes % 3 == 0 else 1)
+    frames = said.tokenizer.get("frames", 1)
+    square = planes // (3 * frames)
+    patch = said.tokenizer.get("patch", math.isqrt(square) if planes % (3 * frames) == 0 else 1)
     found = {
         "ch": ch,
         "ch_mult": tuple(width // ch for width in widths),
@@ -337,12 +347,61 @@ def _infer_vq(file: Path, tensors: Tensors, said: ModelConfig) -> VQConfig:
         "z_channels": size("encoder.conv_out.weight"),
         "codebook_size": size("quantize.embedding.weight"),
         "codebook_dim": size("quantize.embedding.weight", 1),
-        "in_channels": planes // patch**2,
+        "in_channels": planes // (patch**2 * frames),
         "patch": patch,
+        "frames": frames,
     }
     configs.check(file, "", configs.VQ, found)
     agree(said, said.tokenizer, found)
     return VQConfig(**found)
+
+
+def _infer_larp(file: Path, tensors: Tensors, said: ModelConfig) -> LARPConfig:
+    """Sizes from config.json, compared with all that the shapes tell."""
+
+    def shape(name: str, dims: int) -> tuple[int, ...]:
+        found = tuple(tensors[name].shape) if name in tensors else None
+        if found is None or len(found) != dims or 0 in found:
+            what = f"has no {name}" if found is None else f"has {name} of the shape {found}"
+            raise CheckpointError(f"{file} {what}.", "It is not a whole LARP tokenizer.")
+        return found
+
+    if not said.tokenizer:
+        raise CheckpointError(
+            f"{file} is a video tokenizer (LARP) without the config.json that says its sizes.",
+            "Put the config.json of its repository beside it.",
+        )
+    codes = shape("bottleneck.regularizer.embedding.weight", 2)
+    queries = shape("encoder_latent_query_embed", 2)
+    patch = shape("x_embedder.proj.weight", 5)
+    found: dict[str, Any] = {
+        "bottleneck_token_num": queries[0],
+        "codebook_size": codes[0],
+        "bottleneck_dim": codes[1],
+        "patch_size": patch[3],
+        "temporal_patch_size": patch[2],
+        "in_channels": patch[1],
+        "encoder_hidden_size": queries[1],
+        "decoder_hidden_size": shape("decoder_latent_pe", 3)[2],
+        "use_decoder_patch_query_token_type_embed": "decoder_patch_query_token_type_embed" in tensors,
+    }
+    for part in ("encoder", "decoder"):
+        blocks = {name.split(".")[2] for name in tensors if name.startswith(f"{part}.blocks.")}
+        found[f"{part}_depth"] = len(blocks)
+    agree(said, said.tokenizer, found)
+    sizes = LARPConfig(**{**said.tokenizer, **found})
+    for part, name in (("encoder", "encoder_patch_pe"), ("decoder", "decoder_patch_query_embed")):
+        grid, cells = getattr(sizes, f"{part}_patches"), shape(name, 3)[1]
+        width, heads = getattr(sizes, f"{part}_hidden_size"), getattr(sizes, f"{part}_num_heads")
+        wrong = f"{sizes.frame_num} frames of {sizes.input_size} pixels are {math.prod(grid)} patches"
+        if math.prod(grid) != cells:
+            raise CheckpointError(
+                f"{said.path}: {wrong} of the {part}, but the tensors say {cells}.",
+                "The two files do not belong together.",
+            )
+        if width % heads:
+            raise CheckpointError(f"{said.path}: {heads} {part} heads cannot share a width of {width}.")
+    return sizes
 
 
 # --- parts ---------------------------------------------------------------------------------------
@@ -372,12 +431,10 @@ def _expect(file: Path, tensors: Tensors, families: tuple[str, ...], wanted: str
     if family in families:
         return family
     hint = None
-    if family == "vq":
+    if family in ("vq", "larp"):
         hint = "Give it as --tokenizer; --model takes the transformer."
     elif family in ("image", "video", "narcli"):
         hint = "Give it as --model; --tokenizer takes the tokenizer."
-    elif family == "larp":
-        hint = "It belongs to the video models."
     elif "LlamaGen" in family or "raster" in family:
         hint = "NAR's own weights have medusa_* (images) or output_R, output_D, output_B (videos) tensors."
     raise CheckpointError(f"{file} is {_IN_WORDS.get(family, family)}, not {wanted}.", hint)
@@ -442,7 +499,7 @@ def save_model(
     folder: str | Path,
     *,
     transformer: NARTransformer | None = None,
-    tokenizer: VQTokenizer | None = None,
+    tokenizer: Tokenizer | None = None,
     text_encoder: T5Encoder | None = None,
     classes: str | Sequence[str] | None = None,
     defaults: Mapping[str, float] | None = None,
@@ -455,7 +512,7 @@ def save_model(
     Args:
         folder: the folder to make; one that is empty is replaced.
         transformer: the model; without one the folder holds a tokenizer only.
-        tokenizer: the image tokenizer that belongs to it.
+        tokenizer: the tokenizer that belongs to it.
         text_encoder: of a model of images from text, where it has one of its own.
         classes: name of a class table, or the class names.
         defaults: sampling settings (cfg_scale, temperature, top_k, top_p, cfg_interval).
@@ -472,7 +529,11 @@ def save_model(
     if transformer is None and tokenizer is None:
         raise UsageError("A model folder needs a transformer or a tokenizer.")
     _check_replaceable(folder, overwrite)
-    said: dict[str, Any] = {"format": FORMAT, "kind": _kind(transformer), "name": name or folder.name}
+    said: dict[str, Any] = {
+        "format": FORMAT,
+        "kind": _kind(transformer, tokenizer),
+        "name": name or folder.name,
+    }
     parts: dict[str, dict[str, Tensor]] = {}
     if transformer is not None:
         said["transformer"] = asdict(transformer.config)
@@ -526,9 +587,9 @@ def convert(
     """Turn a released file (or a narcli folder) into a narcli folder.
 
     Args:
-        source: a NAR model or an image tokenizer.
+        source: a NAR model or a tokenizer.
         folder: the folder to make, as ``save_model``.
-        tokenizer: the image tokenizer to put into the model's folder.
+        tokenizer: the tokenizer to put into the model's folder.
         config: a ``config.json`` for the source; by default the one beside it.
         grid: of the tokens, where the file does not tell.
         dtype: of the stored tensors; None keeps the source's.
@@ -542,11 +603,11 @@ def convert(
     names = [path.name for path in source.iterdir()] if source.is_dir() else []
     part = TOKENIZER if TOKENIZER in names and not configs.weights_in(names) else MODEL
     file, said, tensors = _open(source, part, config)
-    if identify(tensors) == "vq":
+    if identify(tensors) in ("vq", "larp"):
         if tokenizer is not None:
             raise UsageError(f"{file} is a tokenizer already.", "Leave --tokenizer out.")
-        vq = load_tokenizer(file, config=config, dtype=dtype)
-        return save_model(folder, tokenizer=vq, name=said.name, overwrite=overwrite)
+        alone = load_tokenizer(file, config=config, dtype=dtype)
+        return save_model(folder, tokenizer=alone, name=said.name, overwrite=overwrite)
     model = load_transformer(file, grid=grid, config=config, dtype=dtype)
     if tokenizer is None and file.name == MODEL and file.with_name(TOKENIZER).is_file():
         tokenizer = file.with_name(TOKENIZER)
@@ -574,9 +635,10 @@ def _check_replaceable(folder: Path, overwrite: bool) -> None:
         raise UsageError(f"{folder} holds a model already.", "Choose another folder, or --overwrite it.")
 
 
-def _kind(transformer: NARTransformer | None) -> str:
+def _kind(transformer: NARTransformer | None, tokenizer: Tokenizer | None = None) -> str:
     if transformer is None:
-        return "image-tokenizer"
+        of_clips = isinstance(tokenizer, LARPTokenizer) or (tokenizer and tokenizer.config.frames > 1)
+        return "video-tokenizer" if of_clips else "image-tokenizer"
     c = transformer.config
     return "video" if len(c.grid) == 3 else "text" if c.condition == "text" else "image"
 

@@ -1,11 +1,11 @@
 """``config.json``: what a model says about itself. No torch.
 
 A narcli folder (format ``narcli.model/1``) holds ``config.json``, ``model.safetensors`` and
-``tokenizer.safetensors``; a folder with a tokenizer only has the kind ``image-tokenizer``:
+``tokenizer.safetensors``; one with a tokenizer only has the kind ``image-tokenizer`` or ``video-tokenizer``:
 
     {"format": "narcli.model/1", "kind": "image", "name": "emoji",
      "transformer": {"grid": [16, 16], "dim": 384, ...},   fields of TransformerConfig
-     "tokenizer": {"ch": 32, "ch_mult": [1, 2, 2, 4], ...},    fields of VQConfig
+     "tokenizer": {"ch": 32, "ch_mult": [1, 2, 2, 4], ...},    fields of VQConfig or LARPConfig
      "classes": "emoji",                                    a table of narcli.classes, or a list of names
      "defaults": {"cfg_scale": 2.0, "top_k": 0}}
 
@@ -13,7 +13,8 @@ A model of images from text may bring its encoder, a folder ``text_encoder`` as 
 
 Beside a released file a ``config.json`` may say what the tensors cannot, with the names of the released
 code: ``grid``, ``n_head`` (or ``head_dim``), ``n_layer``, ``dim``, ``cond_tokens`` and so on; keys that are
-not known there are ignored. Whatever is said twice, here and by the tensors, has to agree.
+not known there are ignored. LARP's own ``config.json`` says the sizes of a video tokenizer. Whatever is said
+twice, here and by the tensors, has to agree.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class ModelConfig:
         path: the file, for messages; None when there is none.
         kind: one of ``KINDS``, or "" when the file does not say.
         transformer: fields of TransformerConfig that are given (and ``head_dim``, in a released one).
-        tokenizer: fields of VQConfig that are given.
+        tokenizer: fields of VQConfig or LARPConfig that are given.
         classes: name of a class table, or the names; None when not given.
         defaults: sampling settings.
         name: what the model is called.
@@ -115,6 +116,27 @@ VQ: Mapping[str, Rule] = {
     "codebook_dim": _whole(1, 4096),
     "in_channels": _whole(1, 16),
     "patch": _whole(1, 16),
+    "frames": _whole(1, 64),
+}
+LARP: Mapping[str, Rule] = {
+    "bottleneck_token_num": _whole(1, MAX_CELLS),
+    "codebook_size": _whole(1, 2**24),
+    "bottleneck_dim": _whole(1, 4096),
+    "input_size": _whole(1, 4096),
+    "frame_num": _whole(1, 1024),
+    **{f"{part}patch_size": _whole(1, 64) for part in ("", "temporal_", "decoder_", "decoder_temporal_")},
+    "in_channels": _whole(1, 16),
+    **{f"{part}_hidden_size": _whole(1, 2**14) for part in ("encoder", "decoder")},
+    **{f"{part}_depth": _whole(1, 1000) for part in ("encoder", "decoder")},
+    **{f"{part}_num_heads": _whole(1, 1024) for part in ("encoder", "decoder")},
+    "use_decoder_patch_query_token_type_embed": ("true or false", lambda v: type(v) is bool),
+}
+#: What else LARP's own config.json says of the network, where it matters: no other variant is known here.
+LARP_VARIANT: Mapping[str, Rule] = {
+    "transformer_name": _one_of("transformer_encoder_parallel"),
+    "encoder_name": _one_of("none"),
+    "decoder_name": _one_of("none"),
+    "l2_normalized": ("true", lambda v: v is True),
 }
 DEFAULTS: Mapping[str, Rule] = {
     "cfg_scale": _number(0, LARGEST),
@@ -170,7 +192,8 @@ def _own(path: Path, said: dict[str, Any]) -> ModelConfig:
     check(path, "", {"name": _NAME}, {"name": name})
     if classes is not None:
         check(path, "", {"classes": _CLASSES}, {"classes": classes})
-    parts = {"transformer": TRANSFORMER, "tokenizer": VQ, "defaults": DEFAULTS}
+    larp = isinstance(said.get("tokenizer"), dict) and "bottleneck_token_num" in said["tokenizer"]
+    parts = {"transformer": TRANSFORMER, "tokenizer": LARP if larp else VQ, "defaults": DEFAULTS}
     for part, rules in parts.items():
         check(path, "", {part: ("an object", lambda v: isinstance(v, dict))}, {part: said.get(part, {})})
         _refuse_unknown(path, f"{part}.", said.get(part, {}), rules)
@@ -201,11 +224,25 @@ _CLASSES: Rule = (
 
 def _released(path: Path, said: dict[str, Any]) -> ModelConfig:
     given = {key: value for key, value in said.items() if value is not None}
+    if "bottleneck" in given:
+        return _larp(path, given)
     check(path, "", {key: TRANSFORMER[field] for key, field in RELEASED.items()}, given)
     check(path, "", {"head_dim": _whole(1, 2**16), **VQ}, given)
     transformer = {field: given[key] for key, field in RELEASED.items() if key in given}
     transformer |= {"head_dim": given["head_dim"]} if "head_dim" in given else {}
     return ModelConfig(path, "", _tuples(transformer), _tuples({k: given[k] for k in VQ if k in given}))
+
+
+def _larp(path: Path, given: dict[str, Any]) -> ModelConfig:
+    inner = given["bottleneck"]
+    for key in ("args", "regularizer", "args"):  # one inside the other
+        part = inner.get(key) if isinstance(inner, dict) else None
+        if not isinstance(part, dict):
+            raise CheckpointError(f"{path}: the bottleneck has no {key}.", "It is not LARP's config.json.")
+        given |= {name: value for name, value in part.items() if name in {*LARP, *LARP_VARIANT}}
+        inner = part
+    check(path, "", {**LARP, **LARP_VARIANT}, given)
+    return ModelConfig(path, "", tokenizer={key: given[key] for key in LARP if key in given})
 
 
 def weights_in(names: Iterable[str]) -> list[str]:

@@ -1,4 +1,6 @@
-"""From classes or prompts to pictures: load, condition, sample, decode.
+"""From classes or prompts to pictures and clips: load, condition, sample, decode.
+
+A clip is a tuple of frames, and a picture is a clip of one frame, so that one code makes both.
 
 Generators report and callers display: ``Pipeline.steps`` yields once for every decoding step of every
 batch, and the last step of a batch brings its finished pictures, so that a long run holds no more
@@ -21,19 +23,20 @@ from PIL import Image
 from torch import Tensor
 
 from . import __version__
-from .checkpoints import Kind, load_tokenizer, load_transformer, transformer_config
+from .checkpoints import Kind, Tokenizer, load_tokenizer, load_transformer, transformer_config
 from .classes import ClassEntry, ClassTable, load_table, table_for
 from .devices import choose_device, choose_dtype, memory_guard
 from .encoding import CHUNK, PromptEncoder, encoder_dtype
 from .errors import CheckpointError, UsageError
 from .models.packed import pack
 from .models.transformer import NARTransformer
-from .models.vq import VQTokenizer
-from .order import Order
+from .order import Order, format_grid
 from .prompts import Prompt, parse_prompt
 from .sampling import Step, generate
 from .settings import BATCH_SIZE, Sample, SamplingSettings, check_batch_size, plan_samples
 from .sources import Files, choose
+
+Clip = tuple[Image.Image, ...]
 
 
 def load(
@@ -48,12 +51,12 @@ def load(
     dtype: str = "auto",
     offline: bool = False,
 ) -> Pipeline:
-    """Load a model of images from classes or text.
+    """Load a model of images from classes or text, or of videos from classes.
 
     Args:
         model: a name such as ``emoji``, a repository of the Hub, a file or a folder; None is the default.
-        kind: ``image`` (from classes) or ``text``; None is the model's own, where narcli knows the model or
-            its folder says it, and else ``image``.
+        kind: ``image`` (from classes), ``text`` (images from text) or ``video``; None is the model's own,
+            where narcli knows the model or its folder says it, and else ``image``.
         tokenizer: likewise; None is the model's own.
         text_encoder: likewise, of a model of images from text; it is loaded only to encode prompts.
         revision: branch, tag or commit of the model's repository.
@@ -92,7 +95,7 @@ def prompt_encoder(
 def load_files(
     files: Files, device: str = "auto", dtype: str = "auto", encoder: PromptEncoder | None = None
 ) -> Pipeline:
-    """Load a model of images from files that are here; errors are those of ``load``."""
+    """Load a model from files that are here; errors are those of ``load``."""
     began = perf_counter()
     place = choose_device(device)
     numbers = choose_dtype(dtype, place)
@@ -102,16 +105,24 @@ def load_files(
             files.model.path, kind=cast(Kind, known.kind), grid=known.grid, dtype=numbers, device=place
         )
         pack(transformer)
-        vq = load_tokenizer(files.tokenizer.path, dtype=numbers, device=place)
-        vq.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # quicker
+        tokenizer = load_tokenizer(files.tokenizer.path, dtype=numbers, device=place)
+        tokenizer.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # quicker
     sizes = transformer.config
-    if vq.config.codebook_size != sizes.vocab_size:
+    if tokenizer.config.codebook_size != sizes.vocab_size:
         raise CheckpointError(
             f"{files.model.path} draws from {sizes.vocab_size} codes, "
-            f"and the tokenizer {files.tokenizer.path} has {vq.config.codebook_size}.",
+            f"and the tokenizer {files.tokenizer.path} has {tokenizer.config.codebook_size}.",
             "They do not belong together; give the right --tokenizer.",
         )
-    classes = load_table(known.classes) if known.classes else table_for(sizes.num_classes)
+    try:
+        tokenizer.clip_size(sizes.grid)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{files.model.path} draws grids of {format_grid(sizes.grid)} tokens, "
+            f"and the tokenizer {files.tokenizer.path} is for {error}.",
+            "They do not belong together; give the right --tokenizer.",
+        ) from None
+    classes = load_table(known.classes) if known.classes else table_for(sizes.num_classes, known.kind)
     if len(classes) != sizes.num_classes:
         raise CheckpointError(
             f"{files.model.path} has {sizes.num_classes} classes, and its list of names has {len(classes)}.",
@@ -119,26 +130,31 @@ def load_files(
         )
     defaults = SamplingSettings(**known.defaults)  # type: ignore[arg-type]
     source = files.about() | ({"text_encoder": encoder.source} if encoder else {})
-    return Pipeline(transformer, vq, classes, defaults, source, perf_counter() - began, encoder)
+    return Pipeline(transformer, tokenizer, classes, defaults, source, perf_counter() - began, encoder)
 
 
 @dataclass(frozen=True)
 class Result:
-    """One finished picture.
+    """One finished picture or clip.
 
     Args:
-        image: RGB, at the size that the model makes.
+        frames: RGB, at the size that the model makes; a picture has one.
         entry: the class or the prompt.
         seed: the sample's own.
         tokens: (N,) int64 on the CPU, raster order.
-        metadata: all that it takes to make the picture again, as JSON.
+        metadata: all that it takes to make it again, as JSON.
     """
 
-    image: Image.Image
+    frames: Clip
     entry: ClassEntry | Prompt
     seed: int
     tokens: Tensor = field(repr=False)
     metadata: dict[str, Any] = field(repr=False)
+
+    @property
+    def image(self) -> Image.Image:
+        """The picture, or the first frame of a clip."""
+        return self.frames[0]
 
     @property
     def class_id(self) -> int:
@@ -160,13 +176,13 @@ class Result:
         """The prompt as it was typed."""
         if isinstance(self.entry, Prompt):
             return self.entry.text
-        raise AttributeError("this picture is of a class, not of a prompt")
+        raise AttributeError("this result is of a class, not of a prompt")
 
     @property
     def _class(self) -> ClassEntry:
         if isinstance(self.entry, ClassEntry):
             return self.entry
-        raise AttributeError("this picture is of a prompt, not of a class")
+        raise AttributeError("this result is of a prompt, not of a class")
 
 
 @dataclass(frozen=True)
@@ -178,7 +194,7 @@ class Progress:
         samples: the B samples of the batch.
         step: what was decoded.
         tokens: (B, N) int64, all that is decoded so far in raster order, -1 elsewhere.
-        results: the finished pictures on the last step of a batch, empty before.
+        results: what is finished: the batch on its last step, nothing before.
         seconds: spent by the run so far, on ``sample`` and on ``decode``.
     """
 
@@ -195,7 +211,7 @@ class Pipeline:
     """A model, its tokenizer and its classes, ready to run.
 
     Args:
-        model: transformer with an (H, W) grid, in evaluation mode.
+        model: transformer with an (H, W) or (T, H, W) grid, in evaluation mode.
         tokenizer: of the same device and dtype.
         classes: of the model; none where it makes images from text.
         defaults: sampling settings where none are given.
@@ -205,7 +221,7 @@ class Pipeline:
     """
 
     model: NARTransformer
-    tokenizer: VQTokenizer
+    tokenizer: Tokenizer
     classes: ClassTable
     defaults: SamplingSettings = field(default_factory=SamplingSettings)
     source: Mapping[str, Any] = field(default_factory=dict)
@@ -222,9 +238,11 @@ class Pipeline:
         batch_size: int = BATCH_SIZE,
         **settings: Any,
     ) -> list[Result]:
-        """Make pictures; arguments and errors are those of ``steps``."""
+        """Make pictures or, with a model of videos, clips; arguments and errors are those of ``steps``."""
         steps = self.steps(classes, seed, num, prompts=prompts, batch_size=batch_size, **settings)
         return [result for progress in steps for result in progress.results]
+
+    videos = images
 
     def steps(
         self,
@@ -236,7 +254,7 @@ class Pipeline:
         batch_size: int = BATCH_SIZE,
         **settings: Any,
     ) -> Iterator[Progress]:
-        """Make pictures, reporting every decoding step.
+        """Make pictures or clips, reporting every decoding step.
 
         Args:
             classes: ids or names; for a model of classes.
@@ -295,10 +313,10 @@ class Pipeline:
                     if index == len(order.steps) - 1:
                         del steps  # and with it the key/value cache
                         began = perf_counter()
-                        images = self.decode(tokens)
+                        clips = self.decode(tokens)
                         seconds["decode"] += perf_counter() - began
                         common = self.metadata(settings)
-                        results = tuple(map(self._result, batch, images, tokens, [common] * len(batch)))
+                        results = tuple(map(self._result, batch, clips, tokens, [common] * len(batch)))
                 yield Progress(start // batch_size, batch, step, tokens.clone(), results, dict(seconds))
 
     def _condition(self, samples: Sequence[Sample], rows: int) -> tuple[Tensor, Tensor | None]:
@@ -311,8 +329,8 @@ class Pipeline:
         return condition.to(self.device, self.model.token_embedding.weight.dtype), padding.to(self.device)
 
     @torch.inference_mode()
-    def decode(self, tokens: Tensor) -> list[Image.Image]:
-        """Pictures of tokens.
+    def decode(self, tokens: Tensor) -> list[Clip]:
+        """Clips of tokens, pictures as clips of one frame.
 
         Args:
             tokens: (B, N) int64 in raster order; -1, not known, is decoded as the average code.
@@ -321,20 +339,26 @@ class Pipeline:
         vectors = self.tokenizer.quantize(codes.clamp(min=0))  # (B, N, C)
         if bool((codes < 0).any()):
             vectors = torch.where((codes < 0)[..., None], self._average_code, vectors)
-        vectors = vectors.unflatten(1, self.model.config.grid).movedim(-1, 1)  # (B, C, h, w)
         # One at a time on a CPU: as quick, a sixteenth of the memory, and the same in every batch.
         parts = vectors.split(1 if self.device.type == "cpu" else BATCH_SIZE)
-        return [image for part in parts for image in to_images(self.tokenizer.decode_vectors(part))]
+        grid, limits = self.model.config.grid, self.tokenizer.pixel_range
+        decoded = (self.tokenizer.decode_vectors(part, grid) for part in parts)
+        return [clip for pixels in decoded for clip in to_clips(pixels, limits)]
 
-    def partials(self, tokens: Sequence[Tensor]) -> Iterator[list[Image.Image]]:
-        """For each step of the order, the pictures of what is known after it: B times (N,) -> B a step."""
+    def partials(self, tokens: Sequence[Tensor]) -> Iterator[list[Clip]]:
+        """For each step of the order, the clips of what is known after it: B times (N,) -> B a step."""
         known_at, stacked = torch.tensor(self.order.step_of), torch.stack(list(tokens))
         for step in range(len(self.order.steps)):
             yield self.decode(torch.where(known_at <= step, stacked, -1))
 
     @property
+    def kind(self) -> str:
+        """``image`` or ``video``."""
+        return "video" if len(self.model.config.grid) == 3 else "image"
+
+    @property
     def order(self) -> Order:
-        """In which the cells of a picture are decoded."""
+        """In which the cells of a picture or clip are decoded."""
         return self.model.config.order
 
     @property
@@ -343,9 +367,14 @@ class Pipeline:
         return self.model.token_embedding.weight.device
 
     @property
+    def frame_count(self) -> int:
+        """Frames of a clip; 1 for pictures."""
+        return self.tokenizer.clip_size(self.model.config.grid)[0]
+
+    @property
     def size(self) -> tuple[int, int]:
-        """(width, height) of the pictures."""
-        height, width = (cells * self.tokenizer.config.downsampling for cells in self.model.config.grid)
+        """(width, height) of the pictures or frames."""
+        _, height, width = self.tokenizer.clip_size(self.model.config.grid)
         return width, height
 
     @cached_property
@@ -355,9 +384,9 @@ class Pipeline:
         return vectors.float().mean(0).to(vectors.dtype)
 
     def metadata(self, settings: SamplingSettings) -> dict[str, Any]:
-        """What all pictures of a run have in common."""
+        """What all results of a run have in common."""
         return {
-            "kind": "image",
+            "kind": self.kind,
             "narcli": __version__,
             "torch": torch.__version__,
             **self.source,
@@ -368,16 +397,14 @@ class Pipeline:
             "dtype": str(self.model.token_embedding.weight.dtype).removeprefix("torch."),
         }
 
-    def _result(
-        self, sample: Sample, image: Image.Image, tokens: Tensor, common: Mapping[str, Any]
-    ) -> Result:
+    def _result(self, sample: Sample, clip: Clip, tokens: Tensor, common: Mapping[str, Any]) -> Result:
         entry, own = sample.entry, {"seed": sample.seed, "tokens_sha256": hash_tokens(tokens)}
         if isinstance(entry, ClassEntry):
             about: dict[str, Any] = {"class": about_class(entry)}
         else:
             assert self.encoder is not None
             about = self.encoder.about(entry)
-        return Result(image, entry, sample.seed, tokens.clone(), {**common, **about, **own})
+        return Result(clip, entry, sample.seed, tokens.clone(), {**common, **about, **own})
 
 
 def about_class(entry: ClassEntry) -> dict[str, Any]:
@@ -415,8 +442,15 @@ def hash_tokens(tokens: Tensor) -> str:
     return sha256(tokens.cpu().numpy().astype("<i4").tobytes()).hexdigest()
 
 
-def to_images(pixels: Tensor) -> list[Image.Image]:
-    """(B, 3, H, W) in [-1, 1], clamped here -> B RGB pictures."""
-    levels = (pixels.float().clamp(-1, 1) + 1) * 127.5  # (B, 3, H, W)
-    arrays = levels.round().to(torch.uint8).movedim(1, -1).cpu().numpy()
-    return [Image.fromarray(array) for array in arrays]
+def to_clips(pixels: Tensor, limits: tuple[float, float] = (-1.0, 1.0)) -> list[Clip]:
+    """Tokenizer output to RGB.
+
+    Args:
+        pixels: (B, 3, H, W) or (B, 3, frames, H, W); values outside of ``limits`` are clamped.
+        limits: the values of black and white.
+    """
+    black, white = limits
+    levels = (pixels.float().clamp(black, white) - black) * (255 / (white - black))
+    arrays = levels.round().to(torch.uint8).movedim(1, -1).cpu().numpy()  # (B, [frames,] H, W, 3)
+    clips = arrays if pixels.dim() == 5 else arrays[:, None]
+    return [tuple(map(Image.fromarray, clip)) for clip in clips]

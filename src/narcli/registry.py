@@ -173,8 +173,10 @@ def complete(model: Model, path: Path) -> Model:
     said = read_config(folder / CONFIG) if (folder / CONFIG).is_file() else None
     if said is None or not said.kind:  # beside a released file: only about sizes
         return replace(model, defaults=model.defaults or RELEASED_DEFAULTS.get(model.kind, {}))
-    # A folder with both parts is a model; asked for as a tokenizer it is one too.
-    kind = model.kind if model.kind == "image-tokenizer" and (folder / TOKENIZER).is_file() else said.kind
+    kind = said.kind
+    if model.kind.endswith("-tokenizer") and (folder / TOKENIZER).is_file() and kind in DEFAULT_KINDS:
+        # A folder with both parts is a model; asked for as a tokenizer it is one too.
+        kind = "video-tokenizer" if kind == "video" else "image-tokenizer"
     return replace(
         model,
         kind=kind,
@@ -199,9 +201,10 @@ def has_own_encoder(path: Path) -> bool:
 
 def no_tokenizer(model: Model) -> UsageError:
     """The error of a model that comes without its tokenizer, where none is named."""
+    known = "larp-long for those of UCF-101" if model.kind == "video" else "vq16-c2i for those of ImageNet"
     return UsageError(
         f"{model.name} does not bring its tokenizer.",
-        "Add --tokenizer: a file, or vq16-c2i for the released models of ImageNet.",
+        f"Add --tokenizer: a file or, for the released models, {known}.",
     )
 
 

@@ -162,7 +162,7 @@ def choose(
     """What the options of a run mean; nothing is fetched or loaded.
 
     Args:
-        kind: ``image`` or ``text``, as ``registry.resolve`` has it; None is the model's own.
+        kind: ``image``, ``text`` or ``video``, as ``registry.resolve`` has it; None is the model's own.
         model: a name, repository, file or folder; None is the default model.
         tokenizer: likewise; None is the model's own.
         revision: of the model's repository.
@@ -181,7 +181,8 @@ def choose(
     wanted = text_encoder or chosen.text_encoder
     encoder = resolve(wanted, "text-encoder") if wanted else None
     if name := tokenizer or chosen.tokenizer:
-        return Source(chosen, resolve(name, "image-tokenizer"), revision, encoder)
+        part = "video-tokenizer" if chosen.kind == "video" else "image-tokenizer"
+        return Source(chosen, resolve(name, part), revision, encoder)
     if chosen.path is not None and not has_own_tokenizer(chosen.path):
         raise no_tokenizer(chosen)
     return Source(chosen, None, revision, encoder)

@@ -3,7 +3,8 @@
 Nothing here overwrites a file unless told to, and nothing half-written is ever left under a final
 name: data goes to a temporary file beside the name and is moved there in one operation. Every
 picture or video holds the settings that made it (schema ``narcli.run/1``): an iTXt chunk ``narcli``
-in PNG, the comment in GIF and MP4. Pillow and ffmpeg are imported only when something is written.
+in PNG, the comment in GIF and MP4, the EXIF description in WebP. Pillow and ffmpeg are imported only when
+something is written.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from difflib import get_close_matches
 from itertools import chain, count
 from pathlib import Path
 from string import Formatter
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .errors import CheckpointError, NarError, UsageError
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "narcli.run/1"
 MAX_METADATA = 100_000  # bytes of JSON; also what fits one argument of a command line
+_DESCRIPTION = 0x010E  # EXIF's ImageDescription
 MAX_STEM = 150  # bytes; leaves room for _frontier, a number and the suffix within 255
 
 Metadata = Mapping[str, Any]
@@ -86,7 +89,7 @@ def resolve_outputs(
             Values are cleaned: they cannot leave the folder.
         samples: the field values of each sample; ``index`` and ``date`` are added.
         default: template of the name, without suffix, when ``output`` names none.
-        suffixes: accepted endings; the first is the default.
+        suffixes: accepted endings; the first is the default. "" is for folders of files.
         companions: endings of further files of the run, such as ``_frontier.gif``. They are named after
             the first sample's file, whose number is chosen so that all of them are free.
         overwrite: take names that exist already.
@@ -152,7 +155,8 @@ def _split_output(output: str | None, default: str, suffixes: Sequence[str]) -> 
     if suffix and suffix.lower() not in suffixes:
         raise UsageError(
             f"--output {output!r} ends in {suffix!r}, which narcli does not write here.",
-            f"Use {', '.join(suffixes)}, or end a folder's name with a slash.",
+            f"Use {', '.join(filter(None, suffixes)) or 'a name without an ending'}, "
+            "or end a folder's name with a slash.",
         )
     return f"{folder}{slash}{name.removesuffix(suffix)}", suffix or suffixes[0]
 
@@ -356,6 +360,7 @@ def write_mp4(
     metadata: Metadata | None = None,
     *,
     fps: float = 12,
+    quality: int = 68,
     hold_seconds: float = 0.0,
     overwrite: bool = False,
 ) -> Path:
@@ -368,6 +373,7 @@ def write_mp4(
         frames: RGB pictures of one size.
         metadata: goes into the ``comment`` tag.
         fps: frames per second.
+        quality: 0 to 100, which are the rate factors (CRF) 51 to 0 of x264.
         hold_seconds: how much longer the last frame stays.
         overwrite: replace an existing file.
 
@@ -386,7 +392,7 @@ def write_mp4(
     options = f"""-hide_banner -loglevel error -nostdin -y
         -f rawvideo -pix_fmt rgb24 -s {width + width % 2}x{height + height % 2} -r {fps} -i -
         -vf scale=out_color_matrix=bt709:out_range=tv,format=yuv420p
-        -c:v libx264 -preset medium -crf 16 -threads 2
+        -c:v libx264 -preset medium -crf {round((100 - quality) * 0.51)} -threads 2
         -colorspace bt709 -color_primaries bt709 -color_trc bt709 -color_range tv
         -movflags +faststart -f mp4""".split()
 
@@ -426,24 +432,103 @@ def _raise_for_ffmpeg(path: Path, code: int, words: str) -> None:
     raise NarError(f"Could not write {path}: ffmpeg failed ({last}).", "Write a .gif instead.")
 
 
+def write_webp(
+    path: Path,
+    frames: Iterable[Image.Image],
+    metadata: Metadata,
+    *,
+    fps: float = 12,
+    quality: int = 80,
+    overwrite: bool = False,
+) -> Path:
+    """Write an animated WebP that loops for ever; all frames of one size.
+
+    ``quality`` goes from 0 to 100. The metadata is the description of the picture in EXIF.
+    """
+    from io import BytesIO
+
+    from PIL import Image
+
+    first, *rest = frames
+    exif = Image.Exif()
+    exif[_DESCRIPTION] = encode_metadata(metadata)
+    first.save(
+        buffer := BytesIO(),
+        "WEBP",
+        save_all=True,
+        append_images=rest,
+        duration=round(1000 / fps),
+        loop=0,
+        quality=quality,
+        method=4,
+        exif=exif,
+    )
+    return write_atomic(path, buffer.getvalue(), overwrite=overwrite)
+
+
+def write_frames(
+    folder: Path,
+    frames: Iterable[Image.Image],
+    metadata: Metadata,
+    parameters: str,
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Write each frame as a PNG, ``00.png`` and so on, into a folder that is there whole or not at all.
+
+    Args:
+        folder: the name wanted; ``_1`` is added where it was taken meanwhile.
+        frames: RGB pictures.
+        metadata: goes into each PNG, with ``frame``, its number from 0.
+        parameters: a short text for people, likewise.
+        overwrite: replace a folder that holds nothing but numbered PNGs.
+
+    Raises:
+        NarError: disk full, no permission and the like, or a folder that holds other files.
+    """
+    if overwrite and folder.exists() and not _holds_frames(folder):
+        raise NarError(f"{folder} holds other files than frames.", "Choose another --output.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".narcli-", suffix=".part", dir=folder.parent) as made:
+            new = Path(made) / "new"
+            for number, frame in enumerate(frames):
+                write_png(new / f"{number:02}.png", frame, {**metadata, "frame": number}, parameters)
+            if overwrite and folder.exists():
+                folder.rename(Path(made) / "old")
+            for number in count():
+                target = folder.with_name(f"{folder.name}_{number}") if number else folder
+                if not os.path.lexists(target):
+                    return new.rename(target)
+    except OSError as error:
+        raise _explain(folder, error) from error
+    raise AssertionError("unreachable")
+
+
+def _holds_frames(folder: Path) -> bool:
+    return folder.is_dir() and all(re.fullmatch(r"[0-9]+\.png", file.name) for file in folder.iterdir())
+
+
 # --- metadata back -------------------------------------------------------------------------------
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The settings inside a PNG, GIF or MP4 that narcli wrote.
+    """The settings inside a PNG, GIF, WebP or MP4 that narcli wrote.
 
     Raises:
         CheckpointError: no such file, not a picture of ours, damaged, or from a newer narcli.
     """
     try:
         with path.open("rb") as file:
-            start = file.read(8)
+            start = file.read(12)
             file.seek(0)
-            if start == b"\x89PNG\r\n\x1a\n":
+            if start[:8] == b"\x89PNG\r\n\x1a\n":
                 text = _png_text(file)
             elif start.startswith(b"GIF8"):
                 text = _gif_comment(file)
-            elif start[4:] == b"ftyp":
+            elif start[:4] == b"RIFF" and start[8:] == b"WEBP":
+                text = _webp_description(file)
+            elif start[4:8] == b"ftyp":
                 text = _mp4_comment(file)
             else:
                 text = None
@@ -454,7 +539,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     if text is None:
         raise CheckpointError(
             f"{path} holds no settings of narcli.",
-            "Only PNG, GIF and MP4 files as narcli wrote them do; editing or sharing often removes them.",
+            "PNG, GIF, WebP and MP4 files as narcli wrote them do; editing or sharing often removes them.",
         )
     try:
         metadata = json.loads(text)
@@ -508,6 +593,17 @@ def _gif_comment(file: BinaryIO) -> str | None:
     except Exception as error:  # Pillow raises many kinds for damaged files
         raise EOFError from error
     return comment.decode() if b"narcli.run/" in comment[:100] and len(comment) <= 2 * MAX_METADATA else None
+
+
+def _webp_description(file: BinaryIO) -> str | None:
+    from PIL import Image
+
+    try:
+        with Image.open(file, formats=["WEBP"]) as image:
+            text = image.getexif().get(_DESCRIPTION, "")
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        raise EOFError from error
+    return text if isinstance(text, str) and "narcli.run/" in text[:100] else None
 
 
 def _mp4_comment(file: BinaryIO) -> str | None:

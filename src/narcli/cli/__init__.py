@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import NarError
-from . import classes, image, models, train, visualize_order
+from . import classes, image, models, train, video, visualize_order
 from .console import fail
 
 
@@ -44,6 +44,7 @@ app = typer.Typer(
 )
 
 app.command("image")(image.image)
+app.command("video")(video.video)
 app.command("visualize-order")(visualize_order.visualize_order)
 app.command("classes")(classes.classes)
 app.add_typer(models.app, name="models")

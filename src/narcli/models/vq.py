@@ -1,12 +1,14 @@
-"""The VQ image tokenizer (LlamaGen's VQ-16 and VQ-8; arXiv 2406.06525, section 2.1).
+"""The VQ tokenizer (LlamaGen's VQ-16 and VQ-8; arXiv 2406.06525, section 2.1), for images and clips.
 
 A convolutional encoder and decoder around a codebook of L2-normalised rows. Module names are those
-of the released files, so loading needs no rename table.
+of the released files, so loading needs no rename table. For clips, which the released ones do not do, the
+network sees some consecutive frames as one picture of more channels: one slice of the token grid.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,6 +28,7 @@ class VQConfig:
         in_channels: channels of a picture.
         patch: pixels along one side that are stacked as channels before the first convolution and
             spread out again after the last one; 1 in the released models.
+        frames: consecutive frames that are stacked as channels, one slice of the grid; 1 for images.
     """
 
     ch: int = 128
@@ -36,15 +39,28 @@ class VQConfig:
     codebook_dim: int = 8
     in_channels: int = 3
     patch: int = 1
+    frames: int = 1
 
     @property
     def downsampling(self) -> int:
         """Pixels along one side of a token."""
         return int(self.patch * 2 ** (len(self.ch_mult) - 1))
 
+    @property
+    def planes(self) -> int:
+        """Channels that the first convolution reads and the last one makes."""
+        return self.in_channels * self.frames * self.patch**2
+
 
 class VQTokenizer(nn.Module):
-    """Pictures in [-1, 1] to grids of codes and back."""
+    """Pictures or clips in [-1, 1] to grids of codes and back.
+
+    A picture is (B, 3, H, W) and has the grid (h, w); a clip is (B, 3, frames, H, W) and has (t, h, w),
+    t slices of ``config.frames`` frames each.
+    """
+
+    holistic = False
+    pixel_range = (-1.0, 1.0)
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
@@ -55,39 +71,58 @@ class VQTokenizer(nn.Module):
         self.quant_conv = nn.Conv2d(config.z_channels, config.codebook_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.z_channels, 1)
 
-    def features(self, images: Tensor) -> Tensor:
+    def clip_size(self, grid: tuple[int, ...]) -> tuple[int, int, int]:
+        """(frames, height, width) of what ``decode`` makes of a grid; a picture has one frame.
+
+        Raises:
+            ValueError: pictures of a tokenizer of clips.
+        """
+        if len(grid) == 2 and self.config.frames > 1:
+            raise ValueError(f"clips, {self.config.frames} frames a slice")
+        frames = self.config.frames * prod(grid[:-2])
+        return frames, grid[-2] * self.config.downsampling, grid[-1] * self.config.downsampling
+
+    def features(self, pixels: Tensor) -> Tensor:
         """L2-normalised features before quantisation.
 
         Args:
-            images: (B, 3, H, W) in [-1, 1]; H and W multiples of ``config.downsampling``.
+            pixels: pictures or clips in [-1, 1]; H and W multiples of ``config.downsampling``, the frames of
+                ``config.frames``.
 
         Returns:
-            (B, codebook_dim, H / downsampling, W / downsampling).
+            (B, h, w, codebook_dim) or (B, t, h, w, codebook_dim).
         """
-        return F.normalize(self.quant_conv(self.encoder(images)), dim=1)
+        batch, is_clip = len(pixels), pixels.dim() == 5
+        if is_clip:
+            slices = pixels.unflatten(2, (-1, self.config.frames))  # (B, 3, t, frames, H, W)
+            pixels = slices.permute(0, 2, 3, 1, 4, 5).flatten(2, 3).flatten(0, 1)  # (B * t, frames * 3, H, W)
+        features = self.quant_conv(self.encoder(pixels)).permute(0, 2, 3, 1)
+        return F.normalize(features.unflatten(0, (batch, -1)) if is_clip else features, dim=-1)
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Codes of pictures: (B, 3, H, W) in [-1, 1] -> (B, h * w) int64, raster order."""
-        features = self.features(images)
-        return self.quantize.nearest(features.permute(0, 2, 3, 1).flatten(1, 2))
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Codes of pictures or clips, as ``features`` takes them: (B, N) int64, raster order."""
+        return self.quantize.nearest(self.features(pixels).flatten(1, -2))
 
-    def decode(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Pictures of codes.
+    def decode(self, codes: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """Pictures or clips of codes.
 
         Args:
-            codes: (B, h * w) int64 below ``codebook_size``, raster order.
-            grid: (h, w).
+            codes: (B, N) int64 below ``codebook_size``, raster order.
+            grid: (h, w) or (t, h, w).
 
         Returns:
-            (B, 3, h * downsampling, w * downsampling), nominally in [-1, 1], not clamped.
+            (B, 3, H, W) or (B, 3, frames, H, W), nominally in [-1, 1], not clamped.
         """
-        vectors = self.quantize(codes).unflatten(1, grid).permute(0, 3, 1, 2)  # (B, C, h, w)
-        return self.decode_vectors(vectors)
+        return self.decode_vectors(self.quantize(codes), grid)
 
-    def decode_vectors(self, vectors: Tensor) -> Tensor:
-        """Pictures of quantised vectors (B, codebook_dim, h, w)."""
-        pixels: Tensor = self.decoder(self.post_quant_conv(vectors))
-        return pixels
+    def decode_vectors(self, vectors: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """Pictures or clips of quantised vectors (B, N, codebook_dim); otherwise as ``decode``."""
+        slices = vectors.reshape(-1, *grid[-2:], vectors.shape[-1]).permute(0, 3, 1, 2)  # (B * t, C, h, w)
+        pixels: Tensor = self.decoder(self.post_quant_conv(slices))
+        if len(grid) == 2:
+            return pixels
+        pixels = pixels.unflatten(1, (self.config.frames, -1)).unflatten(0, (len(vectors), -1))
+        return pixels.permute(0, 3, 1, 2, 4, 5).flatten(2, 3)  # of (B, t, frames, 3, H, W)
 
 
 class Codebook(nn.Module):
@@ -108,12 +143,12 @@ class Codebook(nn.Module):
 
 
 class Encoder(nn.Module):
-    """(B, 3, H, W) -> (B, z_channels, h, w)."""
+    """(B, 3 * frames, H, W) -> (B, z_channels, h, w)."""
 
     def __init__(self, c: VQConfig) -> None:
         super().__init__()
         self.patch = c.patch
-        self.conv_in = nn.Conv2d(c.in_channels * c.patch**2, c.ch, 3, padding=1)
+        self.conv_in = nn.Conv2d(c.planes, c.ch, 3, padding=1)
         widths = [c.ch * m for m in c.ch_mult]
         last = len(widths) - 1
         self.conv_blocks = nn.ModuleList(
@@ -139,7 +174,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, z_channels, h, w) -> (B, 3, H, W); ``conv_blocks.0`` has the lowest resolution."""
+    """(B, z_channels, h, w) -> (B, 3 * frames, H, W); ``conv_blocks.0`` has the lowest resolution."""
 
     def __init__(self, c: VQConfig) -> None:
         super().__init__()
@@ -156,7 +191,7 @@ class Decoder(nn.Module):
         )
         self.norm_out = group_norm(widths[-1])
         self.patch = c.patch
-        self.conv_out = nn.Conv2d(widths[-1], c.in_channels * c.patch**2, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], c.planes, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes as the class says."""

@@ -45,14 +45,14 @@ def train_tokenizer(
         nonlocal last_features
         images = pictures.batch(batch_indices(len(pictures.images), settings, step))
         features = model.features(images)
-        flat = features.detach().float().permute(0, 2, 3, 1).flatten(0, 2)
+        flat = features.detach().float().flatten(0, -2)
         codes = model.quantize.nearest(flat)
         used[codes] = True
         last_features = flat
-        grid = features.shape[2:]
-        chosen = model.quantize(codes).view(len(images), *grid, -1).permute(0, 3, 1, 2)
+        chosen = model.quantize(codes).view_as(features)
         # Straight through: the decoder's gradient reaches the encoder as if nothing were rounded.
-        decoded = model.decode_vectors(features + (chosen - features).detach()).float()
+        vectors = features + (chosen - features).detach()
+        decoded = model.decode_vectors(vectors.flatten(1, -2), features.shape[1:-1]).float()
         squared = (decoded - images).square()
         reconstruction = (decoded - images).abs().mean() + 4 * squared.mean() + edges(decoded, images)
         to_codes = F.mse_loss(chosen, features.detach().float())

@@ -1,0 +1,323 @@
+"""What ``narcli image`` and ``narcli video`` have in common: from options to files and a report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import accumulate
+from math import ceil
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..classes import ClassEntry, load_table
+from ..encoding import all_cached
+from ..errors import UsageError
+from ..prompts import Prompt, slug
+from ..settings import Sample, SamplingSettings, check_batch_size, plan_samples
+from ..sources import choose
+from .console import Console, is_terminal
+from .options import FrontierFormat, FrontierMode
+
+if TYPE_CHECKING:
+    from ..classes import ClassTable
+    from ..pipeline import Clip, Pipeline, Result
+    from ..writers import Outputs
+
+MAX_SCALE = 16
+PHASES = ("import", "load", "sample", "decode", "write")
+MAX_PROMPTS = 50_000  # bytes of prompts in the metadata of what shows several samples
+FRONTIER = "_frontier"  # before the suffix of the file beside the first sample's
+
+
+def sampling_settings(**settings: float | None) -> dict[str, Any]:
+    """The sampling settings that were given, checked; the others are the model's."""
+    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    SamplingSettings(**given)
+    return given
+
+
+def _fields(entry: ClassEntry | Prompt) -> dict[str, object]:
+    """What names of files can hold of a class or prompt."""
+    if isinstance(entry, Prompt):
+        return {"prompt": slug(entry.text)}
+    return {"class": entry.id, "class_name": entry.stands_for or entry.name}
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A run of a model, from what was asked for to its files; the fields are options of the commands.
+
+    Subclasses say what kind of model it takes, and write what it makes.
+    """
+
+    kind: ClassVar[str]
+    noun: ClassVar[str]
+    ways: ClassVar[str] = "a class: --class 207 or --class 'golden retriever'"
+    classes: str | None
+    prompts: Sequence[Prompt] = ()
+    num: int
+    seed: int | None
+    sampling: Mapping[str, Any]
+    batch_size: int
+    model: str | None
+    tokenizer: str | None
+    text_encoder: str | None = None
+    revision: str | None
+    device: str
+    text_device: str | None = None
+    dtype: str
+    frontier: FrontierFormat
+    frontier_mode: FrontierMode | None
+    scale: int | None
+    output: str | None
+    overwrite: bool
+    as_json: bool
+    quiet: bool
+    offline: bool
+    yes: bool
+    files: list[Path] = field(default_factory=list, init=False)
+    documents: list[dict[str, Any]] = field(default_factory=list, init=False)
+    kept: list[Result] = field(default_factory=list, init=False)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0), init=False)
+
+    def __post_init__(self) -> None:
+        self.console = Console(self.quiet)
+        self.pipeline: Pipeline
+        self.samples: Sequence[Sample]
+        self.outputs: Outputs
+        self.common: dict[str, Any]
+
+    def __call__(self) -> None:
+        """Do all of it.
+
+        Raises:
+            NarError: of any kind; what is written by then is whole, and told.
+        """
+        began = perf_counter()
+        self.check()
+        kind = "text" if self.prompts else self.kind
+        source = choose(kind, self.model, self.tokenizer, self.revision, self.text_encoder)
+        table = load_table([]) if self.prompts else source.table
+        if table is not None:  # else the model itself has to say its classes
+            self.plan(table, source.model.name)
+        files = source.fetch(
+            offline=self.offline,
+            progress=not self.quiet and is_terminal(sys.stderr),
+            approve=(lambda sizes: None) if self.yes else self.console.approve_download,
+            known=lambda encoder: all_cached(encoder, self.prompts, self.dtype),
+        )
+        for note in dict.fromkeys((files.model.note, files.tokenizer.note)):
+            if note:
+                self.console.warn(note)
+        with self.timed("import"):
+            from ..pipeline import load_files, prompt_encoder
+        encoder = prompt_encoder(files, self.text_device or self.device, self.dtype, self.console.warn)
+        if encoder is not None:
+            self.seconds["encode"] = 0.0
+            with self.timed("encode"):  # before the model takes its memory
+                encoder.encode(self.prompts)
+        with self.timed("load"):
+            self.pipeline = load_files(files, self.device, self.dtype, encoder)
+        if table is None:
+            self.plan(self.pipeline.classes, source.model.name)
+        settings = self.pipeline.settings(**self.sampling)
+        self.common = self.pipeline.metadata(settings) | self.fit()
+        try:
+            self.generate(settings)
+            self.write_companions()
+        finally:  # what is written is told, even where the rest failed
+            for path in self.files if not self.as_json else ():
+                self.console.result(path)
+        self.seconds["total"] = perf_counter() - began
+        if self.as_json:
+            self.console.json(self.document())
+        else:
+            self.console.note(self.summary())
+
+    # --- what differs ----------------------------------------------------------------------------
+
+    @property
+    def suffixes(self) -> list[str]:
+        """Endings that the samples' files may have; the first is the default."""
+        raise NotImplementedError
+
+    def write_sample(self, path: Path, clip: Clip, metadata: dict[str, Any]) -> Path:
+        """Write one sample, enlarged already; the path it got."""
+        raise NotImplementedError
+
+    @property
+    def kept_samples(self) -> int:
+        """How many samples are kept after they are written, for what shows several."""
+        from ..frontier import shown_samples
+
+        return shown_samples(self.pipeline.order)
+
+    @property
+    def endings(self) -> list[str]:
+        """Of the files beside the first sample's, the frontier's first."""
+        return [f"{FRONTIER}.{self.frontier.value}"] * (self.frontier != "none")
+
+    def check(self) -> None:
+        """Refuse what can be known to be wrong before anything is loaded.
+
+        Raises:
+            UsageError: an option that is missing, out of range, or does not go with another.
+        """
+        check_batch_size(self.batch_size)
+        if self.classes is None and not self.prompts:
+            raise UsageError(
+                f"Nothing says what to make a {self.noun} of.",
+                f"Give {self.ways}. `narcli classes` lists the classes.",
+            )
+        if self.scale is not None and not 1 <= self.scale <= MAX_SCALE:
+            raise UsageError(f"--scale is {self.scale}, expected a whole factor from 1 to {MAX_SCALE}.")
+        if self.frontier_mode is not None and self.frontier == "none":
+            raise UsageError(
+                "--frontier-mode goes with a frontier, and --frontier is none.", "Drop one of them."
+            )
+
+    def plan(self, table: ClassTable, model: str) -> None:
+        """Choose the samples, and a file for each; those with ``endings`` are named after the first."""
+        from ..writers import default_name, resolve_outputs
+
+        entries = self.prompts or table.parse_classes(self.classes or "")
+        self.samples = plan_samples(entries, self.seed, self.num)
+        fields = [{**_fields(sample.entry), "seed": sample.seed, "model": model} for sample in self.samples]
+        self.outputs = resolve_outputs(
+            self.output,
+            fields,
+            default=default_name(self.kind, fields[0]),
+            suffixes=self.suffixes,
+            companions=self.endings,
+            overwrite=self.overwrite,
+        )
+
+    def fit(self) -> dict[str, Any]:
+        """Compare the options with the loaded model; what all results' metadata say besides.
+
+        Raises:
+            UsageError: they do not fit.
+        """
+        from ..pictures import auto_scale
+
+        if self.frontier_mode == "reveal" and self.pipeline.tokenizer.holistic:
+            raise UsageError(
+                "--frontier-mode is reveal, but no token of this model has a place in the frames.",
+                "Use --frontier-mode decode, or --frontier none.",
+            )
+        if self.pipeline.tokenizer.holistic and self.frontier != "none":
+            self.frontier_mode = FrontierMode.decode
+        scale = self.scale or auto_scale(self.pipeline.size)
+        return {"scale": scale, **({"filter": "lanczos"} if scale > 1 else {})}
+
+    # --- steps -----------------------------------------------------------------------------------
+
+    def generate(self, settings: SamplingSettings) -> None:
+        """Sample batch by batch, and write each as it is finished."""
+        steps = ceil(len(self.samples) / self.batch_size) * len(self.pipeline.order.steps)
+        spent = dict(self.seconds)
+        with self.console.progress("decoding", steps) as advance:
+            for progress in self.pipeline.run(self.samples, settings, self.batch_size):
+                with self.timed("write"):
+                    for result in progress.results:
+                        self.write(result)
+                advance(note="steps")
+                self.seconds |= {phase: spent[phase] + more for phase, more in progress.seconds.items()}
+
+    def write(self, result: Result) -> None:
+        """Write one sample."""
+        from ..pictures import enlarge
+
+        own = result.metadata | self.common
+        clip = tuple(enlarge(frame, self.common["scale"]) for frame in result.frames)
+        path = self.write_sample(self.outputs.paths[len(self.documents)], clip, own)
+        self.files.append(path)
+        about = {key: value for key, value in result.metadata.items() if key not in self.common}
+        self.documents.append({"file": str(path), **about})
+        if len(self.kept) < self.kept_samples:
+            self.kept.append(result)
+
+    def write_companions(self) -> None:
+        """Write what shows several samples: here the frontier crossing the first ones."""
+        if self.frontier == "none":
+            return
+        from .. import frontier
+        from ..writers import write_gif, write_mp4, write_png
+
+        order, mode = self.pipeline.order, self.frontier_mode or FrontierMode.reveal
+        shown = self.kept[: frontier.shown_samples(order)]
+        partials = self.decode_partials(shown) if mode == "decode" else None
+        holistic = self.pipeline.tokenizer.holistic
+        about = self.about_all() | {"frontier": {"format": self.frontier.value, "mode": mode.value}}
+        path, clips = self.outputs.companions[0], [result.frames for result in shown]
+        with self.timed("write"):
+            if self.frontier == "png":
+                strip = frontier.filmstrip(order, clips, partials, holistic=holistic)
+                path = write_png(path, strip, about, "", overwrite=self.overwrite)
+            else:
+                frames = frontier.run_frames(order, clips, partials, holistic=holistic)
+                if self.frontier == "gif":
+                    path = write_gif(path, frames, about, overwrite=self.overwrite)
+                else:
+                    path = write_mp4(path, frames, about, hold_seconds=2, overwrite=self.overwrite)
+        self.files.append(path)
+
+    def decode_partials(self, shown: Sequence[Result]) -> list[list[Clip]]:
+        """For each step, the samples decoded from what is known after it."""
+        partials, steps = [], len(self.pipeline.order.steps)
+        with self.timed("decode"), self.console.progress("decoding the frontier of", steps) as advance:
+            for clips in self.pipeline.partials([result.tokens for result in shown]):
+                partials.append(clips)
+                advance(note="steps")
+        return partials
+
+    # --- words -----------------------------------------------------------------------------------
+
+    def document(self) -> dict[str, Any]:
+        """The run as ``--json`` prints it."""
+        from ..writers import SCHEMA
+
+        return {
+            "schema": SCHEMA,
+            "files": [str(path) for path in self.files],
+            **self.common,
+            "samples": self.documents,
+            "seconds": {phase: round(value, 3) for phase, value in self.seconds.items()},
+        }
+
+    def summary(self) -> str:
+        """One line about the run."""
+        first, last, order = self.samples[0], self.samples[-1], self.pipeline.order
+        made = str(first.entry) if len(self.samples) == 1 else f"{len(self.samples)} {self.noun}s"
+        seeds = f"seed {first.seed}" if first.seed == last.seed else f"seeds {first.seed} to {last.seed}"
+        steps = f"{len(order.steps)} steps instead of {order.cells}"
+        return f"{made}, {seeds}: {steps}, {self.seconds['total']:.1f} s"
+
+    def about_all(self) -> dict[str, Any]:
+        """Metadata of what shows several samples: ids of classes, or prompts, and the seeds that each has."""
+        first, last = self.samples[0].seed, self.samples[-1].seed
+        num = last - first + 1
+        about: dict[str, Any] = {"seed": first, "num": num}
+        if self.prompts:
+            each = [{"prompt": prompt.text, "cleaned_prompt": prompt.cleaned} for prompt in self.prompts]
+            sizes = list(accumulate(len(json.dumps(prompt)) for prompt in each))
+            about["prompts"] = each[: bisect_right(sizes, MAX_PROMPTS)]
+            about["prompts_in_all"] = len(each)
+        else:
+            entries = [sample.entry for sample in self.samples[::num]]
+            about["classes"] = [entry.id for entry in entries if isinstance(entry, ClassEntry)]
+        return self.common | about
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the time that the block takes."""
+        began = perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += perf_counter() - began

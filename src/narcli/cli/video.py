@@ -1,0 +1,178 @@
+"""``narcli video``: clips of classes, each with its settings inside, and the frontier that drew them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import NarError, UsageError
+from . import options
+from .options import Dtype, FrontierFormat
+from .run import Run, sampling_settings
+
+if TYPE_CHECKING:
+    from ..pipeline import Clip
+
+FPS, QUALITY = 8.0, 80
+MAX_FPS = {".gif": 50.0}  # a GIF counts hundredths of a second, and many players refuse a single one
+BATCH_SIZE = 4  # clips decoded together: their grids are larger than those of pictures
+
+
+class ClipFormat(str, Enum):
+    """What a clip is written as; ``frames`` is a folder of PNGs."""
+
+    mp4 = "mp4"
+    gif = "gif"
+    webp = "webp"
+    frames = "frames"
+
+
+def video(
+    classes: options.Classes = None,
+    frames: Annotated[
+        int | None,
+        typer.Option("--frames", help="Keep this many, the first ones.", show_default="all the model's"),
+    ] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames per second.", show_default=f"{FPS:g}")] = None,
+    num: options.Num = 1,
+    seed: options.Seed = None,
+    cfg_scale: options.CfgScale = None,
+    cfg_interval: options.CfgInterval = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    batch_size: options.BatchSize = BATCH_SIZE,
+    model: options.Model = None,
+    tokenizer: options.Tokenizer = None,
+    revision: options.Revision = None,
+    device: options.Device = "auto",
+    dtype: options.DtypeOption = Dtype.auto,
+    format: Annotated[
+        ClipFormat | None,
+        typer.Option(help="Of the clips; frames is a folder of PNGs.", show_default="by --output, or mp4"),
+    ] = None,
+    quality: Annotated[
+        int | None, typer.Option(help="Of mp4 and webp, 0 to 100.", show_default=f"{QUALITY}")
+    ] = None,
+    frontier: options.Frontier = FrontierFormat.gif,
+    frontier_mode: options.FrontierModeOption = None,
+    scale: options.Scale = None,
+    output: options.Output = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    offline: options.Offline = False,
+    yes: options.Yes = False,
+) -> None:
+    """Make video clips of a class.
+
+    Beside the clips it writes an animation of the order in which they were decoded.
+    """
+    sampling = sampling_settings(
+        cfg_scale=cfg_scale, cfg_interval=cfg_interval, temperature=temperature, top_k=top_k, top_p=top_p
+    )
+    run = Clips(
+        classes=classes, num=num, seed=seed, sampling=sampling, batch_size=batch_size,
+        model=model, tokenizer=tokenizer, revision=revision, device=device, dtype=dtype.value,
+        frontier=frontier, frontier_mode=frontier_mode, scale=scale, output=output, overwrite=overwrite,
+        as_json=as_json, quiet=quiet, offline=offline, yes=yes,
+        frames=frames, fps=fps, format=format, quality=quality,
+    )  # fmt: skip
+    run()
+
+
+@dataclass(kw_only=True)
+class Clips(Run):
+    """A run of clips; the fields are options of the command."""
+
+    kind = "video"
+    noun = "clip"
+    frames: int | None
+    fps: float | None
+    format: ClipFormat | None
+    quality: int | None
+
+    @property
+    def suffixes(self) -> list[str]:
+        """Those of the format, or of all that a name may choose."""
+        if self.format is None:
+            return [".mp4", ".gif", ".webp"]
+        return [""] if self.format == "frames" else [f".{self.format.value}"]
+
+    def check(self) -> None:
+        """Also the options of clips."""
+        super().check()
+        if self.frames is not None and self.frames < 1:
+            raise UsageError(f"--frames is {self.frames}, expected 1 or more.")
+        if self.fps is not None and not (isfinite(self.fps) and 0 < self.fps <= 240):
+            raise UsageError(f"--fps is {self.fps:g}, expected a number above 0 and at most 240.")
+        if self.quality is not None and not 0 <= self.quality <= 100:
+            raise UsageError(f"--quality is {self.quality}, expected a number from 0 to 100.")
+
+    @property
+    def suffix(self) -> str:
+        """Ending of the clips' files; "" for folders of frames."""
+        return "" if self.format == "frames" else self.outputs.paths[0].suffix.lower()
+
+    def plan(self, table: Any, model: str) -> None:
+        """Also what the format, known from the names, does not have."""
+        super().plan(table, model)
+        words = self.suffix or "a folder of frames"
+        if self.fps is not None and not self.suffix:
+            raise UsageError(f"--fps does not go with {words}.", "Drop one of them.")
+        if self.fps is not None and self.fps > MAX_FPS.get(self.suffix, self.fps):
+            raise UsageError(
+                f"--fps is {self.fps:g}, and {words} shows at most {MAX_FPS[self.suffix]:g}.",
+                "Use --format mp4 or webp.",
+            )
+        if self.quality is not None and self.suffix not in (".mp4", ".webp"):
+            raise UsageError(
+                f"--quality does not go with {words}, which is written as it is.", "Drop one of them."
+            )
+
+    def fit(self) -> dict[str, Any]:
+        """Also the number of frames."""
+        made = self.pipeline.frame_count
+        if self.frames is not None and self.frames > made:
+            raise UsageError(
+                f"--frames is {self.frames}, but the model makes clips of {made} frames.",
+                "It draws all frames of a clip together and cannot go on after them; "
+                f"give at most {made}, or a lower --fps to make it last longer.",
+            )
+        about = {"frames": self.frames or made, "model_frames": made}
+        if self.suffix:
+            about |= {"fps": self.fps or FPS}
+        if self.suffix in (".mp4", ".webp"):
+            about |= {"quality": QUALITY if self.quality is None else self.quality}
+        return super().fit() | about
+
+    def write_sample(self, path: Path, clip: Clip, metadata: dict[str, Any]) -> Path:
+        """The first frames in the format wanted; as PNGs where that fails.
+
+        Raises:
+            NarError: it failed, and where the frames are.
+        """
+        from ..pipeline import describe
+        from ..writers import companion, write_frames, write_gif, write_mp4, write_webp
+
+        frames, words = clip[: metadata["frames"]], describe(metadata)
+        if not self.suffix:
+            return write_frames(path, frames, metadata, words, overwrite=self.overwrite)
+        fps, over = metadata["fps"], self.overwrite
+        try:
+            if self.suffix == ".gif":
+                beat = 1 / fps
+                return write_gif(
+                    path, frames, metadata, frame_seconds=beat, hold_seconds=beat, overwrite=over
+                )
+            write = write_mp4 if self.suffix == ".mp4" else write_webp
+            return write(path, frames, metadata, fps=fps, quality=metadata["quality"], overwrite=over)
+        except NarError as error:
+            folder = write_frames(companion(path, "_frames"), frames, metadata, words)
+            self.files.append(folder)
+            raise NarError(error.message, f"The frames are kept in {folder}.") from error
