@@ -199,9 +199,16 @@ def has_own_encoder(path: Path) -> bool:
     return ((path if path.is_dir() else path.parent) / TEXT_ENCODER).is_dir()
 
 
+_TOKENIZERS = {
+    "image": "vq16-c2i for those of ImageNet",
+    "text": "vq16-t2i for those of images from text",
+    "video": "larp-long for those of UCF-101",
+}
+
+
 def no_tokenizer(model: Model) -> UsageError:
     """The error of a model that comes without its tokenizer, where none is named."""
-    known = "larp-long for those of UCF-101" if model.kind == "video" else "vq16-c2i for those of ImageNet"
+    known = _TOKENIZERS.get(model.kind, _TOKENIZERS["image"])
     return UsageError(
         f"{model.name} does not bring its tokenizer.",
         f"Add --tokenizer: a file or, for the released models, {known}.",

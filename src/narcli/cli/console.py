@@ -72,7 +72,7 @@ class Console:
         if total < LARGE:
             return
         parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in sizes.items())
-        what = f"{bytes_text(total)} to download" + (f" ({parts})" if len(sizes) > 1 else f" for {min(sizes)}")
+        what = f"{bytes_text(total)} to download " + (f"({parts})" if len(sizes) > 1 else f"for {min(sizes)}")
         if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
             raise UsageError(f"There are {what}.", "Add --yes to allow it.")
         sys.stderr.write(f"{what[0].upper()}{what[1:]}. Go on? [y/N] ")
