@@ -23,8 +23,10 @@ import numpy as np
 import torch
 
 import narcli
+from narcli.models.vq import VQTokenizer
 from narcli.pictures import contact_sheet
-from narcli.training.data import load_pictures
+from narcli.pipeline import Pipeline
+from narcli.training.data import Pictures, load_pictures
 from narcli.training.tokenizer import psnr
 
 
@@ -44,8 +46,8 @@ def main() -> None:
     pipeline = narcli.load(given.model, dtype=given.dtype)
     settings = {name: getattr(given, name) for name in ("cfg_scale", "temperature", "top_k", "top_p")}
 
-    heldout = load_pictures(given.data / "heldout")
-    values = psnr(narcli.load(given.model, dtype="float32").tokenizer, heldout)
+    plain = narcli.load(given.model, dtype="float32").tokenizer
+    heldout = tokenizer_figures(plain, load_pictures(given.data / "heldout"))
 
     training = load_pictures(given.data / "emoji")
     assert training.labels is not None
@@ -72,12 +74,7 @@ def main() -> None:
         picks = np.linspace(0, len(results) - 1, 64).round().astype(int)
         contact_sheet([results[i].image for i in picks], rows=8).save(given.sheet, optimize=True)
     report = {
-        "tokenizer": {
-            "pictures": len(values),
-            "psnr_db_mean": round(float(values.mean()), 2),
-            "psnr_db_of_mean_error": round(float(-10 * (10 ** (-values / 10)).mean().log10()), 2),
-            "psnr_db_5th_percentile": round(float(values.quantile(0.05)), 2),
-        },
+        "tokenizer": heldout,
         "nearest": {
             "samples": len(found),
             "share_of_own_class": round(sum(found) / len(found), 4),
@@ -88,12 +85,30 @@ def main() -> None:
             "mean_absolute_difference": round(float(distances.mean()), 4),
         },
         "settings": {name: getattr(pipeline.settings(**settings), name) for name in settings},
+        **machine(pipeline, began),
+    }
+    print(json.dumps(report, indent=1, ensure_ascii=False))
+
+
+def tokenizer_figures(tokenizer: VQTokenizer, pictures: Pictures) -> dict[str, float]:
+    """PSNR of a float32 tokenizer on pictures or clips."""
+    values = psnr(tokenizer, pictures)
+    return {
+        "clips" if pictures.frames else "pictures": len(values),
+        "psnr_db_mean": round(float(values.mean()), 2),
+        "psnr_db_of_mean_error": round(float(-10 * (10 ** (-values / 10)).mean().log10()), 2),
+        "psnr_db_5th_percentile": round(float(values.quantile(0.05)), 2),
+    }
+
+
+def machine(pipeline: Pipeline, began: float) -> dict[str, object]:
+    """What it was measured with, and how long it took."""
+    return {
         "dtype": str(pipeline.model.token_embedding.weight.dtype),
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "seconds": round(time.perf_counter() - began, 1),
     }
-    print(json.dumps(report, indent=1, ensure_ascii=False))
 
 
 if __name__ == "__main__":

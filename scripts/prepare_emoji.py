@@ -3,7 +3,7 @@
     npm pack @lobehub/fluent-emoji-3d @lobehub/fluent-emoji-anim-1 ... -4     # in SOURCE, then unpack
     python scripts/prepare_emoji.py SOURCE DATA
 
-Writes three folders of ``images.npy`` (uint8, N x 128 x 128 x 3, on white) with an ``items.tsv`` that
+Writes folders of ``images.npy`` (uint8, N x 128 x 128 x 3, on white) with an ``items.tsv`` that
 names the code points and frame of each:
 
 - ``DATA/pictures``: every static picture, and 16 frames spread over each animation without skin tone;
@@ -11,6 +11,12 @@ names the code points and frame of each:
 - ``DATA/emoji``: the classes of ``narcli/classes/emoji.tsv`` with ``labels.npy``, three pictures each: the
   static one, and two frames spread over the animation or, where there is none, two copies of it, shifted
   and scaled a little.
+
+And of clips, N x 16 x 128 x 128 x 3, each the 16 frames of an animation, which are a loop:
+
+- ``DATA/clips``: every animation without skin tone, for the tokenizer;
+- ``DATA/emoji-video``: the classes of ``narcli/classes/emoji-video.tsv`` with ``labels.npy``, one clip each;
+- ``DATA/clips-heldout``: of each of these classes the 16 frames half way between.
 """
 
 from __future__ import annotations
@@ -69,7 +75,7 @@ def write(folder: Path, images: list[np.ndarray], items: list[tuple[str, str]]) 
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "images.npy", np.stack(images))
     (folder / "items.tsv").write_text("".join(f"{stem}\t{frame}\n" for stem, frame in items))
-    print(f"{folder}: {len(images)} pictures")
+    print(f"{folder}: {len(images)} items")
 
 
 def pictures(source: Path, data: Path) -> None:
@@ -122,10 +128,45 @@ def classes(data: Path, table: Path) -> None:
     np.save(data / "emoji" / "labels.npy", np.asarray(labels))
 
 
+def clips(source: Path, data: Path, table: Path) -> None:
+    images = np.load(data / "pictures" / "images.npy", mmap_mode="r")
+    starts: dict[str, int] = {}  # of the 16 frames of each animation
+    for index, line in enumerate((data / "pictures" / "items.tsv").read_text().splitlines()):
+        stem, frame = line.split("\t")
+        if frame == "0":
+            starts[stem] = index
+    found = {stem: images[start : start + FRAMES] for stem, start in starts.items()}
+    with table.open(encoding="utf-8") as file:
+        stems = [row["code_points"] for row in csv.DictReader(file, delimiter="\t")]
+    for stem in stems:
+        print(f"{stem}: mean absolute change from frame to frame {motion(found[stem]):.4f}")
+    write(data / "clips", list(found.values()), [(stem, "clip") for stem in found])
+    write(data / "emoji-video", [found[stem] for stem in stems], [(stem, "clip") for stem in stems])
+    np.save(data / "emoji-video" / "labels.npy", np.arange(len(stems)))
+    between = [
+        half_way(next(source.glob(f"lobehub-fluent-emoji-anim-*/package/assets/{s}.webp"))) for s in stems
+    ]
+    write(data / "clips-heldout", between, [(stem, "heldout") for stem in stems])
+
+
+def motion(clip: np.ndarray) -> float:
+    """Mean absolute change of a loop from frame to frame, as a share of the range."""
+    return float(np.abs(np.roll(clip, -1, 0).astype(np.int16) - clip).mean() / 255)
+
+
+def half_way(path: Path) -> np.ndarray:
+    """The frames of an animation half way between the FRAMES spread over it."""
+    with Image.open(path) as picture:
+        count = picture.n_frames
+    return np.stack(frames(path, [(2 * i + 1) * count // (2 * FRAMES) for i in range(FRAMES)]))
+
+
 def main(source: Path, data: Path) -> None:
     if not (data / "heldout" / "images.npy").exists():
         pictures(source, data)
-    classes(data, Path(__file__).parents[1] / "src" / "narcli" / "classes" / "emoji.tsv")
+    tables = Path(__file__).parents[1] / "src" / "narcli" / "classes"
+    classes(data, tables / "emoji.tsv")
+    clips(source, data, tables / "emoji-video.tsv")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
-from narcli.checkpoints import load_tokenizer, load_transformer
+from narcli.checkpoints import load_tokenizer, load_transformer, save_model
+from narcli.cli import app
 from narcli.errors import CheckpointError, UsageError
 from narcli.models.transformer import TransformerConfig
 from narcli.models.vq import VQConfig, VQTokenizer
@@ -21,7 +24,7 @@ from narcli.sampling import SamplingSettings, generate
 from narcli.training.data import Pictures, load_pictures
 from narcli.training.loop import TrainSettings, batch_indices
 from narcli.training.nar import Noise, tokenize, train_nar
-from narcli.training.tokenizer import psnr, train_tokenizer
+from narcli.training.tokenizer import edges, psnr, train_tokenizer
 
 SMALL = VQConfig(32, (1, 1), 1, 32, codebook_size=16)
 
@@ -44,6 +47,22 @@ def folder(tmp_path):
             pixels[..., 2 if name == "blue" else 0] = 255
             Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{index}.png")
     return tmp_path / "pictures"
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """Prepared clips: two classes, three clips each of 4 frames of 16 pixels, in which a dark bar moves."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    images = np.full((6, 4, 16, 16, 3), 255, np.uint8)
+    for clip in range(6):
+        images[clip, ..., clip % 2 * 2] = 200
+        for frame in range(4):
+            images[clip, frame, :, (frame * 4 + clip) % 16, :] = 10
+    np.save(folder / "images.npy", images)
+    np.save(folder / "labels.npy", np.arange(6) % 2)
+    (folder / "classes.txt").write_text("bar\nbeam\n")
+    return folder
 
 
 def command_line(*arguments):
@@ -219,6 +238,128 @@ def test_a_killed_run_goes_on_and_gives_the_same_model(folder, tmp_path):
         load_file(tmp_path / name / "model" / "tokenizer.safetensors") for name in ("whole", "killed")
     )
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+# --- clips ---------------------------------------------------------------------------------------
+
+CLIP = VQConfig(32, (1, 1), 1, 32, codebook_size=16, frames=2)
+
+
+def test_items_of_clips_are_their_frames_from_each_start_on(clips):
+    data = load_pictures(clips)
+    assert (len(data), data.frames, data.num_classes) == (6, 4, 2)
+    loops = data.loops(4)
+    assert len(loops) == 24 and loops.item_labels.tolist() == [c % 2 for c in range(6) for _ in range(4)]
+    for clip, start in ((0, 0), (5, 3), (2, 1)):
+        (found,) = loops.pixels(np.array([4 * clip + start]))
+        assert np.array_equal(found, np.roll(data.images[clip], -start, axis=0))
+    pieces = data.pieces(2)
+    assert len(pieces) == 12
+    assert np.array_equal(pieces.pixels(np.array([0, 1, 7])), np.stack(
+        [data.images[0, :2], data.images[0, 2:], data.images[3, 2:]]))  # fmt: skip
+    around = loops.pieces(2)
+    assert len(around) == 24
+    (found,) = around.pixels(np.array([4 * 2 + 3]))
+    assert np.array_equal(found, data.images[2, [3, 0]])
+    assert data.batch(np.array([1])).shape == (1, 3, 4, 16, 16)
+    assert len({d.digest() for d in (data, loops, pieces, around)}) == 4
+    with pytest.raises(UsageError, match="--loop-starts is 3, and there are clips of 4 frames"):
+        data.loops(3)
+
+
+def test_pictures_have_no_loops(folder):
+    with pytest.raises(UsageError, match="no clips"):
+        load_pictures(folder, 16).loops(2)
+
+
+def test_changes_in_time_count_in_the_loss():
+    still = torch.zeros(1, 3, 4, 8, 8)
+    flickering = still.clone()
+    flickering[:, :, ::2] = 0.5
+    assert edges(still, still) == 0
+    assert edges(flickering, still).item() == pytest.approx(0.5)
+    assert edges(flickering[:, :, 0], still[:, :, 0]) == 0
+
+
+def test_a_tokenizer_learns_its_clips(clips, tmp_path):
+    data = load_pictures(clips).loops(2)
+    torch.manual_seed(0)
+    before = float(psnr(VQTokenizer(CLIP).eval(), data).mean())
+    chosen = settings(steps=80, save_every=80)
+    model = train_tokenizer(data, CLIP, chosen, tmp_path / "run", quiet=True)
+    after = psnr(model, data)
+    assert after.shape == (12,) and float(after.mean()) > before + 6
+    with Image.open(tmp_path / "run" / "sample-000080.png") as sheet:
+        assert sheet.size == (8 * 16, 2 * 6 * 16)  # 24 pieces of 2 frames, 4 a row, each with its original
+
+
+def test_codes_of_clips_that_fall_out_of_use_are_seeded_anew(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr("narcli.training.tokenizer.RESEED_EVERY", 2)
+    data = load_pictures(clips)
+    config = replace(CLIP, codebook_size=512)  # more codes than one step can use
+    torch.manual_seed(settings().seed)
+    fresh = VQTokenizer(config)
+    torch.nn.init.normal_(fresh.quantize.embedding.weight)
+    start = fresh.quantize.embedding.weight.detach().clone()
+    still = settings(steps=4, learning_rate=0.0, ema=0.0)
+    model = train_tokenizer(data, config, still, tmp_path, quiet=True)
+    moved = (model.quantize.embedding.weight - start).abs().amax(1) > 0
+    assert moved.sum() > 100
+    seeded = torch.nn.functional.normalize(model.quantize.embedding.weight[moved], dim=-1)
+    features = model.features(data.batch(np.arange(6))).flatten(0, -2)
+    assert (seeded @ features.T).amax(1).min() > 0.98  # each is a feature of the clips
+
+
+def test_from_clips_to_a_video(clips, tmp_path, monkeypatch):
+    """The commands, in one process."""
+
+    def command(*arguments):
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, result.stderr
+        return result.stdout
+
+    small = ["--steps", 2, "--loop-starts", 2]
+    said = json.loads(command(
+        "train", "tokenizer", clips, "-o", tmp_path / "tok", *small, "--channels", 32, "--multipliers", "1,1",
+        "--codes", 16, "--patch", 1, "--frames", 2, "--heldout", clips, "--json", "-q",
+    ))  # fmt: skip
+    assert said["heldout_psnr_db"] > 0 and load_tokenizer(said["model"]).config == CLIP
+    model = command(
+        "train", "nar", clips, "-o", tmp_path / "nar", "--tokenizer", said["model"], *small, "--dim", 32,
+        "--layers", 1, "--heads", 2, "-q",
+    ).strip()  # fmt: skip
+    config = load_transformer(model).config
+    assert (config.grid, config.position, config.num_classes) == ((2, 8, 8), "absolute", 2)
+    with Image.open(tmp_path / "nar" / "sample-000002.png") as sheet:
+        assert sheet.size == (4 * 16, 8 * 16)
+    (tokens,) = (tmp_path / "nar").glob("tokens-*.npy")
+    assert np.load(tokens).shape == (12, 128)
+    command("video", "--model", model, "--class", "beam", "--frames", 4, "-o", tmp_path / "a.gif", "-q")
+    with Image.open(tmp_path / "a.gif") as clip:
+        assert clip.size == (256, 256)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["tokenizer", "clips", "--frames", 3], "The clips have 4 frames, not a multiple of 3"),
+        (["tokenizer", "pictures", "--size", 16, "--frames", 2], "holds no clips"),
+        (["tokenizer", "pictures", "--size", 16, "--loop-starts", 2], "--loop-starts is 2"),
+        (["nar", "clips", "--position", "rotary", "--tokenizer", "tok"], "--position is rotary"),
+        (["nar", "pictures", "--size", 16, "--tokenizer", "tok"], "The tokenizer is one of clips"),
+        (["nar", "clips", "--tokenizer", "larp"], "is a LARP tokenizer"),
+    ],
+)
+def test_what_does_not_go_with_clips_is_refused(clips, folder, larp, tmp_path, arguments, says, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_model("tok", tokenizer=VQTokenizer(CLIP))
+    Path("larp").symlink_to(larp[1])
+    result = CliRunner().invoke(app, ["train", *map(str, arguments), "-o", "run"])
+    assert result.exit_code == 2 and says in result.stderr
+    assert not Path("run").exists()
+
+
+# --- refusals ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

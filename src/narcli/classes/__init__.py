@@ -19,7 +19,7 @@ from pathlib import Path
 from ..errors import UsageError
 
 #: The tables that a model's ``config.json`` or registry row may name.
-TABLES = ("emoji", "imagenet1k", "ucf101")
+TABLES = ("emoji", "emoji-video", "imagenet1k", "ucf101")
 #: The tables of the released models, by kind and number of classes.
 RELEASED_TABLES = {("image", 1000): "imagenet1k", ("video", 101): "ucf101"}
 SHOWN = 60  # characters of what was typed, in messages
@@ -219,11 +219,11 @@ def _load(name: str) -> ClassTable:
         return ClassTable(name, tuple(ClassRow(names, (id,)) for id, names in enumerate(_imagenet())))
     if name == "ucf101":
         return ClassTable(name, tuple(ClassRow((line,), (id,)) for id, line in enumerate(_lines(name))))
-    rows = csv.DictReader(_text("emoji.tsv").splitlines(), delimiter="\t")
+    rows = csv.DictReader(_text(f"{name}.tsv").splitlines(), delimiter="\t")
     return ClassTable(
         name,
         tuple(ClassRow((row["name"],), tuple(_ranges(row["ids"])), row["emoji"]) for row in rows),
-        stands=True,
+        stands=name == "emoji",
     )
 
 

@@ -1,4 +1,4 @@
-"""``narcli train``: tokenizers and transformers, from folders of pictures or prepared arrays."""
+"""``narcli train``: tokenizers and transformers, from folders of pictures or prepared arrays and clips."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ app = typer.Typer(help="Train a tokenizer, then a NAR model on its tokens.", no_
 Data = Annotated[
     Path,
     typer.Argument(
-        help="Folder of pictures (class/name.png), or with images.npy (uint8, N x H x W x 3) and labels.npy."
+        help="Folder of pictures (class/name.png), or with images.npy (uint8, N x H x W x 3, or N x frames "
+        "x H x W x 3 for clips) and labels.npy."
     ),
 ]
 Output = Annotated[
@@ -38,6 +39,9 @@ Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps in all.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures a step.")]
 LearningRate = Annotated[float, typer.Option(min=0.0, help="Peak learning rate; a cosine takes it to zero.")]
 SaveEvery = Annotated[int, typer.Option(min=1, help="Steps between checkpoints and sample sheets.")]
+LoopStarts = Annotated[
+    int, typer.Option(help="Clips are loops: also train on them from so many frames on, evenly spread.")
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights, data order, dropout and noise.")]
 
 
@@ -48,6 +52,7 @@ class Position(str, Enum):
     absolute = "absolute"
 
 
+FRAMES = 4  # a slice of a clip, as in the released video models
 Compile = Annotated[bool, typer.Option("--compile", help="Use torch.compile: slow to start, then faster.")]
 
 
@@ -66,13 +71,18 @@ def tokenizer(
     blocks: Annotated[int, typer.Option(min=1, help="Residual blocks a level.")] = 1,
     patch: Annotated[int, typer.Option(min=1, help="Side in pixels of the patches stacked as channels.")] = 2,
     codes: Annotated[int, typer.Option(min=2, help="Codebook size.")] = 4096,
+    frames: Annotated[
+        int | None,
+        typer.Option(min=1, help="Frames of clips stacked as channels.", show_default=f"{FRAMES}, of clips"),
+    ] = None,
+    loop_starts: LoopStarts = 1,
     heldout: Annotated[Path | None, typer.Option(help="Pictures to measure the PSNR on at the end.")] = None,
     save_every: SaveEvery = 500,
     seed: Seed = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a VQ image tokenizer: L1, L2, gradient and quantisation losses; dead codes are re-seeded."""
+    """Train a VQ tokenizer: L1, L2, gradient and quantisation losses; dead codes are re-seeded."""
     if channels % 32:
         raise UsageError(f"--channels is {channels}, expected a multiple of 32 (normalisation groups).")
     levels = whole_numbers(multipliers, "--multipliers", "1,1,2")
@@ -82,9 +92,12 @@ def tokenizer(
     from ..training.loop import TrainSettings
     from ..training.tokenizer import psnr, train_tokenizer
 
-    config = VQConfig(channels, levels, blocks, channels * levels[-1], codes, patch=patch)
+    pictures = load_pictures(data, size).loops(loop_starts)
+    if frames and not pictures.frames:
+        raise UsageError(f"--frames is {frames}, and {str(data)!r} holds no clips.", "Leave it out.")
+    stacked = (frames or FRAMES) if pictures.frames else 1
+    config = VQConfig(channels, levels, blocks, channels * levels[-1], codes, patch=patch, frames=stacked)
     check_sizes(configs.VQ, asdict(config))
-    pictures = load_pictures(data, size)
     grid_of(pictures, config)
     compared = load_pictures(heldout, size) if heldout else None
     if compared:
@@ -109,15 +122,19 @@ def nar(
     batch_size: BatchSize = 32,
     learning_rate: LearningRate = 1e-3,
     dim: Annotated[int, typer.Option(min=8, help="Width of the model.")] = 320,
-    layers: Annotated[int, typer.Option(min=1, help="Layers of the trunk; the second head adds one.")] = 6,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of the trunk; each further head adds one.")] = 6,
     heads: Annotated[int, typer.Option(min=1, help="Attention heads, each a multiple of 4 wide.")] = 5,
     ffn: Annotated[
         int | None, typer.Option(min=1, help="Hidden size of the feed-forward; default: 8/3 of --dim.")
     ] = None,
     dropout: Annotated[float, typer.Option(min=0, max=0.9, help="Token, attention and FFN dropout.")] = 0.1,
-    position: Annotated[Position, typer.Option(help="How the network knows the cells' places.")] = (
-        Position.rotary
-    ),
+    position: Annotated[
+        Position | None,
+        typer.Option(
+            help="How the network knows the cells' places.", show_default="rotary; of clips absolute"
+        ),
+    ] = None,
+    loop_starts: LoopStarts = 1,
     token_noise: Annotated[
         float, typer.Option(min=0, max=1, help="Largest share of input tokens exchanged for other pictures'.")
     ] = 0.0,
@@ -140,12 +157,16 @@ def nar(
     from ..checkpoints import load_tokenizer, save_model
     from ..classes import load_table
     from ..models.transformer import TransformerConfig, ffn_dim
+    from ..models.vq import VQTokenizer
     from ..training.data import load_pictures
     from ..training.loop import TrainSettings
     from ..training.nar import tokenize, train_nar
 
-    pictures = load_pictures(data, size)
-    if pictures.labels is None:
+    pictures = load_pictures(data, size).loops(loop_starts)
+    if pictures.frames and position == "rotary":
+        raise UsageError("--position is rotary, which has two axes; clips have three.", "Leave it out.")
+    position = position or (Position.absolute if pictures.frames else Position.rotary)
+    if pictures.item_labels is None:
         raise UsageError(
             f"The pictures in {str(data)!r} have no classes.", "Put them into folders named by class."
         )
@@ -153,6 +174,8 @@ def nar(
     if names < pictures.num_classes:
         raise UsageError(f"The table {classes} has {names} classes, the labels {pictures.num_classes}.")
     vq = load_tokenizer(tokenizer)
+    if not isinstance(vq, VQTokenizer):
+        raise UsageError(f"{tokenizer} is a LARP tokenizer.", "Give one of `narcli train tokenizer`.")
     config = TransformerConfig(
         grid_of(pictures, vq.config), dim, layers, heads, vq.config.codebook_size, ffn or ffn_dim(dim, 64),
         num_classes=names, position=position.value,
@@ -166,7 +189,7 @@ def nar(
     tokens = tokenize(pictures, vq, output)
     import torch
 
-    labels = torch.from_numpy(pictures.labels)
+    labels = torch.from_numpy(pictures.item_labels)
     model = train_nar(tokens, labels, vq, config, settings, output, dropout, token_noise, quiet)
     table = classes or list(pictures.names) or [f"class {label}" for label in range(names)]
     defaults = {"cfg_scale": 2.0}
@@ -183,15 +206,27 @@ def check_sizes(rules: Mapping[str, configs.Rule], sizes: Mapping[str, Any]) -> 
             raise UsageError(f"{name} is {sizes[name]}, expected {expected}.")
 
 
-def grid_of(pictures: Pictures, tokenizer: VQConfig) -> tuple[int, int]:
-    """(H, W) of the tokens of the pictures."""
-    height, width = pictures.images.shape[1:3]
+def grid_of(pictures: Pictures, tokenizer: VQConfig) -> tuple[int, ...]:
+    """(H, W) of the tokens of pictures, (T, H, W) of those of clips.
+
+    Raises:
+        UsageError: the tokenizer does not fit them.
+    """
+    height, width = pictures.images.shape[-3:-1]
+    if tokenizer.frames > 1 and not pictures.frames:
+        raise UsageError("The tokenizer is one of clips, and these are pictures.", "Train one on pictures.")
+    if pictures.frames % tokenizer.frames:
+        raise UsageError(
+            f"The clips have {pictures.frames} frames, not a multiple of {tokenizer.frames}.",
+            "Train a tokenizer with other --frames.",
+        )
     if height % tokenizer.downsampling or width % tokenizer.downsampling:
         raise UsageError(
             f"The pictures are {width}x{height} pixels, not a multiple of {tokenizer.downsampling}.",
             "Choose another --size, or another tokenizer (its --patch and --multipliers).",
         )
-    return height // tokenizer.downsampling, width // tokenizer.downsampling
+    slices = (pictures.frames // tokenizer.frames,) if pictures.frames else ()
+    return *slices, height // tokenizer.downsampling, width // tokenizer.downsampling
 
 
 def whole_numbers(text: str, option: str, example: str) -> tuple[int, ...]:

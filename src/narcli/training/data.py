@@ -1,9 +1,10 @@
-"""Training pictures: a folder of image files or a prepared array."""
+"""Training pictures and clips: a folder of image files or a prepared array."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
+from math import lcm
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +19,35 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of one size and, where known, their classes.
+    """Pictures or clips of one size and, where known, their classes.
 
     Args:
-        images: uint8 (N, H, W, 3), possibly mapped from a file.
+        images: uint8 (N, H, W, 3), or (N, frames, H, W, 3) for clips; possibly mapped from a file.
         labels: int64 (N,), class of each, or None.
         names: name of each class; empty where not known.
+        starts: items that each clip gives, from as many frames on, evenly spread; those after the first go on
+            from the last frame to the first.
+        length: frames of an item; None is the whole clip.
     """
 
     images: np.ndarray
     labels: np.ndarray | None
     names: tuple[str, ...] = ()
+    starts: int = 1
+    length: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.images) * self.starts
+
+    @property
+    def frames(self) -> int:
+        """Frames of a clip; 0 for pictures."""
+        return self.images.shape[1] if self.images.ndim == 5 else 0
+
+    @property
+    def item_labels(self) -> np.ndarray | None:
+        """int64 (items,)."""
+        return None if self.labels is None else self.labels.repeat(self.starts)
 
     @property
     def num_classes(self) -> int:
@@ -40,25 +59,59 @@ class Pictures:
         known = sha256(np.ascontiguousarray(self.images).data)
         if self.labels is not None:
             known.update(self.labels.tobytes())
+        if self.starts > 1 or self.length:
+            known.update(f"{self.starts} {self.length}".encode())
         return known.hexdigest()
 
+    def loops(self, starts: int) -> Pictures:
+        """The same clips as loops that begin anywhere: ``starts`` items each.
+
+        Raises:
+            UsageError: no clips, or a number that does not divide their frames.
+        """
+        if starts < 1 or (starts > 1 and (not self.frames or self.frames % starts)):
+            raise UsageError(
+                f"--loop-starts is {starts}, and there are "
+                + (f"clips of {self.frames} frames." if self.frames else "no clips."),
+                "Give a number that divides the frames.",
+            )
+        return replace(self, starts=starts)
+
+    def pieces(self, length: int) -> Pictures:
+        """The clips in pieces of ``length`` frames, for a tokenizer that sees no more at once.
+
+        Pieces begin at every multiple of ``length``, and wherever a loop begins.
+        """
+        return replace(self, starts=lcm(self.starts, self.frames // length), length=length)
+
+    def pixels(self, indices: np.ndarray) -> np.ndarray:
+        """uint8 (B, H, W, 3) or (B, frames, H, W, 3)."""
+        if not self.frames:
+            return self.images[indices]
+        clips, start = np.divmod(indices, self.starts)
+        along = np.arange(self.length or self.frames)
+        return self.images[
+            clips[:, None], (start[:, None] * self.frames // self.starts + along) % self.frames
+        ]
+
     def batch(self, indices: np.ndarray) -> Tensor:
-        """float32 (B, 3, H, W) in [-1, 1]."""
-        return to_unit(torch.from_numpy(self.images[indices]))
+        """float32 (B, 3, H, W) or (B, 3, frames, H, W) in [-1, 1]."""
+        return to_unit(torch.from_numpy(self.pixels(indices)))
 
 
 def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1]."""
+    """uint8 (B, ..., 3) -> float32 (B, 3, ...) in [-1, 1]."""
     # Contiguous: the backward pass of group normalisation is many times slower channels-last on a CPU.
-    return pixels.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+    return pixels.movedim(-1, 1).contiguous().float() / 127.5 - 1
 
 
 def load_pictures(path: Path, size: int | None = None) -> Pictures:
     """Read training pictures.
 
     Args:
-        path: a folder with ``images.npy`` (uint8, N x H x W x 3) and perhaps ``labels.npy`` (N), or a folder
-            of image files, ``class/name.png``: the sorted names of the sub-folders are the classes.
+        path: a folder with ``images.npy`` (uint8, N x H x W x 3, or N x frames x H x W x 3 for clips) and
+            perhaps ``labels.npy`` (N), or a folder of image files, ``class/name.png``: the sorted names of
+            the sub-folders are the classes.
         size: side in pixels of the (square) pictures; image files are fitted and centre-cropped to it,
             with transparency on white. Required for image files, checked for arrays.
 
@@ -99,12 +152,14 @@ def _load_arrays(path: Path, size: int | None) -> Pictures:
         labels = np.load(path / "labels.npy") if (path / "labels.npy").is_file() else None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"The arrays in {str(path)!r} cannot be read: {error}.") from error
-    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or not len(images):
+    if images.ndim not in (4, 5) or images.shape[-1] != 3 or images.dtype != np.uint8 or not images.size:
         raise CheckpointError(
-            f"images.npy in {str(path)!r} is {images.dtype} {images.shape}.", "Expected uint8 (N, H, W, 3)."
+            f"images.npy in {str(path)!r} is {images.dtype} {images.shape}.",
+            "Expected uint8 (N, H, W, 3), or (N, frames, H, W, 3) for clips.",
         )
-    if size is not None and images.shape[1:3] != (size, size):
-        raise UsageError(f"The pictures are {images.shape[2]}x{images.shape[1]}, not {size}x{size}.")
+    height, width = images.shape[-3:-1]
+    if size is not None and (height, width) != (size, size):
+        raise UsageError(f"The pictures are {width}x{height}, not {size}x{size}.")
     if labels is not None and (labels.shape != images.shape[:1] or labels.dtype.kind not in "iu"):
         raise CheckpointError(
             f"labels.npy in {str(path)!r} is {labels.dtype} {labels.shape}.",

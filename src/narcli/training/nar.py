@@ -118,7 +118,7 @@ class Noise:
 
 
 @torch.inference_mode()
-def tokenize(pictures: Pictures, tokenizer: VQTokenizer, folder: Path, batch_size: int = 32) -> Tensor:
+def tokenize(pictures: Pictures, tokenizer: VQTokenizer, folder: Path, batch_size: int = 16) -> Tensor:
     """Codes of all pictures: (items, N) int64, kept in ``folder`` for the next time."""
     known = sha256(pictures.digest().encode())
     for tensor in tokenizer.state_dict().values():
@@ -126,7 +126,7 @@ def tokenize(pictures: Pictures, tokenizer: VQTokenizer, folder: Path, batch_siz
     cache = folder / f"tokens-{known.hexdigest()[:16]}.npy"
     if cache.is_file():
         return torch.from_numpy(np.load(cache).astype(np.int64))
-    count = len(pictures.images)
+    count = len(pictures)
     codes = torch.cat(
         [
             tokenizer.encode(pictures.batch(np.arange(start, min(start + batch_size, count))))

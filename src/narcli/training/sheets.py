@@ -13,18 +13,18 @@ from ..models.transformer import NARTransformer
 from ..models.vq import VQTokenizer
 from ..sampling import SamplingSettings, generate
 from ..writers import write_atomic
-from .data import to_unit
+from .data import Pictures
 
 
 @torch.inference_mode()
-def reconstruction_sheet(model: VQTokenizer, images: np.ndarray, path: Path, count: int = 24) -> None:
-    """Originals (uint8, N x H x W x 3) above their reconstructions, spread over the data, as a PNG."""
-    picks = np.linspace(0, len(images) - 1, count).astype(int)
-    originals = torch.from_numpy(images[picks])
-    batch = to_unit(originals)
-    grid = (batch.shape[2] // model.config.downsampling, batch.shape[3] // model.config.downsampling)
-    pixels = to_pixels(model.decode(model.encode(batch), grid))
-    columns = 8
+def reconstruction_sheet(model: VQTokenizer, pictures: Pictures, path: Path, count: int = 24) -> None:
+    """Originals above their reconstructions, spread over the data, as a PNG; frames of clips side by side."""
+    picks = np.linspace(0, len(pictures) - 1, count).astype(int)
+    batch = pictures.batch(picks)
+    features = model.features(batch)
+    decoded = model.decode(model.quantize.nearest(features.flatten(1, -2)), features.shape[1:-1])
+    originals, pixels = to_pixels(batch), to_pixels(decoded)
+    columns = max(1, 8 // max(1, pictures.length or pictures.frames))
     rows = [
         np.concatenate([*source[start : start + columns].numpy()], axis=1)
         for start in range(0, count, columns)
@@ -34,24 +34,28 @@ def reconstruction_sheet(model: VQTokenizer, images: np.ndarray, path: Path, cou
 
 
 @torch.inference_mode()
-def sample_sheet(model: NARTransformer, tokenizer: VQTokenizer, path: Path, count: int = 40) -> None:
-    """Samples of classes spread over the table, seeds 0 and up, guidance 2, as a PNG, ten a row."""
+def sample_sheet(model: NARTransformer, tokenizer: VQTokenizer, path: Path) -> None:
+    """Samples of classes spread over the table, seeds 0 and up, guidance 2, as a PNG.
+
+    40 pictures, ten a row, or 8 clips, the frames of each in a row.
+    """
     was_training = model.training
     model.eval()
+    count, columns = (8, 1) if len(model.config.grid) == 3 else (40, 10)
     labels = torch.linspace(0, model.config.num_classes - 1, count).long()
     tokens = torch.empty(count, model.config.order.cells, dtype=torch.int64)
     for step in generate(model, labels, range(count), SamplingSettings(cfg_scale=2.0)):
         tokens[:, list(step.cells)] = step.tokens
     model.train(was_training)
-    height, width = model.config.grid
-    pixels = to_pixels(tokenizer.decode(tokens, (height, width)))
-    rows = pixels.numpy().reshape(-1, 10, *pixels.shape[1:])
+    pixels = to_pixels(tokenizer.decode(tokens, model.config.grid))
+    rows = pixels.numpy().reshape(-1, columns, *pixels.shape[1:])
     save(np.concatenate([np.concatenate([*row], 1) for row in rows]), path)
 
 
 def to_pixels(decoded: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) in [-1, 1], not clamped -> uint8 (B, H, W, 3)."""
-    return ((decoded.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+    """(B, 3, [frames,] H, W) in [-1, 1], not clamped -> uint8 (B, H, W, 3), frames side by side."""
+    levels = ((decoded.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(1, -1)
+    return levels if decoded.dim() == 4 else levels.transpose(1, 2).flatten(2, 3)
 
 
 def save(pixels: np.ndarray, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 After LlamaGen (arXiv 2406.06525, section 2.1) without its adversarial and perceptual terms, which small
 pictures on plain backgrounds can do without. Codes that fall out of use are re-seeded from features.
+Clips are learned in pieces, one slice of the grid each.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models.vq import VQConfig, VQTokenizer
-from .data import Pictures, to_unit
+from .data import Pictures
 from .loop import TrainSettings, batch_indices, train
 
 #: Weight of the pull of features towards their codes (VQ-VAE's beta).
@@ -26,15 +28,16 @@ RESEED_EVERY = 40
 def train_tokenizer(
     pictures: Pictures, config: VQConfig, settings: TrainSettings, folder: Path, quiet: bool = False
 ) -> VQTokenizer:
-    """Train a tokenizer on pictures; see ``loop.train`` for what ``folder`` keeps.
+    """Train a tokenizer on pictures or clips; see ``loop.train`` for what ``folder`` keeps.
 
     Args:
-        pictures: H and W multiples of ``config.downsampling``.
+        pictures: H and W multiples of ``config.downsampling``, the frames of clips of ``config.frames``.
         config: sizes of the network.
         settings: of the optimisation.
         folder: where the run lives.
         quiet: no progress display.
     """
+    pictures = pictures.pieces(config.frames) if pictures.frames else pictures
     torch.manual_seed(settings.seed)
     model = VQTokenizer(config)
     nn.init.normal_(model.quantize.embedding.weight)
@@ -43,7 +46,7 @@ def train_tokenizer(
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         nonlocal last_features
-        images = pictures.batch(batch_indices(len(pictures.images), settings, step))
+        images = pictures.batch(batch_indices(len(pictures), settings, step))
         features = model.features(images)
         flat = features.detach().float().flatten(0, -2)
         codes = model.quantize.nearest(flat)
@@ -58,7 +61,7 @@ def train_tokenizer(
         to_codes = F.mse_loss(chosen, features.detach().float())
         to_features = F.mse_loss(features.float(), chosen.detach())
         # Peak-to-peak is 2 in [-1, 1]; the mean over pictures of each one's PSNR.
-        psnr = 10 * torch.log10(4 / squared.detach().mean((1, 2, 3)).clamp_min(1e-10)).mean()
+        psnr = 10 * torch.log10(4 / squared.detach().flatten(1).mean(1).clamp_min(1e-10)).mean()
         loss = reconstruction + to_codes + COMMITMENT * to_features
         return loss, {"psnr": psnr, "codes": codes.unique().numel()}
 
@@ -75,7 +78,7 @@ def train_tokenizer(
         from .sheets import reconstruction_sheet
 
         assert isinstance(model, VQTokenizer)
-        reconstruction_sheet(model, pictures.images, path)
+        reconstruction_sheet(model, pictures, path)
 
     about = {"tokenizer": asdict(config), "data": pictures.digest()}
     train(model, loss_of, settings, folder, sheet, reseed, {"used": used}, about, quiet)
@@ -83,24 +86,23 @@ def train_tokenizer(
 
 
 def edges(decoded: Tensor, images: Tensor) -> Tensor:
-    """Mean absolute difference of the horizontal and vertical gradients."""
-    error = decoded - images
-    return (error[..., 1:] - error[..., :-1]).abs().mean() + (
-        error[..., 1:, :] - error[..., :-1, :]
-    ).abs().mean()
+    """Mean absolute difference of the horizontal and vertical gradients and, of clips, those in time."""
+    error = decoded - images  # (B, 3, [frames,] H, W)
+    return torch.stack([error.diff(dim=axis).abs().mean() for axis in range(2, error.dim())]).sum()
 
 
 @torch.inference_mode()
-def psnr(model: VQTokenizer, pictures: Pictures, batch_size: int = 32) -> Tensor:
-    """Peak signal-to-noise ratio of each picture, in dB: float32 (N,); for a float32 tokenizer.
+def psnr(model: VQTokenizer, pictures: Pictures, batch_size: int = 16) -> Tensor:
+    """Peak signal-to-noise ratio of each picture or clip, in dB: float32 (N,); for a float32 tokenizer.
 
     Decoded values are clamped to [-1, 1] and rounded to 8 bits, as written to files.
     """
     values = []
-    for start in range(0, len(pictures.images), batch_size):
-        images = to_unit(torch.from_numpy(pictures.images[start : start + batch_size].copy()))
-        grid = (images.shape[2] // model.config.downsampling, images.shape[3] // model.config.downsampling)
-        decoded = model.decode(model.encode(images), grid).float().clamp(-1, 1)
+    for start in range(0, len(pictures), batch_size):
+        images = pictures.batch(np.arange(start, min(start + batch_size, len(pictures))))
+        features = model.features(images)
+        codes = model.quantize.nearest(features.flatten(1, -2))
+        decoded = model.decode(codes, features.shape[1:-1]).float().clamp(-1, 1)
         decoded = ((decoded + 1) * 127.5).round() / 127.5 - 1
-        values.append(10 * torch.log10(4 / (decoded - images).square().mean((1, 2, 3)).clamp_min(1e-10)))
+        values.append(10 * torch.log10(4 / (decoded - images).square().flatten(1).mean(1).clamp_min(1e-10)))
     return torch.cat(values)
