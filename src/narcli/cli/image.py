@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
-from ..prompts import Prompt, collect
+from ..prompts import collect
 from ..settings import BATCH_SIZE
 from . import options
 from .options import Dtype, FrontierFormat
-from .run import Run, sampling_settings
+from .run import Run
 
 if TYPE_CHECKING:
     from ..pipeline import Clip
@@ -54,41 +53,33 @@ def image(
 
     Beside the pictures it writes an animation of the order in which they were decoded.
     """
-    sampling = sampling_settings(
-        cfg_scale=cfg_scale, cfg_interval=cfg_interval, temperature=temperature, top_k=top_k, top_p=top_p
-    )
-    prompts = _prompts(classes, prompt, prompt_file, text_encoder=text_encoder, text_device=text_device)
-    run = Pictures(
-        classes=classes, prompts=prompts, num=num, seed=seed, sampling=sampling, batch_size=batch_size,
-        model=model, tokenizer=tokenizer, text_encoder=text_encoder, revision=revision,
-        device=device, text_device=text_device, dtype=dtype.value,
-        frontier=frontier, frontier_mode=frontier_mode, scale=scale, output=output, overwrite=overwrite,
-        as_json=as_json, quiet=quiet, offline=offline, yes=yes, grid=grid,
-    )  # fmt: skip
-    run()
-
-
-def _prompts(
-    classes: str | None, prompts: Sequence[str] | None, file: Path | None, **text: str | None
-) -> list[Prompt]:
-    """What ``--prompt`` and ``--prompt-file`` say; none with ``--class``, which excludes them."""
-    if prompts or file is not None:
-        if classes is not None:
-            raise UsageError("--class and --prompt exclude each other.", "Each is for models of its kind.")
-        return collect(prompts or (), file)
-    if given := [name for name, value in text.items() if value is not None]:
-        raise UsageError(f"--{given[0].replace('_', '-')} goes with --prompt.", "Leave it out.")
-    return []
+    Pictures(**locals())()  # the options are its fields
 
 
 @dataclass(kw_only=True)
 class Pictures(Run):
-    """A run of pictures; ``grid`` asks for a contact sheet of all of them."""
+    """A run of pictures of classes or prompts; ``grid`` asks for a contact sheet of all of them."""
 
     kind = "image"
     noun = "picture"
     ways = "a class, --class 207 or --class 'golden retriever', or a prompt, --prompt 'a red apple'"
+    prompt: list[str] | None
+    prompt_file: Path | None
     grid: bool
+
+    def check(self) -> None:
+        """Also the prompts, which exclude a class."""
+        if self.prompt or self.prompt_file is not None:
+            if self.classes is not None:
+                raise UsageError(
+                    "--class and --prompt exclude each other.", "Each is for models of its kind."
+                )
+            self.prompts = collect(self.prompt or (), self.prompt_file)
+        else:
+            for option, value in (("encoder", self.text_encoder), ("device", self.text_device)):
+                if value is not None:
+                    raise UsageError(f"--text-{option} goes with --prompt.", "Leave it out.")
+        super().check()
 
     @property
     def suffixes(self) -> list[str]:

@@ -84,7 +84,7 @@ def convert(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to make.")],
     tokenizer: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The image tokenizer to put beside the transformer.")
+        Path | None, typer.Option(metavar="FILE", help="The tokenizer to put beside the transformer.")
     ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A config.json, if not the one beside the file.")

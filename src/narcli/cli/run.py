@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import accumulate
 from math import ceil
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..prompts import Prompt, slug
 from ..settings import Sample, SamplingSettings, check_batch_size, plan_samples
 from ..sources import choose
 from .console import Console, is_terminal
-from .options import FrontierFormat, FrontierMode
+from .options import Dtype, FrontierFormat, FrontierMode
 
 if TYPE_CHECKING:
     from ..classes import ClassTable
@@ -34,14 +34,7 @@ MAX_PROMPTS = 50_000  # bytes of prompts in the metadata of what shows several s
 FRONTIER = "_frontier"  # before the suffix of the file beside the first sample's
 
 
-def sampling_settings(**settings: float | None) -> dict[str, Any]:
-    """The sampling settings that were given, checked; the others are the model's."""
-    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
-    SamplingSettings(**given)
-    return given
-
-
-def _fields(entry: ClassEntry | Prompt) -> dict[str, object]:
+def _words(entry: ClassEntry | Prompt) -> dict[str, object]:
     """What names of files can hold of a class or prompt."""
     if isinstance(entry, Prompt):
         return {"prompt": slug(entry.text)}
@@ -50,7 +43,7 @@ def _fields(entry: ClassEntry | Prompt) -> dict[str, object]:
 
 @dataclass(kw_only=True)
 class Run:
-    """A run of a model, from what was asked for to its files; the fields are options of the commands.
+    """A run of a model, from what was asked for to its files; the fields are the options of the commands.
 
     Subclasses say what kind of model it takes, and write what it makes.
     """
@@ -59,10 +52,13 @@ class Run:
     noun: ClassVar[str]
     ways: ClassVar[str] = "a class: --class 207 or --class 'golden retriever'"
     classes: str | None
-    prompts: Sequence[Prompt] = ()
     num: int
     seed: int | None
-    sampling: Mapping[str, Any]
+    cfg_scale: float | None
+    cfg_interval: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
     batch_size: int
     model: str | None
     tokenizer: str | None
@@ -70,7 +66,7 @@ class Run:
     revision: str | None
     device: str
     text_device: str | None = None
-    dtype: str
+    dtype: Dtype
     frontier: FrontierFormat
     frontier_mode: FrontierMode | None
     scale: int | None
@@ -80,6 +76,7 @@ class Run:
     quiet: bool
     offline: bool
     yes: bool
+    prompts: Sequence[Prompt] = field(default=(), init=False)
     files: list[Path] = field(default_factory=list, init=False)
     documents: list[dict[str, Any]] = field(default_factory=list, init=False)
     kept: list[Result] = field(default_factory=list, init=False)
@@ -109,20 +106,21 @@ class Run:
             offline=self.offline,
             progress=not self.quiet and is_terminal(sys.stderr),
             approve=(lambda sizes: None) if self.yes else self.console.approve_download,
-            known=lambda encoder: all_cached(encoder, self.prompts, self.dtype),
+            known=lambda encoder: all_cached(encoder, self.prompts, self.dtype.value),
         )
         for note in dict.fromkeys((files.model.note, files.tokenizer.note)):
             if note:
                 self.console.warn(note)
         with self.timed("import"):
             from ..pipeline import load_files, prompt_encoder
-        encoder = prompt_encoder(files, self.text_device or self.device, self.dtype, self.console.warn)
+        place = self.text_device or self.device
+        encoder = prompt_encoder(files, place, self.dtype.value, self.console.warn)
         if encoder is not None:
             self.seconds["encode"] = 0.0
             with self.timed("encode"):  # before the model takes its memory
                 encoder.encode(self.prompts)
         with self.timed("load"):
-            self.pipeline = load_files(files, self.device, self.dtype, encoder)
+            self.pipeline = load_files(files, self.device, self.dtype.value, encoder)
         if table is None:
             self.plan(self.pipeline.classes, source.model.name)
         settings = self.pipeline.settings(**self.sampling)
@@ -162,12 +160,19 @@ class Run:
         """Of the files beside the first sample's, the frontier's first."""
         return [f"{FRONTIER}.{self.frontier.value}"] * (self.frontier != "none")
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The sampling settings that were given; the others are the model's."""
+        given = {f.name: getattr(self, f.name) for f in fields(SamplingSettings)}
+        return {name: value for name, value in given.items() if value is not None}
+
     def check(self) -> None:
         """Refuse what can be known to be wrong before anything is loaded.
 
         Raises:
             UsageError: an option that is missing, out of range, or does not go with another.
         """
+        SamplingSettings(**self.sampling)
         check_batch_size(self.batch_size)
         if self.classes is None and not self.prompts:
             raise UsageError(
@@ -187,11 +192,11 @@ class Run:
 
         entries = self.prompts or table.parse_classes(self.classes or "")
         self.samples = plan_samples(entries, self.seed, self.num)
-        fields = [{**_fields(sample.entry), "seed": sample.seed, "model": model} for sample in self.samples]
+        named = [{**_words(sample.entry), "seed": sample.seed, "model": model} for sample in self.samples]
         self.outputs = resolve_outputs(
             self.output,
-            fields,
-            default=default_name(self.kind, fields[0]),
+            named,
+            default=default_name(self.kind, named[0]),
             suffixes=self.suffixes,
             companions=self.endings,
             overwrite=self.overwrite,

@@ -13,7 +13,7 @@ import typer
 from ..errors import NarError, UsageError
 from . import options
 from .options import Dtype, FrontierFormat
-from .run import Run, sampling_settings
+from .run import Run
 
 if TYPE_CHECKING:
     from ..pipeline import Clip
@@ -73,22 +73,12 @@ def video(
 
     Beside the clips it writes an animation of the order in which they were decoded.
     """
-    sampling = sampling_settings(
-        cfg_scale=cfg_scale, cfg_interval=cfg_interval, temperature=temperature, top_k=top_k, top_p=top_p
-    )
-    run = Clips(
-        classes=classes, num=num, seed=seed, sampling=sampling, batch_size=batch_size,
-        model=model, tokenizer=tokenizer, revision=revision, device=device, dtype=dtype.value,
-        frontier=frontier, frontier_mode=frontier_mode, scale=scale, output=output, overwrite=overwrite,
-        as_json=as_json, quiet=quiet, offline=offline, yes=yes,
-        frames=frames, fps=fps, format=format, quality=quality,
-    )  # fmt: skip
-    run()
+    Clips(**locals())()  # the options are its fields
 
 
 @dataclass(kw_only=True)
 class Clips(Run):
-    """A run of clips; the fields are options of the command."""
+    """A run of clips; ``format`` None is that of the files' names."""
 
     kind = "video"
     noun = "clip"
@@ -144,7 +134,7 @@ class Clips(Run):
                 "It draws all frames of a clip together and cannot go on after them; "
                 f"give at most {made}, or a lower --fps to make it last longer.",
             )
-        about = {"frames": self.frames or made, "model_frames": made}
+        about: dict[str, Any] = {"frames": self.frames or made, "model_frames": made}
         if self.suffix:
             about |= {"fps": self.fps or FPS}
         if self.suffix in (".mp4", ".webp"):
