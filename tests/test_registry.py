@@ -46,7 +46,7 @@ def test_there_is_a_row_for_every_released_model():
     }
     for row in MODELS.values():
         assert row.name == row.name.lower() and row.kind in registry._KINDS
-        if row.repo and not row.kind.endswith("tokenizer"):
+        if row.repo and row.kind in DEFAULT_KINDS:
             assert row.grid and MODELS[row.tokenizer].kind == (
                 "video-tokenizer" if row.kind == "video" else "image-tokenizer"
             )
