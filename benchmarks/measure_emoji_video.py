@@ -6,8 +6,8 @@ DATA is what scripts/prepare_emoji.py wrote. Prints one JSON document:
 
 - tokenizer: mean over the clips of each one's PSNR, on the frames half way between those of training, and on
   those of training themselves, in float32;
-- nearest: for each class and the seeds from 0, the share of samples whose nearest training clip (least squared
-  difference of pixels, all frames, all classes, from whichever frame on: clips are loops) is of its class;
+- nearest: for every class and the seeds from 0, the share of samples whose nearest training clip is of their
+  class (mean squared difference of all pixels, all classes, from whichever frame on: the clips are loops);
 - motion: the mean absolute change from frame to frame, divided by that of the class's training clip (from the
   frame on that is nearest to the sample): the share of samples between 0.6 and 1.6, and percentiles.
 """

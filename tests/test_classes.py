@@ -10,7 +10,7 @@ import narcli
 from narcli.classes import TABLES, load_table, table_for
 from narcli.errors import UsageError
 
-EMOJI, IMAGENET, UCF = (load_table(name) for name in TABLES)
+EMOJI, VIDEO, IMAGENET, UCF = (load_table(name) for name in TABLES)
 
 
 def refused(table, text):
@@ -110,6 +110,15 @@ def test_search_finds_own_names_synonyms_and_what_they_stand_for():
     assert any(entry.name == "dog" for entry in EMOJI.search("🐕"))
     spider = EMOJI.lookup("\U0001f577")  # without the selector U+FE0F, which the table has
     assert [entry.name for entry in EMOJI.search("\U0001f577")] == [spider.name]
+
+
+def test_the_emoji_of_videos_are_numbered_from_zero_and_are_no_imagenet_classes():
+    assert len(VIDEO) >= 101
+    assert [row.ids for row in VIDEO.rows] == [(label,) for label in range(len(VIDEO))]
+    assert len({row.names for row in VIDEO.rows}) == len({row.emoji for row in VIDEO.rows}) == len(VIDEO)
+    assert VIDEO.lookup("5").name == VIDEO.lookup("🦘").name == "kangaroo"
+    with pytest.raises(UsageError, match="no class 207"):
+        VIDEO.lookup("207")
 
 
 def test_tables_of_names_and_of_numbers():

@@ -137,6 +137,12 @@ def test_a_folder_says_what_it_is(tmp_path):
     assert "images from classes" in refused(folder, "video")
     (folder / "tokenizer.safetensors").touch()
     assert resolve(folder, "image-tokenizer").kind == "image-tokenizer"
+    assert "not a video tokenizer" in refused(folder, "video-tokenizer")
+    (folder / "config.json").write_text(json.dumps(said | {"kind": "video"}))
+    assert resolve(folder, "video").kind == "video" and resolve(folder, None).kind == "video"
+    assert resolve(folder, "video-tokenizer").kind == "video-tokenizer"
+    assert "not an image tokenizer" in refused(folder, "image-tokenizer")
+    (folder / "config.json").write_text(json.dumps(said))
     assert complete(Model("x", "image", "a/b", tokenizer="vq16-c2i"), folder).tokenizer is None
     assert registry.has_own_tokenizer(folder / "model.safetensors")
 
@@ -147,6 +153,12 @@ def test_the_built_in_model_is_the_default_for_images_only():
         with pytest.raises(NarError, match=f"No {kind} model is built in") as caught:
             default_model(kind)
         assert "narcli models default" in caught.value.hint
+
+
+def test_a_built_in_model_of_videos_would_be_their_default(monkeypatch, tmp_path):
+    row = Model("clips", "video", path=tmp_path)
+    monkeypatch.setattr(registry, "MODELS", MODELS | {"clips": row})
+    assert default_model("video") == "clips" and default_model("image") == "emoji"
 
 
 def test_a_default_is_remembered_and_the_environment_goes_before_it(monkeypatch, settings):

@@ -26,9 +26,11 @@ from narcli.writers import (
     read_metadata,
     resolve_outputs,
     write_atomic,
+    write_frames,
     write_gif,
     write_mp4,
     write_png,
+    write_webp,
 )
 
 #: Child processes find the package as this one does.
@@ -312,13 +314,15 @@ ABOUT = {
 picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
 
 
-@pytest.mark.parametrize("suffix", ["png", "gif", "mp4"])
+@pytest.mark.parametrize("suffix", ["png", "gif", "webp", "mp4"])
 def test_metadata_comes_back(suffix):
     path = Path(f"x.{suffix}")
     if suffix == "png":
         write_png(path, picture, ABOUT, "a dog, seed 42 \0")
     elif suffix == "gif":
         write_gif(path, [picture, picture.rotate(90)], ABOUT)
+    elif suffix == "webp":
+        write_webp(path, [picture, picture.rotate(90)], ABOUT)
     else:  # an argument of a command line holds no NUL, JSON escapes it
         write_mp4(path, [picture.resize((32, 32))] * 3, ABOUT)
     assert read_metadata(path) == {"schema": "narcli.run/1"} | ABOUT
@@ -328,8 +332,11 @@ def test_large_metadata_survives_every_container_and_huge_is_refused():
     large = {"prompt": "é" * 15_000}
     write_png(Path("x.png"), picture, large, "")
     write_gif(Path("x.gif"), [picture] * 2, large)
+    write_webp(Path("x.webp"), [picture] * 2, large)
     write_mp4(Path("x.mp4"), [picture.resize((32, 32))], large)
-    assert all(read_metadata(Path(f"x.{s}"))["prompt"] == large["prompt"] for s in ("png", "gif", "mp4"))
+    assert all(
+        read_metadata(Path(f"x.{s}"))["prompt"] == large["prompt"] for s in ("png", "gif", "webp", "mp4")
+    )
     with pytest.raises(NarError, match="settings of this run take"):
         write_png(Path("y.png"), picture, {"prompt": "x" * writers.MAX_METADATA}, "")
 
@@ -352,7 +359,7 @@ def test_a_compressed_chunk_is_read_too():
     assert read_metadata(Path("x.png"))["seed"] == 7
 
 
-@pytest.mark.parametrize("suffix", ["png", "gif"])
+@pytest.mark.parametrize("suffix", ["png", "gif", "webp"])
 def test_a_picture_of_somebody_else_is_refused(suffix):
     picture.save(f"x.{suffix}")
     with pytest.raises(CheckpointError, match="holds no settings of narcli") as raised:
@@ -389,12 +396,13 @@ def intact(tmp_path_factory):
     folder = tmp_path_factory.mktemp("intact")
     write_png(folder / "x.png", picture, ABOUT, "")
     write_gif(folder / "x.gif", [picture, picture.rotate(90)], ABOUT)
+    write_webp(folder / "x.webp", [picture, picture.rotate(90)], ABOUT)
     write_mp4(folder / "x.mp4", [picture.resize((32, 32))] * 3, ABOUT)
-    return {suffix: (folder / f"x.{suffix}").read_bytes() for suffix in ("png", "gif", "mp4")}
+    return {suffix: (folder / f"x.{suffix}").read_bytes() for suffix in ("png", "gif", "webp", "mp4")}
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data(), st.sampled_from(["png", "gif", "mp4"]))
+@given(st.data(), st.sampled_from(["png", "gif", "webp", "mp4"]))
 def test_any_damage_is_either_harmless_or_a_checkpoint_error(intact, tmp_path, data, suffix):
     content = bytearray(intact[suffix])
     for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=3)):
@@ -405,6 +413,31 @@ def test_any_damage_is_either_harmless_or_a_checkpoint_error(intact, tmp_path, d
         assert isinstance(read_metadata(path), dict)
     except CheckpointError as error:
         assert error.message
+
+
+# --- clips ---------------------------------------------------------------------------------------
+
+
+def test_the_quality_of_a_video_is_its_rate_factor():
+    sizes = []
+    for quality in (0, 50, 100):
+        path = write_mp4(Path(f"{quality}.mp4"), [shades(k) for k in range(6)], quality=quality)
+        sizes.append(path.stat().st_size)
+    assert sizes == sorted(sizes) and sizes[0] * 2 < sizes[2]
+
+
+def test_a_name_for_frames_that_was_taken_meanwhile_is_not_overwritten(here):
+    (here / "a").mkdir()
+    assert write_frames(Path("a"), [picture] * 2, ABOUT, "") == Path("a_1")
+    assert sorted(file.name for file in (here / "a_1").iterdir()) == ["00.png", "01.png"]
+    assert write_frames(Path("a_1"), [picture], ABOUT, "", overwrite=True) == Path("a_1")
+    assert [file.name for file in (here / "a_1").iterdir()] == ["00.png"]
+    assert sorted(file.name for file in here.iterdir()) == ["a", "a_1"]
+    (here / "b").write_text("a file")
+    with pytest.raises(NarError, match="holds other files than frames"):
+        write_frames(Path("b"), [picture], ABOUT, "", overwrite=True)
+    with pytest.raises(NarError, match="a part of the path is a file"):
+        write_frames(Path("b/c"), [picture], ABOUT, "")
 
 
 # --- animations ----------------------------------------------------------------------------------
