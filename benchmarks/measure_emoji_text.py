@@ -89,7 +89,9 @@ def alike(rows: Sequence[Row], heldout: Sequence[Row]) -> list[Row]:
     chosen: list[Row] = []
     for kind, number in Counter(row["kind"] for row in heldout).items():
         seen = [row for row in rows if row["kind"] == kind and row["held_out"] == "0"]
-        chosen += [seen[int(place)] for place in np.linspace(0, len(seen) - 1, number).round()]
+        chosen += [
+            seen[int(place)] for place in np.linspace(0, len(seen) - 1, min(number, len(seen))).round()
+        ]
     return chosen
 
 
