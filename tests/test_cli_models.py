@@ -110,7 +110,7 @@ def test_conversion_makes_a_folder_that_loads(here):
 def test_conversion_refuses_what_is_no_model_and_leaves_nothing():
     Path("page.pt").write_text("<!doctype html>")
     assert "web page" in run("models", "convert", "page.pt", "-o", "out", code=4)
-    assert "not an image tokenizer" in run(
+    assert "not a tokenizer" in run(
         "models", "convert", DATA / "c2i.pt", "-o", "out", "--tokenizer", DATA / "c2i.pt", code=4
     )
     assert {p.name for p in Path().iterdir()} == {"page.pt"}
