@@ -17,7 +17,9 @@ import argparse
 import json
 import platform
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,22 +53,16 @@ def main() -> None:
 
     training = load_pictures(given.data / "emoji")
     assert training.labels is not None
-    flat = torch.from_numpy(np.array(training.images)).flatten(1).float() / 255
-    squares = flat.square().sum(1)
     labels = np.unique(np.linspace(0, len(pipeline.classes) - 1, given.classes).round().astype(int))
     names = [pipeline.classes.entry(int(label)).name for label in labels]
     results = pipeline.images(names, seed=0, num=given.samples, **settings)
     found, wrong = [], []
-    pixels = (
-        torch.stack([torch.from_numpy(np.array(result.image)).flatten() for result in results]).float() / 255
-    )
-    for result, sample in zip(results, pixels, strict=True):
-        nearest = int((squares - 2 * (flat @ sample)).argmin())
-        found.append(int(training.labels[nearest]) == result.label)
+    pixels = as_pixels([result.image for result in results])
+    taken_for = training.labels[nearest(pixels, as_pixels(training.images)).numpy()]
+    for result, label in zip(results, taken_for.tolist(), strict=True):
+        found.append(label == result.label)
         if not found[-1]:
-            wrong.append(
-                f"{result.class_name} -> {pipeline.classes.entry(int(training.labels[nearest])).name}"
-            )
+            wrong.append(f"{result.class_name} -> {pipeline.classes.entry(label).name}")
     groups = pixels.view(len(labels), given.samples, -1)
     pairs = [(i, j) for i in range(given.samples) for j in range(i)]
     distances = torch.stack([(groups[:, i] - groups[:, j]).abs().mean(1) for i, j in pairs], 1)
@@ -88,6 +84,17 @@ def main() -> None:
         **machine(pipeline, began),
     }
     print(json.dumps(report, indent=1, ensure_ascii=False))
+
+
+def as_pixels(images: Iterable[Any]) -> torch.Tensor:
+    """Pictures of one size -> float32 (N, pixels) in [0, 1]."""
+    return torch.stack([torch.from_numpy(np.array(image)).flatten() for image in images]).float() / 255
+
+
+def nearest(samples: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Which of the known pictures (K, pixels) is nearest to each sample (N, pixels), by squares: (N,)."""
+    squares = known.square().sum(1)
+    return torch.stack([(squares - 2 * (known @ sample)).argmin() for sample in samples])
 
 
 def tokenizer_figures(tokenizer: VQTokenizer, pictures: Pictures) -> dict[str, float]:

@@ -41,6 +41,34 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_text(tiny, tmp_path_factory):
+    """A narcli folder: images from text, 4x4 grid, 24 condition tokens, an encoder of bytes."""
+    from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+
+    from narcli.checkpoints import load_tokenizer
+    from narcli.models.text import T5Encoder
+
+    torch.manual_seed(1)
+    letters = ByT5Tokenizer(extra_ids=0)
+    encoder = T5EncoderModel(
+        T5Config(vocab_size=len(letters), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    )
+    sizes = TransformerConfig(
+        *((4, 4), 64, 2, 2, 96, 128), condition="text", condition_tokens=24, caption_dim=16
+    )
+    transformer = NARTransformer(sizes)
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return save_model(
+        tmp_path_factory.mktemp("models") / "tiny-text",
+        transformer=transformer,
+        tokenizer=load_tokenizer(tiny),
+        text_encoder=T5Encoder(encoder, letters),
+        defaults={"cfg_scale": 2.5},
+    )
+
+
+@pytest.fixture(scope="session")
 def tiny_video(tmp_path_factory):
     """A narcli folder: four classes, 2x4x4 grid, clips of 6 frames of 8 pixels, random weights."""
     transformer = small_transformer((2, 4, 4), 4, position="absolute")

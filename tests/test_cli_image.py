@@ -233,13 +233,13 @@ def test_the_built_in_model_makes_a_dog(run, here):
 
 
 def test_what_a_person_should_know_of_the_files_is_said_once_each(run, tiny, monkeypatch):
-    original = hub.fetch
+    original = hub.Located.fetch
 
-    def fetch(model, **options):
-        note = f"{model.kind} is the copy on this machine."
-        return replace(original(model, **options), note=note)
+    def fetch(self, **options):
+        note = f"{self.model.kind} is the copy on this machine."
+        return replace(original(self, **options), note=note)
 
-    monkeypatch.setattr(hub, "fetch", fetch)
+    monkeypatch.setattr(hub.Located, "fetch", fetch)
     warning = "warning: image is the copy on this machine.\n"
     assert run("--class", "cat", "--quiet").stderr == warning
     both = run("--class", "cat", "--quiet", "--tokenizer", tiny).stderr

@@ -55,12 +55,13 @@ def table_of_models():
         "video": "videos of classes",
         "image-tokenizer": "image tokenizer",
         "video-tokenizer": "video tokenizer",
+        "text-encoder": "text encoder",
     }
     titles = ("name", "makes", "repository", "file", "to fetch, about", "tokenizer")
     lines = [titles, ("---",) * len(titles)]
     for row in registry.MODELS.values():
         what, note = makes[row.kind], row.note if row.repo else ""
-        what += (" " if row.kind.endswith("tokenizer") else ", " if what and note else "") + note
+        what += (" " if row.kind.endswith(("tokenizer", "encoder")) else ", " if what and note else "") + note
         repo = f"`{row.repo}`" if row.repo else "built in"
         file = f"`{row.file}`" if row.file else "only one" if row.repo else ""
         size = "nothing" if not row.repo else f"{row.size / 1e6:,.0f} MB" if row.size else "not known"
@@ -175,7 +176,7 @@ def test_no_help_text_needs_a_heavy_import():
         "import sys; from narcli.cli import app\n"
         f"for words in {list(commands())}:\n"
         "    app([*words.split(), '--help'], prog_name='narcli', standalone_mode=False)\n"
-        "heavy = {'torch', 'numpy', 'PIL', 'huggingface_hub', 'safetensors', 'rich'}\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'PIL', 'huggingface_hub', 'safetensors', 'rich'}\n"
         "print('IMPORTED', sorted(heavy & set(sys.modules)))"
     )
     environment = os.environ | {"PYTHONPATH": str(SOURCE)}

@@ -30,6 +30,7 @@ from .configs import (
     MAX_CELLS,
     MODEL,
     RELEASED_DEFAULTS,
+    TEXT_ENCODER,
     TOKENIZER,
     ModelConfig,
     agree,
@@ -38,6 +39,7 @@ from .configs import (
 from .containers import first_line, read_tensors
 from .errors import CheckpointError, NarError, UsageError
 from .models.larp import LARPConfig, LARPTokenizer
+from .models.text import T5Encoder
 from .models.transformer import NARTransformer, TransformerConfig
 from .models.vq import VQConfig, VQTokenizer
 from .order import HEADS, format_grid
@@ -498,6 +500,7 @@ def save_model(
     *,
     transformer: NARTransformer | None = None,
     tokenizer: Tokenizer | None = None,
+    text_encoder: T5Encoder | None = None,
     classes: str | Sequence[str] | None = None,
     defaults: Mapping[str, float] | None = None,
     name: str = "",
@@ -510,6 +513,7 @@ def save_model(
         folder: the folder to make; one that is empty is replaced.
         transformer: the model; without one the folder holds a tokenizer only.
         tokenizer: the tokenizer that belongs to it.
+        text_encoder: of a model of images from text, where it has one of its own.
         classes: name of a class table, or the class names.
         defaults: sampling settings (cfg_scale, temperature, top_k, top_p, cfg_interval).
         name: what the model is called; by default the folder's name.
@@ -551,6 +555,8 @@ def save_model(
             for file, tensors in parts.items():
                 save_file(tensors, new / file)
                 (new / file).chmod((new / CONFIG).stat().st_mode)  # it is made for its owner alone
+            if text_encoder is not None:
+                text_encoder.save(new / TEXT_ENCODER, dtype)
             old = Path(made) / "old"
             if folder.exists():
                 folder.rename(old)
@@ -609,9 +615,11 @@ def convert(
         folder,
         transformer=model,
         tokenizer=load_tokenizer(tokenizer, dtype=dtype) if tokenizer else None,
+        text_encoder=T5Encoder.load(own, None) if (own := file.with_name(TEXT_ENCODER)).is_dir() else None,
         classes=said.classes or RELEASED_TABLES.get((_kind(model), model.config.num_classes)),
         defaults=said.defaults if said.kind else RELEASED_DEFAULTS[_kind(model)],
         name=said.name,
+        dtype=dtype,
         overwrite=overwrite,
     )
 
@@ -619,7 +627,8 @@ def convert(
 def _check_replaceable(folder: Path, overwrite: bool) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    ours = folder.is_dir() and {f.name for f in folder.iterdir()} <= {CONFIG, MODEL, TOKENIZER}
+    known = {CONFIG, MODEL, TOKENIZER, TEXT_ENCODER}
+    ours = folder.is_dir() and {f.name for f in folder.iterdir()} <= known
     if not ours:
         raise UsageError(f"{folder} holds something else.", "Choose a folder that does not exist yet.")
     if not overwrite:

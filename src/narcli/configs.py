@@ -9,6 +9,8 @@ A narcli folder (format ``narcli.model/1``) holds ``config.json``, ``model.safet
      "classes": "emoji",                                    a table of narcli.classes, or a list of names
      "defaults": {"cfg_scale": 2.0, "top_k": 0}}
 
+A model of images from text may bring its encoder, a folder ``text_encoder`` as ``transformers`` saves it.
+
 Beside a released file a ``config.json`` may say what the tensors cannot, with the names of the released
 code: ``grid``, ``n_head`` (or ``head_dim``), ``n_layer``, ``dim``, ``cond_tokens`` and so on; keys that are
 not known there are ignored. LARP's own ``config.json`` says the sizes of a video tokenizer. Whatever is said
@@ -30,6 +32,7 @@ from .settings import LARGEST
 
 FORMAT = "narcli.model/1"
 CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer.safetensors"
+TEXT_ENCODER = "text_encoder"
 KINDS = ("image", "text", "video", "image-tokenizer", "video-tokenizer")
 MAX_BYTES = 2**20
 MAX_CELLS = 2**16

@@ -12,10 +12,10 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from .configs import CONFIG, MODEL, TOKENIZER, read_config, weights_in
+from .configs import CONFIG, MODEL, TEXT_ENCODER, TOKENIZER, read_config, weights_in
 from .errors import HubError, NarError
 from .registry import Model, complete, no_tokenizer
 
@@ -35,6 +35,43 @@ class Fetched:
     path: Path
     commit: str | None = None
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model that was found, here or at the Hub, and what there is still to download.
+
+    Args:
+        model: what was asked for.
+        revision: branch, tag or commit.
+        here: the model, where it is on this machine and the Hub does not have to be asked; else None.
+        commit: of the repository; None for local and built-in models.
+        files: of the repository, the weights last, and their sizes in bytes where the Hub tells them.
+        missing: bytes to download, as far as they are told.
+    """
+
+    model: Model
+    revision: str
+    here: Fetched | None
+    commit: str | None = None
+    files: Mapping[str, int | None] = field(default_factory=dict)
+    missing: int = 0
+
+    def fetch(self, *, progress: bool = False) -> Fetched:
+        """Download what is missing; errors are those of the function ``fetch``."""
+        if self.here is not None:
+            return self.here
+        assert self.model.repo is not None
+        name: str | None = None
+        try:
+            with _quiet(progress):
+                for name, size in self.files.items():
+                    path = _download(self.model.repo, name, self.revision, self.commit, size)
+        except NarError:
+            raise
+        except Exception as error:  # of many kinds, and other ones in each version of the client
+            return _instead(self.model, self.revision, error, name)
+        return _fetched(self.model, path)
 
 
 def fetch(
@@ -60,42 +97,56 @@ def fetch(
         CheckpointError: a config.json that is not usable.
         NarError: the disk is full and the like.
     """
+    found = locate(model, revision=revision, offline=offline, tokenizer=tokenizer)
+    return found.fetch(progress=progress)
+
+
+def locate(
+    model: Model, *, revision: str | None = None, offline: bool = False, tokenizer: bool = False
+) -> Located:
+    """Find a model without downloading it; arguments and errors are those of ``fetch``."""
+    wanted = revision or "main"
     if model.repo is None:
         assert model.path is not None
-        return Fetched(complete(model, model.path), model.path)
+        return Located(model, wanted, Fetched(complete(model, model.path), model.path))
     # The client would look up, at the Hub, what kind of program it runs in; narcli asks for what was named.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import constants
-    from huggingface_hub.errors import RevisionNotFoundError
 
-    wanted = revision or "main"
     offline = offline or bool(constants.HF_HUB_OFFLINE)
     pinned = re.fullmatch("[0-9a-f]{40}", wanted) is not None
     if (offline or pinned) and (found := cached(model, wanted)):
-        return found
+        return Located(model, wanted, found, found.commit)
     if offline:
         raise HubError(
             f"{model.name}{_at(revision)} is not on this machine, and narcli is offline.",
             "Fetch it once without --offline and HF_HUB_OFFLINE.",
         )
-    name: str | None = None
-    with _quiet(progress):
-        try:
-            commit, sizes = _list_files(model.repo, wanted)
-            files = choose(model, sizes)
+    try:
+        with _quiet(False):
+            commit, listed = _list_files(model.repo, wanted)
+            files = choose(model, listed)
             if tokenizer and not any(PurePosixPath(name).name == TOKENIZER for name in files):
                 raise no_tokenizer(model)
-            for name in files:
-                path = _download(model.repo, name, wanted, commit, sizes[name])
-        except NarError:
-            raise
-        except Exception as error:  # of many kinds, and other ones in each version of the client
-            reason = explain(error, model, revision, name)
-            if not isinstance(error, RevisionNotFoundError) and (found := cached(model, wanted)):
-                note = f"{reason.message} This is the copy on this machine."
-                return Fetched(found.model, found.path, found.commit, note)
-            raise reason from error
-    return _fetched(model, path)
+            missing = [name for name in files if not _is_here(model.repo, name, commit, listed[name][1])]
+    except NarError:
+        raise
+    except Exception as error:
+        found = _instead(model, wanted, error)
+        return Located(model, wanted, found, found.commit)
+    sizes = {name: listed[name][0] for name in files}
+    told = sum(sizes[name] or 0 for name in missing)
+    return Located(model, wanted, None, commit, sizes, told or (model.size or 0) * bool(missing))
+
+
+def _instead(model: Model, revision: str, error: Exception, file: str | None = None) -> Fetched:
+    """The copy on this machine where the Hub failed; without one, the failure explained."""
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    reason = explain(error, model, None if revision == "main" else revision, file)
+    if not isinstance(error, RevisionNotFoundError) and (found := cached(model, revision)):
+        return replace(found, note=f"{reason.message} This is the copy on this machine.")
+    raise reason from error
 
 
 def cached(model: Model, revision: str | None = None) -> Fetched | None:
@@ -124,6 +175,8 @@ def choose(model: Model, names: Iterable[str]) -> list[str]:
         HubError: the file is not there, or it is not clear which one is meant.
     """
     names = [name for name in names if ".." not in name and not name.startswith("/")]
+    if model.kind == "text-encoder":
+        return _encoder_files(model, names)
     candidates = weights_in(names)
     if model.kind.endswith("-tokenizer") and TOKENIZER in names:
         candidates = [TOKENIZER]
@@ -146,7 +199,30 @@ def choose(model: Model, names: Iterable[str]) -> list[str]:
     weights = PurePosixPath(candidates[0])
     companions = [CONFIG] + ([TOKENIZER] if weights.name == MODEL else [])
     beside = [str(weights.with_name(name)) for name in companions]
+    encoder = str(weights.with_name(TEXT_ENCODER)) + "/"
+    beside += sorted(name for name in names if weights.name == MODEL and name.startswith(encoder))
     return [name for name in beside if name in names] + [str(weights)]
+
+
+#: Of a text encoder as ``transformers`` saves it, besides the weights.
+ENCODER_FILES = (
+    CONFIG,
+    *("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json"),
+    "spiece.model",
+)
+
+
+def _encoder_files(model: Model, names: list[str]) -> list[str]:
+    """The files of a text encoder, safetensors before pickles, all parts of them or none."""
+    small = [name for name in ENCODER_FILES if name in names]
+    for stem, ending in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+        if stem + ending in names:
+            return [*small, stem + ending]
+        parts = sorted(name for name in names if re.fullmatch(rf"{stem}-\d{{5}}-of-\d{{5}}{ending}", name))
+        index = f"{stem}{ending}.index.json"
+        if parts and index in names and len(parts) == int(parts[0].removesuffix(ending)[-5:]):
+            return [*small, index, *parts]
+    raise HubError(f"{model.name} has no whole weights of a text encoder.", f"See {model.page}")
 
 
 def explain(error: Exception, model: Model, revision: str | None = None, file: str | None = None) -> NarError:
@@ -213,13 +289,26 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 # --- helpers -------------------------------------------------------------------------------------
 
 
-def _list_files(repo: str, revision: str) -> tuple[str | None, Mapping[str, int | None]]:
-    """The commit of a revision, and the size in bytes of each file where the Hub tells it."""
+def _list_files(repo: str, revision: str) -> tuple[str | None, dict[str, tuple[int | None, str | None]]]:
+    """The commit of a revision, and of each file the size in bytes and the blob, where the Hub tells them."""
     from huggingface_hub import HfApi, constants
 
     timeout = constants.HF_HUB_ETAG_TIMEOUT  # 10 seconds, or what the environment says
     info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=timeout)
-    return info.sha, {file.rfilename: file.size for file in info.siblings or []}
+    return info.sha, {
+        file.rfilename: (file.size, file.lfs.sha256 if file.lfs else file.blob_id)
+        for file in info.siblings or []
+    }
+
+
+def _is_here(repo: str, name: str, commit: str | None, blob: str | None) -> bool:
+    """Whether the cache has a file of a commit, perhaps from an older commit."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(repo, name, revision=commit), str):
+        return True
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "blobs"
+    return re.fullmatch("[0-9a-f]{40,64}", blob or "") is not None and (folder / str(blob)).is_file()
 
 
 def _download(repo: str, name: str, revision: str, commit: str | None, size: int | None) -> Path:
@@ -240,6 +329,8 @@ def _download(repo: str, name: str, revision: str, commit: str | None, size: int
 
 
 def _fetched(model: Model, path: Path) -> Fetched:
+    if model.kind == "text-encoder":
+        return Fetched(model, path.parent, _commit(path))
     config = path.with_name(CONFIG)
     if path.name in (MODEL, TOKENIZER) and config.is_file() and read_config(config).kind:
         return Fetched(complete(model, path.parent), path.parent, _commit(path))

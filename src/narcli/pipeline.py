@@ -1,4 +1,4 @@
-"""From classes to pictures and clips: load, condition, sample, decode.
+"""From classes or prompts to pictures and clips: load, condition, sample, decode.
 
 A clip is a tuple of frames, and a picture is a clip of one frame, so that one code makes both.
 
@@ -9,7 +9,8 @@ than one batch at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
@@ -22,13 +23,15 @@ from PIL import Image
 from torch import Tensor
 
 from . import __version__
-from .checkpoints import Kind, Tokenizer, load_tokenizer, load_transformer
-from .classes import ClassTable, load_table, table_for
+from .checkpoints import Kind, Tokenizer, load_tokenizer, load_transformer, transformer_config
+from .classes import ClassEntry, ClassTable, load_table, table_for
 from .devices import choose_device, choose_dtype, memory_guard
-from .errors import CheckpointError
+from .encoding import CHUNK, PromptEncoder, encoder_dtype
+from .errors import CheckpointError, UsageError
 from .models.packed import pack, pack_tokenizer
 from .models.transformer import NARTransformer
 from .order import Order, format_grid
+from .prompts import Prompt, parse_prompt
 from .sampling import Step, generate
 from .settings import BATCH_SIZE, Sample, SamplingSettings, check_batch_size, plan_samples
 from .sources import Files, choose
@@ -41,20 +44,24 @@ def load(
     *,
     kind: str | None = None,
     tokenizer: str | Path | None = None,
+    text_encoder: str | Path | None = None,
     revision: str | None = None,
     device: str = "auto",
+    text_device: str | None = None,
     dtype: str = "auto",
     offline: bool = False,
 ) -> Pipeline:
-    """Load a model of images or videos from classes.
+    """Load a model of images from classes or text, or of videos from classes.
 
     Args:
         model: a name such as ``emoji``, a repository of the Hub, a file or a folder; None is the default.
-        kind: ``image`` or ``video``; None is the model's own, where narcli knows the model or its folder
-            says it, and else ``image``.
+        kind: ``image`` (from classes), ``text`` (images from text) or ``video``; None is the model's own,
+            where narcli knows the model or its folder says it, and else ``image``.
         tokenizer: likewise; None is the model's own.
+        text_encoder: likewise, of a model of images from text; it is loaded only to encode prompts.
         revision: branch, tag or commit of the model's repository.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
+        text_device: likewise, of the text encoder; None is the model's.
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
         offline: never use the network.
 
@@ -64,12 +71,31 @@ def load(
         CheckpointError: a file that cannot be used, or two that do not belong together.
         MemoryLimitError: too large for this machine.
     """
-    files = choose(kind, model, tokenizer, revision).fetch(offline=offline)
-    return load_files(files, device, dtype)
+    files = choose(kind, model, tokenizer, revision, text_encoder).fetch(offline=offline)
+    encoder = prompt_encoder(files, text_device or device, dtype)
+    return load_files(files, device, dtype, encoder)
 
 
-def load_files(files: Files, device: str = "auto", dtype: str = "auto") -> Pipeline:
-    """Load a model of images or videos from files that are here; errors are those of ``load``."""
+def prompt_encoder(
+    files: Files, device: str = "auto", dtype: str = "auto", warn: Callable[[str], object] = warnings.warn
+) -> PromptEncoder | None:
+    """What encodes the prompts of a model of images from text; None for other models.
+
+    Raises:
+        CheckpointError: the model cannot be used, or is not one of images from text.
+    """
+    if files.encoder is None:
+        return None
+    sizes = transformer_config(files.model.path, kind="text", grid=files.model.model.grid)
+    return PromptEncoder(
+        files.encoder, sizes.condition_tokens, sizes.caption_dim, device, encoder_dtype(dtype), warn
+    )
+
+
+def load_files(
+    files: Files, device: str = "auto", dtype: str = "auto", encoder: PromptEncoder | None = None
+) -> Pipeline:
+    """Load a model from files that are here; errors are those of ``load``."""
     began = perf_counter()
     place = choose_device(device)
     known = files.model.model
@@ -85,7 +111,8 @@ def load_files(files: Files, device: str = "auto", dtype: str = "auto") -> Pipel
             "The config.json and the weights do not belong together, or are of another narcli.",
         )
     defaults = SamplingSettings(**known.defaults)  # type: ignore[arg-type]
-    return Pipeline(transformer, tokenizer, classes, defaults, files.about(), perf_counter() - began)
+    source = files.about() | ({"text_encoder": encoder.source} if encoder else {})
+    return Pipeline(transformer, tokenizer, classes, defaults, source, perf_counter() - began, encoder)
 
 
 def load_networks(files: Files, device: torch.device, dtype: torch.dtype) -> tuple[NARTransformer, Tokenizer]:
@@ -121,18 +148,14 @@ class Result:
 
     Args:
         frames: RGB, at the size that the model makes; a picture has one.
-        class_id: the id asked for.
-        class_name: what the model calls the class.
-        label: row of the model's class embedding.
+        entry: the class or the prompt.
         seed: the sample's own.
         tokens: (N,) int64 on the CPU, raster order.
         metadata: all that it takes to make it again, as JSON.
     """
 
     frames: Clip
-    class_id: int
-    class_name: str
-    label: int
+    entry: ClassEntry | Prompt
     seed: int
     tokens: Tensor = field(repr=False)
     metadata: dict[str, Any] = field(repr=False)
@@ -141,6 +164,34 @@ class Result:
     def image(self) -> Image.Image:
         """The picture, or the first frame of a clip."""
         return self.frames[0]
+
+    @property
+    def class_id(self) -> int:
+        """The id asked for."""
+        return self._class.id
+
+    @property
+    def class_name(self) -> str:
+        """What the model calls the class."""
+        return self._class.name
+
+    @property
+    def label(self) -> int:
+        """Row of the model's class embedding."""
+        return self._class.label
+
+    @property
+    def prompt(self) -> str:
+        """The prompt as it was typed."""
+        if isinstance(self.entry, Prompt):
+            return self.entry.text
+        raise AttributeError("this result is of a class, not of a prompt")
+
+    @property
+    def _class(self) -> ClassEntry:
+        if isinstance(self.entry, ClassEntry):
+            return self.entry
+        raise AttributeError("this result is of a prompt, not of a class")
 
 
 @dataclass(frozen=True)
@@ -169,12 +220,13 @@ class Pipeline:
     """A model, its tokenizer and its classes, ready to run.
 
     Args:
-        model: transformer with an (H, W) or (T, H, W) grid and class conditions, in evaluation mode.
+        model: transformer with an (H, W) or (T, H, W) grid, in evaluation mode.
         tokenizer: of the same device and dtype.
-        classes: of the model.
+        classes: of the model; none where it makes images from text.
         defaults: sampling settings where none are given.
         source: what ``metadata`` says of the files: ``{"model": {...}, "tokenizer": {...}}``.
         load_seconds: time that loading took.
+        encoder: of prompts; None where the model makes images of classes.
     """
 
     model: NARTransformer
@@ -183,49 +235,63 @@ class Pipeline:
     defaults: SamplingSettings = field(default_factory=SamplingSettings)
     source: Mapping[str, Any] = field(default_factory=dict)
     load_seconds: float = 0.0
+    encoder: PromptEncoder | None = None
 
     def images(
         self,
-        classes: int | str | Sequence[int | str],
+        classes: int | str | Sequence[int | str] | None = None,
         seed: int | None = None,
         num: int = 1,
         *,
+        prompts: str | Sequence[str] | None = None,
         batch_size: int = BATCH_SIZE,
         **settings: Any,
     ) -> list[Result]:
         """Make pictures or, with a model of videos, clips; arguments and errors are those of ``steps``."""
-        steps = self.steps(classes, seed, num, batch_size=batch_size, **settings)
+        steps = self.steps(classes, seed, num, prompts=prompts, batch_size=batch_size, **settings)
         return [result for progress in steps for result in progress.results]
 
     videos = images
 
     def steps(
         self,
-        classes: int | str | Sequence[int | str],
+        classes: int | str | Sequence[int | str] | None = None,
         seed: int | None = None,
         num: int = 1,
         *,
+        prompts: str | Sequence[str] | None = None,
         batch_size: int = BATCH_SIZE,
         **settings: Any,
     ) -> Iterator[Progress]:
         """Make pictures or clips, reporting every decoding step.
 
         Args:
-            classes: ids or names.
-            seed: of the first sample of each class, the next has ``seed + 1``; None draws one.
-            num: samples a class.
+            classes: ids or names; for a model of classes.
+            seed: of the first sample of each class or prompt, the next has ``seed + 1``; None draws one.
+            num: samples of each.
+            prompts: for a model of images from text. One that is too long for it is cut, with a warning.
             batch_size: samples decoded together; changes speed and memory, not the samples.
             settings: ``cfg_scale``, ``temperature`` and so on, as in SamplingSettings; else the model's.
 
         Raises:
-            UsageError: no such class, or a number out of range; at once, before the first step.
-            MemoryLimitError: while iterating.
+            UsageError: no such class, an unusable prompt, or a number out of range; at once, before the first
+                step.
+            MemoryLimitError, CheckpointError, HubError: while iterating.
         """
-        chosen = [classes] if isinstance(classes, int | str) else classes
-        table = self.classes
-        entries = [table.by_id(name) if isinstance(name, int) else table.lookup(name) for name in chosen]
-        samples = plan_samples(entries, seed, num)
+        samples = plan_samples(self._entries(classes, prompts), seed, num)
         return self.run(samples, self.settings(**settings), check_batch_size(batch_size))
+
+    def _entries(
+        self, classes: int | str | Sequence[int | str] | None, prompts: str | Sequence[str] | None
+    ) -> list[ClassEntry | Prompt]:
+        if self.encoder is not None:
+            if prompts is None or classes is not None:
+                raise UsageError("This model makes images from text.", "Give prompts=['a red apple'].")
+            return [parse_prompt(text) for text in ([prompts] if isinstance(prompts, str) else prompts)]
+        if classes is None or prompts is not None:
+            raise UsageError("This model makes images of classes.", "Give classes=[207].")
+        chosen, table = [classes] if isinstance(classes, int | str) else classes, self.classes
+        return [table.by_id(name) if isinstance(name, int) else table.lookup(name) for name in chosen]
 
     def settings(self, **given: Any) -> SamplingSettings:
         """The model's defaults with those that are given, and not None, in their place."""
@@ -241,8 +307,11 @@ class Pipeline:
         for start in range(0, len(samples), batch_size):
             batch = tuple(samples[start : start + batch_size])
             tokens = torch.full((len(batch), order.cells), -1)
-            condition = torch.tensor([sample.entry.label for sample in batch], device=self.device)
-            steps = generate(self.model, condition, [sample.seed for sample in batch], settings)
+            began = perf_counter()
+            condition, padding = self._condition(samples[start : start + max(batch_size, CHUNK)], len(batch))
+            if self.encoder is not None:
+                seconds["encode"] = seconds.get("encode", 0.0) + perf_counter() - began
+            steps = generate(self.model, condition, [sample.seed for sample in batch], settings, padding)
             for index in range(len(order.steps)):
                 results: tuple[Result, ...] = ()
                 with memory_guard("Try a smaller --batch-size."):
@@ -256,8 +325,17 @@ class Pipeline:
                         clips = self.decode(tokens)
                         seconds["decode"] += perf_counter() - began
                         common = self.metadata(settings)
-                        results = tuple(map(_result, batch, clips, tokens, [common] * len(batch)))
+                        results = tuple(map(self._result, batch, clips, tokens, [common] * len(batch)))
                 yield Progress(start // batch_size, batch, step, tokens.clone(), results, dict(seconds))
+
+    def _condition(self, samples: Sequence[Sample], rows: int) -> tuple[Tensor, Tensor | None]:
+        """What ``generate`` takes for the first samples; the prompts of the others are encoded with them."""
+        if self.encoder is None:
+            labels = [sample.entry.label for sample in samples[:rows] if isinstance(sample.entry, ClassEntry)]
+            return torch.tensor(labels, device=self.device), None
+        prompts = [sample.entry for sample in samples if isinstance(sample.entry, Prompt)]
+        condition, padding = self.encoder.condition(prompts[:rows], prompts[rows:])
+        return condition.to(self.device, self.model.token_embedding.weight.dtype), padding.to(self.device)
 
     @torch.inference_mode()
     def decode(self, tokens: Tensor) -> list[Clip]:
@@ -328,24 +406,31 @@ class Pipeline:
             "dtype": str(self.model.token_embedding.weight.dtype).removeprefix("torch."),
         }
 
+    def _result(self, sample: Sample, clip: Clip, tokens: Tensor, common: Mapping[str, Any]) -> Result:
+        entry, own = sample.entry, {"seed": sample.seed, "tokens_sha256": hash_tokens(tokens)}
+        if isinstance(entry, ClassEntry):
+            about: dict[str, Any] = {"class": about_class(entry)}
+        else:
+            assert self.encoder is not None
+            about = self.encoder.about(entry)
+        return Result(clip, entry, sample.seed, tokens.clone(), {**common, **about, **own})
 
-def _result(sample: Sample, frames: Clip, tokens: Tensor, common: Mapping[str, Any]) -> Result:
-    entry = sample.entry
-    own = {"class": about_class(sample), "seed": sample.seed, "tokens_sha256": hash_tokens(tokens)}
-    return Result(frames, entry.id, entry.name, entry.label, sample.seed, tokens.clone(), {**common, **own})
 
-
-def about_class(sample: Sample) -> dict[str, Any]:
-    """The class of a sample as metadata."""
-    entry = sample.entry
+def about_class(entry: ClassEntry) -> dict[str, Any]:
+    """A class as metadata."""
     about = {"id": entry.id, "name": entry.name, "label": entry.label}
     return about | ({"stands_for": entry.stands_for} if entry.stands_for else {})
 
 
 def describe(metadata: Mapping[str, Any]) -> str:
     """A picture's settings in a few words for people, from its metadata."""
-    about, sampling = metadata["class"], metadata["sampling"]
-    name = f"{about['stands_for']} ({about['name']})" if "stands_for" in about else about["name"]
+    sampling = metadata["sampling"]
+    if "prompt" in metadata:
+        title = " ".join(metadata["prompt"].split())
+    else:
+        about = metadata["class"]
+        name = f"{about['stands_for']} ({about['name']})" if "stands_for" in about else about["name"]
+        title = f"class {about['id']}, {name}"
     facts = {
         "Steps": metadata["steps"],
         "Seed": metadata["seed"],
@@ -358,7 +443,7 @@ def describe(metadata: Mapping[str, Any]) -> str:
         "Version": f"narcli {metadata['narcli']}",
     }
     listed = ", ".join(f"{key}: {value}" for key, value in facts.items())
-    return f"class {about['id']}, {name}\n{listed}"
+    return f"{title}\n{listed}"
 
 
 def hash_tokens(tokens: Tensor) -> str:

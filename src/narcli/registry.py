@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from .configs import CONFIG, MODEL, RELEASED_DEFAULTS, TOKENIZER, read_config
+from .configs import CONFIG, MODEL, RELEASED_DEFAULTS, TEXT_ENCODER, TOKENIZER, read_config
 from .errors import NarError, UsageError
 
 #: What a model can be the default for.
@@ -30,7 +30,7 @@ class Model:
     Args:
         name: what people call it.
         kind: ``image`` (from classes), ``text`` (images from text), ``video`` (from classes),
-            ``image-tokenizer`` or ``video-tokenizer``.
+            ``image-tokenizer``, ``video-tokenizer`` or ``text-encoder``.
         repo: repository on the Hub; None for local and built-in ones.
         file: weights file in the repository; None is the only one there.
         size: bytes to fetch, about; None where not known.
@@ -42,6 +42,7 @@ class Model:
         note: what else to know.
         scale: letters of its size in the paper; None for ours.
         path: the local file or folder.
+        text_encoder: name of its text encoder; None when it is in the model's own folder, or not known.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Model:
     note: str = ""
     scale: str | None = None
     path: Path | None = None
+    text_encoder: str | None = None
 
     @property
     def page(self) -> str | None:
@@ -65,6 +67,9 @@ class Model:
 
 
 IMAGE, TEXT, VIDEO = (RELEASED_DEFAULTS[kind] for kind in DEFAULT_KINDS)
+
+#: What the released text models were trained with.
+TEXT_ENCODER_OF_RELEASED = "flan-t5-xl"
 
 # fmt: off
 _ROWS = (
@@ -80,9 +85,11 @@ _ROWS = (
     Model("nar-xxl-256", "image", "chenfeng1271/NAR-imagenet-256-XXL", None, 5_840_000_000,
           (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="1.46 B parameters", scale="XXL"),
     Model("nar-xl-t2i-256", "text", "yefly/NAR-XL-t2i-stage1", None, None,
-          (16, 16), "vq16-t2i", None, TEXT, note="text to 256 px images, 0.8 B parameters", scale="XL"),
+          (16, 16), "vq16-t2i", None, TEXT, note="text to 256 px images, 0.8 B parameters",
+          scale="XL", text_encoder=TEXT_ENCODER_OF_RELEASED),
     Model("nar-xl-t2i-512", "text", "yefly/NAR-XL-t2i-stage2", None, None,
-          (32, 32), "vq16-t2i", None, TEXT, note="text to 512 px images, 0.8 B parameters", scale="XL"),
+          (32, 32), "vq16-t2i", None, TEXT, note="text to 512 px images, 0.8 B parameters",
+          scale="XL", text_encoder=TEXT_ENCODER_OF_RELEASED),
     Model("nar-l-ucf101", "video", "chenfeng1271/NAR-ucf101-256-L", None, 1_480_000_000,
           (4, 16, 16), "larp-long", "ucf101", VIDEO, note="16 frames of 128 px, 369 M parameters", scale="L"),
     Model("nar-lp-ucf101", "video", "chenfeng1271/NAR-ucf101-256-LP", None, 2_780_000_000,
@@ -94,6 +101,8 @@ _ROWS = (
           note="of the text models"),
     Model("larp-long", "video-tokenizer", "hywang66/LARP-L-long-tokenizer", "model.safetensors",
           note="of the video models"),
+    Model(TEXT_ENCODER_OF_RELEASED, "text-encoder", "google/flan-t5-xl", None, 11_400_000_000,
+          license="Apache-2.0", note="of the text models"),
 )
 # fmt: on
 MODELS: Mapping[str, Model] = {row.name: row for row in _ROWS}
@@ -104,6 +113,7 @@ _KINDS = {
     "video": ("a model of videos", "Use `narcli video`."),
     "image-tokenizer": ("an image tokenizer", "Give it as --tokenizer."),
     "video-tokenizer": ("a video tokenizer", "Give it as --tokenizer."),
+    "text-encoder": ("a text encoder", "Give it as --text-encoder."),
 }
 _REPOSITORY = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(/(?P<file>\w[\w./ +-]*))?", re.ASCII)
 
@@ -113,8 +123,9 @@ def resolve(name: str | Path, kind: str | None) -> Model:
 
     Args:
         name: a registry name, a path, or a repository; looked for in that order.
-        kind: what is wanted: ``image``, ``text``, ``video``, ``image-tokenizer`` or ``video-tokenizer``; None
-            for any. Files and repositories that do not tell are taken for that kind (or for ``image``).
+        kind: what is wanted: ``image``, ``text``, ``video``, ``image-tokenizer``, ``video-tokenizer`` or
+            ``text-encoder``; None for any. Files and repositories that do not tell are taken for that kind
+            (or for ``image``).
 
     Raises:
         UsageError: nothing of that name (near ones are suggested), or a model of another kind.
@@ -159,6 +170,8 @@ def complete(model: Model, path: Path) -> Model:
     Raises:
         CheckpointError: that file is not usable.
     """
+    if model.kind == "text-encoder":  # its config.json is the one of transformers
+        return model
     folder = path.parent if path.name == MODEL else path
     said = read_config(folder / CONFIG) if (folder / CONFIG).is_file() else None
     if said is None or not said.kind:  # beside a released file: only about sizes
@@ -172,6 +185,7 @@ def complete(model: Model, path: Path) -> Model:
         kind=kind,
         grid=said.transformer.get("grid", model.grid),
         tokenizer=None if (folder / TOKENIZER).is_file() else model.tokenizer,
+        text_encoder=None if has_own_encoder(path) else model.text_encoder,
         classes=said.classes or model.classes,
         defaults={**model.defaults, **said.defaults},
     )
@@ -183,9 +197,21 @@ def has_own_tokenizer(path: Path) -> bool:
     return (folder / TOKENIZER).is_file()
 
 
+def has_own_encoder(path: Path) -> bool:
+    """Whether a local model is a narcli folder that brings its text encoder."""
+    return ((path if path.is_dir() else path.parent) / TEXT_ENCODER).is_dir()
+
+
+_TOKENIZERS = {
+    "image": "vq16-c2i for those of ImageNet",
+    "text": "vq16-t2i for those of images from text",
+    "video": "larp-long for those of UCF-101",
+}
+
+
 def no_tokenizer(model: Model) -> UsageError:
     """The error of a model that comes without its tokenizer, where none is named."""
-    known = "larp-long for those of UCF-101" if model.kind == "video" else "vq16-c2i for those of ImageNet"
+    known = _TOKENIZERS.get(model.kind, _TOKENIZERS["image"])
     return UsageError(
         f"{model.name} does not bring its tokenizer.",
         f"Add --tokenizer: a file or, for the released models, {known}.",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from .classes import ClassEntry
 from .errors import UsageError
+from .prompts import Prompt
 
 SEEDS = 2**32  # seeds are below: the generator behind a sample's draws tells no more apart
 MAX_SAMPLES = 100_000  # of one run
@@ -18,19 +19,21 @@ LARGEST = 1000  # temperature and guidance scale; far beyond, logits would overf
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture asked for."""
+    """One picture asked for, of a class or a prompt."""
 
-    entry: ClassEntry
+    entry: ClassEntry | Prompt
     seed: int
 
 
-def plan_samples(entries: Sequence[ClassEntry], seed: int | None = None, num: int = 1) -> list[Sample]:
-    """The samples of a run: each class with the seeds ``seed``, ``seed + 1``, ... (``num`` of them).
+def plan_samples(
+    entries: Sequence[ClassEntry | Prompt], seed: int | None = None, num: int = 1
+) -> list[Sample]:
+    """The samples of a run: each class or prompt with ``num`` seeds, ``seed``, ``seed + 1`` and so on.
 
     Args:
-        entries: the classes; their order is the order of the result.
+        entries: the classes or prompts; their order is the order of the result.
         seed: 0 or more, below ``SEEDS``; None draws one.
-        num: samples a class.
+        num: samples of each.
 
     Raises:
         UsageError: a number out of range.

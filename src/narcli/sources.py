@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .classes import ClassTable, load_table
-from .configs import MODEL, TOKENIZER, weights_in
+from .configs import MODEL, TEXT_ENCODER, TOKENIZER, weights_in
 from .errors import UsageError
-from .registry import Model, default_model, has_own_tokenizer, no_tokenizer, resolve
+from .registry import (
+    TEXT_ENCODER_OF_RELEASED,
+    Model,
+    default_model,
+    has_own_encoder,
+    has_own_tokenizer,
+    no_tokenizer,
+    resolve,
+)
 
 if TYPE_CHECKING:
-    from .hub import Fetched
+    from .hub import Fetched, Located
 
 MAX_HASHED = 2**26  # bytes; hashing a larger file would take longer than a picture
 END = 2**20  # bytes at either end of a larger file, which are hashed instead
@@ -21,50 +31,124 @@ END = 2**20  # bytes at either end of a larger file, which are hashed instead
 
 @dataclass(frozen=True)
 class Source:
-    """A model and its tokenizer, chosen but not yet here.
+    """A model and what goes with it, chosen but not yet here.
 
     Args:
         model: the model.
         tokenizer: its tokenizer; None when it is in the model's own folder.
         revision: of the model's repository; None is the newest.
+        encoder: text encoder of a model of images from text; None when it is in the model's own folder.
     """
 
     model: Model
     tokenizer: Model | None = None
     revision: str | None = None
+    encoder: Model | None = None
 
     @property
     def table(self) -> ClassTable | None:
         """The model's classes, where they are known before it is loaded."""
         return load_table(self.model.classes) if self.model.classes else None
 
-    def fetch(self, *, offline: bool = False, progress: bool = False) -> Files:
-        """Bring the files here, where they are not; arguments and errors are those of ``hub.fetch``."""
-        from .hub import fetch  # slow to import
+    def fetch(
+        self,
+        *,
+        offline: bool = False,
+        progress: bool = False,
+        approve: Callable[[Mapping[str, int]], None] = lambda sizes: None,
+        known: Callable[[EncoderFiles], bool] = lambda encoder: False,
+    ) -> Files:
+        """Bring the files here, where they are not.
 
-        model = fetch(
-            self.model,
-            revision=self.revision,
-            offline=offline,
-            progress=progress,
-            tokenizer=self.tokenizer is None,
-        )
-        if self.tokenizer is not None:
-            return Files(model, fetch(self.tokenizer, offline=offline, progress=progress))
-        if not has_own_tokenizer(model.path):
-            raise no_tokenizer(model.model)
-        return Files(model, model)
+        Args:
+            offline: use what is on disk only.
+            progress: show bars on stderr, where that is a terminal.
+            approve: is told, before anything is downloaded, how many bytes of each model; raises to stop it.
+            known: whether all prompts are encoded already, so that the text encoder is not needed.
+
+        Raises:
+            UsageError, HubError, CheckpointError, NarError: as ``hub.fetch``.
+        """
+        from .hub import locate  # slow to import
+
+        model = locate(self.model, revision=self.revision, offline=offline, tokenizer=self.tokenizer is None)
+        parts = [model] + ([locate(self.tokenizer, offline=offline)] if self.tokenizer else [])
+        encoder = None
+        if self.model.kind == "text" and (self.encoder or not _brings_encoder(model)):
+            other = self.encoder or resolve(TEXT_ENCODER_OF_RELEASED, "text-encoder")
+            encoder = EncoderFiles(locate(other, offline=offline), approve=approve)
+        needed = parts + ([encoder.located] if encoder and not known(encoder) else [])
+        approve({part.model.name: part.missing for part in needed if part.missing})
+        fetched = [part.fetch(progress=progress) for part in needed]
+        here, tokenizer = fetched[0], fetched[1 if self.tokenizer else 0]
+        if encoder is not None and len(needed) > len(parts):
+            encoder = EncoderFiles(replace(encoder.located, here=fetched[-1]))
+        if self.tokenizer is None and not has_own_tokenizer(here.path):
+            raise no_tokenizer(here.model)
+        if self.model.kind == "text" and encoder is None:
+            encoder = EncoderFiles(replace(model, here=here), own=True)
+        return Files(here, tokenizer, encoder)
+
+
+def _brings_encoder(model: Located) -> bool:
+    if model.here is not None:
+        return has_own_encoder(model.here.path)
+    return any(f"/{TEXT_ENCODER}/" in f"/{name}" for name in model.files)
+
+
+@dataclass(frozen=True)
+class EncoderFiles:
+    """A text encoder, found but perhaps not yet here.
+
+    Args:
+        located: the encoder, or the model whose folder it is in.
+        own: whether it is the folder ``text_encoder`` of that model.
+        approve: as in ``Source.fetch``; asked where the encoder turns out to be needed later.
+    """
+
+    located: Located
+    own: bool = False
+    approve: Callable[[Mapping[str, int]], None] = lambda sizes: None
+
+    def folder(self) -> Path:
+        """The folder as ``transformers`` reads it, downloaded where it is not here."""
+        if self.located.here is None:
+            self.approve({self.located.model.name: self.located.missing})
+        path = self.located.fetch().path
+        folder = path if path.is_dir() else path.parent
+        return folder / TEXT_ENCODER if self.own else folder
+
+    @cached_property
+    def identity(self) -> str:
+        """What tells it from other encoders: its repository and commit, or a hash of its files."""
+        if self.located.commit is not None:
+            return f"{self.located.model.repo}@{self.located.commit}{TEXT_ENCODER * self.own}"
+        known = sha256()
+        for file in sorted(path for path in self.folder().iterdir() if path.is_file()):
+            known.update(f"{file.name}:{hash_ends(file)}\n".encode())
+        return known.hexdigest()
+
+    def about(self) -> dict[str, Any]:
+        """What metadata says of it."""
+        name = self.located.model.name
+        if self.located.commit is not None:
+            return {"name": name, "repo": self.located.model.repo, "commit": self.located.commit}
+        return {"name": name, "sha256_of_names_and_ends": self.identity}
 
 
 @dataclass(frozen=True)
 class Files:
-    """A model and its tokenizer on this machine; one and the same when they share a folder."""
+    """A model and its tokenizer on this machine; one and the same when they share a folder.
+
+    A model of images from text has an encoder too.
+    """
 
     model: Fetched
     tokenizer: Fetched
+    encoder: EncoderFiles | None = None
 
     def about(self) -> dict[str, Any]:
-        """What metadata says of both, by base names."""
+        """What metadata says of model and tokenizer, by base names."""
         return {"model": _about(self.model, MODEL), "tokenizer": _about(self.tokenizer, TOKENIZER)}
 
 
@@ -73,14 +157,16 @@ def choose(
     model: str | Path | None = None,
     tokenizer: str | Path | None = None,
     revision: str | None = None,
+    text_encoder: str | Path | None = None,
 ) -> Source:
     """What the options of a run mean; nothing is fetched or loaded.
 
     Args:
-        kind: ``image`` or ``video``, as ``registry.resolve`` has it; None is the model's own.
+        kind: ``image``, ``text`` or ``video``, as ``registry.resolve`` has it; None is the model's own.
         model: a name, repository, file or folder; None is the default model.
         tokenizer: likewise; None is the model's own.
         revision: of the model's repository.
+        text_encoder: likewise, of a model of images from text; None is the model's own.
 
     Raises:
         UsageError: no such model, one of another kind, or one without a known tokenizer.
@@ -90,12 +176,16 @@ def choose(
         raise UsageError(
             f"--revision is for models of the Hub; {chosen.name} is on this machine.", "Leave --revision out."
         )
+    if chosen.kind != "text" and text_encoder is not None:
+        raise UsageError(f"{chosen.name} has no text encoder.", "Leave --text-encoder out.")
+    wanted = text_encoder or chosen.text_encoder
+    encoder = resolve(wanted, "text-encoder") if wanted else None
     if name := tokenizer or chosen.tokenizer:
-        wanted = "video-tokenizer" if chosen.kind == "video" else "image-tokenizer"
-        return Source(chosen, resolve(name, wanted), revision)
+        part = "video-tokenizer" if chosen.kind == "video" else "image-tokenizer"
+        return Source(chosen, resolve(name, part), revision, encoder)
     if chosen.path is not None and not has_own_tokenizer(chosen.path):
         raise no_tokenizer(chosen)
-    return Source(chosen, None, revision)
+    return Source(chosen, None, revision, encoder)
 
 
 def _about(fetched: Fetched, part: str) -> dict[str, Any]:

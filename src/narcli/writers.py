@@ -60,11 +60,14 @@ def default_name(kind: str, fields: Mapping[str, object]) -> str:
 
     Args:
         kind: ``image`` or ``video``.
-        fields: values of one sample; the class, its name and the seed appear as far as they exist.
+        fields: values of one sample; the class, its name or the prompt, and the seed appear as far as they
+            exist.
     """
     known = {key for key, value in fields.items() if value not in (None, "")}
     about = "-".join(
-        text for key, text in (("class", "c{class}"), ("class_name", "{class_name}")) if key in known
+        text
+        for key, text in (("class", "c{class}"), ("class_name", "{class_name}"), ("prompt", "{prompt}"))
+        if key in known
     )
     return "_".join(filter(None, (f"nar-{kind}", about, "s{seed}" if "seed" in known else "")))
 

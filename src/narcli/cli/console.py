@@ -10,12 +10,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from ..errors import MemoryLimitError, NarError, is_shortage
+from ..errors import MemoryLimitError, NarError, UsageError, is_shortage
+
+LARGE = 2 * 10**9  # bytes; a person is asked before more is downloaded
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -56,6 +58,28 @@ class Console:
         """Something the person should know, on stderr, even when quiet."""
         print(f"{_paint('warning:', '33')} {_printable(text)}", file=sys.stderr)
 
+    def approve_download(self, sizes: Mapping[str, int]) -> None:
+        """Ask before a download of several GB.
+
+        Args:
+            sizes: bytes to download of each model.
+
+        Raises:
+            UsageError: there is nobody to ask.
+            NarError: the answer is no.
+        """
+        total = sum(sizes.values())
+        if total < LARGE:
+            return
+        parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in sizes.items())
+        what = f"{bytes_text(total)} to download " + (f"({parts})" if len(sizes) > 1 else f"for {min(sizes)}")
+        if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
+            raise UsageError(f"There are {what}.", "Add --yes to allow it.")
+        sys.stderr.write(f"{what[0].upper()}{what[1:]}. Go on? [y/N] ")
+        sys.stderr.flush()
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise NarError("Nothing was downloaded.")
+
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Callable[..., None]]:
         """A progress line on stderr while the block runs, on a terminal only; it leaves nothing behind.
@@ -84,6 +108,11 @@ class Console:
         finally:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
+
+
+def bytes_text(count: int) -> str:
+    """``11400000000`` -> ``11.4 GB``."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def fail(error: BaseException) -> int:

@@ -1,4 +1,4 @@
-"""``narcli image``: pictures of classes, each with its settings inside, and the frontier that drew them."""
+"""``narcli image``: pictures of classes or prompts, their settings inside, and their frontier."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UsageError
+from ..prompts import collect
 from ..settings import BATCH_SIZE
 from . import options
 from .options import Dtype, FrontierFormat
@@ -19,6 +21,8 @@ SHEET = "_grid.png"  # ending of the contact sheet beside the pictures
 
 def image(
     classes: options.Classes = None,
+    prompt: options.Prompts = None,
+    prompt_file: options.PromptFile = None,
     num: options.Num = 1,
     seed: options.Seed = None,
     cfg_scale: options.CfgScale = None,
@@ -29,8 +33,10 @@ def image(
     batch_size: options.BatchSize = BATCH_SIZE,
     model: options.Model = None,
     tokenizer: options.Tokenizer = None,
+    text_encoder: options.TextEncoder = None,
     revision: options.Revision = None,
     device: options.Device = "auto",
+    text_device: options.TextDevice = None,
     dtype: options.DtypeOption = Dtype.auto,
     frontier: options.Frontier = FrontierFormat.gif,
     frontier_mode: options.FrontierModeOption = None,
@@ -41,8 +47,9 @@ def image(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     offline: options.Offline = False,
+    yes: options.Yes = False,
 ) -> None:
-    """Make pictures of a class.
+    """Make pictures of a class, or of a text.
 
     Beside the pictures it writes an animation of the order in which they were decoded.
     """
@@ -51,11 +58,28 @@ def image(
 
 @dataclass(kw_only=True)
 class Pictures(Run):
-    """A run of pictures; ``grid`` asks for a contact sheet of all of them."""
+    """A run of pictures of classes or prompts; ``grid`` asks for a contact sheet of all of them."""
 
     kind = "image"
     noun = "picture"
+    ways = "a class, --class 207 or --class 'golden retriever', or a prompt, --prompt 'a red apple'"
+    prompt: list[str] | None
+    prompt_file: Path | None
     grid: bool
+
+    def check(self) -> None:
+        """Also the prompts, which exclude a class."""
+        if self.prompt or self.prompt_file is not None:
+            if self.classes is not None:
+                raise UsageError(
+                    "--class and --prompt exclude each other.", "Each is for models of its kind."
+                )
+            self.prompts = collect(self.prompt or (), self.prompt_file)
+        else:
+            for option, value in (("encoder", self.text_encoder), ("device", self.text_device)):
+                if value is not None:
+                    raise UsageError(f"--text-{option} goes with --prompt.", "Leave it out.")
+        super().check()
 
     @property
     def suffixes(self) -> list[str]:

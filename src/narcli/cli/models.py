@@ -11,7 +11,7 @@ import typer
 
 from .. import registry
 from ..errors import NarError
-from .console import Console
+from .console import Console, bytes_text
 from .options import Json, Overwrite
 
 app = typer.Typer(help="List models, choose the defaults, convert files.", no_args_is_help=True)
@@ -38,7 +38,7 @@ def list_models(as_json: Json = False) -> None:
         (
             row["name"] + " *" * row["default"],
             row["kind"],
-            _bytes(row["bytes"]),
+            "not known" if row["bytes"] is None else bytes_text(row["bytes"]),
             "yes" if row["on_disk"] else "missing" if row["repo"] is None else "to fetch",
             row["license"] or "see its page",
             row["note"],
@@ -137,6 +137,7 @@ def _row(model: registry.Model, chosen: dict[str, str | None]) -> dict[str, Any]
         "bytes": held if held is not None else model.size,
         "bytes_to_fetch": 0 if found or model.repo is None else model.size,
         "tokenizer": model.tokenizer,
+        "text_encoder": model.text_encoder,
         "default": chosen.get(model.kind) == model.name,
         "note": note,
     }
@@ -144,17 +145,11 @@ def _row(model: registry.Model, chosen: dict[str, str | None]) -> dict[str, Any]
 
 def _held(path: Path) -> int:
     """Bytes of a file, or of the files in a folder."""
-    return sum(p.stat().st_size for p in ([path] if path.is_file() else path.iterdir()) if p.is_file())
+    return sum(p.stat().st_size for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file())
 
 
 def _none(kind: str) -> str:
     return f"none is built in; choose one with `narcli models default {kind} NAME`"
-
-
-def _bytes(count: int | None) -> str:
-    if count is None:
-        return "not known"
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -64,7 +65,17 @@ Classes = Annotated[
         "--class", metavar="CLASS", help="Id or name, or several with commas: 207,cat,'polar bear'."
     ),
 ]
-Num = Annotated[int, typer.Option("--num", "-n", help="Samples of each class.")]
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prompt", metavar="TEXT", help="What to draw; may be given again; - reads lines of standard input."
+    ),
+]
+PromptFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A prompt a line, or a .csv or .tsv with a column 'prompt'."),
+]
+Num = Annotated[int, typer.Option("--num", "-n", help="Samples of each class or prompt.")]
 Seed = Annotated[
     int | None,
     typer.Option(help="Of the first sample; the next have seed + 1 and so on. Drawn if not given."),
@@ -104,11 +115,27 @@ Model = Annotated[
 Tokenizer = Annotated[
     str | None, typer.Option(metavar="TOKENIZER", help="Another tokenizer than the model's own, likewise.")
 ]
+TextEncoder = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ENCODER", help="Another text encoder than the model's own, likewise; with --prompt."
+    ),
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model's Hub repository.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Use what is on disk; never the network.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Download several GB without asking.")]
 Device = Annotated[
     str,
     typer.Option(metavar="DEVICE", callback=_check_device, help="auto, cpu, cuda, cuda:1 ... or mps."),
+]
+TextDevice = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DEVICE",
+        callback=lambda name: name and _check_device(name),
+        help="Where the text encoder runs; with --prompt.",
+        show_default="--device",
+    ),
 ]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number format; auto is the quickest there.")]
 

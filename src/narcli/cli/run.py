@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from itertools import accumulate
 from math import ceil
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..allocator import keep_memory
+from ..classes import ClassEntry, load_table
+from ..encoding import all_cached
 from ..errors import UsageError
+from ..prompts import Prompt, slug
 from ..settings import Sample, SamplingSettings, check_batch_size, plan_samples
 from ..sources import choose
 from .console import Console, is_terminal
@@ -25,7 +31,15 @@ if TYPE_CHECKING:
 
 MAX_SCALE = 16
 PHASES = ("import", "load", "sample", "decode", "write")
+MAX_PROMPTS = 50_000  # bytes of prompts in the metadata of what shows several samples
 FRONTIER = "_frontier"  # before the suffix of the file beside the first sample's
+
+
+def _words(entry: ClassEntry | Prompt) -> dict[str, object]:
+    """What names of files can hold of a class or prompt."""
+    if isinstance(entry, Prompt):
+        return {"prompt": slug(entry.text)}
+    return {"class": entry.id, "class_name": entry.stands_for or entry.name}
 
 
 @dataclass(kw_only=True)
@@ -37,6 +51,7 @@ class Run:
 
     kind: ClassVar[str]
     noun: ClassVar[str]
+    ways: ClassVar[str] = "a class: --class 207 or --class 'golden retriever'"
     classes: str | None
     num: int
     seed: int | None
@@ -48,8 +63,10 @@ class Run:
     batch_size: int
     model: str | None
     tokenizer: str | None
+    text_encoder: str | None = None
     revision: str | None
     device: str
+    text_device: str | None = None
     dtype: Dtype
     frontier: FrontierFormat
     frontier_mode: FrontierMode | None
@@ -59,6 +76,8 @@ class Run:
     as_json: bool
     quiet: bool
     offline: bool
+    yes: bool
+    prompts: Sequence[Prompt] = field(default=(), init=False)
     files: list[Path] = field(default_factory=list, init=False)
     documents: list[dict[str, Any]] = field(default_factory=list, init=False)
     kept: list[Result] = field(default_factory=list, init=False)
@@ -79,19 +98,32 @@ class Run:
         """
         began = perf_counter()
         self.check()
-        source = choose(self.kind, self.model, self.tokenizer, self.revision)
-        if source.table:  # else the model itself has to say its classes
-            self.plan(source.table, source.model.name)
-        files = source.fetch(offline=self.offline, progress=not self.quiet and is_terminal(sys.stderr))
+        kind = "text" if self.prompts else self.kind
+        source = choose(kind, self.model, self.tokenizer, self.revision, self.text_encoder)
+        table = load_table([]) if self.prompts else source.table
+        if table is not None:  # else the model itself has to say its classes
+            self.plan(table, source.model.name)
+        files = source.fetch(
+            offline=self.offline,
+            progress=not self.quiet and is_terminal(sys.stderr),
+            approve=(lambda sizes: None) if self.yes else self.console.approve_download,
+            known=lambda encoder: all_cached(encoder, self.prompts, self.dtype.value),
+        )
         for note in dict.fromkeys((files.model.note, files.tokenizer.note)):
             if note:
                 self.console.warn(note)
         with self.timed("import"):
             keep_memory()
-            from ..pipeline import load_files
+            from ..pipeline import load_files, prompt_encoder
+        place = self.text_device or self.device
+        encoder = prompt_encoder(files, place, self.dtype.value, self.console.warn)
+        if encoder is not None:
+            self.seconds["encode"] = 0.0
+            with self.timed("encode"):  # before the model takes its memory
+                encoder.encode(self.prompts)
         with self.timed("load"):
-            self.pipeline = load_files(files, self.device, self.dtype.value)
-        if not source.table:
+            self.pipeline = load_files(files, self.device, self.dtype.value, encoder)
+        if table is None:
             self.plan(self.pipeline.classes, source.model.name)
         settings = self.pipeline.settings(**self.sampling)
         self.common = self.pipeline.metadata(settings) | self.fit()
@@ -144,10 +176,10 @@ class Run:
         """
         SamplingSettings(**self.sampling)
         check_batch_size(self.batch_size)
-        if self.classes is None:
+        if self.classes is None and not self.prompts:
             raise UsageError(
                 f"Nothing says what to make a {self.noun} of.",
-                "Give a class: --class 207 or --class 'golden retriever'. `narcli classes` lists them.",
+                f"Give {self.ways}. `narcli classes` lists the classes.",
             )
         if self.scale is not None and not 1 <= self.scale <= MAX_SCALE:
             raise UsageError(f"--scale is {self.scale}, expected a whole factor from 1 to {MAX_SCALE}.")
@@ -160,17 +192,9 @@ class Run:
         """Choose the samples, and a file for each; those with ``endings`` are named after the first."""
         from ..writers import default_name, resolve_outputs
 
-        assert self.classes is not None
-        self.samples = plan_samples(table.parse_classes(self.classes), self.seed, self.num)
-        named = [
-            {
-                "class": sample.entry.id,
-                "class_name": sample.entry.stands_for or sample.entry.name,
-                "seed": sample.seed,
-                "model": model,
-            }
-            for sample in self.samples
-        ]
+        entries = self.prompts or table.parse_classes(self.classes or "")
+        self.samples = plan_samples(entries, self.seed, self.num)
+        named = [{**_words(sample.entry), "seed": sample.seed, "model": model} for sample in self.samples]
         self.outputs = resolve_outputs(
             self.output,
             named,
@@ -203,13 +227,14 @@ class Run:
     def generate(self, settings: SamplingSettings) -> None:
         """Sample batch by batch, and write each as it is finished."""
         steps = ceil(len(self.samples) / self.batch_size) * len(self.pipeline.order.steps)
+        spent = dict(self.seconds)
         with self.console.progress("decoding", steps) as advance:
             for progress in self.pipeline.run(self.samples, settings, self.batch_size):
                 with self.timed("write"):
                     for result in progress.results:
                         self.write(result)
                 advance(note="steps")
-                self.seconds |= progress.seconds
+                self.seconds |= {phase: spent[phase] + more for phase, more in progress.seconds.items()}
 
     def write(self, result: Result) -> None:
         """Write one sample."""
@@ -281,11 +306,19 @@ class Run:
         return f"{made}, {seeds}: {steps}, {self.seconds['total']:.1f} s"
 
     def about_all(self) -> dict[str, Any]:
-        """Metadata of what shows several samples: classes by ids, and the seeds that each has."""
+        """Metadata of what shows several samples: ids of classes, or prompts, and the seeds that each has."""
         first, last = self.samples[0].seed, self.samples[-1].seed
         num = last - first + 1
-        classes = [sample.entry.id for sample in self.samples[::num]]
-        return self.common | {"classes": classes, "seed": first, "num": num}
+        about: dict[str, Any] = {"seed": first, "num": num}
+        if self.prompts:
+            each = [{"prompt": prompt.text, "cleaned_prompt": prompt.cleaned} for prompt in self.prompts]
+            sizes = list(accumulate(len(json.dumps(prompt)) for prompt in each))
+            about["prompts"] = each[: bisect_right(sizes, MAX_PROMPTS)]
+            about["prompts_in_all"] = len(each)
+        else:
+            entries = [sample.entry for sample in self.samples[::num]]
+            about["classes"] = [entry.id for entry in entries if isinstance(entry, ClassEntry)]
+        return self.common | about
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

@@ -56,6 +56,14 @@ class Position(str, Enum):
 FRAMES = 4  # a slice of a clip, as in the released video models
 Compile = Annotated[bool, typer.Option("--compile", help="Use torch.compile: slow to start, then faster.")]
 
+Dropout = Annotated[float, typer.Option(min=0, max=0.9, help="Token, attention and FFN dropout.")]
+TokenNoise = Annotated[
+    float, typer.Option(min=0, max=1, help="Largest share of input tokens exchanged for other pictures'.")
+]
+Muon = Annotated[
+    bool, typer.Option("--muon", help="Muon for the layers' matrices: fewer steps; needs torch 2.9.")
+]
+
 
 @app.command()
 def tokenizer(
@@ -132,7 +140,7 @@ def nar(
             min=1, help="Hidden size of the feed-forward; default: 8/3 of --dim, up to a multiple of 64."
         ),
     ] = None,
-    dropout: Annotated[float, typer.Option(min=0, max=0.9, help="Token, attention and FFN dropout.")] = 0.1,
+    dropout: Dropout = 0.1,
     position: Annotated[
         Position | None,
         typer.Option(
@@ -140,12 +148,8 @@ def nar(
         ),
     ] = None,
     loop_starts: LoopStarts = 1,
-    token_noise: Annotated[
-        float, typer.Option(min=0, max=1, help="Largest share of input tokens exchanged for other pictures'.")
-    ] = 0.0,
-    muon: Annotated[
-        bool, typer.Option("--muon", help="Muon for the layers' matrices: fewer steps; needs torch 2.9.")
-    ] = False,
+    token_noise: TokenNoise = 0.0,
+    muon: Muon = False,
     classes: Annotated[str | None, typer.Option(help="Class table of the labels, such as emoji.")] = None,
     save_every: SaveEvery = 500,
     seed: Seed = 0,
@@ -202,6 +206,69 @@ def nar(
     folder = save_model(
         output / "model", transformer=model, tokenizer=vq, classes=table, defaults=defaults, overwrite=True
     )
+    report(Console(quiet), folder, as_json, {})
+
+
+@app.command()
+def text(
+    data: Annotated[
+        Path, typer.Argument(help="Folder with images.npy, captions.tsv (a line a picture) and labels.npy.")
+    ],
+    output: Output,
+    start: Annotated[
+        Path, typer.Option(help="A trained model of classes: its blocks are the start, its tokenizer serves.")
+    ],
+    steps: Steps = 10_000,
+    batch_size: BatchSize = 32,
+    learning_rate: LearningRate = 1e-3,
+    encoder_dim: Annotated[int, typer.Option(min=64, help="Width of the encoder, a multiple of 64.")] = 256,
+    encoder_layers: Annotated[int, typer.Option(min=1, help="Layers of the encoder.")] = 4,
+    caption_tokens: Annotated[
+        int, typer.Option(min=2, help="Longest caption in bytes, and one for its end.")
+    ] = 80,
+    dropout: Dropout = 0.1,
+    token_noise: TokenNoise = 0.0,
+    muon: Muon = False,
+    save_every: SaveEvery = 500,
+    seed: Seed = 0,
+    compile: Compile = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a NAR transformer on captions, together with a small T5 encoder that reads bytes."""
+    if encoder_dim % 64:
+        raise UsageError(f"--encoder-dim is {encoder_dim}, expected a multiple of 64 (attention heads).")
+    from ..checkpoints import load_tokenizer, load_transformer, save_model
+    from ..models.vq import VQTokenizer
+    from ..training.data import load_pictures
+    from ..training.loop import TrainSettings
+    from ..training.nar import tokenize
+    from ..training.text import byte_encoder, load_captions, train_text
+
+    pictures = load_pictures(data)
+    captions = load_captions(data, len(pictures))
+    blocks, vq = load_transformer(start, kind="image"), load_tokenizer(start)
+    if not isinstance(vq, VQTokenizer) or grid_of(pictures, vq.config) != blocks.config.grid:
+        raise UsageError(f"The pictures in {str(data)!r} are not of the size that {start} makes.")
+    settings = TrainSettings(
+        steps=steps, batch_size=batch_size, learning_rate=learning_rate,
+        muon=muon, save_every=save_every, seed=seed, compile=compile,
+    )  # fmt: skip
+    output.mkdir(parents=True, exist_ok=True)
+    tokens = tokenize(pictures, vq, output)
+    import torch
+
+    labels = pictures.labels
+    groups = torch.arange(len(tokens)) if labels is None else torch.from_numpy(labels)
+    torch.manual_seed(seed)
+    model, encoder = train_text(
+        tokens, captions, groups, vq, blocks, byte_encoder(encoder_dim, encoder_layers), caption_tokens,
+        settings, output, dropout, token_noise, quiet,
+    )  # fmt: skip
+    folder = save_model(
+        output / "model", transformer=model, tokenizer=vq, text_encoder=encoder, defaults={"cfg_scale": 2.0},
+        overwrite=True,
+    )  # fmt: skip
     report(Console(quiet), folder, as_json, {})
 
 

@@ -67,6 +67,7 @@ def video(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     offline: options.Offline = False,
+    yes: options.Yes = False,
 ) -> None:
     """Make video clips of a class.
 

@@ -180,10 +180,10 @@ def train(
 
 def optimizers_of(model: nn.Module, settings: TrainSettings) -> list[torch.optim.Optimizer]:
     """AdamW; with ``settings.muon`` Muon besides, for the matrices of the layers."""
-    matrices: list[Tensor] = []
-    rest: list[Tensor] = []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        hidden = parameter.ndim == 2 and name.startswith("layers.")
+        hidden = parameter.ndim == 2 and "layers." in name
         (matrices if settings.muon and hidden else rest).append(parameter)
     decay, rate = settings.weight_decay, settings.learning_rate
     groups = [

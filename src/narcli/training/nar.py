@@ -10,6 +10,7 @@ import io
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,9 +121,7 @@ class Noise:
 @torch.inference_mode()
 def tokenize(pictures: Pictures, tokenizer: VQTokenizer, folder: Path, batch_size: int = 16) -> Tensor:
     """Codes of all pictures: (items, N) int64, kept in ``folder`` for the next time."""
-    known = sha256(pictures.digest().encode())
-    for tensor in tokenizer.state_dict().values():
-        known.update(tensor.float().numpy().tobytes())
+    known = weights_digest(tokenizer, pictures.digest().encode())
     cache = folder / f"tokens-{known.hexdigest()[:16]}.npy"
     if cache.is_file():
         return torch.from_numpy(np.load(cache).astype(np.int64))
@@ -137,3 +136,11 @@ def tokenize(pictures: Pictures, tokenizer: VQTokenizer, folder: Path, batch_siz
     np.save(buffer, codes.numpy().astype(np.int32))
     write_atomic(cache, buffer.getvalue(), overwrite=True)
     return codes
+
+
+def weights_digest(model: nn.Module, before: bytes = b"") -> Any:
+    """SHA-256 of some bytes and all weights after them."""
+    known = sha256(before)
+    for tensor in model.state_dict().values():
+        known.update(tensor.float().numpy().tobytes())
+    return known

@@ -34,17 +34,25 @@ def reconstruction_sheet(model: VQTokenizer, pictures: Pictures, path: Path, cou
 
 
 @torch.inference_mode()
-def sample_sheet(model: NARTransformer, tokenizer: VQTokenizer, path: Path) -> None:
-    """Samples of classes spread over the table, seeds 0 and up, guidance 2, as a PNG.
+def sample_sheet(
+    model: NARTransformer,
+    tokenizer: VQTokenizer,
+    path: Path,
+    features: torch.Tensor | None = None,
+    padding: torch.Tensor | None = None,
+) -> None:
+    """Samples of classes spread over the table, or of 40 captions, seeds 0 and up, guidance 2, as a PNG.
 
-    40 pictures, ten a row, or 8 clips, the frames of each in a row.
+    40 pictures, ten a row, or 8 clips, the frames of each in a row. Of captions the features (40, C, width),
+    left-padded, and their padding (40, C) are given.
     """
     was_training = model.training
     model.eval()
     count, columns = (8, 1) if len(model.config.grid) == 3 else (40, 10)
     labels = torch.linspace(0, model.config.num_classes - 1, count).long()
+    condition = labels if features is None else features
     tokens = torch.empty(count, model.config.order.cells, dtype=torch.int64)
-    for step in generate(model, labels, range(count), SamplingSettings(cfg_scale=2.0)):
+    for step in generate(model, condition, range(count), SamplingSettings(cfg_scale=2.0), padding):
         tokens[:, list(step.cells)] = step.tokens
     model.train(was_training)
     pixels = to_pixels(tokenizer.decode(tokens, model.config.grid))

@@ -1,0 +1,206 @@
+"""Prompts to conditions: encoded once, kept on disk, the encoder in memory only meanwhile.
+
+A cache in the user's cache folder holds what the encoder said of each cleaned prompt, so that the next
+run with that prompt loads no encoder and does not import transformers. It is bounded, and may be removed.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import CheckpointError, NarError
+from .prompts import Prompt, shorten
+from .sources import EncoderFiles
+from .writers import write_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .models.text import Encoded
+
+MAX_CACHED = 2**28  # bytes of the cache; the oldest go first
+CHUNK = 1024  # prompts encoded at a time and held in memory
+
+
+class PromptEncoder:
+    """Conditions of prompts, from the cache or from a T5 encoder that is loaded only to encode.
+
+    Args:
+        files: of the encoder.
+        tokens: condition tokens of the transformer.
+        width: of the features that it takes.
+        device: where the encoder runs; ``auto`` as everywhere.
+        dtype: ``bfloat16`` or ``float32``.
+        warn: is told of each prompt that was cut, and what was dropped.
+    """
+
+    def __init__(
+        self,
+        files: EncoderFiles,
+        tokens: int,
+        width: int,
+        device: str = "auto",
+        dtype: str = "bfloat16",
+        warn: Callable[[str], object] = warnings.warn,
+    ) -> None:
+        self.files, self.tokens, self.width, self.device, self.dtype = files, tokens, width, device, dtype
+        self.warn = warn
+        self._known: dict[str, Encoded] = {}
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What metadata says of the encoder."""
+        return self.files.about() | {"dtype": self.dtype}
+
+    def encode(self, prompts: Iterable[Prompt]) -> None:
+        """Encode the first ``CHUNK`` of the prompts that differ, and forget those of before.
+
+        Args:
+            prompts: in the order in which they will be asked for.
+
+        Raises:
+            CheckpointError: the encoder cannot be used, or does not belong to the transformer.
+            HubError: it could not be fetched.
+            MemoryLimitError: too large for this machine.
+        """
+        chosen: dict[str, Prompt] = {}
+        for prompt in prompts:
+            chosen.setdefault(prompt.cleaned, prompt)
+            if len(chosen) == CHUNK:
+                break
+        known = {text: found for text in chosen if (found := self._known.get(text) or self._read(text))}
+        if missing := [text for text in chosen if text not in known]:
+            known |= self._run_encoder(missing)
+        for text, prompt in chosen.items():
+            if (dropped := known[text].dropped) and text not in self._known:
+                self.warn(
+                    f"The prompt {str(prompt)!r} is longer than {self.tokens} tokens, which the model takes; "
+                    f"dropped: {shorten(dropped, 300)!r}"
+                )
+        self._known = known
+
+    def condition(self, prompts: Sequence[Prompt], upcoming: Iterable[Prompt] = ()) -> tuple[Tensor, Tensor]:
+        """Features of B prompts, left-padded: (B, C, width), and (B, C) bool, true for padding.
+
+        Those that are not encoded yet are, with those that come after them; errors are those of ``encode``.
+        """
+        from .models.text import left_pad
+
+        if any(prompt.cleaned not in self._known for prompt in prompts):
+            self.encode([*prompts, *upcoming])
+        return left_pad([self._known[prompt.cleaned].features for prompt in prompts], self.tokens)
+
+    def about(self, prompt: Prompt) -> dict[str, str]:
+        """An encoded prompt as metadata: as typed, as cleaned, and the end that did not fit, if any."""
+        dropped = self._known[prompt.cleaned].dropped
+        about = {"prompt": prompt.text, "cleaned_prompt": prompt.cleaned}
+        return about | ({"dropped": dropped} if dropped else {})
+
+    def _run_encoder(self, texts: Sequence[str]) -> dict[str, Encoded]:
+        """Load the encoder, run it, release it."""
+        import torch
+
+        from .devices import DTYPES, choose_device, memory_guard
+
+        device = choose_device(self.device)
+        with memory_guard("The text encoder is too large; try --text-device cpu."):
+            from .models.text import T5Encoder
+
+            folder = self.files.folder()
+            encoder = T5Encoder.load(folder, DTYPES[self.dtype], device)
+            if encoder.width != self.width:
+                raise CheckpointError(
+                    f"The text encoder {folder.name} makes features of {encoder.width} numbers, "
+                    f"and the model takes {self.width}.",
+                    "They do not belong together; give the right --text-encoder.",
+                )
+            found = {text: encoder.encode(text, self.tokens) for text in texts}
+            del encoder
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        for text, encoded in found.items():
+            write_cached(self.files.identity, self.dtype, text, self.tokens, encoded)
+        prune()
+        return found
+
+    def _read(self, text: str) -> Encoded | None:
+        found = read_cached(self.files.identity, self.dtype, text, self.tokens)
+        return found if found is not None and found.features.shape[1] == self.width else None
+
+
+def encoder_dtype(dtype: str) -> str:
+    """What an encoder computes in, where the model computes in ``dtype``: bfloat16, or float32 likewise."""
+    return "float32" if dtype == "float32" else "bfloat16"
+
+
+def all_cached(files: EncoderFiles, prompts: Iterable[Prompt], dtype: str) -> bool:
+    """Whether the cache has all prompts, as far as can be told without torch."""
+    numbers = encoder_dtype(dtype)
+    return all(cached_path(files.identity, numbers, prompt.cleaned).is_file() for prompt in prompts)
+
+
+# --- on disk -------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Where encoded prompts are kept; removing it costs no more than the time to encode again."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("narcli") / "prompts"
+
+
+def cached_path(identity: str, dtype: str, text: str) -> Path:
+    """The file of a cleaned prompt and an encoder."""
+    from hashlib import sha256
+
+    key = sha256("\0".join(("1", identity, dtype, text)).encode()).hexdigest()
+    return cache_folder() / f"{key}.safetensors"
+
+
+def read_cached(identity: str, dtype: str, text: str, tokens: int) -> Encoded | None:
+    """What is kept of a prompt, where it serves a transformer of that many condition tokens."""
+    from safetensors import SafetensorError, safe_open
+
+    from .models.text import Encoded
+
+    path = cached_path(identity, dtype, text)
+    try:
+        with safe_open(path, "pt") as file:
+            about, features = file.metadata() or {}, file.get_tensor("features").clone()
+        dropped, limit = about["dropped"], int(about["tokens"])
+    except (OSError, SafetensorError, KeyError, ValueError):  # not there, damaged, or of another narcli
+        return None
+    if features.dim() != 2 or not 0 < len(features) <= tokens or (dropped and limit != tokens):
+        return None
+    with suppress(OSError):
+        os.utime(path)  # the oldest are those not used for longest
+    return Encoded(features, dropped)
+
+
+def write_cached(identity: str, dtype: str, text: str, tokens: int, encoded: Encoded) -> None:
+    """Keep an encoded prompt; a cache that cannot be written to is done without."""
+    from safetensors.torch import save
+
+    about = {"dropped": encoded.dropped, "tokens": str(tokens)}
+    data = save({"features": encoded.features.contiguous()}, about)
+    with suppress(NarError):
+        write_atomic(cached_path(identity, dtype, text), data, overwrite=True)
+
+
+def prune(most: int = MAX_CACHED) -> None:
+    """Remove the files of the cache that were not used for longest, beyond ``most`` bytes in all."""
+    with suppress(OSError):
+        files = [(path.stat(), path) for path in cache_folder().iterdir()]
+        total = sum(stat.st_size for stat, _ in files)
+        for stat, path in sorted(files, key=lambda item: item[0].st_mtime):
+            if total <= most:
+                break
+            path.unlink(missing_ok=True)
+            total -= stat.st_size

@@ -1,0 +1,215 @@
+"""Training on captions: the encoder learns with the transformer, and inference sees what training saw."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from narcli.checkpoints import load_transformer
+from narcli.errors import CheckpointError, UsageError
+from narcli.models.text import T5Encoder, left_pad
+from narcli.models.transformer import NARTransformer, TransformerConfig
+from narcli.models.vq import VQConfig, VQTokenizer
+from narcli.sampling import SamplingSettings, generate
+from narcli.training.loop import TrainSettings
+from narcli.training.text import TextNAR, begin, byte_encoder, load_captions, train_text
+
+VQ = VQConfig(32, (1, 1), 1, 32, codebook_size=16)
+CLASSES = TransformerConfig((2, 2), 32, 2, 2, 16, 64, num_classes=3, position="absolute")
+
+
+def settings(**changes):
+    return TrainSettings(
+        **{
+            "steps": 4,
+            "batch_size": 4,
+            "learning_rate": 3e-3,
+            "warmup": 2,
+            "save_every": 50,
+            "compile": False,
+        }
+        | changes
+    )
+
+
+def start(position="absolute"):
+    torch.manual_seed(0)
+    model = NARTransformer(replace(CLASSES, position=position))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    torch.manual_seed(0)
+    return byte_encoder(64, 1)
+
+
+@pytest.mark.parametrize("position", ["absolute", "rotary"])
+def test_the_blocks_start_from_the_model_of_classes(position):
+    old = start(position)
+    sizes = {"condition": "text", "num_classes": 0, "condition_tokens": 5, "caption_dim": 64}
+    new = begin(old, replace(old.config, **sizes))
+    before, after = old.state_dict(), new.state_dict()
+    shared = {name for name in before if not name.startswith(("condition.", "position_embedding"))}
+    assert len(shared) > 10 and all(torch.equal(before[name], after[name]) for name in shared)
+    assert new.condition.uncond_embedding.shape == (5, 64) and new.condition.uncond_embedding.std() > 0.5
+    if position == "absolute":
+        old_places, new_places = before["position_embedding"], after["position_embedding"]
+        assert torch.equal(new_places[:, 5:], old_places[:, 1:])
+        assert all(torch.equal(new_places[0, k], old_places[0, 0]) for k in range(5))
+
+
+def test_training_sees_what_inference_gives(encoder):
+    nar = NARTransformer(replace(CLASSES, condition="text", condition_tokens=12, caption_dim=64))
+    texts = ["a red dot", "é", "blue"]
+    ids = [torch.tensor(encoder.tokenizer(text).input_ids) for text in texts]
+    encoder.model.eval()
+    with torch.no_grad():
+        trained = TextNAR(nar, encoder.model).features(ids)
+    asked = left_pad([encoder.encode(text, 12).features for text in texts], 12)
+    torch.testing.assert_close(trained[0], asked[0], rtol=1e-4, atol=1e-5)
+    assert torch.equal(trained[1], asked[1]) and (~trained[1]).sum(1).tolist() == [10, 3, 5]
+
+
+def test_captions_are_learned_by_both_networks(tmp_path):
+    torch.manual_seed(0)
+    tokens = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]])
+    captions = [["red dot", "a red dot"], ["blue dot"], ["no dot"]]
+    encoder = byte_encoder(64, 1)
+    before = encoder.model.shared.weight.detach().clone()
+    model, encoder = train_text(
+        tokens, captions, torch.arange(3), VQTokenizer(VQ).eval(), start(), encoder, 12,
+        settings(steps=80, batch_size=12, learning_rate=1e-2, bfloat16=False), tmp_path, 0.0, quiet=True,
+    )  # fmt: skip
+    assert not torch.equal(before, encoder.model.shared.weight)
+    texts = ["a red dot", "no dot", "blue dot"]
+    condition, padding = left_pad([encoder.encode(text, 12).features for text in texts], 12)
+    found = torch.empty(3, 4, dtype=torch.int64)
+    for step in generate(model, condition, [0, 0, 0], SamplingSettings(temperature=0), padding):
+        found[:, list(step.cells)] = step.tokens
+    assert torch.equal(found, tokens[[0, 2, 1]])
+    with Image.open(tmp_path / "sample-000080.png") as sheet:
+        assert sheet.size == (40, 16)
+    with pytest.raises(CheckpointError, match="differs in: data"):
+        train_text(
+            tokens, [["x"], ["y"], ["z"]], torch.arange(3), VQTokenizer(VQ), start(), byte_encoder(64, 1), 12,
+            settings(steps=80, batch_size=12, learning_rate=1e-2, bfloat16=False), tmp_path, 0.0,
+        )  # fmt: skip
+
+
+def test_captions_that_are_too_long_are_refused(encoder, tmp_path):
+    arguments = (torch.zeros(1, 4, dtype=torch.int64), [["twelve bytes"]], torch.arange(1), VQTokenizer(VQ))
+    with pytest.raises(UsageError, match="13 tokens, and --caption-tokens is 12") as caught:
+        train_text(*arguments, start(), encoder, 12, settings(), tmp_path)
+    assert "--caption-tokens 13" in caught.value.hint
+
+
+def test_captions_are_read_line_by_line_and_cleaned(tmp_path):
+    with pytest.raises(UsageError, match=r"no captions\.tsv"):
+        load_captions(tmp_path, 2)
+    (tmp_path / "captions.tsv").write_text("A Red Dot\tred   dot\nnothing\n")
+    assert load_captions(tmp_path, 2) == [["a red dot", "red dot"], ["nothing"]]
+    with pytest.raises(CheckpointError, match="2 lines, and there are 3"):
+        load_captions(tmp_path, 3)
+    (tmp_path / "captions.tsv").write_text("red\t\nblue\n")
+    with pytest.raises(CheckpointError, match="unusable caption"):
+        load_captions(tmp_path, 2)
+
+
+def test_from_captions_to_a_picture(tiny, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    np.save(data / "images.npy", np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8))
+    (data / "captions.tsv").write_text("red dot\nblue dot\nno dot\n")
+    main = "from narcli.cli import main; raise SystemExit(main())"
+
+    def narcli(*arguments):
+        return subprocess.run(
+            [sys.executable, "-c", main, *map(str, arguments)], capture_output=True, text=True
+        )
+
+    run = narcli(
+        "train", "text", data, "-o", tmp_path / "run", "--start", tiny, "--steps", 2, "--encoder-dim", 64,
+        "--encoder-layers", 1, "--caption-tokens", 12, "--batch-size", 2, "-q",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    folder = Path(run.stdout.strip())
+    said = json.loads((folder / "config.json").read_text())
+    assert said["kind"] == "text" and said["transformer"]["condition_tokens"] == 12
+    assert load_transformer(folder, kind="text").config.caption_dim == 64
+    assert T5Encoder.load(folder / "text_encoder").width == 64
+    run = narcli("image", "--model", folder, "--prompt", "red dot", "-o", tmp_path / "red.png", "-q")
+    assert run.returncode == 0, run.stderr
+    with Image.open(tmp_path / "red.png") as picture:
+        assert picture.size == (256, 256)
+    run = narcli("train", "text", data, "-o", tmp_path / "run", "--start", tiny, "--encoder-dim", 100)
+    assert run.returncode == 2 and "multiple of 64" in run.stderr
+
+
+# --- the captions of the built-in model ----------------------------------------------------------
+
+
+@pytest.fixture
+def prepare(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts")
+    import prepare_emoji_text
+
+    return prepare_emoji_text
+
+
+def people(prepare):
+    jobs, tones = ("astronaut", "cook", "judge", "pilot", "singer"), prepare.TONES
+    items = []
+    for job in jobs:
+        for word in ("man ", "woman ", ""):
+            for tone in ((), *((tone,) for tone in tones)):
+                key = f"{word}{job}{tone}"
+                items.append(prepare.Item(key, key, f"{word}{job}", f"{word}{job}", tones=tone, group="1"))
+    for shape in ("square", "circle", "heart", "star"):
+        for colour in ("red", "green", "light blue", "blue"):
+            label = f"{colour} {shape}"
+            items.append(prepare.Item(label, label, label, label, group="8"))
+    prepare.split_attributes(items)
+    return items
+
+
+def test_subjects_are_what_is_left_without_attributes(prepare):
+    items = {item.key: item for item in people(prepare)}
+    one = items["woman cook('dark',)"]
+    assert (one.subject, one.attributes, one.kind) == ("cook", ("woman", "dark"), "gender and tone")
+    assert items["cook()"].attributes == ("person",) and items["cook()"].kind == ""
+    assert (items["light blue heart"].subject, items["light blue heart"].colour) == ("heart", "light blue")
+
+
+def test_every_part_of_what_is_set_aside_is_seen_elsewhere(prepare, monkeypatch):
+    monkeypatch.setattr(prepare, "SET_ASIDE", {"gender and tone": 12, "colour": 3})
+    items = people(prepare)
+    held = prepare.set_aside(items)
+    kinds = [item.kind for item in items if item.key in held]
+    assert (kinds.count("gender and tone"), kinds.count("colour")) == (12, 3)
+    seen = {part for item in items if item.key not in held for part in prepare.parts(item)}
+    for item in items:
+        if item.key in held:
+            assert set(prepare.parts(item)) <= seen
+            if item.tones:
+                assert ("gender man", "tone dark") in seen and len(prepare.parts(item)) == 6
+
+
+def test_captions_say_the_attributes_in_several_ways(prepare):
+    items = {item.key: item for item in people(prepare)}
+    texts = prepare.captions(items["woman astronaut('dark',)"], {})
+    assert texts[0] == "woman astronaut, dark skin tone" and len(texts) == len(set(texts)) > 8
+    assert {"female astronaut with dark skin", "dark-skinned woman astronaut"} <= set(texts)
+    assert all("dark" in text and "astronaut" in text for text in texts)
+    texts = prepare.captions(items["blue heart"], {})
+    assert {"blue heart", "a blue heart", "heart, blue", "a heart in blue"} <= set(texts)
+    flag = prepare.Item("x", "x", "flag: Japan", "flag: Japan")
+    assert {"flag of Japan", "Japan flag"} <= set(prepare.captions(flag, {}))
