@@ -50,9 +50,8 @@ def bench(
     if unknown := [name for name in chosen if name not in ORDERS]:
         raise UsageError(f"There is no order {unknown[0][:40]!r}.", f"Choose of {', '.join(ORDERS)}.")
     row = resolve(model or "", None)
-    settings = SamplingSettings(
-        **dict(row.defaults) | ({} if cfg_scale is None else {"cfg_scale": cfg_scale})
-    )
+    given: dict[str, Any] = {} if cfg_scale is None else {"cfg_scale": cfg_scale}
+    settings = SamplingSettings(**{**row.defaults, **given})
     path = None
     if output is not None:  # checked before minutes are spent
         path = resolve_outputs(output, [{}], default="narcli-bench", overwrite=overwrite).paths[0]
