@@ -480,6 +480,8 @@ def test_a_larp_config_that_does_not_fit_its_tensors_is_refused_in_one_sentence(
 
 def test_larp_needs_its_config(larp_files):
     path = larp_files()
+    path.with_name("config.json").write_text('{"ch": 128}')
+    assert "ch does not belong to a LARP tokenizer" in refused(path, load_tokenizer)
     path.with_name("config.json").unlink()
     assert "without the config.json" in refused(path, load_tokenizer)
 

@@ -296,6 +296,7 @@ MISUSE = [
     (["--class", 2, "--frames", -3], "--frames is -3", None),
     (["--class", 2, "--fps", 0], "--fps is 0", None),
     (["--class", 2, "--fps", -1], "--fps is -1", None),
+    (["--class", 2, "--fps", 0.01], "--fps is 0.01, expected a number from 0.1", None),
     (["--class", 2, "--fps", "nan"], "--fps is nan", None),
     (["--class", 2, "--fps", 60, "--format", "gif"], "--fps is 60, and .gif shows at most 50", "mp4"),
     (["--class", 2, "--fps", 5, "--format", "frames"], "--fps does not go with a folder of frames", "Drop"),
@@ -410,8 +411,11 @@ def test_without_a_video_model_one_is_asked_for(run, here, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["mp4", "gif", "webp"])
-def test_frames_are_kept_where_encoding_fails(run, here, monkeypatch, kind):
+@pytest.mark.parametrize("own", [True, False], ids=["narcli's error", "another error"])
+def test_frames_are_kept_where_encoding_fails(run, here, monkeypatch, kind, own):
     def fail(path, *_, **__):
+        if not own:
+            raise RuntimeError("ffmpeg failed (no reason).")
         raise NarError(f"Could not write {path}: ffmpeg failed (no reason).", "Write a .gif instead.")
 
     monkeypatch.setattr(writers, f"write_{kind}", fail)

@@ -141,6 +141,11 @@ def remove_part(folder):
     sorted(folder.glob("model-*.safetensors"))[0].unlink()
 
 
+def cut_part(folder):
+    part = sorted(folder.glob("model-*.safetensors"))[0]
+    part.write_bytes(part.read_bytes()[:-100])
+
+
 def remove_tokenizer(folder):
     (folder / "tokenizer.json").unlink()
 
@@ -152,6 +157,7 @@ def remove_tokenizer(folder):
         (rename_type, "'bert', expected a T5"),
         (drop_part, "lacks 1 tensors, such as encoder.final_layer_norm.weight"),
         (remove_part, "cannot be loaded"),
+        (cut_part, "cannot be loaded"),
         (remove_tokenizer, "has no tokenizer"),
     ],
 )
@@ -344,17 +350,22 @@ def test_many_prompts_are_encoded_in_parts(tiny_text, monkeypatch):
     loaded = []
     original = T5Encoder.load
     monkeypatch.setattr(encoding, "CHUNK", 3)
-    monkeypatch.setattr("narcli.pipeline.CHUNK", 3)
     monkeypatch.setattr(T5Encoder, "load", lambda *args: loaded.append(1) or original(*args))
     pipe = narcli.load(tiny_text)
     prompts = [f"apple {n}" for n in (0, 1, 0, 2, 3, 4, 5, 6)]
     results = pipe.images(prompts=prompts, seed=1, batch_size=2)
     assert [result.prompt for result in results] == prompts
-    assert 2 <= len(loaded) <= 4 and isinstance(pipe.encoder, PromptEncoder)
+    assert len(loaded) == 3 and isinstance(pipe.encoder, PromptEncoder)  # 7 that differ, 3 at a time
     assert torch.equal(results[0].tokens, results[2].tokens)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipe.encoder.encode([parse_prompt("apple 0")])
+
+
+def test_a_batch_may_have_more_prompts_than_a_part(tiny_text, monkeypatch):
+    monkeypatch.setattr(encoding, "CHUNK", 2)
+    results = narcli.load(tiny_text).images(prompts=["red", "green", "blue"], seed=1, batch_size=3)
+    assert [result.prompt for result in results] == ["red", "green", "blue"]
 
 
 def test_transformers_is_imported_only_to_encode(tiny, tiny_text, tmp_path):

@@ -389,6 +389,11 @@ def _infer_larp(file: Path, tensors: Tensors, said: ModelConfig) -> LARPConfig:
         blocks = {name.split(".")[2] for name in tensors if name.startswith(f"{part}.blocks.")}
         found[f"{part}_depth"] = len(blocks)
     agree(said, said.tokenizer, found)
+    if foreign := sorted(said.tokenizer.keys() - configs.LARP.keys()):
+        raise CheckpointError(
+            f"{said.path}: {foreign[0]} does not belong to a LARP tokenizer.",
+            "The two files do not belong together.",
+        )
     sizes = LARPConfig(**{**said.tokenizer, **found})
     for part, name in (("encoder", "encoder_patch_pe"), ("decoder", "decoder_patch_query_embed")):
         grid, cells = getattr(sizes, f"{part}_patches"), shape(name, 3)[1]
@@ -557,6 +562,8 @@ def save_model(
                 (new / file).chmod((new / CONFIG).stat().st_mode)  # it is made for its owner alone
             if text_encoder is not None:
                 text_encoder.save(new / TEXT_ENCODER, dtype)
+                for stored in (new / TEXT_ENCODER).iterdir():
+                    stored.chmod((new / CONFIG).stat().st_mode)
             old = Path(made) / "old"
             if folder.exists():
                 folder.rename(old)

@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,11 +59,12 @@ class PromptEncoder:
         """What metadata says of the encoder."""
         return self.files.about() | {"dtype": self.dtype}
 
-    def encode(self, prompts: Iterable[Prompt]) -> None:
+    def encode(self, prompts: Iterable[Prompt], least: int = 0) -> None:
         """Encode the first ``CHUNK`` of the prompts that differ, and forget those of before.
 
         Args:
             prompts: in the order in which they will be asked for.
+            least: so many of the prompts in any case.
 
         Raises:
             CheckpointError: the encoder cannot be used, or does not belong to the transformer.
@@ -70,10 +72,10 @@ class PromptEncoder:
             MemoryLimitError: too large for this machine.
         """
         chosen: dict[str, Prompt] = {}
-        for prompt in prompts:
-            chosen.setdefault(prompt.cleaned, prompt)
-            if len(chosen) == CHUNK:
+        for index, prompt in enumerate(prompts):
+            if index >= least and len(chosen) >= CHUNK:
                 break
+            chosen.setdefault(prompt.cleaned, prompt)
         known = {text: found for text in chosen if (found := self._known.get(text) or self._read(text))}
         if missing := [text for text in chosen if text not in known]:
             known |= self._run_encoder(missing)
@@ -93,7 +95,7 @@ class PromptEncoder:
         from .models.text import left_pad
 
         if any(prompt.cleaned not in self._known for prompt in prompts):
-            self.encode([*prompts, *upcoming])
+            self.encode(chain(prompts, upcoming), least=len(prompts))
         return left_pad([self._known[prompt.cleaned].features for prompt in prompts], self.tokens)
 
     def about(self, prompt: Prompt) -> dict[str, str]:

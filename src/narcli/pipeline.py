@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
@@ -26,7 +27,7 @@ from . import __version__
 from .checkpoints import Kind, Tokenizer, load_tokenizer, load_transformer, transformer_config
 from .classes import ClassEntry, ClassTable, load_table, table_for
 from .devices import choose_device, choose_dtype, memory_guard
-from .encoding import CHUNK, PromptEncoder, encoder_dtype
+from .encoding import PromptEncoder, encoder_dtype
 from .errors import CheckpointError, UsageError
 from .models.packed import pack, pack_tokenizer
 from .models.transformer import NARTransformer
@@ -308,7 +309,7 @@ class Pipeline:
             batch = tuple(samples[start : start + batch_size])
             tokens = torch.full((len(batch), order.cells), -1)
             began = perf_counter()
-            condition, padding = self._condition(samples[start : start + max(batch_size, CHUNK)], len(batch))
+            condition, padding = self._condition(samples, start, len(batch))
             if self.encoder is not None:
                 seconds["encode"] = seconds.get("encode", 0.0) + perf_counter() - began
             steps = generate(self.model, condition, [sample.seed for sample in batch], settings, padding)
@@ -328,13 +329,16 @@ class Pipeline:
                         results = tuple(map(self._result, batch, clips, tokens, [common] * len(batch)))
                 yield Progress(start // batch_size, batch, step, tokens.clone(), results, dict(seconds))
 
-    def _condition(self, samples: Sequence[Sample], rows: int) -> tuple[Tensor, Tensor | None]:
-        """What ``generate`` takes for the first samples; the prompts of the others are encoded with them."""
+    def _condition(self, samples: Sequence[Sample], start: int, rows: int) -> tuple[Tensor, Tensor | None]:
+        """What ``generate`` takes for a batch; prompts of the samples after it are encoded with its own."""
+        entries = [sample.entry for sample in samples[start : start + rows]]
         if self.encoder is None:
-            labels = [sample.entry.label for sample in samples[:rows] if isinstance(sample.entry, ClassEntry)]
+            labels = [entry.label for entry in entries if isinstance(entry, ClassEntry)]
             return torch.tensor(labels, device=self.device), None
-        prompts = [sample.entry for sample in samples if isinstance(sample.entry, Prompt)]
-        condition, padding = self.encoder.condition(prompts[:rows], prompts[rows:])
+        prompts = [entry for entry in entries if isinstance(entry, Prompt)]
+        later = (sample.entry for sample in islice(samples, start + rows, None))
+        upcoming = (entry for entry in later if isinstance(entry, Prompt))
+        condition, padding = self.encoder.condition(prompts, upcoming)
         return condition.to(self.device, self.model.token_embedding.weight.dtype), padding.to(self.device)
 
     @torch.inference_mode()

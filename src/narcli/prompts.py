@@ -163,9 +163,12 @@ def _parse_lines(where: str, lines: Sequence[str]) -> list[Prompt]:
 
 def _stdin() -> list[str]:
     try:
-        return sys.stdin.read(MAX_BYTES).splitlines()
+        text = sys.stdin.read(MAX_BYTES + 1)
     except UnicodeDecodeError:
         raise CheckpointError("The standard input is not UTF-8 text.") from None
+    if len(text) > MAX_BYTES:
+        raise CheckpointError(f"The standard input has more than {MAX_BYTES:,} characters.")
+    return text.splitlines()
 
 
 def _read(file: Path) -> str:

@@ -79,14 +79,13 @@ def bench(
     }
     if not as_json:
         show(cases)
-    if path is not None:
-        title = f"{row.name}, {machine['dtype']}, {machine['device']}"
-        path = write_png(path, bench.chart(cases, title), document, "", overwrite=overwrite)
-        document["chart"] = str(path)
-    if as_json:
-        console.json(document)
-    else:
-        console.result(json.dumps(document))
+    try:
+        if path is not None:
+            title = f"{row.name}, {machine['dtype']}, {machine['device']}"
+            path = write_png(path, bench.chart(cases, title), document, "", overwrite=overwrite)
+            document["chart"] = str(path)
+    finally:  # what took minutes is told, even where the chart cannot be written
+        console.json(document) if as_json else console.result(json.dumps(document))
 
 
 def show(cases: list[Case]) -> None:

@@ -238,6 +238,7 @@ def text(
     """Train a NAR transformer on captions, together with a small T5 encoder that reads bytes."""
     if encoder_dim % 64:
         raise UsageError(f"--encoder-dim is {encoder_dim}, expected a multiple of 64 (attention heads).")
+    keep_memory()
     from ..checkpoints import load_tokenizer, load_transformer, save_model
     from ..models.vq import VQTokenizer
     from ..training.data import load_pictures

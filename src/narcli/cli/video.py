@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +18,8 @@ if TYPE_CHECKING:
     from ..pipeline import Clip
 
 FPS, QUALITY = 8.0, 80
-MAX_FPS = {".gif": 50.0}  # a GIF counts hundredths of a second, and many players refuse a single one
+MIN_FPS, MAX_FPS = 0.1, 240.0
+FORMAT_FPS = {".gif": 50.0}  # a GIF counts hundredths of a second, and many players refuse a single one
 BATCH_SIZE = 4  # clips decoded together: their grids are larger than those of pictures
 
 
@@ -99,8 +99,8 @@ class Clips(Run):
         super().check()
         if self.frames is not None and self.frames < 1:
             raise UsageError(f"--frames is {self.frames}, expected 1 or more.")
-        if self.fps is not None and not (isfinite(self.fps) and 0 < self.fps <= 240):
-            raise UsageError(f"--fps is {self.fps:g}, expected a number above 0 and at most 240.")
+        if self.fps is not None and not MIN_FPS <= self.fps <= MAX_FPS:
+            raise UsageError(f"--fps is {self.fps:g}, expected a number from {MIN_FPS:g} to {MAX_FPS:g}.")
         if self.quality is not None and not 0 <= self.quality <= 100:
             raise UsageError(f"--quality is {self.quality}, expected a number from 0 to 100.")
 
@@ -115,9 +115,9 @@ class Clips(Run):
         words = self.suffix or "a folder of frames"
         if self.fps is not None and not self.suffix:
             raise UsageError(f"--fps does not go with {words}.", "Drop one of them.")
-        if self.fps is not None and self.fps > MAX_FPS.get(self.suffix, self.fps):
+        if self.fps is not None and self.fps > FORMAT_FPS.get(self.suffix, MAX_FPS):
             raise UsageError(
-                f"--fps is {self.fps:g}, and {words} shows at most {MAX_FPS[self.suffix]:g}.",
+                f"--fps is {self.fps:g}, and {words} shows at most {FORMAT_FPS[self.suffix]:g}.",
                 "Use --format mp4 or webp.",
             )
         if self.quality is not None and self.suffix not in (".mp4", ".webp"):
@@ -162,7 +162,8 @@ class Clips(Run):
                 )
             write = write_mp4 if self.suffix == ".mp4" else write_webp
             return write(path, frames, metadata, fps=fps, quality=metadata["quality"], overwrite=over)
-        except NarError as error:
+        except Exception as error:  # encoders fail in many ways
             folder = write_frames(companion(path, "_frames"), frames, metadata, words)
             self.files.append(folder)
-            raise NarError(error.message, f"The frames are kept in {folder}.") from error
+            reason = error.message if isinstance(error, NarError) else f"Could not write {path}: {error}"
+            raise NarError(reason, f"The frames are kept in {folder}.") from error

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, is_shortage
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ class T5Encoder:
                 loaded: Any = T5EncoderModel.from_pretrained(
                     folder, dtype=dtype or "auto", local_files_only=True, output_loading_info=True
                 )
-            except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+            except Exception as error:  # transformers and what it builds on have many
+                if is_shortage(error):
+                    raise
                 reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else "no reason given"
                 raise CheckpointError(
                     f"The text encoder in {folder} cannot be loaded: {reason}",

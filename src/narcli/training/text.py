@@ -38,7 +38,7 @@ def load_captions(folder: Path, count: int) -> list[list[str]]:
 
     Raises:
         UsageError: no such file.
-        CheckpointError: as many lines as pictures were expected, or a caption is unusable.
+        CheckpointError: not UTF-8, not as many lines as pictures, or a caption is unusable.
     """
     path = folder / CAPTIONS
     if not path.is_file():
@@ -46,7 +46,10 @@ def load_captions(folder: Path, count: int) -> list[list[str]]:
             f"There is no {CAPTIONS} in {str(folder)!r}.",
             "Write a line for each picture, tabs between captions.",
         )
-    lines = path.read_text("utf-8").splitlines()
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path} is not UTF-8 text.", "Save it as UTF-8.") from None
     if len(lines) != count:
         raise CheckpointError(f"{path} has {len(lines)} lines, and there are {count} pictures.")
     try:
