@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from .transformer import SwiGLU
 from .vq import Upsample, VQTokenizer
 
-#: Rows that the layout is tuned for: a guided frontier of 16 cells.
+#: Rows that the layout is made for; it fits all others too.
 ROWS = 32
 
 
@@ -27,22 +28,67 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
+        self.shape, self.dtype = weight.shape, weight.dtype
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), in the weight's dtype; a row's result depends on no other row."""
         rows = x.flatten(0, -2)
-        # For more rows (in bfloat16), and for a single one (in float32), oneDNN sums in another order, and
-        # samples would depend on the batch.
-        if 1 < len(rows) <= ROWS:
-            return self._multiply(x)
-        return torch.cat([self._multiply(part) for part in rows.split(ROWS)]).unflatten(0, x.shape[:-1])
+        least, multiple = row_counts(self.dtype)
+        most = least if len(rows) <= least else most_rows(*self.shape, self.dtype)
+        products = []
+        for part in rows.split(most):
+            count = max(least, -(-len(part) // multiple) * multiple)
+            padded = part if count == len(part) else F.pad(part, (0, 0, 0, count - len(part)))
+            products.append(multiply(padded, self.weight)[: len(part)])
+        return (products[0] if len(products) == 1 else torch.cat(products)).unflatten(0, x.shape[:-1])
 
-    def _multiply(self, x: Tensor) -> Tensor:
-        if len(x) == 1 and x.dim() == 2:
-            return self._multiply(x.repeat(2, 1))[:1]
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
-        return out
+
+def multiply(rows: Tensor, packed: Tensor) -> Tensor:
+    """(n, in) times a packed (out, in): (n, out)."""
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, None, "none", [], "")
+    return out
+
+
+# How oneDNN sums a row depends on the number of rows, and samples must not depend on their batch: all
+# products have a number of rows for which the sums are the same.
+
+
+@cache
+def row_counts(dtype: torch.dtype) -> tuple[int, int]:
+    """Least rows of a product, and what their number is a multiple of.
+
+    A single row in float32 is summed by itself. In bfloat16 there is another kernel above 32 rows; with AMX
+    it takes hardly longer for 48 rows than the one below for 8.
+    """
+    if dtype == torch.float32:
+        return 2, 1
+    return (48, 16) if torch.cpu._is_amx_tile_supported() else (1, 1)
+
+
+@cache
+def most_rows(out: int, columns: int, dtype: torch.dtype) -> int:
+    """Most rows of a product with a weight (out, columns) that are summed as in the smallest product.
+
+    In bfloat16 long sums are cut in pieces from some number on, which is tried here.
+    """
+    if dtype == torch.float32:
+        return 4096
+    least, multiple = row_counts(dtype)
+    if multiple == 1:
+        return 32
+    generator = torch.Generator().manual_seed(0)
+    # The terms of a sum cancel in pairs, and what is left, rounding errors, shows the order of the additions.
+    places = torch.randperm(columns, generator=generator)
+    half = torch.randn(4 * least, -(-columns // 2), generator=generator)
+    x = torch.cat([half, half], 1)[:, places].to(dtype)
+    half = torch.randn(64, half.shape[1], generator=generator)
+    weight = torch.cat([half, -half], 1)[:, places].to(dtype).repeat(-(-out // 64), 1)[:out]
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+    first = multiply(x[:least], packed)
+    counts = range(least + multiple, len(x) + 1, multiple)
+    same = takewhile(lambda n: torch.equal(multiply(x[:n], packed)[:least], first), counts)
+    return max(same, default=least)
 
 
 class PackedSwiGLU(nn.Module):
