@@ -12,7 +12,7 @@ names the code points and frame of each:
   static one, and two frames spread over the animation or, where there is none, two copies of it, shifted
   and scaled a little.
 
-And of clips, N x 16 x 128 x 128 x 3, each the 16 frames of an animation, which are a loop:
+And of clips, N x 16 x 64 x 64 x 3, each the 16 frames of an animation, which are a loop:
 
 - ``DATA/clips``: every animation without skin tone, for the tokenizer;
 - ``DATA/emoji-video``: the classes of ``narcli/classes/emoji-video.tsv`` with ``labels.npy``, one clip each;
@@ -140,13 +140,19 @@ def clips(source: Path, data: Path, table: Path) -> None:
         stems = [row["code_points"] for row in csv.DictReader(file, delimiter="\t")]
     for stem in stems:
         print(f"{stem}: mean absolute change from frame to frame {motion(found[stem]):.4f}")
+    found = {stem: halved(frames) for stem, frames in found.items()}
     write(data / "clips", list(found.values()), [(stem, "clip") for stem in found])
     write(data / "emoji-video", [found[stem] for stem in stems], [(stem, "clip") for stem in stems])
     np.save(data / "emoji-video" / "labels.npy", np.arange(len(stems)))
-    between = [
-        half_way(next(source.glob(f"lobehub-fluent-emoji-anim-*/package/assets/{s}.webp"))) for s in stems
-    ]
+    paths = [next(source.glob(f"lobehub-fluent-emoji-anim-*/package/assets/{stem}.webp")) for stem in stems]
+    between = [halved(half_way(path)) for path in paths]
     write(data / "clips-heldout", between, [(stem, "heldout") for stem in stems])
+
+
+def halved(clip: np.ndarray) -> np.ndarray:
+    """Frames at half their size: the mean of each 2 x 2 pixels."""
+    blocks = clip.reshape(len(clip), SIZE // 2, 2, SIZE // 2, 2, 3).astype(np.uint16)
+    return ((blocks.sum((2, 4)) + 2) // 4).astype(np.uint8)
 
 
 def motion(clip: np.ndarray) -> float:

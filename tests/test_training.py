@@ -144,6 +144,21 @@ def test_a_tokenizer_learns_its_pictures(folder, tmp_path):
     assert float(psnr(model, pictures).mean()) > before + 8
 
 
+def test_a_decoder_that_learns_on_keeps_the_codes(folder, tmp_path):
+    pictures = load_pictures(folder, 16)
+    first = train_tokenizer(pictures, SMALL, settings(steps=3), tmp_path / "first", quiet=True)
+    chosen = settings(steps=40, save_every=40)
+    model = train_tokenizer(pictures, SMALL, chosen, tmp_path / "second", start=first, quiet=True)
+    images = pictures.batch(np.arange(len(pictures)))
+    assert torch.equal(model.encode(images), first.encode(images))
+    for name, tensor in first.state_dict().items():
+        learns = name.startswith(("decoder.", "post_quant_conv."))
+        assert torch.equal(tensor, model.state_dict()[name]) is not learns, name
+    assert psnr(model, pictures).mean() > psnr(first, pictures).mean()
+    with pytest.raises(CheckpointError, match="differs in: start"):
+        train_tokenizer(pictures, SMALL, chosen, tmp_path / "second", quiet=True)
+
+
 @pytest.mark.parametrize("muon", [False, True], ids=["AdamW", "Muon"])
 def test_a_transformer_learns_its_tokens_by_heart_and_generates_them(muon, tmp_path):
     if muon and not hasattr(torch.optim, "Muon"):
@@ -364,8 +379,12 @@ def test_from_clips_to_a_video(clips, tmp_path, monkeypatch):
         "--codes", 16, "--patch", 1, "--frames", 2, "--heldout", clips, "--json", "-q",
     ))  # fmt: skip
     assert said["heldout_psnr_db"] > 0 and load_tokenizer(said["model"]).config == CLIP
+    more = command(
+        "train", "tokenizer", clips, "-o", tmp_path / "more", *small, "--start", said["model"], "-q"
+    ).strip()
+    assert load_tokenizer(more).config == CLIP
     model = command(
-        "train", "nar", clips, "-o", tmp_path / "nar", "--tokenizer", said["model"], *small, "--dim", 32,
+        "train", "nar", clips, "-o", tmp_path / "nar", "--tokenizer", more, *small, "--dim", 32,
         "--layers", 1, "--heads", 2, "-q",
     ).strip()  # fmt: skip
     config = load_transformer(model).config
@@ -385,6 +404,10 @@ def test_from_clips_to_a_video(clips, tmp_path, monkeypatch):
         (["tokenizer", "clips", "--frames", 3], "The clips have 4 frames, not a multiple of 3"),
         (["tokenizer", "pictures", "--size", 16, "--frames", 2], "holds no clips"),
         (["tokenizer", "pictures", "--size", 16, "--loop-starts", 2], "--loop-starts is 2"),
+        (
+            ["tokenizer", "clips", "--start", "tok", "--codes", 16],
+            "--codes is given, and --start has its own",
+        ),
         (["nar", "clips", "--position", "rotary", "--tokenizer", "tok"], "--position is rotary"),
         (["nar", "pictures", "--size", 16, "--tokenizer", "tok"], "The tokenizer is one of clips"),
         (["nar", "clips", "--tokenizer", "larp"], "is a LARP tokenizer"),

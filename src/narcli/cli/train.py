@@ -17,7 +17,7 @@ from .console import Console
 from .options import Json, Quiet, whole_numbers
 
 if TYPE_CHECKING:
-    from ..models.vq import VQConfig
+    from ..models.vq import VQConfig, VQTokenizer
     from ..training.data import Pictures
 
 app = typer.Typer(help="Train a tokenizer, then a NAR model on its tokens.", no_args_is_help=True)
@@ -67,6 +67,7 @@ Muon = Annotated[
 
 @app.command()
 def tokenizer(
+    context: typer.Context,
     data: Data,
     output: Output,
     size: Size = None,
@@ -85,6 +86,10 @@ def tokenizer(
         typer.Option(min=1, help="Frames of clips stacked as channels.", show_default=f"{FRAMES}, of clips"),
     ] = None,
     loop_starts: LoopStarts = 1,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="Train only the decoder of this tokenizer: its codes, and models of them, stay."),
+    ] = None,
     heldout: Annotated[Path | None, typer.Option(help="Pictures to measure the PSNR on at the end.")] = None,
     save_every: SaveEvery = 500,
     seed: Seed = 0,
@@ -105,9 +110,17 @@ def tokenizer(
     pictures = load_pictures(data, size).loops(loop_starts)
     if frames and not pictures.frames:
         raise UsageError(f"--frames is {frames}, and {str(data)!r} holds no clips.", "Leave it out.")
-    stacked = (frames or FRAMES) if pictures.frames else 1
-    config = VQConfig(channels, levels, blocks, channels * levels[-1], codes, patch=patch, frames=stacked)
-    check_sizes(configs.VQ, asdict(config))
+    before = vq_tokenizer(start) if start else None
+    if before:
+        for name in ("channels", "multipliers", "blocks", "patch", "codes", "frames"):
+            source = context.get_parameter_source(name)
+            if source and source.name == "COMMANDLINE":
+                raise UsageError(f"--{name} is given, and --start has its own.", "Leave one of them out.")
+        config = before.config
+    else:
+        stacked = (frames or FRAMES) if pictures.frames else 1
+        config = VQConfig(channels, levels, blocks, channels * levels[-1], codes, patch=patch, frames=stacked)
+        check_sizes(configs.VQ, asdict(config))
     grid_of(pictures, config)
     compared = load_pictures(heldout, size) if heldout else None
     if compared:
@@ -116,7 +129,7 @@ def tokenizer(
         steps=steps, batch_size=batch_size, learning_rate=learning_rate, weight_decay=0.01,
         save_every=save_every, seed=seed, compile=False,
     )  # fmt: skip
-    model = train_tokenizer(pictures, config, settings, output, quiet)
+    model = train_tokenizer(pictures, config, settings, output, before, quiet)
     folder = save_model(output / "model", tokenizer=model, overwrite=True)
     figures = {"heldout_psnr_db": round(float(psnr(model, compared).mean()), 3)} if compared else {}
     report(Console(quiet), folder, as_json, figures)
@@ -164,10 +177,9 @@ def nar(
             "Expected a multiple of 4.",
         )
     keep_memory()
-    from ..checkpoints import load_tokenizer, save_model
+    from ..checkpoints import save_model
     from ..classes import load_table
     from ..models.transformer import TransformerConfig, ffn_dim
-    from ..models.vq import VQTokenizer
     from ..training.data import load_pictures
     from ..training.loop import TrainSettings
     from ..training.nar import tokenize, train_nar
@@ -183,9 +195,7 @@ def nar(
     names = len(load_table(classes)) if classes else pictures.num_classes
     if names < pictures.num_classes:
         raise UsageError(f"The table {classes} has {names} classes, the labels {pictures.num_classes}.")
-    vq = load_tokenizer(tokenizer)
-    if not isinstance(vq, VQTokenizer):
-        raise UsageError(f"{tokenizer} is a LARP tokenizer.", "Give one of `narcli train tokenizer`.")
+    vq = vq_tokenizer(tokenizer)
     config = TransformerConfig(
         grid_of(pictures, vq.config), dim, layers, heads, vq.config.codebook_size, ffn or ffn_dim(dim, 64),
         num_classes=names, position=position.value,
@@ -239,8 +249,7 @@ def text(
     if encoder_dim % 64:
         raise UsageError(f"--encoder-dim is {encoder_dim}, expected a multiple of 64 (attention heads).")
     keep_memory()
-    from ..checkpoints import load_tokenizer, load_transformer, save_model
-    from ..models.vq import VQTokenizer
+    from ..checkpoints import load_transformer, save_model
     from ..training.data import load_pictures
     from ..training.loop import TrainSettings
     from ..training.nar import tokenize
@@ -248,8 +257,8 @@ def text(
 
     pictures = load_pictures(data)
     captions = load_captions(data, len(pictures))
-    blocks, vq = load_transformer(start, kind="image"), load_tokenizer(start)
-    if not isinstance(vq, VQTokenizer) or grid_of(pictures, vq.config) != blocks.config.grid:
+    blocks, vq = load_transformer(start, kind="image"), vq_tokenizer(start)
+    if grid_of(pictures, vq.config) != blocks.config.grid:
         raise UsageError(f"The pictures in {str(data)!r} are not of the size that {start} makes.")
     settings = TrainSettings(
         steps=steps, batch_size=batch_size, learning_rate=learning_rate,
@@ -278,6 +287,21 @@ def check_sizes(rules: Mapping[str, configs.Rule], sizes: Mapping[str, Any]) -> 
     for name, (expected, holds) in rules.items():
         if not holds(sizes[name]):
             raise UsageError(f"{name} is {sizes[name]}, expected {expected}.")
+
+
+def vq_tokenizer(path: Path) -> VQTokenizer:
+    """A tokenizer of the kind that is trained here.
+
+    Raises:
+        UsageError: it is a LARP tokenizer.
+    """
+    from ..checkpoints import load_tokenizer
+    from ..models.vq import VQTokenizer
+
+    vq = load_tokenizer(path)
+    if not isinstance(vq, VQTokenizer):
+        raise UsageError(f"{path} is a LARP tokenizer.", "Give one of `narcli train tokenizer`.")
+    return vq
 
 
 def grid_of(pictures: Pictures, tokenizer: VQConfig) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..models.vq import VQConfig, VQTokenizer
 from .data import Pictures
 from .loop import TrainSettings, batch_indices, train
+from .nar import weights_digest
 
 #: Weight of the pull of features towards their codes (VQ-VAE's beta).
 COMMITMENT = 0.25
@@ -26,7 +27,12 @@ RESEED_EVERY = 40
 
 
 def train_tokenizer(
-    pictures: Pictures, config: VQConfig, settings: TrainSettings, folder: Path, quiet: bool = False
+    pictures: Pictures,
+    config: VQConfig,
+    settings: TrainSettings,
+    folder: Path,
+    start: VQTokenizer | None = None,
+    quiet: bool = False,
 ) -> VQTokenizer:
     """Train a tokenizer on pictures or clips; see ``loop.train`` for what ``folder`` keeps.
 
@@ -35,12 +41,18 @@ def train_tokenizer(
         config: sizes of the network.
         settings: of the optimisation.
         folder: where the run lives.
+        start: a tokenizer of these sizes to go on from. Only its decoder learns: pictures keep their codes,
+            and transformers that were trained on them fit the result.
         quiet: no progress display.
     """
     pictures = pictures.pieces(config.frames) if pictures.frames else pictures
     torch.manual_seed(settings.seed)
     model = VQTokenizer(config)
     nn.init.normal_(model.quantize.embedding.weight)
+    if start is not None:
+        model.load_state_dict(start.state_dict())
+        for part in (model.encoder, model.quant_conv, model.quantize):
+            part.requires_grad_(False)
     used = torch.zeros(config.codebook_size, dtype=torch.bool)
     last_features = torch.empty(0)
 
@@ -67,7 +79,7 @@ def train_tokenizer(
 
     def reseed(step: int) -> None:
         # None in the last fifth, so that the decoder settles on a fixed set of codes.
-        if (step + 1) % RESEED_EVERY or step > settings.steps * 0.8:
+        if start is not None or (step + 1) % RESEED_EVERY or step > settings.steps * 0.8:
             return
         dead = (~used).nonzero().flatten()
         picks = torch.randint(len(last_features), (len(dead),))
@@ -81,6 +93,8 @@ def train_tokenizer(
         reconstruction_sheet(model, pictures, path)
 
     about = {"tokenizer": asdict(config), "data": pictures.digest()}
+    if start is not None:
+        about["start"] = weights_digest(start).hexdigest()
     train(model, loss_of, settings, folder, sheet, reseed, {"used": used}, about, quiet)
     return model.eval()
 
