@@ -39,7 +39,11 @@ class PackedLinear(nn.Module):
         products = []
         for part in rows.split(most):
             count = max(least, -(-len(part) // multiple) * multiple)
-            padded = part if count == len(part) else F.pad(part, (0, 0, 0, count - len(part)))
+            if count > len(part):
+                padded = part.new_empty(count, part.shape[1])
+                padded[: len(part)] = part  # what stands in the other rows does not matter
+            else:
+                padded = part
             products.append(multiply(padded, self.weight)[: len(part)])
         return (products[0] if len(products) == 1 else torch.cat(products)).unflatten(0, x.shape[:-1])
 
