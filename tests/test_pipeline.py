@@ -51,9 +51,9 @@ def test_a_sample_is_the_same_in_any_batch_as_alone(pipe, batch_size):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("columns", "out"), [(1024, 64), (2048, 768)])
+@pytest.mark.parametrize(("columns", "out"), [(1024, 64), (2048, 768), (3456, 1280)])
 def test_wide_layers_do_not_depend_on_the_batch_either(dtype, columns, out):
-    """Products of more than 32 rows (bfloat16) and of one (float32) are summed in another order."""
+    """oneDNN sums products of some sizes in another order: one row, more than 32, long sums of many rows."""
     from narcli.models.packed import PackedLinear, can_pack
 
     if not can_pack(dtype):
@@ -66,7 +66,7 @@ def test_wide_layers_do_not_depend_on_the_batch_either(dtype, columns, out):
         assert whole.shape == (16, 12, out)
         assert torch.equal(whole[3:5], layer(x[3:5]))
         rows = whole.flatten(0, 1)
-        for n in (1, 2, 32, 33):
+        for n in (1, 2, 32, 33, 48, 49, 64, 100, 150):
             assert torch.equal(layer(x.flatten(0, 1)[:n]), rows[:n]), n
             assert torch.equal(layer(x.flatten(0, 1)[None, 40 : 40 + n])[0], rows[40 : 40 + n]), n
 

@@ -86,7 +86,7 @@ def _is_sampling(value: Any) -> bool:
 
 
 _SETTINGS: Mapping[str, str] = SamplingSettings.__annotations__
-_NATURAL: Rule = ("a whole number from 0", lambda v: type(v) is int and v >= 0)
+_NATURAL = whole(0, 2**63 - 1)
 _NAME = _text(300)
 _HASH = _matching("[0-9a-f]{64}", "64 hexadecimal digits")
 _FILE = _object(
@@ -117,7 +117,7 @@ _ANY: Rule = ("anything", lambda v: True)
 
 # --- the table -----------------------------------------------------------------------------------
 
-_RUN = (
+RUN = (
     Field("schema", _text(40), f"`{SCHEMA}`; another number is another meaning"),
     Field("command", _NAME, "the command, of a file that no model made"),
     Field("kind", one_of("image", "video"), "what the model makes"),
@@ -165,7 +165,7 @@ _RUN = (
     ),
     Field("measured", _ANY, "the measurements that a chart of `narcli bench` shows"),
 )
-_SAMPLE = (
+SAMPLE = (
     Field("class", _CLASS, "id as asked for, the model's name, row of its embedding", ("classes",)),
     Field("prompt", _text(), "as typed", ("prompt", "prompt_file")),
     Field("cleaned_prompt", _text(), "as the text encoder read it"),
@@ -201,17 +201,15 @@ _DOCUMENT = (
     Field("files", _list_of(_text(), 3 * MAX_SAMPLES), "the files written"),
     Field(
         "samples",
-        _list_of(
-            _object("a sample", {"seed": _SAMPLE[4].rule}, {field.name: field.rule for field in _SAMPLE})
-        ),
+        _list_of(_object("a sample", {"seed": SAMPLE[4].rule}, {field.name: field.rule for field in SAMPLE})),
         "fields of each sample, and its `file`",
     ),
     Field("seconds", _SECONDS, "time that each part took"),
 )
 #: The fields, by what has them.
 PARTS: Mapping[str, tuple[Field, ...]] = {
-    "every file of a run": _RUN,
-    "a file of one sample": _SAMPLE,
+    "every file of a run": RUN,
+    "a file of one sample": SAMPLE,
     "a file of several samples": _ALL,
     "the document of --json": _DOCUMENT,
 }
@@ -270,12 +268,12 @@ def lines(metadata: Mapping[str, Any]) -> list[str]:
     shown = []
     for name, value in ordered(metadata).items():
         if name == "tokens":
-            continue  # nothing to read
-        if name == "samples":
+            shown.append("tokens: in base64, see --json")
+        elif name == "samples":
             shown.append(f"samples: {len(value)}")
-            shown += [f"  {sample.get('file', '')}: {_words(_brief(sample))}" for sample in value]
+            shown += [f"  {_words(sample.get('file', ''))}: {_words(_brief(sample))}" for sample in value]
         else:
-            shown.append(f"{name}: {_words(value)}")
+            shown.append(f"{_words(name)}: {_words(value)}")
     return shown
 
 
@@ -286,7 +284,7 @@ def _brief(sample: Mapping[str, Any]) -> dict[str, Any]:
 def _words(value: Any) -> str:
     match value:
         case dict():
-            return ", ".join(f"{key} {_words(part)}" for key, part in value.items())
+            return ", ".join(f"{_words(key)} {_words(part)}" for key, part in value.items())
         case list():
             return ", ".join(map(_words, value))
         case str():

@@ -737,11 +737,12 @@ def _safetensors_entry(file: BinaryIO) -> str | None:
         raise EOFError from error
 
 
-def _document(path: Path, file: BinaryIO) -> str:
+def _document(path: Path, file: BinaryIO) -> str | None:
+    """The whole of a document of --json."""
     data = file.read(MAX_DOCUMENT + 1)
     if len(data) > MAX_DOCUMENT:
         raise CheckpointError(f"{path} is larger than {MAX_DOCUMENT:,} bytes: no document of --json.")
-    return data.decode()
+    return data.decode() if b'"narcli.run/' in data else None
 
 
 def _mp4_comment(file: BinaryIO) -> str | None:

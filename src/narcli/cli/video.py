@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -112,9 +113,11 @@ class Clips(Run):
         """Ending of the clips' files; "" for folders of frames."""
         return "" if self.format == "frames" else self.outputs.paths[0].suffix.lower()
 
-    def plan(self, table: Any, model: str) -> None:
-        """Also what the format, known from the names, does not have."""
-        super().plan(table, model)
+    def name_files(self, model: str) -> None:
+        """Also refuse what the format, known from the names, does not have, and folders of other files."""
+        from ..writers import check_frames
+
+        super().name_files(model)
         words = self.suffix or "a folder of frames"
         if self.fps is not None and not self.suffix:
             raise UsageError(f"--fps does not go with {words}.", "Drop one of them.")
@@ -127,12 +130,6 @@ class Clips(Run):
             raise UsageError(
                 f"--quality does not go with {words}, which is written as it is.", "Drop one of them."
             )
-
-    def name_files(self, model: str) -> None:
-        """Also refuse folders that hold other files."""
-        from ..writers import check_frames
-
-        super().name_files(model)
         if self.overwrite and not self.suffix:
             for path in self.outputs.paths:
                 check_frames(path)
@@ -188,5 +185,7 @@ class Clips(Run):
 
 def shown_fps(suffix: str, fps: float) -> float:
     """The frames per second that a format can show, nearest to those wanted; it counts whole beats."""
-    beats = BEATS.get(suffix)
-    return fps if beats is None else beats / max(1, round(beats / fps))
+    if suffix not in BEATS:
+        return fps
+    beats, most = BEATS[suffix], FORMAT_FPS.get(suffix, MAX_FPS)
+    return beats / max(round(beats / fps), ceil(beats / most))
