@@ -22,6 +22,7 @@ from .settings import MAX_SAMPLES, SEEDS, SamplingSettings
 
 SCHEMA = "narcli.run/1"
 MAX_TEXT = 100_000  # characters
+MAX_DEPTH = 16  # of objects and lists inside one another
 MAX_TOKENS = 4096  # cells of a grid whose tokens are held in the metadata
 MAX_HASHES = 256  # samples whose hashes are held by what shows several
 
@@ -151,7 +152,7 @@ RUN = (
         "number format that it computed in",
         ("dtype",),
     ),
-    Field("scale", whole(1, 16), "how many times the pictures were enlarged", ("scale",)),
+    Field("scale", whole(1, 256), "how many times the pictures were enlarged", ("scale",)),
     Field("filter", one_of("lanczos"), "how"),
     Field("format", one_of("mp4", "gif", "webp", "frames"), "of clips", ("format",)),
     Field("frames", whole(1, 10**5), "frames kept of a clip", ("frames",)),
@@ -226,8 +227,14 @@ def check_fields(path: Path, metadata: Mapping[str, Any]) -> None:
     """Check what a file says.
 
     Raises:
-        CheckpointError: the first field that is not what it should be.
+        CheckpointError: the first field that is not what it should be, or nested without end.
     """
+    level: list[Any] = [metadata]
+    for _ in range(MAX_DEPTH):
+        parts = (part.values() if isinstance(part, dict) else part for part in level)
+        level = [inner for part in parts for inner in part if isinstance(inner, dict | list)]
+    if level:
+        raise CheckpointError(f"{path}: its fields are nested too deep.", "Get the original file.")
     check(path, "", {name: field.rule for name, field in FIELDS.items()}, metadata)
 
 

@@ -42,6 +42,7 @@ MAX_METADATA = 100_000  # bytes of JSON; also what fits one argument of a comman
 MAX_DOCUMENT = 2**24  # bytes of the document of --json
 MAX_PARTS = 100_000  # chunks or boxes looked at in a file
 _DESCRIPTION = 0x010E  # EXIF's ImageDescription
+MAX_NAME = 255  # bytes of one part of a path, nearly everywhere
 MAX_STEM = 150  # bytes; leaves room for _frontier, a number and the suffix within 255
 
 Metadata = Mapping[str, Any]
@@ -134,6 +135,8 @@ def resolve_outputs(
             if not any(_key(name) in taken or (not overwrite and os.path.lexists(name)) for name in names):
                 break
         taken.update(map(_key, names))
+        if any(len(os.fsencode(part)) > MAX_NAME for name in names for part in name.parts):
+            raise UsageError(f"The name {names[0].name[:60]}... is too long.", "Choose a shorter --output.")
         for name in names[not suffix :]:  # without a suffix the first is a folder
             if name.is_dir():
                 raise UsageError(f"{name} is a folder, and a file would be written there.", "Move it away.")

@@ -26,7 +26,7 @@ from . import options
 from .console import Console, is_terminal
 from .image import Pictures, image
 from .options import Dtype, FrontierFormat, FrontierMode
-from .run import Run
+from .run import MAX_SCALE, Run
 from .video import ClipFormat, Clips, video
 from .visualize_order import document as order_document
 from .visualize_order import write_order
@@ -251,6 +251,8 @@ def _build(kind: str, said: Mapping[str, Any], given: Mapping[str, Any]) -> Run:
 def _looks(about: About, given: Mapping[str, Any]) -> dict[str, Any]:
     """What the file says of how pictures and clips are written; less where it is another format now."""
     said = {name: about[name] for name in ("scale", "frames", "fps", "quality") if name in about}
+    if said.get("scale", 0) > MAX_SCALE:  # that of a very small picture, which nobody chose
+        del said["scale"]
     wanted = given.get("format")
     if wanted is None and (suffix := Path(given.get("output") or "").suffix.lower()[1:]) in _FORMATS:
         wanted = ClipFormat(suffix)
@@ -266,8 +268,8 @@ def _looks(about: About, given: Mapping[str, Any]) -> dict[str, Any]:
 _FORMATS = [format.value for format in ClipFormat if format != ClipFormat.frames]
 
 
-def _subject(path: Path, about: About) -> tuple[list[int] | list[str], int, int]:
-    """The classes (ids) or prompts that a file is of, the first seed, and the samples of each.
+def _subject(path: Path, about: About) -> tuple[list[dict[str, Any]] | list[str], int, int]:
+    """The classes (as metadata) or prompts that a file is of, the first seed, and the samples of each.
 
     Raises:
         CheckpointError: it does not say.
@@ -287,7 +289,7 @@ def _subject(path: Path, about: About) -> tuple[list[int] | list[str], int, int]
         _needs(path, about, "seed")
         seed, num = about["seed"], about.get("num", 1)
         if "classes" in about:
-            entries = about["classes"]
+            entries = [{"id": id} for id in about["classes"]]
         elif "prompts" in about:
             entries = [prompt["prompt"] for prompt in about["prompts"]]
             if len(entries) < about.get("prompts_in_all", 0):
@@ -302,10 +304,10 @@ def _subject(path: Path, about: About) -> tuple[list[int] | list[str], int, int]
     return entries, seed, num
 
 
-def _entry(path: Path, sample: About) -> int | str:
+def _entry(path: Path, sample: About) -> Any:
     if "prompt" not in sample:
         _needs(path, sample, "class")
-    return sample["prompt"] if "prompt" in sample else sample["class"]["id"]
+    return sample["prompt"] if "prompt" in sample else sample["class"]
 
 
 def _prompt(path: Path, text: str) -> Prompt:
@@ -353,10 +355,10 @@ def _find(path: Path, about: About, part: str, kind: str) -> tuple[str, str | No
     what, row = _PARTS[part], registry.MODELS.get(name.lower())
     if repo is None:
         if row is not None and row.path is not None:
-            return row.name, None
+            return (row.name if row.kind == kind else str(row.path)), None
         default = _default("text" if "text_encoder" in about else about["kind"])
-        if part != "text_encoder" and default is not None and Path(default).name == name:
-            return default, None
+        if part != "text_encoder" and default is not None and default.name == name:
+            return str(default.path), None
         raise UsageError(
             f"{path} was made with the {what} {name[:100]!r}, a file or folder on its maker's disk.",
             f"If you have it, say where: {_flag(part)} PATH",
@@ -379,20 +381,22 @@ def _find(path: Path, about: About, part: str, kind: str) -> tuple[str, str | No
     return name, commit
 
 
-def _default(kind: str) -> str | None:
+def _default(kind: str) -> registry.Model | None:
+    """The default model, where that is a file or folder."""
     try:
-        return registry.default_model(kind)
+        model = registry.resolve(registry.default_model(kind), kind)
     except NarError:
         return None
+    return model if model.path is not None else None
 
 
 def _warn_of_others(
     path: Path, about: About, common: About, given: Mapping[str, Any], console: Console
 ) -> None:
-    """Say which parts are not those that made the file, unless others were asked for."""
+    """Say which parts are not those that made the file, unless ones of other names were asked for."""
     for part, what in _PARTS.items():
         then, now = about.get(part), common.get(part)
-        if then and now and (part not in given or then["name"] == now["name"]) and "model" not in given:
+        if then and now and (then["name"] == now["name"] or not {part, "model"} & set(given)):
             for key in (key for key in _HASHES if key in then and key in now and then[key] != now[key]):
                 console.warn(f"The {what} {now['name']} is not the one that made {path}: its {key} differs.")
 

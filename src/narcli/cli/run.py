@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from bisect import bisect_right
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields
 from itertools import accumulate
@@ -52,18 +52,26 @@ def _about(entry: ClassEntry | Prompt) -> dict[str, Any]:
     return {"class": {"id": entry.id, "name": entry.name, "label": entry.label}}
 
 
+def _entry(table: ClassTable, about: Mapping[str, Any]) -> ClassEntry:
+    """A class from its metadata; one that was asked for by its own name stands for nothing else."""
+    label = about.get("label", len(table))
+    if "stands_for" not in about and label < len(table) and table.entry(label).id == about["id"]:
+        return table.entry(label)
+    return table.by_id(about["id"])
+
+
 @dataclass(kw_only=True)
 class Run:
     """A run of a model, from what was asked for to its files; the fields are the options of the commands.
 
-    Subclasses say what kind of model it takes, and write what it makes. ``narcli rerun`` gives ids of classes
-    instead of words, or sets ``prompts``, and the number format of the text encoder, ``text_dtype``.
+    Subclasses say what kind of model it takes, and write what it makes. ``narcli rerun`` gives classes as
+    metadata has them, or sets ``prompts``, and the number format of the text encoder, ``text_dtype``.
     """
 
     kind: ClassVar[str]
     noun: ClassVar[str]
     ways: ClassVar[str] = "a class: --class 207 or --class 'golden retriever'"
-    classes: str | Sequence[int] | None
+    classes: str | Sequence[Mapping[str, Any]] | None
     num: int
     seed: int | None
     cfg_scale: float | None
@@ -242,7 +250,7 @@ class Run:
         if isinstance(self.classes, str):
             entries = table.parse_classes(self.classes)
         elif self.classes is not None:
-            entries = [table.by_id(id) for id in self.classes]
+            entries = [_entry(table, about) for about in self.classes]
         self.samples = plan_samples(entries, self.seed, self.num)
         self.name_files(model)
 
