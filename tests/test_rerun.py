@@ -289,6 +289,7 @@ LIES = [
     ({"dtype": "int8"}, 4, "dtype"),
     ({"scale": 10**9}, 4, "scale"),
     ({"class": None, "prompts": [], "seed": 1}, 4, ""),
+    ({"num": 100_000}, 2, "Add --yes"),
     ({"samples": []}, 4, "not those of one run"),
     ({"samples": [{"seed": 1}]}, 4, "does not say its class"),
     ({"prompt": "-"}, 4, "Nothing is left"),

@@ -61,6 +61,7 @@ _DECODING = (
     ),
 )
 SHOWN = 20  # cells named in a message
+MANY = 1000  # samples that a file may have made without being asked
 
 
 def _takes(names: Collection[str] | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -176,9 +177,10 @@ def decode(
     for path, about in zip(tokens, abouts, strict=True):
         run = _decode(path, about, given, console, decoders, made)
         made += run.files
-        documents.append(run.document() if run.as_json else {})
+        documents.append(run.document())
+        sample, seconds = run.samples[0], run.seconds["total"]
         if not run.as_json:
-            run.report()
+            console.note(f"{sample.entry}, seed {sample.seed}: decoded in {seconds:.1f} s")
     if given["as_json"]:
         console.json({"runs": documents})
 
@@ -223,13 +225,15 @@ def _plan(path: Path, about: About, given: Mapping[str, Any], console: Console) 
     said["grid"] = about.get("contact_sheet", False)
     if given.get("frontier") == "none":
         said.pop("frontier_mode", None)
-    of_text = isinstance(entries[0], str)
-    if not any(name in given for name in _SUBJECT) and not of_text:
+    of_text, of_others = isinstance(entries[0], str), any(name in given for name in _SUBJECT)
+    if not of_text and not of_others:
         said["classes"] = entries
     if "model" not in given:  # which brings its own tokenizer and encoder
         said |= _models(path, about, "text" if of_text else about["kind"], given)
     run = _build(about["kind"], said, given)
-    if of_text and not any(name in given for name in _SUBJECT):
+    if (total := len(entries) * run.num) > MANY and not of_others and not run.yes:
+        raise UsageError(f"{path} asks for {total:,} samples.", "Add --yes to make all of them.")
+    if of_text and not of_others:
         run.prompts = [_prompt(path, text) for text in entries]
     if not {"model", "dtype", "text_encoder"} & set(given) and "text_encoder" in about:
         run.text_dtype = about["text_encoder"].get("dtype")

@@ -18,7 +18,7 @@ from ..allocator import keep_memory
 from ..classes import ClassEntry, load_table
 from ..encoding import all_cached
 from ..errors import NarError, UsageError
-from ..metadata import MAX_HASHES, MAX_TOKENS
+from ..metadata import MAX_HASHES, MAX_TOKENS, SCHEMA
 from ..prompts import Prompt, slug
 from ..settings import Sample, SamplingSettings, check_batch_size, plan_samples
 from ..sources import choose
@@ -394,8 +394,6 @@ class Run:
 
     def document(self) -> dict[str, Any]:
         """The run as ``--json`` prints it."""
-        from ..writers import SCHEMA
-
         return {
             "schema": SCHEMA,
             "files": [str(path) for path in self.files],
