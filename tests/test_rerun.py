@@ -20,6 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
+from hub_server import COMMIT, HubServer
 from narcli import pipeline, writers
 from narcli.cli import app
 from narcli.cli.console import Console
@@ -595,3 +596,44 @@ def test_mutated_settings_are_read_or_refused_in_a_sentence(run, here, about, mo
             assert all(lines(lie))
             _plan(here, lie, given, Console(quiet=True))
             _recorded(here, lie)
+
+
+def test_a_model_of_the_hub_is_used_from_this_machine_and_never_fetched_for_a_file(here, tiny, tmp_path):
+    hub = HubServer({"me/tiny": {file.name: file.read_bytes() for file in tiny.iterdir()}})
+    code = """
+import os, shutil
+def run(*words):
+    sys.argv[1:] = words
+    return main()
+made = ["--class", "207", "-o", "a.png", "--save-tokens", "--frontier", "none"]
+assert run("image", "--model", "me/tiny", *made) == 0
+print("asked", file=sys.stderr)
+assert run("rerun", "a.png", "--verify") == 0
+assert run("decode", "a_tokens.safetensors", "--frontier", "none", "-o", "b.png") == 0
+shutil.rmtree(os.environ["HF_HOME"])
+print("gone", file=sys.stderr)
+assert run("rerun", "a.png") == 2
+assert run("decode", "a_tokens.safetensors") == 2
+"""
+    environment = {key: value for key, value in ENVIRONMENT.items() if not key.startswith(("HF_", "XDG_"))}
+    environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url, "NO_PROXY": "*"}
+    asked = []
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROLOGUE + code], stderr=subprocess.PIPE, text=True, env=environment, cwd=here
+    )
+    try:
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if line == "asked\n":
+                asked = list(hub.requests)
+        assert process.wait(600) == 0, "".join(said)
+        assert asked and hub.requests == asked
+    finally:
+        process.kill()
+        hub.close()
+    text = "".join(said)
+    assert "a.png: the tokens are equal" in text
+    refused = text.partition("gone\n")[2]
+    assert "the model me/tiny of the Hub, which narcli does not know" in refused
+    assert f"--model me/tiny --revision {COMMIT}" in refused and "--tokenizer me/tiny" in refused
