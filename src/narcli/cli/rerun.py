@@ -272,7 +272,7 @@ def _looks(about: About, given: Mapping[str, Any]) -> dict[str, Any]:
 _FORMATS = [format.value for format in ClipFormat if format != ClipFormat.frames]
 
 
-def _subject(path: Path, about: About) -> tuple[list[dict[str, Any]] | list[str], int, int]:
+def _subject(path: Path, about: About) -> tuple[list[Any], int, int]:
     """The classes (as metadata) or prompts that a file is of, the first seed, and the samples of each.
 
     Raises:
