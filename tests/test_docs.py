@@ -1,6 +1,6 @@
 """The documentation says what is so: help texts, tables, links, and the snippets run as written.
 
-``python tests/test_docs.py`` writes the help texts and the table of models anew.
+``python tests/test_docs.py`` writes the help texts and the tables of models and fields anew.
 """
 
 import io
@@ -17,7 +17,7 @@ import pytest
 from typer.main import get_command
 
 import narcli
-from narcli import registry
+from narcli import metadata, registry
 from narcli.cli import app
 from narcli.errors import CheckpointError, HubError, MemoryLimitError, NarError, UsageError
 
@@ -25,9 +25,11 @@ ROOT = Path(__file__).parents[1]
 SOURCE = Path(narcli.__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CLI, MODELS = ROOT / "docs" / "cli.md", ROOT / "docs" / "models.md"
+REPEATING = ROOT / "docs" / "repeating.md"
 
 HELP = re.compile(r"<!-- help:([\w -]*)-->\n```text\n(.*?)```\n", re.DOTALL)
 TABLE = re.compile(r"(?<=<!-- models -->\n).*?(?=<!-- /models -->)", re.DOTALL)
+FIELDS = re.compile(r"(?<=<!-- fields -->\n).*?(?=<!-- /fields -->)", re.DOTALL)
 SNIPPET = re.compile(r"^```(sh|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -70,6 +72,17 @@ def table_of_models():
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
+def table_of_fields():
+    flags = {"classes": "class", "prompt_file": "prompt-file"}
+    lines = [("field", "what it says", "expected", "options that it stands for"), ("---",) * 4]
+    for part, fields in metadata.PARTS.items():
+        lines.append((f"**{part}**", "", "", ""))
+        for field in fields:
+            options = " ".join(f"`--{flags.get(name, name).replace('_', '-')}`" for name in field.options)
+            lines.append((f"`{field.name}`", field.about, field.rule[0], options))
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
 def refresh():
     """Write what is generated anew."""
     text = HELP.sub(
@@ -77,6 +90,7 @@ def refresh():
     )
     CLI.write_text(text, "utf-8")
     MODELS.write_text(TABLE.sub(lambda _: table_of_models(), MODELS.read_text("utf-8")), "utf-8")
+    REPEATING.write_text(FIELDS.sub(lambda _: table_of_fields(), REPEATING.read_text("utf-8")), "utf-8")
 
 
 # --- what is generated ---------------------------------------------------------------------------
@@ -93,6 +107,11 @@ def test_every_command_has_its_help_text_in_the_reference():
 def test_the_table_of_models_is_the_registry():
     found = TABLE.search(MODELS.read_text("utf-8"))
     assert found and found[0] == table_of_models(), "run: python tests/test_docs.py"
+
+
+def test_the_table_of_fields_is_the_schema():
+    found = FIELDS.search(REPEATING.read_text("utf-8"))
+    assert found and found[0] == table_of_fields(), "run: python tests/test_docs.py"
 
 
 def test_the_exit_codes_are_listed():

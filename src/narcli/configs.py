@@ -66,22 +66,26 @@ class ModelConfig:
 Rule = tuple[str, Callable[[Any], bool]]
 
 
-def _whole(low: int, high: int) -> Rule:
+def whole(low: int, high: int) -> Rule:
+    """A whole number in a range; true and false are none."""
     return f"a whole number from {low} to {high}", lambda v: type(v) is int and low <= v <= high
 
 
-def _number(low: float, high: float) -> Rule:
+def number(low: float, high: float) -> Rule:
+    """A finite number in a range."""
     return (
         f"a number from {low:g} to {high:g}",
         lambda v: type(v) in (int, float) and math.isfinite(v) and low <= v <= high,
     )
 
 
-def _one_of(*choices: str) -> Rule:
+def one_of(*choices: str) -> Rule:
+    """One of a few words."""
     return " or ".join(map(repr, choices)), lambda v: isinstance(v, str) and v in choices
 
 
-def _sizes(most: int, high: int, product: int) -> Rule:
+def sizes_of(most: int, high: int, product: int) -> Rule:
+    """Lengths of axes."""
     return (
         f"a list of 1 to {most} whole numbers from 1 to {high}, with a product of at most {product}",
         lambda v: (
@@ -94,56 +98,56 @@ def _sizes(most: int, high: int, product: int) -> Rule:
 
 
 TRANSFORMER: Mapping[str, Rule] = {
-    "grid": _sizes(3, 4096, MAX_CELLS),
-    "dim": _whole(1, 2**16),
-    "layers": _whole(1, 1000),
-    "heads": _whole(1, 1024),
-    "vocab_size": _whole(1, 2**24),
-    "ffn_dim": _whole(1, 2**20),
-    "condition": _one_of("class", "text"),
-    "num_classes": _whole(0, 10**6),
-    "condition_tokens": _whole(1, 4096),
-    "caption_dim": _whole(0, 2**16),
-    "position": _one_of("rotary", "absolute"),
-    "extra_tokens": _whole(0, 10**6),
+    "grid": sizes_of(3, 4096, MAX_CELLS),
+    "dim": whole(1, 2**16),
+    "layers": whole(1, 1000),
+    "heads": whole(1, 1024),
+    "vocab_size": whole(1, 2**24),
+    "ffn_dim": whole(1, 2**20),
+    "condition": one_of("class", "text"),
+    "num_classes": whole(0, 10**6),
+    "condition_tokens": whole(1, 4096),
+    "caption_dim": whole(0, 2**16),
+    "position": one_of("rotary", "absolute"),
+    "extra_tokens": whole(0, 10**6),
 }
 VQ: Mapping[str, Rule] = {
-    "ch": _whole(32, 4096),
-    "ch_mult": _sizes(8, 64, 2**16),
-    "num_res_blocks": _whole(1, 32),
-    "z_channels": _whole(1, 2**14),
-    "codebook_size": _whole(1, 2**24),
-    "codebook_dim": _whole(1, 4096),
-    "in_channels": _whole(1, 16),
-    "patch": _whole(1, 16),
-    "frames": _whole(1, 64),
+    "ch": whole(32, 4096),
+    "ch_mult": sizes_of(8, 64, 2**16),
+    "num_res_blocks": whole(1, 32),
+    "z_channels": whole(1, 2**14),
+    "codebook_size": whole(1, 2**24),
+    "codebook_dim": whole(1, 4096),
+    "in_channels": whole(1, 16),
+    "patch": whole(1, 16),
+    "frames": whole(1, 64),
 }
 LARP: Mapping[str, Rule] = {
-    "bottleneck_token_num": _whole(1, MAX_CELLS),
-    "codebook_size": _whole(1, 2**24),
-    "bottleneck_dim": _whole(1, 4096),
-    "input_size": _whole(1, 4096),
-    "frame_num": _whole(1, 1024),
-    **{f"{part}patch_size": _whole(1, 64) for part in ("", "temporal_", "decoder_", "decoder_temporal_")},
-    "in_channels": _whole(1, 16),
-    **{f"{part}_hidden_size": _whole(1, 2**14) for part in ("encoder", "decoder")},
-    **{f"{part}_depth": _whole(1, 1000) for part in ("encoder", "decoder")},
-    **{f"{part}_num_heads": _whole(1, 1024) for part in ("encoder", "decoder")},
+    "bottleneck_token_num": whole(1, MAX_CELLS),
+    "codebook_size": whole(1, 2**24),
+    "bottleneck_dim": whole(1, 4096),
+    "input_size": whole(1, 4096),
+    "frame_num": whole(1, 1024),
+    **{f"{part}patch_size": whole(1, 64) for part in ("", "temporal_", "decoder_", "decoder_temporal_")},
+    "in_channels": whole(1, 16),
+    **{f"{part}_hidden_size": whole(1, 2**14) for part in ("encoder", "decoder")},
+    **{f"{part}_depth": whole(1, 1000) for part in ("encoder", "decoder")},
+    **{f"{part}_num_heads": whole(1, 1024) for part in ("encoder", "decoder")},
     "use_decoder_patch_query_token_type_embed": ("true or false", lambda v: type(v) is bool),
 }
 #: What else LARP's own config.json says of the network, where it matters: no other variant is known here.
 LARP_VARIANT: Mapping[str, Rule] = {
-    "transformer_name": _one_of("transformer_encoder_parallel"),
-    "encoder_name": _one_of("none"),
-    "decoder_name": _one_of("none"),
+    "transformer_name": one_of("transformer_encoder_parallel"),
+    "encoder_name": one_of("none"),
+    "decoder_name": one_of("none"),
     "l2_normalized": ("true", lambda v: v is True),
 }
 DEFAULTS: Mapping[str, Rule] = {
-    "cfg_scale": _number(0, LARGEST),
-    "temperature": _number(0, LARGEST),
-    "top_k": _whole(0, 2**24),
+    "cfg_scale": number(0, LARGEST),
+    "temperature": number(0, LARGEST),
+    "top_k": whole(0, 2**24),
     "top_p": ("a number above 0, at most 1", lambda v: type(v) in (int, float) and 0 < v <= 1),
-    "cfg_interval": _whole(-1, MAX_CELLS),
+    "cfg_interval": whole(-1, MAX_CELLS),
 }
 #: What the released scripts sample with (the paper's numbers: images 2.0 with top-k 0, videos 1.25).
 RELEASED_DEFAULTS: Mapping[str, Mapping[str, float]] = {
@@ -187,7 +191,7 @@ def _own(path: Path, said: dict[str, Any]) -> ModelConfig:
         )
     known = {"format", "kind", "name", "transformer", "tokenizer", "classes", "defaults"}
     _refuse_unknown(path, "", said, known)
-    check(path, "", {"kind": _one_of(*KINDS)}, {"kind": said.get("kind")})
+    check(path, "", {"kind": one_of(*KINDS)}, {"kind": said.get("kind")})
     name, classes = said.get("name", ""), said.get("classes")
     check(path, "", {"name": _NAME}, {"name": name})
     if classes is not None:
@@ -227,7 +231,7 @@ def _released(path: Path, said: dict[str, Any]) -> ModelConfig:
     if "bottleneck" in given:
         return _larp(path, given)
     check(path, "", {key: TRANSFORMER[field] for key, field in RELEASED.items()}, given)
-    check(path, "", {"head_dim": _whole(1, 2**16), **VQ}, given)
+    check(path, "", {"head_dim": whole(1, 2**16), **VQ}, given)
     transformer = {field: given[key] for key, field in RELEASED.items() if key in given}
     transformer |= {"head_dim": given["head_dim"]} if "head_dim" in given else {}
     return ModelConfig(path, "", _tuples(transformer), _tuples({k: given[k] for k in VQ if k in given}))

@@ -10,6 +10,7 @@ than one batch at a time.
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -29,6 +30,7 @@ from .classes import ClassEntry, ClassTable, load_table, table_for
 from .devices import choose_device, choose_dtype, memory_guard
 from .encoding import PromptEncoder, encoder_dtype
 from .errors import CheckpointError, UsageError
+from .metadata import MAX_TOKENS, pack_tokens
 from .models.packed import pack, pack_tokenizer
 from .models.transformer import NARTransformer
 from .order import Order, format_grid
@@ -132,15 +134,40 @@ def load_networks(files: Files, device: torch.device, dtype: torch.dtype) -> tup
             f"and the tokenizer {files.tokenizer.path} has {tokenizer.config.codebook_size}.",
             "They do not belong together; give the right --tokenizer.",
         )
+    _check_grid(f"{files.model.path} draws", sizes.grid, tokenizer, files.tokenizer.path)
+    return transformer, tokenizer
+
+
+def _check_grid(who: str, grid: tuple[int, ...], tokenizer: Tokenizer, path: Path) -> None:
     try:
-        tokenizer.clip_size(sizes.grid)
+        tokenizer.clip_size(grid)
     except ValueError as error:
         raise CheckpointError(
-            f"{files.model.path} draws grids of {format_grid(sizes.grid)} tokens, "
-            f"and the tokenizer {files.tokenizer.path} is for {error}.",
+            f"{who} grids of {format_grid(grid)} tokens, and the tokenizer {path} is for {error}.",
             "They do not belong together; give the right --tokenizer.",
         ) from None
-    return transformer, tokenizer
+
+
+def load_decoder(
+    path: Path, grid: tuple[int, ...], device: str = "auto", dtype: str = "auto"
+) -> TokenDecoder:
+    """Load what turns tokens into pictures; no transformer is needed.
+
+    Args:
+        path: a tokenizer, a file or a folder.
+        grid: of the tokens.
+        device: ``auto``, ``cpu``, ``cuda``, ``mps``.
+        dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
+
+    Raises:
+        UsageError, CheckpointError, MemoryLimitError: as ``load``.
+    """
+    place = choose_device(device)
+    with memory_guard("Try --dtype bfloat16."):
+        tokenizer = load_tokenizer(path, dtype=choose_dtype(dtype, place), device=place)
+        pack_tokenizer(tokenizer)
+    _check_grid("The tokens are", grid, tokenizer, path)
+    return TokenDecoder(tokenizer, grid)
 
 
 @dataclass(frozen=True)
@@ -216,8 +243,87 @@ class Progress:
     seconds: Mapping[str, float]
 
 
+class Decodes(ABC):
+    """What turns tokens into pictures or clips: a tokenizer, and the grid that the tokens are on."""
+
+    tokenizer: Tokenizer
+
+    @property
+    @abstractmethod
+    def grid(self) -> tuple[int, ...]:
+        """Sizes of the grid of tokens."""
+
+    @torch.inference_mode()
+    def decode(self, tokens: Tensor) -> list[Clip]:
+        """Clips of tokens, pictures as clips of one frame.
+
+        Args:
+            tokens: (B, N) int64 in raster order; -1, not known, is decoded as the average code.
+        """
+        codes = tokens.to(self.device)
+        vectors = self.tokenizer.quantize(codes.clamp(min=0))  # (B, N, C)
+        if bool((codes < 0).any()):
+            vectors = torch.where((codes < 0)[..., None], self._average_code, vectors)
+        # One at a time on a CPU: as quick, a sixteenth of the memory, and the same in every batch.
+        parts = vectors.split(1 if self.device.type == "cpu" else BATCH_SIZE)
+        grid, limits = self.grid, self.tokenizer.pixel_range
+        decoded = (self.tokenizer.decode_vectors(part, grid) for part in parts)
+        return [clip for pixels in decoded for clip in to_clips(pixels, limits)]
+
+    def partials(self, tokens: Sequence[Tensor]) -> Iterator[list[Clip]]:
+        """For each step of the order, the clips of what is known after it: B times (N,) -> B a step."""
+        known_at, stacked = torch.tensor(self.order.step_of), torch.stack(list(tokens))
+        for step in range(len(self.order.steps)):
+            yield self.decode(torch.where(known_at <= step, stacked, -1))
+
+    @property
+    def kind(self) -> str:
+        """``image`` or ``video``."""
+        return "video" if len(self.grid) == 3 else "image"
+
+    @cached_property
+    def order(self) -> Order:
+        """In which the cells of a picture or clip are decoded."""
+        return Order(self.grid)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return next(self.tokenizer.parameters()).device
+
+    @property
+    def frame_count(self) -> int:
+        """Frames of a clip; 1 for pictures."""
+        return self.tokenizer.clip_size(self.grid)[0]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the pictures or frames."""
+        _, height, width = self.tokenizer.clip_size(self.grid)
+        return width, height
+
+    @cached_property
+    def _average_code(self) -> Tensor:
+        codes = torch.arange(self.tokenizer.config.codebook_size, device=self.device)
+        vectors: Tensor = self.tokenizer.quantize(codes)
+        return vectors.float().mean(0).to(vectors.dtype)
+
+
 @dataclass(frozen=True)
-class Pipeline:
+class TokenDecoder(Decodes):
+    """A tokenizer alone, for tokens that are there already; ``sizes`` are those of their grid."""
+
+    tokenizer: Tokenizer
+    sizes: tuple[int, ...]
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Sizes of the grid of tokens."""
+        return self.sizes
+
+
+@dataclass(frozen=True)
+class Pipeline(Decodes):
     """A model, its tokenizer and its classes, ready to run.
 
     Args:
@@ -341,60 +447,10 @@ class Pipeline:
         condition, padding = self.encoder.condition(prompts, upcoming)
         return condition.to(self.device, self.model.token_embedding.weight.dtype), padding.to(self.device)
 
-    @torch.inference_mode()
-    def decode(self, tokens: Tensor) -> list[Clip]:
-        """Clips of tokens, pictures as clips of one frame.
-
-        Args:
-            tokens: (B, N) int64 in raster order; -1, not known, is decoded as the average code.
-        """
-        codes = tokens.to(self.device)
-        vectors = self.tokenizer.quantize(codes.clamp(min=0))  # (B, N, C)
-        if bool((codes < 0).any()):
-            vectors = torch.where((codes < 0)[..., None], self._average_code, vectors)
-        # One at a time on a CPU: as quick, a sixteenth of the memory, and the same in every batch.
-        parts = vectors.split(1 if self.device.type == "cpu" else BATCH_SIZE)
-        grid, limits = self.model.config.grid, self.tokenizer.pixel_range
-        decoded = (self.tokenizer.decode_vectors(part, grid) for part in parts)
-        return [clip for pixels in decoded for clip in to_clips(pixels, limits)]
-
-    def partials(self, tokens: Sequence[Tensor]) -> Iterator[list[Clip]]:
-        """For each step of the order, the clips of what is known after it: B times (N,) -> B a step."""
-        known_at, stacked = torch.tensor(self.order.step_of), torch.stack(list(tokens))
-        for step in range(len(self.order.steps)):
-            yield self.decode(torch.where(known_at <= step, stacked, -1))
-
     @property
-    def kind(self) -> str:
-        """``image`` or ``video``."""
-        return "video" if len(self.model.config.grid) == 3 else "image"
-
-    @property
-    def order(self) -> Order:
-        """In which the cells of a picture or clip are decoded."""
-        return self.model.config.order
-
-    @property
-    def device(self) -> torch.device:
-        """Where it runs."""
-        return self.model.token_embedding.weight.device
-
-    @property
-    def frame_count(self) -> int:
-        """Frames of a clip; 1 for pictures."""
-        return self.tokenizer.clip_size(self.model.config.grid)[0]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) of the pictures or frames."""
-        _, height, width = self.tokenizer.clip_size(self.model.config.grid)
-        return width, height
-
-    @cached_property
-    def _average_code(self) -> Tensor:
-        codes = torch.arange(self.tokenizer.config.codebook_size, device=self.device)
-        vectors: Tensor = self.tokenizer.quantize(codes)
-        return vectors.float().mean(0).to(vectors.dtype)
+    def grid(self) -> tuple[int, ...]:
+        """Sizes of the grid of tokens."""
+        return self.model.config.grid
 
     def metadata(self, settings: SamplingSettings) -> dict[str, Any]:
         """What all results of a run have in common."""
@@ -411,7 +467,10 @@ class Pipeline:
         }
 
     def _result(self, sample: Sample, clip: Clip, tokens: Tensor, common: Mapping[str, Any]) -> Result:
-        entry, own = sample.entry, {"seed": sample.seed, "tokens_sha256": hash_tokens(tokens)}
+        entry = sample.entry
+        own: dict[str, Any] = {"seed": sample.seed, "tokens_sha256": hash_tokens(tokens)}
+        if len(tokens) <= MAX_TOKENS:
+            own["tokens"] = pack_tokens(tokens.tolist())
         if isinstance(entry, ClassEntry):
             about: dict[str, Any] = {"class": about_class(entry)}
         else:

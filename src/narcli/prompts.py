@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import json
 import re
 import sys
 import unicodedata
@@ -20,6 +21,7 @@ from pathlib import Path
 from .errors import CheckpointError, UsageError
 
 MAX_PROMPT = 10_000  # characters; the released encoder reads some 500
+MAX_JSON = 20_000  # bytes in the metadata of a file, where an emoji takes 12; it is there up to three times
 MAX_BYTES = 2**26  # of a file of prompts
 SHOWN = 60  # characters of a prompt, in messages
 STDIN = "-"
@@ -73,7 +75,8 @@ def parse_prompt(text: str) -> Prompt:
     """Check and clean a prompt.
 
     Raises:
-        UsageError: it is empty, too long, holds control characters, or nothing is left of it.
+        UsageError: it is empty, too long, also for the metadata of a file, holds control characters, or
+            nothing is left of it.
     """
     text = text.strip()
     if not text:
@@ -97,6 +100,12 @@ def parse_prompt(text: str) -> Prompt:
         raise UsageError(
             f"Nothing is left of the prompt {shorten(text)!r} once it is cleaned for the text encoder.",
             "Addresses, mentions, sizes and Chinese characters are left out. Describe it in English.",
+        )
+    if (size := max(len(json.dumps(each)) for each in (text, cleaned))) > MAX_JSON:
+        raise UsageError(
+            f"The prompt {shorten(text)!r} takes {size:,} bytes of a file's metadata, "
+            f"expected at most {MAX_JSON:,}.",
+            "Shorten it: a letter beyond ASCII takes 6, an emoji 12.",
         )
     return Prompt(text, cleaned)
 

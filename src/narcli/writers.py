@@ -2,9 +2,9 @@
 
 Nothing here overwrites a file unless told to, and nothing half-written is ever left under a final
 name: data goes to a temporary file beside the name and is moved there in one operation. Every
-picture or video holds the settings that made it (schema ``narcli.run/1``): an iTXt chunk ``narcli``
-in PNG, the comment in GIF and MP4, the EXIF description in WebP. Pillow and ffmpeg are imported only when
-something is written.
+picture or video holds the settings that made it (the fields of ``narcli.metadata``): an iTXt chunk
+``narcli`` in PNG, the comment in GIF and MP4, the EXIF description in WebP, an entry ``narcli`` in
+safetensors. Pillow and ffmpeg are imported only when something is written.
 """
 
 from __future__ import annotations
@@ -31,13 +31,18 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .errors import CheckpointError, NarError, UsageError
+from .metadata import SCHEMA, check_fields, ordered
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from PIL import Image
 
-SCHEMA = "narcli.run/1"
 MAX_METADATA = 100_000  # bytes of JSON; also what fits one argument of a command line
+MAX_DOCUMENT = 2**24  # bytes of the document of --json
+MAX_PARTS = 100_000  # chunks or boxes looked at in a file
 _DESCRIPTION = 0x010E  # EXIF's ImageDescription
+MAX_NAME = 255  # bytes of one part of a path, nearly everywhere
 MAX_STEM = 150  # bytes; leaves room for _frontier, a number and the suffix within 255
 
 Metadata = Mapping[str, Any]
@@ -49,10 +54,17 @@ _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\.|
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where a run writes: one path a sample, and the companions of the first, in the order asked for."""
+    """Where a run writes.
+
+    Args:
+        paths: one a sample.
+        companions: of the first sample, in the order asked for.
+        beside: further files of each sample, likewise.
+    """
 
     paths: tuple[Path, ...]
     companions: tuple[Path, ...]
+    beside: tuple[tuple[Path, ...], ...] = ()
 
 
 def default_name(kind: str, fields: Mapping[str, object]) -> str:
@@ -79,7 +91,9 @@ def resolve_outputs(
     default: str,
     suffixes: Sequence[str] = (".png",),
     companions: Sequence[str] = (),
+    beside: Sequence[str] = (),
     overwrite: bool = False,
+    reserved: Iterable[Path] = (),
 ) -> Outputs:
     """Choose a file name for every sample; creates nothing.
 
@@ -92,15 +106,19 @@ def resolve_outputs(
         suffixes: accepted endings; the first is the default. "" is for folders of files.
         companions: endings of further files of the run, such as ``_frontier.gif``. They are named after
             the first sample's file, whose number is chosen so that all of them are free.
+        beside: endings of further files of every sample, likewise.
         overwrite: take names that exist already.
+        reserved: names that are not taken even then.
 
     Raises:
-        UsageError: unknown field, another suffix, or a folder that does not exist.
+        UsageError: unknown field, another suffix, a folder that is not there, or one where a file goes.
         NarError: a folder that cannot be written to.
     """
     template, suffix = _split_output(output, default, suffixes)
-    taken: set[str] = set()
+    taken = set(map(_key, reserved))
     paths: list[Path] = []
+    others: list[tuple[Path, ...]] = []
+    extra: tuple[Path, ...] = ()
     names: tuple[Path, ...] = ()
     numbers: dict[Path, Iterator[int]] = {}  # by stem, so that a thousand equal names stay cheap
     for index, fields in enumerate(samples):
@@ -112,14 +130,21 @@ def resolve_outputs(
             )
         for number in numbers.setdefault(stem, count()):
             base = f"{stem}_{number}" if number else str(stem)
-            names = tuple(Path(base + end) for end in (suffix, *(companions if index == 0 else ())))
+            endings = (suffix, *beside, *(companions if index == 0 else ()))
+            names = tuple(Path(base + end) for end in endings)
             if not any(_key(name) in taken or (not overwrite and os.path.lexists(name)) for name in names):
                 break
         taken.update(map(_key, names))
+        if any(len(os.fsencode(part)) > MAX_NAME for name in names for part in name.parts):
+            raise UsageError(f"The name {names[0].name[:60]}... is too long.", "Choose a shorter --output.")
+        for name in names[not suffix :]:  # without a suffix the first is a folder
+            if name.is_dir():
+                raise UsageError(f"{name} is a folder, and a file would be written there.", "Move it away.")
         paths.append(names[0])
+        others.append(names[1 : 1 + len(beside)])
         if index == 0:
-            extra = names[1:]
-    return Outputs(tuple(paths), extra if samples else ())
+            extra = names[1 + len(beside) :]
+    return Outputs(tuple(paths), extra, tuple(others))
 
 
 def companion(path: Path, ending: str) -> Path:
@@ -293,25 +318,31 @@ def encode_metadata(metadata: Metadata) -> str:
     Raises:
         NarError: when it is larger than ``MAX_METADATA``.
     """
-    text = json.dumps({"schema": SCHEMA, **metadata}, allow_nan=False)
+    text = json.dumps({"schema": SCHEMA, **ordered(metadata)}, allow_nan=False)
     if len(text) > MAX_METADATA:
         raise NarError(
             f"The settings of this run take {len(text):,} bytes; a file holds {MAX_METADATA:,}.",
-            "Shorten the prompt.",
+            "Shorten the prompt, ask for fewer at once, or add --no-metadata.",
         )
     return text
 
 
 def write_png(
-    path: Path, image: Image.Image, metadata: Metadata, parameters: str, *, overwrite: bool = False
+    path: Path,
+    image: Image.Image,
+    metadata: Metadata | None = None,
+    parameters: str = "",
+    *,
+    overwrite: bool = False,
 ) -> Path:
-    """Write a PNG with its settings inside, and a short text for people under ``parameters``."""
+    """Write a PNG with its settings inside, if any, and a short text for people under ``parameters``."""
     from io import BytesIO
 
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    info.add_itxt("narcli", encode_metadata(metadata))
+    if metadata is not None:
+        info.add_itxt("narcli", encode_metadata(metadata))
     if parameters:
         info.add_itxt("parameters", parameters.replace("\0", "").encode("utf-8", "replace").decode())
     image.save(buffer := BytesIO(), "PNG", pnginfo=info)
@@ -435,7 +466,7 @@ def _raise_for_ffmpeg(path: Path, code: int, words: str) -> None:
 def write_webp(
     path: Path,
     frames: Iterable[Image.Image],
-    metadata: Metadata,
+    metadata: Metadata | None = None,
     *,
     fps: float = 12,
     quality: int = 80,
@@ -451,7 +482,8 @@ def write_webp(
 
     first, *rest = frames
     exif = Image.Exif()
-    exif[_DESCRIPTION] = encode_metadata(metadata)
+    if metadata is not None:
+        exif[_DESCRIPTION] = encode_metadata(metadata)
     first.save(
         buffer := BytesIO(),
         "WEBP",
@@ -469,8 +501,8 @@ def write_webp(
 def write_frames(
     folder: Path,
     frames: Iterable[Image.Image],
-    metadata: Metadata,
-    parameters: str,
+    metadata: Metadata | None,
+    parameters: str = "",
     *,
     overwrite: bool = False,
 ) -> Path:
@@ -479,21 +511,22 @@ def write_frames(
     Args:
         folder: the name wanted; ``_1`` is added where it was taken meanwhile.
         frames: RGB pictures.
-        metadata: goes into each PNG, with ``frame``, its number from 0.
+        metadata: goes into each PNG, with ``frame``, its number from 0; None for none.
         parameters: a short text for people, likewise.
         overwrite: replace a folder that holds nothing but numbered PNGs.
 
     Raises:
         NarError: disk full, no permission and the like, or a folder that holds other files.
     """
-    if overwrite and folder.exists() and not _holds_frames(folder):
-        raise NarError(f"{folder} holds other files than frames.", "Choose another --output.")
+    if overwrite:
+        check_frames(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".narcli-", suffix=".part", dir=folder.parent) as made:
             new = Path(made) / "new"
             for number, frame in enumerate(frames):
-                write_png(new / f"{number:02}.png", frame, {**metadata, "frame": number}, parameters)
+                about = None if metadata is None else {**metadata, "frame": number}
+                write_png(new / f"{number:02}.png", frame, about, parameters)
             if overwrite and folder.exists():
                 folder.rename(Path(made) / "old")
             for number in count():
@@ -505,20 +538,66 @@ def write_frames(
     raise AssertionError("unreachable")
 
 
-def _holds_frames(folder: Path) -> bool:
-    return folder.is_dir() and all(re.fullmatch(r"[0-9]+\.png", file.name) for file in folder.iterdir())
+def check_frames(folder: Path) -> None:
+    """Make sure that a folder, if it exists, holds nothing but numbered PNGs.
+
+    Raises:
+        NarError: it holds other files, or is none.
+    """
+    if os.path.lexists(folder) and not (
+        folder.is_dir() and all(re.fullmatch(r"[0-9]+\.png", file.name) for file in folder.iterdir())
+    ):
+        raise NarError(f"{folder} holds other files than frames.", "Choose another --output.")
+
+
+def write_tokens(
+    path: Path, tokens: npt.NDArray[np.int32], metadata: Metadata, *, overwrite: bool = False
+) -> Path:
+    """Write the tokens of a sample, int32 in the shape of their grid, with its settings (safetensors)."""
+    from safetensors.numpy import save
+
+    data = save({"tokens": tokens}, {"narcli": encode_metadata(metadata)})
+    return write_atomic(path, data, overwrite=overwrite)
+
+
+def read_tokens(path: Path) -> npt.NDArray[np.int32]:
+    """The tokens that ``write_tokens`` wrote, in the shape of their grid.
+
+    Raises:
+        CheckpointError: no such file, damaged, or another one.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            part = file.get_slice("tokens")
+            if part.get_dtype() != "I32" or not 1 <= len(part.get_shape()) <= 3:
+                raise CheckpointError(f"{path} holds other numbers than tokens.", "Get the original file.")
+            return file.get_tensor("tokens")
+    except (OSError, SafetensorError):
+        raise CheckpointError(
+            f"{path} is no file of tokens, or damaged.", "--save-tokens writes such files."
+        ) from None
 
 
 # --- metadata back -------------------------------------------------------------------------------
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The settings inside a PNG, GIF, WebP or MP4 that narcli wrote.
+    """The settings inside a file that narcli wrote: PNG, GIF, WebP, MP4, tokens, or the document of --json.
+
+    A folder of frames has those of its first one. Nothing of a file is read but what holds them, and no
+    more than ``MAX_DOCUMENT`` bytes.
 
     Raises:
-        CheckpointError: no such file, not a picture of ours, damaged, or from a newer narcli.
+        CheckpointError: no such file, not one of ours, damaged, from a newer narcli, or a field that is not
+            what it should be.
     """
     try:
+        if path.is_dir() and (path / "00.png").is_file():
+            path /= "00.png"
+        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for
+            raise CheckpointError(f"{path} is not a file.")
         with path.open("rb") as file:
             start = file.read(12)
             file.seek(0)
@@ -530,6 +609,10 @@ def read_metadata(path: Path) -> dict[str, Any]:
                 text = _webp_description(file)
             elif start[4:8] == b"ftyp":
                 text = _mp4_comment(file)
+            elif start[8:10] == b'{"':
+                text = _safetensors_entry(file)
+            elif start.lstrip()[:1] == b"{":
+                text = _document(path, file)
             else:
                 text = None
     except OSError as error:
@@ -539,10 +622,10 @@ def read_metadata(path: Path) -> dict[str, Any]:
     if text is None:
         raise CheckpointError(
             f"{path} holds no settings of narcli.",
-            "PNG, GIF, WebP and MP4 files as narcli wrote them do; editing or sharing often removes them.",
+            "Files as narcli wrote them do; editing, sharing and --no-metadata remove them.",
         )
     try:
-        metadata = json.loads(text)
+        metadata = json.loads(text, parse_constant=_refuse_constant)
         schema = metadata["schema"]
         assert isinstance(metadata, dict) and isinstance(schema, str)
     except (ValueError, KeyError, TypeError, AssertionError, RecursionError):
@@ -551,7 +634,12 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} has settings of schema {schema[:40]!r}, not {SCHEMA!r}.", "Upgrade narcli."
         )
+    check_fields(path, metadata)
     return metadata
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(name)  # NaN and the infinities are no JSON
 
 
 def _exactly(file: BinaryIO, size: int) -> bytes:
@@ -561,10 +649,16 @@ def _exactly(file: BinaryIO, size: int) -> bytes:
     return data
 
 
+def _parts() -> Iterator[int]:
+    """Counts the parts of a file; a lying one must not keep narcli busy."""
+    yield from range(MAX_PARTS)
+    raise EOFError
+
+
 def _png_text(file: BinaryIO) -> str | None:
     """The iTXt chunk ``narcli``, compressed or not (other tools rewrite it)."""
     file.seek(8)
-    while True:
+    for _ in _parts():
         size, kind = struct.unpack(">I4s", _exactly(file, 8))
         if kind == b"IEND":
             return None
@@ -582,35 +676,85 @@ def _png_text(file: BinaryIO) -> str | None:
         if compressed == b"\1" and method == b"\0":
             text = zlib.decompressobj().decompress(text, 2 * MAX_METADATA)
         return text.decode()
+    return None
 
 
 def _gif_comment(file: BinaryIO) -> str | None:
-    from PIL import Image
+    """The comment that is narcli's among those before the first picture."""
 
-    try:
-        with Image.open(file, formats=["GIF"]) as image:
-            comment = image.info.get("comment", b"")
-    except Exception as error:  # Pillow raises many kinds for damaged files
-        raise EOFError from error
-    return comment.decode() if b"narcli.run/" in comment[:100] and len(comment) <= 2 * MAX_METADATA else None
+    def blocks(most: int) -> bytes:
+        """The next sub-blocks; what goes beyond ``most`` bytes is left out."""
+        data = b""
+        for _ in _parts():
+            if not (size := _exactly(file, 1)[0]):
+                break
+            part = _exactly(file, size)
+            data += part if len(data) <= most else b""
+        return data
+
+    flags = _exactly(file, 13)[10]
+    file.seek(3 * 2 ** (flags % 8 + 1) if flags & 128 else 0, 1)  # the palette
+    for _ in _parts():
+        if _exactly(file, 1) != b"!":  # no extension: a picture, or the end
+            return None
+        if _exactly(file, 1) != b"\xfe":
+            blocks(0)
+        elif b"narcli.run/" in (text := blocks(2 * MAX_METADATA))[:100] and len(text) <= 2 * MAX_METADATA:
+            return text.decode()
+    return None
 
 
 def _webp_description(file: BinaryIO) -> str | None:
+    """The description in the chunk ``EXIF``; the pictures are not decoded."""
     from PIL import Image
 
+    file.seek(12)
+    for _ in _parts():
+        header = file.read(8)
+        if len(header) < 8:
+            return None
+        kind, size = struct.unpack("<4sI", header)
+        if kind != b"EXIF" or size > 2 * MAX_METADATA:
+            file.seek(size + size % 2, 1)
+            continue
+        exif = Image.Exif()
+        try:
+            exif.load(_exactly(file, size))
+            text = exif.get(_DESCRIPTION, "")
+        except Exception as error:  # Pillow raises many kinds for damaged files
+            raise EOFError from error
+        return text if isinstance(text, str) and "narcli.run/" in text[:100] else None
+    return None
+
+
+def _safetensors_entry(file: BinaryIO) -> str | None:
+    """The entry ``narcli`` of the header."""
+    (size,) = struct.unpack("<Q", _exactly(file, 8))
+    if size > 4 * MAX_METADATA:
+        return None
     try:
-        with Image.open(file, formats=["WEBP"]) as image:
-            text = image.getexif().get(_DESCRIPTION, "")
-    except Exception as error:  # Pillow raises many kinds for damaged files
+        return str(json.loads(_exactly(file, size))["__metadata__"]["narcli"])
+    except (KeyError, TypeError):
+        return None
+    except RecursionError as error:
         raise EOFError from error
-    return text if isinstance(text, str) and "narcli.run/" in text[:100] else None
+
+
+def _document(path: Path, file: BinaryIO) -> str | None:
+    """The whole of a document of --json."""
+    data = file.read(MAX_DOCUMENT + 1)
+    if len(data) > MAX_DOCUMENT:
+        raise CheckpointError(f"{path} is larger than {MAX_DOCUMENT:,} bytes: no document of --json.")
+    return data.decode() if b'"narcli.run/' in data else None
 
 
 def _mp4_comment(file: BinaryIO) -> str | None:
     """The tag ``©cmt``: boxes moov > udta > meta > ilst > ©cmt > data."""
     end = file.seek(0, 2)
     position, path = 0, [b"moov", b"udta", b"meta", b"ilst", b"\xa9cmt", b"data"]
-    while path and position + 8 <= end:
+    for _ in _parts():
+        if not path or position + 8 > end:
+            break
         file.seek(position)
         size, kind = struct.unpack(">I4s", _exactly(file, 8))
         header = 8

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import NarError
-from . import bench, classes, image, models, train, video, visualize_order
+from . import bench, classes, image, models, rerun, train, video, visualize_order
 from .console import fail
 
 
@@ -45,6 +45,9 @@ app = typer.Typer(
 
 app.command("image")(image.image)
 app.command("video")(video.video)
+app.command("rerun")(rerun.rerun)
+app.command("decode")(rerun.decode)
+app.command("show")(rerun.show)
 app.command("bench")(bench.bench)
 app.command("visualize-order")(visualize_order.visualize_order)
 app.command("classes")(classes.classes)

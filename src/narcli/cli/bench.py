@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .. import __version__
 from ..allocator import keep_memory
 from ..errors import UsageError
 from ..registry import resolve
@@ -82,7 +83,8 @@ def bench(
     try:
         if path is not None:
             title = f"{row.name}, {machine['dtype']}, {machine['device']}"
-            path = write_png(path, bench.chart(cases, title), document, "", overwrite=overwrite)
+            about = {"command": "bench", "narcli": __version__, "measured": document}
+            path = write_png(path, bench.chart(cases, title), about, overwrite=overwrite)
             document["chart"] = str(path)
     finally:  # what took minutes is told, even where the chart cannot be written
         console.json(document) if as_json else console.result(json.dumps(document))

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import MemoryLimitError, NarError, UsageError, is_shortage
@@ -41,22 +42,28 @@ class Console:
     quiet: bool = False
 
     def result(self, text: object) -> None:
-        """One line (or block) of result, on stdout."""
-        print(text)
+        """One line (or block) of result, on stdout; what is no path has no control characters.
+
+        A path goes into a pipe as it is, for the next program.
+        """
+        raw = isinstance(text, Path) and not is_terminal(sys.stdout)
+        print(text if raw else printable(str(text)))
 
     def json(self, document: Any) -> None:
         """The one JSON document of a ``--json`` run, on stdout."""
         utf = (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
-        print(json.dumps(document, ensure_ascii=not utf, indent=2))
+        text = json.dumps(document, ensure_ascii=not utf, indent=2)
+        # JSON would let pass what JSON can escape: C1 controls, marks of direction.
+        print("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
     def note(self, text: str) -> None:
         """Something good to know, on stderr."""
         if not self.quiet:
-            print(text, file=sys.stderr)
+            print(printable(text), file=sys.stderr)
 
     def warn(self, text: str) -> None:
         """Something the person should know, on stderr, even when quiet."""
-        print(f"{_paint('warning:', '33')} {_printable(text)}", file=sys.stderr)
+        print(f"{_paint('warning:', '33')} {printable(text)}", file=sys.stderr)
 
     def approve_download(self, sizes: Mapping[str, int]) -> None:
         """Ask before a download of several GB.
@@ -138,9 +145,9 @@ def fail(error: BaseException) -> int:
         case _:
             message = f"narcli failed unexpectedly: {type(error).__name__}: {str(error) or 'no message'}"
             hint, code = "Set NARCLI_DEBUG=1 and run it again for the traceback, and please report it.", 1
-    print(f"{_paint('error:', '1;31')} {_printable(message)}", file=sys.stderr)
+    print(f"{_paint('error:', '1;31')} {printable(message)}", file=sys.stderr)
     if hint:
-        print(f"  {_printable(hint)}", file=sys.stderr)
+        print(f"  {printable(hint)}", file=sys.stderr)
     return code
 
 
@@ -148,6 +155,7 @@ def _paint(text: str, code: str) -> str:
     return f"\x1b[{code}m{text}\x1b[0m" if has_color(sys.stderr) else text
 
 
-def _printable(text: str) -> str:
-    """File names and the like must not move the cursor."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+def printable(text: str) -> str:
+    """Text for a terminal: what was written by others must not move the cursor or turn lines round."""
+    kept = "\n\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"  # joiners make one emoji of several
+    return "".join(c if c.isprintable() or c in kept else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -43,6 +43,8 @@ def image(
     grid: options.Grid = False,
     scale: options.Scale = None,
     output: options.Output = None,
+    save_tokens: options.SaveTokens = False,
+    no_metadata: options.NoMetadata = False,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -75,7 +77,7 @@ class Pictures(Run):
                     "--class and --prompt exclude each other.", "Each is for models of its kind."
                 )
             self.prompts = collect(self.prompt or (), self.prompt_file)
-        else:
+        elif not self.prompts:
             for option, value in (("encoder", self.text_encoder), ("device", self.text_device)):
                 if value is not None:
                     raise UsageError(f"--text-{option} goes with --prompt.", "Leave it out.")
@@ -96,12 +98,13 @@ class Pictures(Run):
         """All, for the contact sheet."""
         return len(self.samples) if self.grid else super().kept_samples
 
-    def write_sample(self, path: Path, clip: Clip, metadata: dict[str, Any]) -> Path:
+    def write_sample(self, path: Path, clip: Clip, metadata: dict[str, Any] | None) -> Path:
         """A PNG."""
         from ..pipeline import describe
         from ..writers import write_png
 
-        return write_png(path, clip[0], metadata, describe(metadata), overwrite=self.overwrite)
+        words = describe(metadata) if metadata is not None else ""
+        return write_png(path, clip[0], metadata, words, overwrite=self.overwrite)
 
     def write_companions(self) -> None:
         """The frontier, and all pictures on one sheet, a row for each class where that looks well."""
@@ -114,5 +117,10 @@ class Pictures(Run):
         with self.timed("write"):
             pictures = [enlarge(result.image, self.common["scale"]) for result in self.kept]
             sheet = contact_sheet(pictures, rows=len({sample.entry for sample in self.samples}))
-            about, path = self.about_all() | {"contact_sheet": True}, self.outputs.companions[-1]
-            self.files.append(write_png(path, sheet, about, "", overwrite=self.overwrite))
+            about = None if self.no_metadata else self.about_all() | {"contact_sheet": True}
+            path = self.outputs.companions[-1]
+            self.files.append(write_png(path, sheet, about, overwrite=self.overwrite))
+
+    def document(self) -> dict[str, Any]:
+        """Also the contact sheet."""
+        return super().document() | ({"contact_sheet": True} if self.grid else {})

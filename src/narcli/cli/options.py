@@ -126,7 +126,11 @@ Offline = Annotated[bool, typer.Option("--offline", help="Use what is on disk; n
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Download several GB without asking.")]
 Device = Annotated[
     str,
-    typer.Option(metavar="DEVICE", callback=_check_device, help="auto, cpu, cuda, cuda:1 ... or mps."),
+    typer.Option(
+        metavar="DEVICE",
+        callback=lambda name: name and _check_device(name),
+        help="auto, cpu, cuda, cuda:1 ... or mps.",
+    ),
 ]
 TextDevice = Annotated[
     str | None,
@@ -169,6 +173,13 @@ Output = Annotated[
         metavar="PATH",
         help="A file, a folder, or a template such as out/{class_name}_{seed}.png.",
     ),
+]
+SaveTokens = Annotated[
+    bool,
+    typer.Option("--save-tokens", help="Also write the tokens of each sample, for narcli decode."),
+]
+NoMetadata = Annotated[
+    bool, typer.Option("--no-metadata", help="Leave the settings out of the files; no rerun then.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields
 from itertools import accumulate
 from math import ceil
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..allocator import keep_memory
 from ..classes import ClassEntry, load_table
 from ..encoding import all_cached
-from ..errors import UsageError
+from ..errors import NarError, UsageError
+from ..metadata import MAX_HASHES, MAX_TOKENS, SCHEMA
 from ..prompts import Prompt, slug
 from ..settings import Sample, SamplingSettings, check_batch_size, plan_samples
 from ..sources import choose
@@ -26,13 +27,15 @@ from .options import Dtype, FrontierFormat, FrontierMode
 
 if TYPE_CHECKING:
     from ..classes import ClassTable
-    from ..pipeline import Clip, Pipeline, Result
+    from ..pipeline import Clip, Decodes, Pipeline, Result
+    from ..sources import Files
     from ..writers import Outputs
 
 MAX_SCALE = 16
 PHASES = ("import", "load", "sample", "decode", "write")
 MAX_PROMPTS = 50_000  # bytes of prompts in the metadata of what shows several samples
 FRONTIER = "_frontier"  # before the suffix of the file beside the first sample's
+TOKENS = "_tokens.safetensors"  # ending of the tokens beside a sample
 
 
 def _words(entry: ClassEntry | Prompt) -> dict[str, object]:
@@ -42,17 +45,33 @@ def _words(entry: ClassEntry | Prompt) -> dict[str, object]:
     return {"class": entry.id, "class_name": entry.stands_for or entry.name}
 
 
+def _about(entry: ClassEntry | Prompt) -> dict[str, Any]:
+    """A class or prompt as metadata, as far as it is known before the run."""
+    if isinstance(entry, Prompt):
+        return {"prompt": entry.text, "cleaned_prompt": entry.cleaned}
+    return {"class": {"id": entry.id, "name": entry.name, "label": entry.label}}
+
+
+def _entry(table: ClassTable, about: Mapping[str, Any]) -> ClassEntry:
+    """A class from its metadata; one that was asked for by its own name stands for nothing else."""
+    label = about.get("label", len(table))
+    if "stands_for" not in about and label < len(table) and table.entry(label).id == about["id"]:
+        return table.entry(label)
+    return table.by_id(about["id"])
+
+
 @dataclass(kw_only=True)
 class Run:
     """A run of a model, from what was asked for to its files; the fields are the options of the commands.
 
-    Subclasses say what kind of model it takes, and write what it makes.
+    Subclasses say what kind of model it takes, and write what it makes. ``narcli rerun`` gives classes as
+    metadata has them, or sets ``prompts``, and the number format of the text encoder, ``text_dtype``.
     """
 
     kind: ClassVar[str]
     noun: ClassVar[str]
     ways: ClassVar[str] = "a class: --class 207 or --class 'golden retriever'"
-    classes: str | None
+    classes: str | Sequence[Mapping[str, Any]] | None
     num: int
     seed: int | None
     cfg_scale: float | None
@@ -72,42 +91,54 @@ class Run:
     frontier_mode: FrontierMode | None
     scale: int | None
     output: str | None
+    save_tokens: bool
+    no_metadata: bool
     overwrite: bool
     as_json: bool
     quiet: bool
     offline: bool
     yes: bool
     prompts: Sequence[Prompt] = field(default=(), init=False)
+    text_dtype: str | None = field(default=None, init=False)
+    reserved: Sequence[Path] = field(default=(), init=False)
     files: list[Path] = field(default_factory=list, init=False)
     documents: list[dict[str, Any]] = field(default_factory=list, init=False)
     kept: list[Result] = field(default_factory=list, init=False)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0), init=False)
 
     def __post_init__(self) -> None:
+        self.began = perf_counter()
         self.console = Console(self.quiet)
-        self.pipeline: Pipeline
+        self.pipeline: Decodes
+        self.loaded: tuple[Files, Pipeline]
         self.samples: Sequence[Sample]
         self.outputs: Outputs
         self.common: dict[str, Any]
+        self.started = 0  # samples, of those that are to be written
 
     def __call__(self) -> None:
-        """Do all of it.
+        """Do all of it, and tell.
 
         Raises:
             NarError: of any kind; what is written by then is whole, and told.
         """
-        began = perf_counter()
+        self.make()
+        self.report()
+
+    def make(self, like: Run | None = None) -> None:
+        """Do all but the report; ``like`` is an earlier run, whose model serves again if it is the same."""
         self.check()
         kind = "text" if self.prompts else self.kind
         source = choose(kind, self.model, self.tokenizer, self.revision, self.text_encoder)
         table = load_table([]) if self.prompts else source.table
         if table is not None:  # else the model itself has to say its classes
             self.plan(table, source.model.name)
+        text_dtype = self.text_dtype or self.dtype.value
         files = source.fetch(
             offline=self.offline,
             progress=not self.quiet and is_terminal(sys.stderr),
             approve=(lambda sizes: None) if self.yes else self.console.approve_download,
-            known=lambda encoder: all_cached(encoder, self.prompts, self.dtype.value),
+            known=lambda encoder: all_cached(encoder, self.prompts, text_dtype),
         )
         for note in dict.fromkeys((files.model.note, files.tokenizer.note)):
             if note:
@@ -116,24 +147,44 @@ class Run:
             keep_memory()
             from ..pipeline import load_files, prompt_encoder
         place = self.text_device or self.device
-        encoder = prompt_encoder(files, place, self.dtype.value, self.console.warn)
+        encoder = prompt_encoder(files, place, text_dtype, self.console.warn)
         if encoder is not None:
             self.seconds["encode"] = 0.0
             with self.timed("encode"):  # before the model takes its memory
                 encoder.encode(self.prompts)
         with self.timed("load"):
-            self.pipeline = load_files(files, self.device, self.dtype.value, encoder)
+            if like is not None and encoder is None and like.serves(files, self.device, self.dtype):
+                pipeline = like.loaded[1]
+            else:
+                pipeline = load_files(files, self.device, self.dtype.value, encoder)
+        self.pipeline, self.loaded = pipeline, (files, pipeline)
         if table is None:
-            self.plan(self.pipeline.classes, source.model.name)
-        settings = self.pipeline.settings(**self.sampling)
-        self.common = self.pipeline.metadata(settings) | self.fit()
+            self.plan(pipeline.classes, source.model.name)
+        settings = pipeline.settings(**self.sampling)
+        self.common = pipeline.metadata(settings) | self.fit()
+        self.check_metadata()
+        self.finish(self.sampled(pipeline, settings))
+
+    def serves(self, files: Files, device: str, dtype: Dtype) -> bool:
+        """Whether this run's model, of classes, is the one that another run needs."""
+        mine = self.loaded[0]
+        same = (mine.model, mine.tokenizer, mine.encoder) == (files.model, files.tokenizer, None)
+        return same and (self.device, self.dtype) == (device, dtype)
+
+    def finish(self, batches: Generator[Sequence[Result], None, None]) -> None:
+        """Write the samples as they come, and what shows several of them."""
         try:
-            self.generate(settings)
+            with closing(batches):
+                for results in batches:
+                    self.write_all(results)
             self.write_companions()
         finally:  # what is written is told, even where the rest failed
             for path in self.files if not self.as_json else ():
                 self.console.result(path)
-        self.seconds["total"] = perf_counter() - began
+            self.seconds["total"] = perf_counter() - self.began
+
+    def report(self) -> None:
+        """Say what was done."""
         if self.as_json:
             self.console.json(self.document())
         else:
@@ -146,8 +197,8 @@ class Run:
         """Endings that the samples' files may have; the first is the default."""
         raise NotImplementedError
 
-    def write_sample(self, path: Path, clip: Clip, metadata: dict[str, Any]) -> Path:
-        """Write one sample, enlarged already; the path it got."""
+    def write_sample(self, path: Path, clip: Clip, metadata: dict[str, Any] | None) -> Path:
+        """Write one sample, enlarged already, with its metadata if wanted; the path it got."""
         raise NotImplementedError
 
     @property
@@ -176,6 +227,11 @@ class Run:
         """
         SamplingSettings(**self.sampling)
         check_batch_size(self.batch_size)
+        if self.save_tokens and self.no_metadata:
+            raise UsageError(
+                "--save-tokens and --no-metadata exclude each other: settings tell what the tokens mean.",
+                "Drop one of them.",
+            )
         if self.classes is None and not self.prompts:
             raise UsageError(
                 f"Nothing says what to make a {self.noun} of.",
@@ -189,11 +245,19 @@ class Run:
             )
 
     def plan(self, table: ClassTable, model: str) -> None:
-        """Choose the samples, and a file for each; those with ``endings`` are named after the first."""
+        """Choose the samples, and a file for each."""
+        entries: Sequence[ClassEntry | Prompt] = self.prompts
+        if isinstance(self.classes, str):
+            entries = table.parse_classes(self.classes)
+        elif self.classes is not None:
+            entries = [_entry(table, about) for about in self.classes]
+        self.samples = plan_samples(entries, self.seed, self.num)
+        self.name_files(model)
+
+    def name_files(self, model: str) -> None:
+        """Choose a file for each sample; those with ``endings`` are named after the first."""
         from ..writers import default_name, resolve_outputs
 
-        entries = self.prompts or table.parse_classes(self.classes or "")
-        self.samples = plan_samples(entries, self.seed, self.num)
         named = [{**_words(sample.entry), "seed": sample.seed, "model": model} for sample in self.samples]
         self.outputs = resolve_outputs(
             self.output,
@@ -201,7 +265,9 @@ class Run:
             default=default_name(self.kind, named[0]),
             suffixes=self.suffixes,
             companions=self.endings,
+            beside=[TOKENS] * self.save_tokens,
             overwrite=self.overwrite,
+            reserved=self.reserved,
         )
 
     def fit(self) -> dict[str, Any]:
@@ -224,30 +290,71 @@ class Run:
 
     # --- steps -----------------------------------------------------------------------------------
 
-    def generate(self, settings: SamplingSettings) -> None:
-        """Sample batch by batch, and write each as it is finished."""
-        steps = ceil(len(self.samples) / self.batch_size) * len(self.pipeline.order.steps)
+    def check_metadata(self) -> None:
+        """Refuse, before the samples are drawn, what no file could hold.
+
+        Raises:
+            NarError: it is too large.
+        """
+        from ..writers import encode_metadata
+
+        if self.no_metadata:
+            return
+        each = map(_about, {sample.entry for sample in self.samples[:: self.num]})
+        largest = max(each, key=lambda about: len(json.dumps(about)))
+        dropped = {"dropped": largest.get("cleaned_prompt", "")}  # may come to be said too
+        tokens = {"tokens": "A" * 6 * min(self.pipeline.order.cells, MAX_TOKENS)}
+        encode_metadata(self.common | largest | dropped | tokens)
+        if self.endings:
+            hashes = ["0" * 64] * min(len(self.samples), MAX_HASHES)
+            encode_metadata(self.about_all() | {"samples_sha256": hashes})
+
+    def sampled(
+        self, pipeline: Pipeline, settings: SamplingSettings
+    ) -> Generator[Sequence[Result], None, None]:
+        """Sample batch by batch."""
+        steps = ceil(len(self.samples) / self.batch_size) * len(pipeline.order.steps)
         spent = dict(self.seconds)
         with self.console.progress("decoding", steps) as advance:
-            for progress in self.pipeline.run(self.samples, settings, self.batch_size):
-                with self.timed("write"):
-                    for result in progress.results:
-                        self.write(result)
-                advance(note="steps")
+            for progress in pipeline.run(self.samples, settings, self.batch_size):
                 self.seconds |= {phase: spent[phase] + more for phase, more in progress.seconds.items()}
+                if progress.results:
+                    yield progress.results
+                advance(note="steps")
+
+    def write_all(self, results: Sequence[Result]) -> None:
+        """Write the samples of a batch; one that cannot be written keeps none of the others from it.
+
+        Raises:
+            NarError: the first that could not be written, once the others are.
+        """
+        failed: NarError | None = None
+        with self.timed("write"):
+            for result in results:
+                try:
+                    self.write(result)
+                except NarError as error:
+                    failed = failed or error
+        if failed is not None:
+            raise failed
 
     def write(self, result: Result) -> None:
         """Write one sample."""
         from ..pictures import enlarge
+        from ..writers import write_tokens
 
-        own = result.metadata | self.common
+        index, own = self.started, result.metadata | self.common
+        self.started += 1
+        if len(self.kept) < self.kept_samples:
+            self.kept.append(result)
         clip = tuple(enlarge(frame, self.common["scale"]) for frame in result.frames)
-        path = self.write_sample(self.outputs.paths[len(self.documents)], clip, own)
+        path = self.write_sample(self.outputs.paths[index], clip, None if self.no_metadata else own)
         self.files.append(path)
         about = {key: value for key, value in result.metadata.items() if key not in self.common}
         self.documents.append({"file": str(path), **about})
-        if len(self.kept) < self.kept_samples:
-            self.kept.append(result)
+        for name in self.outputs.beside[index]:
+            grid = result.tokens.reshape(self.pipeline.grid).int().numpy()
+            self.files.append(write_tokens(name, grid, own, overwrite=self.overwrite))
 
     def write_companions(self) -> None:
         """Write what shows several samples: here the frontier crossing the first ones."""
@@ -260,12 +367,12 @@ class Run:
         shown = self.kept[: frontier.shown_samples(order)]
         partials = self.decode_partials(shown) if mode == "decode" else None
         holistic = self.pipeline.tokenizer.holistic
-        about = self.about_all() | {"frontier": {"format": self.frontier.value, "mode": mode.value}}
+        about = None if self.no_metadata else self.about_all() | self.about_frontier()
         path, clips = self.outputs.companions[0], [result.frames for result in shown]
         with self.timed("write"):
             if self.frontier == "png":
                 strip = frontier.filmstrip(order, clips, partials, holistic=holistic)
-                path = write_png(path, strip, about, "", overwrite=self.overwrite)
+                path = write_png(path, strip, about, overwrite=self.overwrite)
             else:
                 frames = frontier.run_frames(order, clips, partials, holistic=holistic)
                 if self.frontier == "gif":
@@ -287,12 +394,11 @@ class Run:
 
     def document(self) -> dict[str, Any]:
         """The run as ``--json`` prints it."""
-        from ..writers import SCHEMA
-
         return {
             "schema": SCHEMA,
             "files": [str(path) for path in self.files],
             **self.common,
+            **self.about_frontier(),
             "samples": self.documents,
             "seconds": {phase: round(value, 3) for phase, value in self.seconds.items()},
         }
@@ -309,9 +415,10 @@ class Run:
         """Metadata of what shows several samples: ids of classes, or prompts, and the seeds that each has."""
         first, last = self.samples[0].seed, self.samples[-1].seed
         num = last - first + 1
-        about: dict[str, Any] = {"seed": first, "num": num}
+        hashes = [about["tokens_sha256"] for about in self.documents[:MAX_HASHES]]
+        about: dict[str, Any] = {"seed": first, "num": num, "samples_sha256": hashes}
         if self.prompts:
-            each = [{"prompt": prompt.text, "cleaned_prompt": prompt.cleaned} for prompt in self.prompts]
+            each = [_about(prompt) for prompt in self.prompts]
             sizes = list(accumulate(len(json.dumps(prompt)) for prompt in each))
             about["prompts"] = each[: bisect_right(sizes, MAX_PROMPTS)]
             about["prompts_in_all"] = len(each)
@@ -319,6 +426,13 @@ class Run:
             entries = [sample.entry for sample in self.samples[::num]]
             about["classes"] = [entry.id for entry in entries if isinstance(entry, ClassEntry)]
         return self.common | about
+
+    def about_frontier(self) -> dict[str, Any]:
+        """Metadata of the frontier, where there is one."""
+        if self.frontier == "none":
+            return {}
+        mode = self.frontier_mode or FrontierMode.reveal
+        return {"frontier": {"format": self.frontier.value, "mode": mode.value}}
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 FPS, QUALITY = 8.0, 80
 MIN_FPS, MAX_FPS = 0.1, 240.0
-FORMAT_FPS = {".gif": 50.0}  # a GIF counts hundredths of a second, and many players refuse a single one
+FORMAT_FPS = {".gif": 50.0}  # many players refuse a single hundredth of a second
+BEATS = {".gif": 100, ".webp": 1000}  # what these formats count, in a second
 BATCH_SIZE = 4  # clips decoded together: their grids are larger than those of pictures
 
 
@@ -63,6 +65,8 @@ def video(
     frontier_mode: options.FrontierModeOption = None,
     scale: options.Scale = None,
     output: options.Output = None,
+    save_tokens: options.SaveTokens = False,
+    no_metadata: options.NoMetadata = False,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -109,9 +113,11 @@ class Clips(Run):
         """Ending of the clips' files; "" for folders of frames."""
         return "" if self.format == "frames" else self.outputs.paths[0].suffix.lower()
 
-    def plan(self, table: Any, model: str) -> None:
-        """Also what the format, known from the names, does not have."""
-        super().plan(table, model)
+    def name_files(self, model: str) -> None:
+        """Also refuse what the format, known from the names, does not have, and folders of other files."""
+        from ..writers import check_frames
+
+        super().name_files(model)
         words = self.suffix or "a folder of frames"
         if self.fps is not None and not self.suffix:
             raise UsageError(f"--fps does not go with {words}.", "Drop one of them.")
@@ -124,6 +130,9 @@ class Clips(Run):
             raise UsageError(
                 f"--quality does not go with {words}, which is written as it is.", "Drop one of them."
             )
+        if self.overwrite and not self.suffix:
+            for path in self.outputs.paths:
+                check_frames(path)
 
     def fit(self) -> dict[str, Any]:
         """Also the number of frames."""
@@ -134,14 +143,18 @@ class Clips(Run):
                 "It draws all frames of a clip together and cannot go on after them; "
                 f"give at most {made}, or a lower --fps to make it last longer.",
             )
-        about: dict[str, Any] = {"frames": self.frames or made, "model_frames": made}
+        about: dict[str, Any] = {
+            "format": self.suffix.removeprefix(".") or "frames",
+            "frames": self.frames or made,
+            "model_frames": made,
+        }
         if self.suffix:
-            about |= {"fps": self.fps or FPS}
+            about |= {"fps": shown_fps(self.suffix, self.fps or FPS)}
         if self.suffix in (".mp4", ".webp"):
             about |= {"quality": QUALITY if self.quality is None else self.quality}
         return super().fit() | about
 
-    def write_sample(self, path: Path, clip: Clip, metadata: dict[str, Any]) -> Path:
+    def write_sample(self, path: Path, clip: Clip, metadata: dict[str, Any] | None) -> Path:
         """The first frames in the format wanted; as PNGs where that fails.
 
         Raises:
@@ -150,10 +163,11 @@ class Clips(Run):
         from ..pipeline import describe
         from ..writers import companion, write_frames, write_gif, write_mp4, write_webp
 
-        frames, words = clip[: metadata["frames"]], describe(metadata)
+        frames = clip[: self.common["frames"]]
+        words = describe(metadata) if metadata is not None else ""
         if not self.suffix:
             return write_frames(path, frames, metadata, words, overwrite=self.overwrite)
-        fps, over = metadata["fps"], self.overwrite
+        fps, over = self.common["fps"], self.overwrite
         try:
             if self.suffix == ".gif":
                 beat = 1 / fps
@@ -161,9 +175,17 @@ class Clips(Run):
                     path, frames, metadata, frame_seconds=beat, hold_seconds=beat, overwrite=over
                 )
             write = write_mp4 if self.suffix == ".mp4" else write_webp
-            return write(path, frames, metadata, fps=fps, quality=metadata["quality"], overwrite=over)
+            return write(path, frames, metadata, fps=fps, quality=self.common["quality"], overwrite=over)
         except Exception as error:  # encoders fail in many ways
             folder = write_frames(companion(path, "_frames"), frames, metadata, words)
             self.files.append(folder)
             reason = error.message if isinstance(error, NarError) else f"Could not write {path}: {error}"
             raise NarError(reason, f"The frames are kept in {folder}.") from error
+
+
+def shown_fps(suffix: str, fps: float) -> float:
+    """The frames per second that a format can show, nearest to those wanted; it counts whole beats."""
+    if suffix not in BEATS:
+        return fps
+    beats, most = BEATS[suffix], FORMAT_FPS.get(suffix, MAX_FPS)
+    return beats / max(round(beats / fps), ceil(beats / most))

@@ -1,0 +1,556 @@
+"""``narcli rerun``, ``decode`` and ``show``: a file made again, decoded again from its tokens, or explained.
+
+What a file says is not trusted. It chooses no name of an output, and no model but those that narcli knows
+or that are on this machine: other ones have to be named by a person. Every field is checked before use.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from copy import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from .. import registry
+from ..classes import ClassEntry
+from ..errors import CheckpointError, NarError, UsageError
+from ..metadata import RUN, SAMPLE, unpack_tokens
+from ..order import Order, format_grid
+from ..prompts import Prompt, parse_prompt
+from ..settings import Sample
+from . import options
+from .console import Console, is_terminal
+from .image import Pictures, image
+from .options import Dtype, FrontierFormat, FrontierMode
+from .run import MAX_SCALE, Run
+from .video import ClipFormat, Clips, video
+from .visualize_order import document as order_document
+from .visualize_order import write_order
+
+if TYPE_CHECKING:
+    from ..pipeline import TokenDecoder
+
+About = Mapping[str, Any]
+
+_RUNS: Mapping[str, tuple[type[Run], Callable[..., None]]] = {
+    "image": (Pictures, image),
+    "video": (Clips, video),
+}
+_SUBJECT = ("classes", "prompt", "prompt_file")  # options that say what to make
+_SAMPLES = (*_SUBJECT, "num", "seed")
+_SPELLED = {"classes": "class", "as_json": "json"}
+_PARTS = {"model": "model", "tokenizer": "tokenizer", "text_encoder": "text encoder"}
+_HASHES = ("commit", "sha256", "sha256_of_size_and_ends", "sha256_of_names_and_ends")
+#: Of ``narcli decode``: what is left to choose once the tokens are there.
+_DECODING = (
+    *("tokenizer", "device", "dtype", "frames", "fps", "format", "quality", "scale"),
+    *(
+        "frontier",
+        "frontier_mode",
+        "output",
+        "no_metadata",
+        "overwrite",
+        "as_json",
+        "quiet",
+        "offline",
+        "yes",
+    ),
+)
+SHOWN = 20  # cells named in a message
+MANY = 1000  # samples that a file may have made without being asked
+
+
+def _takes(names: Collection[str] | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of ``image`` and ``video``, or some of them; None is "not given"."""
+    found = {}
+    for command in (image, video):
+        hints = get_type_hints(command, include_extras=True)
+        for name, parameter in inspect.signature(command).parameters.items():
+            kind, info = hints[name].__origin__, copy(hints[name].__metadata__[0])
+            if names is None or name in names:
+                info.show_default = False
+                hint = Annotated[kind if kind is bool else kind | None, info]  # type: ignore[valid-type]
+                default = False if kind is bool else None
+                found[name] = parameter.replace(
+                    kind=inspect.Parameter.KEYWORD_ONLY, annotation=hint, default=default
+                )
+
+    def give(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        kept = [parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD]
+        command.__signature__ = inspect.Signature([*kept, *found.values()])  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in (*kept, *found.values())}
+        return command
+
+    return give
+
+
+@_takes()
+def rerun(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="PNG, MP4, GIF, WebP, tokens, or a --json document."),
+    ],
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Also compare the tokens with those of the file; 1 if they differ."),
+    ] = False,
+    **given: Any,
+) -> None:
+    """Make files again, from what they say about themselves.
+
+    Any other option goes before what the file says; they are those of narcli image and narcli video. Nothing
+    is overwritten unless asked: a name that is taken gets a number.
+    """
+    from ..writers import read_metadata
+
+    given, console = _given(given), Console(given["quiet"])
+    if verify and (named := [name for name in _SAMPLES if name in given]):
+        raise UsageError(f"--verify compares the same samples; {_flag(named[0])} makes others.", "Drop one.")
+    abouts = [read_metadata(path) for path in files]
+    runs = [_plan(path, about, given, console) for path, about in zip(files, abouts, strict=True)]
+    recorded = [_recorded(path, about) if verify else [] for path, about in zip(files, abouts, strict=True)]
+    documents: list[dict[str, Any]] = []
+    verdicts: list[bool] = []
+    made: list[Path] = []
+    previous: Run | None = None
+    for path, about, run, hashes in zip(files, abouts, runs, recorded, strict=True):
+        if run is None:
+            documents.append(_order_again(path, about, given, console))
+            continue
+        run.reserved = made
+        run.make(previous)
+        previous, made = run, [*made, *run.files]
+        _warn_of_others(path, about, run.common, given, console)
+        documents.append(run.document() if run.as_json else {})
+        if not run.as_json:
+            run.report()
+        verdicts += _verify(path, hashes, run, documents[-1], console)
+    if given["as_json"]:
+        console.json({"runs": documents})
+    if not all(verdicts):
+        raise NarError(
+            f"The tokens of {verdicts.count(False)} of {len(verdicts)} samples are not those of the files.",
+            "Another device, number format, release of torch or model may round otherwise; "
+            "`narcli show FILE` says what made it.",
+        )
+
+
+def show(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that narcli wrote.")],
+    as_json: options.Json = False,
+) -> None:
+    """Print what a file says about itself."""
+    from ..metadata import lines
+    from ..writers import read_metadata
+
+    about, console = read_metadata(file), Console()
+    if as_json:
+        console.json(about)
+        return
+    for line in lines(about):
+        console.result(line)
+
+
+@_takes(_DECODING)
+def decode(
+    tokens: Annotated[
+        list[Path], typer.Argument(metavar="TOKENS...", help="Files that --save-tokens wrote.")
+    ],
+    **given: Any,
+) -> None:
+    """Turn saved tokens into pictures or clips, without drawing them again.
+
+    It needs the tokenizer only. Beside each it writes an animation of the decoding order.
+    """
+    from ..writers import read_metadata
+
+    given, console = _given(given), Console(given["quiet"])
+    abouts = [read_metadata(path) for path in tokens]
+    documents: list[dict[str, Any]] = []
+    made: list[Path] = []
+    decoders: dict[Any, tuple[TokenDecoder, dict[str, Any]]] = {}
+    for path, about in zip(tokens, abouts, strict=True):
+        run = _decode(path, about, given, console, decoders, made)
+        made += run.files
+        documents.append(run.document())
+        sample, seconds = run.samples[0], run.seconds["total"]
+        if not run.as_json:
+            console.note(f"{sample.entry}, seed {sample.seed}: decoded in {seconds:.1f} s")
+    if given["as_json"]:
+        console.json({"runs": documents})
+
+
+# --- from metadata to options --------------------------------------------------------------------
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given, and the switches."""
+    return {name: value for name, value in options.items() if value is not None and value != []}
+
+
+def _flag(option: str) -> str:
+    return "--" + _SPELLED.get(option, option).replace("_", "-")
+
+
+def _needs(path: Path, about: About, *names: str) -> None:
+    for name in names:
+        if name not in about:
+            raise CheckpointError(f"{path} does not say its {name}.", "Get the original file again.")
+
+
+def _plan(path: Path, about: About, given: Mapping[str, Any], console: Console) -> Run | None:
+    """The run that a file tells of, with the options given; None for a file of ``visualize-order``."""
+    if about.get("command") == "visualize-order":
+        _needs(path, about, "grid")
+        allowed = {"output", "overwrite", "as_json", "quiet"}
+        if other := [name for name in given if name not in allowed and given[name] is not False]:
+            raise UsageError(f"{path} shows an order, to which {_flag(other[0])} does not apply.", "Drop it.")
+        return None
+    if "command" in about:
+        raise UsageError(f"{path} is of `narcli {about['command'][:40]}`, not of a run that can be repeated.")
+    _needs(path, about, "kind", "model", "tokenizer", "sampling", "dtype", "grid")
+    entries, seed, num = _subject(path, about)
+    said = dict(about["sampling"]) | _looks(about, given) | {"seed": seed, "num": num}
+    said |= {"device": about.get("device", "auto"), "dtype": Dtype(about["dtype"])}
+    if "frontier" in about:
+        said["frontier"] = FrontierFormat(about["frontier"]["format"])
+        said["frontier_mode"] = FrontierMode(about["frontier"]["mode"])
+    else:
+        said["frontier"] = FrontierFormat.none
+    said["grid"] = about.get("contact_sheet", False)
+    if given.get("frontier") == "none":
+        said.pop("frontier_mode", None)
+    of_text, of_others = isinstance(entries[0], str), any(name in given for name in _SUBJECT)
+    if not of_text and not of_others:
+        said["classes"] = entries
+    if "model" not in given:  # which brings its own tokenizer and encoder
+        said |= _models(path, about, "text" if of_text else about["kind"], given)
+    run = _build(about["kind"], said, given)
+    if (total := len(entries) * run.num) > MANY and not of_others and not run.yes:
+        raise UsageError(f"{path} asks for {total:,} samples.", "Add --yes to make all of them.")
+    if of_text and not of_others:
+        run.prompts = [_prompt(path, text) for text in entries]
+    if not {"model", "dtype", "text_encoder"} & set(given) and "text_encoder" in about:
+        run.text_dtype = about["text_encoder"].get("dtype")
+    if "device" not in given and run.device not in ("cpu", "auto"):
+        run.device = _device_here(path, run.device, console)
+    return run
+
+
+def _build(kind: str, said: Mapping[str, Any], given: Mapping[str, Any]) -> Run:
+    """A run with the options given, else those that the file says, else the command's defaults."""
+    made, command = _RUNS[kind]
+    defaults = {name: parameter.default for name, parameter in inspect.signature(command).parameters.items()}
+    if other := [name for name in given if name not in defaults and given[name] is not False]:
+        raise UsageError(f"{_flag(other[0])} is not for {kind}s.", "Drop it.")
+    chosen = {name: value for name, value in given.items() if value is not False}
+    return made(**{name: chosen.get(name, said.get(name, value)) for name, value in defaults.items()})
+
+
+def _looks(about: About, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file says of how pictures and clips are written; less where it is another format now."""
+    said = {name: about[name] for name in ("scale", "frames", "fps", "quality") if name in about}
+    if said.get("scale", 0) > MAX_SCALE:  # that of a very small picture, which nobody chose
+        del said["scale"]
+    wanted = given.get("format")
+    if wanted is None and (suffix := Path(given.get("output") or "").suffix.lower()[1:]) in _FORMATS:
+        wanted = ClipFormat(suffix)
+    if "format" in about:
+        said["format"] = wanted or ClipFormat(about["format"])
+        if said["format"].value != about["format"]:
+            said = {name: said[name] for name in said if name != "quality"}
+        if said["format"] == ClipFormat.frames:
+            said.pop("fps", None)
+    return said
+
+
+_FORMATS = [format.value for format in ClipFormat if format != ClipFormat.frames]
+
+
+def _subject(path: Path, about: About) -> tuple[list[Any], int, int]:
+    """The classes (as metadata) or prompts that a file is of, the first seed, and the samples of each.
+
+    Raises:
+        CheckpointError: it does not say.
+    """
+    if "samples" in about:
+        each = [(_entry(path, sample), sample["seed"]) for sample in about["samples"]]
+        num = 1
+        while num < len(each) and each[num] == (each[0][0], each[0][1] + num):
+            num += 1
+        entries = [entry for entry, _ in each[::num]]
+        if not each or each != [(entry, each[0][1] + k) for entry in entries for k in range(num)]:
+            raise CheckpointError(
+                f"The samples of {path} are not those of one run.", "Get the original file."
+            )
+        seed: int = each[0][1]
+    else:
+        _needs(path, about, "seed")
+        seed, num = about["seed"], about.get("num", 1)
+        if "classes" in about:
+            entries = [{"id": id} for id in about["classes"]]
+        elif "prompts" in about:
+            entries = [prompt["prompt"] for prompt in about["prompts"]]
+            if len(entries) < about.get("prompts_in_all", 0):
+                raise CheckpointError(
+                    f"{path} holds {len(entries)} of its {about['prompts_in_all']} prompts.",
+                    "Rerun the files of the samples.",
+                )
+        else:
+            entries = [_entry(path, about)]
+    if not entries or len({type(entry) for entry in entries}) > 1:
+        raise CheckpointError(f"{path} does not say what it is of.", "Get the original file again.")
+    return entries, seed, num
+
+
+def _entry(path: Path, sample: About) -> Any:
+    if "prompt" not in sample:
+        _needs(path, sample, "class")
+    return sample["prompt"] if "prompt" in sample else sample["class"]
+
+
+def _prompt(path: Path, text: str) -> Prompt:
+    try:
+        return parse_prompt(text)
+    except UsageError as error:
+        raise CheckpointError(f"{path}: {error.message}", "Get the original file again.") from None
+
+
+def _device_here(path: Path, name: str, console: Console) -> str:
+    from ..devices import choose_device
+
+    try:
+        choose_device(name)
+    except UsageError:
+        console.warn(f"{path} was made on {name}, which is not here; its tokens may come out otherwise.")
+        return "auto"
+    return name
+
+
+# --- models --------------------------------------------------------------------------------------
+
+
+def _models(path: Path, about: About, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options ``model``, ``revision``, ``tokenizer`` and ``text_encoder`` for what a file names."""
+    name, commit = _find(path, about, "model", kind)
+    said: dict[str, Any] = {"model": name, "revision": commit}
+    part_kinds = {"tokenizer": f"{about['kind']}-tokenizer", "text_encoder": "text-encoder"}
+    for part, part_kind in part_kinds.items():
+        # One in the model's own folder has its name.
+        if part in about and part not in given and about[part]["name"] != about["model"]["name"]:
+            said[part], _ = _find(path, about, part, part_kind)
+    return said
+
+
+def _find(path: Path, about: About, part: str, kind: str) -> tuple[str, str | None]:
+    """What a person would give as ``--model`` (or another part) for what a file names, and the commit.
+
+    Raises:
+        UsageError: it is on somebody's disk, or of a repository that nobody here has named.
+        CheckpointError: name and repository do not belong together.
+    """
+    said = about[part]
+    name, repo, commit = said["name"], said.get("repo"), said.get("commit")
+    what, row = _PARTS[part], registry.MODELS.get(name.lower())
+    if repo is None:
+        if row is not None and row.path is not None:
+            return (row.name if row.kind == kind else str(row.path)), None
+        default = _default("text" if "text_encoder" in about else about["kind"])
+        if part != "text_encoder" and default is not None and default.name == name:
+            return str(default.path), None
+        raise UsageError(
+            f"{path} was made with the {what} {name[:100]!r}, a file or folder on its maker's disk.",
+            f"If you have it, say where: {_flag(part)} PATH",
+        )
+    if row is not None and row.repo == repo:
+        return row.name, commit
+    if name != repo and not name.startswith(f"{repo}/"):
+        raise CheckpointError(
+            f"{path}: {name[:100]!r} is not of the repository {repo}.", "It was tampered with."
+        )
+    from ..hub import cached
+
+    if cached(registry.resolve(name, kind), commit) is None:
+        raise UsageError(
+            f"{path} was made with the {what} {name} of the Hub, which narcli does not know, "
+            "and which is not on this machine.",
+            f"If you trust it, name it: {_flag(part)} {name}"
+            + (f" --revision {commit}" if part == "model" and commit else ""),
+        )
+    return name, commit
+
+
+def _default(kind: str) -> registry.Model | None:
+    """The default model, where that is a file or folder."""
+    try:
+        model = registry.resolve(registry.default_model(kind), kind)
+    except NarError:
+        return None
+    return model if model.path is not None else None
+
+
+def _warn_of_others(
+    path: Path, about: About, common: About, given: Mapping[str, Any], console: Console
+) -> None:
+    """Say which parts are not those that made the file, unless ones of other names were asked for."""
+    for part, what in _PARTS.items():
+        then, now = about.get(part), common.get(part)
+        if then and now and (then["name"] == now["name"] or not {part, "model"} & set(given)):
+            for key in (key for key in _HASHES if key in then and key in now and then[key] != now[key]):
+                console.warn(f"The {what} {now['name']} is not the one that made {path}: its {key} differs.")
+
+
+# --- tokens compared -----------------------------------------------------------------------------
+
+
+def _recorded(path: Path, about: About) -> list[About]:
+    """The samples of a file, with the hashes and perhaps the tokens."""
+    if "samples" in about:
+        samples = about["samples"]
+    elif "samples_sha256" in about:
+        samples = [{"tokens_sha256": known} for known in about["samples_sha256"]]
+    else:
+        samples = [about]
+    if not samples or not all("tokens_sha256" in sample for sample in samples):
+        raise CheckpointError(f"{path} holds no hash of its tokens.", "Leave --verify out.")
+    return samples
+
+
+def _verify(
+    path: Path, recorded: Sequence[About], run: Run, document: dict[str, Any], console: Console
+) -> Iterable[bool]:
+    """Compare the tokens of each sample with those of the file, and say which cells differ."""
+    order = Order(tuple(run.common["grid"]))
+    for index, (then, now) in enumerate(zip(recorded, run.documents, strict=False)):
+        sample = run.samples[index]
+        where = f"{path}, {sample.entry}, seed {sample.seed}" if len(recorded) > 1 else f"{path}"
+        equal = then["tokens_sha256"] == now["tokens_sha256"]
+        cells: list[int] | None = [] if equal else None
+        if not equal and (before := unpack_tokens(path, then, order.cells)) is not None:
+            after = unpack_tokens(path, now, order.cells)
+            cells = [
+                cell for cell, pair in enumerate(zip(before, after or (), strict=True)) if len({*pair}) > 1
+            ]
+        if equal:
+            console.note(f"{where}: the tokens are equal, all {order.cells}.")
+        elif cells is None:
+            console.warn(f"{where}: the tokens differ; it holds their hash only, so not which.")
+        else:
+            listed = ", ".join(map(str, cells[:SHOWN])) + (", ..." if len(cells) > SHOWN else "")
+            first = min(order.step_of[cell] for cell in cells) + 1
+            console.warn(
+                f"{where}: {len(cells)} of {order.cells} tokens differ, from step {first} on: cells {listed}."
+            )
+        if document:
+            document["samples"][index] = {**now, "verified": {"equal": equal, "different_cells": cells}}
+        yield equal
+
+
+# --- orders and tokens ---------------------------------------------------------------------------
+
+
+def _order_again(path: Path, about: About, given: Mapping[str, Any], console: Console) -> dict[str, Any]:
+    """A picture of ``visualize-order`` again."""
+    order = Order(tuple(about["grid"]))
+    name = f"nar-order_{format_grid(order.sizes)}{path.suffix.lower()}"
+    output = given.get("output", name)
+    if output.endswith("/") or Path(output).is_dir():
+        output = f"{output.rstrip('/')}/{name}"
+    made = write_order(order, output, overwrite=given["overwrite"])
+    if not given["as_json"]:
+        console.result(made)
+    return order_document(order, with_cells=False) | {"file": str(made)}
+
+
+def _decode(
+    path: Path,
+    about: About,
+    given: Mapping[str, Any],
+    console: Console,
+    decoders: dict[Any, tuple[TokenDecoder, dict[str, Any]]],
+    reserved: Sequence[Path],
+) -> Run:
+    """Decode one file of tokens; ``decoders`` are those that are loaded already."""
+    import torch
+
+    from .. import __version__
+    from ..pipeline import Result, hash_tokens
+    from ..writers import read_tokens
+
+    _needs(path, about, "kind", "model", "tokenizer", "sampling", "grid", "steps", "seed", "tokens_sha256")
+    array, grid = read_tokens(path), tuple(about["grid"])
+    tokens = torch.from_numpy(array.reshape(-1)).long()
+    if array.shape != grid or hash_tokens(tokens) != about["tokens_sha256"]:
+        raise CheckpointError(f"{path}: its tokens are not those of its hash.", "Get the original file.")
+    entries, _, _ = _subject(path, {**about, "num": 1})
+    run = _build(about["kind"], _looks(about, given) | {"classes": entries}, given)
+    if isinstance(entries[0], str):
+        run.classes, run.prompts = None, [_prompt(path, entries[0])]
+    run.check()
+    run.reserved = reserved
+    entry = run.prompts[0] if run.prompts else _class(about["class"])
+    run.samples = [Sample(entry, about["seed"])]
+    run.name_files(about["model"]["name"])
+
+    name, commit = given.get("tokenizer"), None
+    if name is None:
+        name, commit = _find(path, about, "tokenizer", f"{about['kind']}-tokenizer")
+    key = (name, commit, grid)
+    if key not in decoders:
+        decoders[key] = _load_decoder(name, commit, grid, run)
+    decoder, source = decoders[key]
+    _warn_of_others(path, about, {"tokenizer": source}, given, console)
+    if not 0 <= int(tokens.min()) <= int(tokens.max()) < decoder.tokenizer.config.codebook_size:
+        raise CheckpointError(
+            f"{path} has tokens beyond the {decoder.tokenizer.config.codebook_size} of the tokenizer.",
+            "They do not belong together; give the right --tokenizer.",
+        )
+    run.pipeline = decoder
+    dtype = str(next(decoder.tokenizer.parameters()).dtype).removeprefix("torch.")
+    by = {"narcli": __version__, "device": decoder.device.type, "dtype": dtype}
+    told = {field.name: about[field.name] for field in RUN if field.name in about}
+    for name in ("schema", "scale", "filter", "format", "frames", "model_frames", "fps", "quality"):
+        told.pop(name, None)
+    run.common = told | {"tokenizer": source, "decoded": by} | run.fit()
+    run.check_metadata()
+    sample = {field.name: about[field.name] for field in SAMPLE if field.name in about}
+
+    def results() -> Any:
+        with run.timed("decode"):
+            (clip,) = decoder.decode(tokens[None])
+        yield [Result(clip, entry, about["seed"], tokens, sample)]
+
+    run.finish(results())
+    return run
+
+
+def _load_decoder(
+    name: str | Path, commit: str | None, grid: tuple[int, ...], run: Run
+) -> tuple[TokenDecoder, dict[str, Any]]:
+    """A tokenizer of that name, and what metadata says of it."""
+    from ..hub import locate
+    from ..pipeline import load_decoder
+    from ..sources import Files
+
+    built_in = registry.MODELS.get(str(name).lower())
+    if built_in is not None and built_in.path is not None:  # a model whose folder has its tokenizer
+        name = built_in.path
+    known = registry.resolve(name, f"{run.kind}-tokenizer")
+    located = locate(known, revision=commit, offline=run.offline)
+    if located.missing and not run.yes:
+        run.console.approve_download({known.name: located.missing})
+    here = located.fetch(progress=not run.quiet and is_terminal(sys.stderr))
+    if here.note:
+        run.console.warn(here.note)
+    with run.timed("load"):
+        decoder = load_decoder(here.path, grid, run.device, run.dtype.value)
+    return decoder, Files(here, here).about()["tokenizer"]
+
+
+def _class(said: About) -> ClassEntry:
+    return ClassEntry(said["label"], said["id"], said["name"], said.get("stands_for"))
