@@ -9,6 +9,19 @@ from urllib.parse import unquote, urlsplit
 COMMIT = "c0ffee" * 6 + "c0de"
 
 
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def git_hash(data):
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def is_large(name):
+    """Whether the Hub would keep a file outside of git, and list its SHA-256."""
+    return name.endswith((".pt", ".pth", ".safetensors", ".bin"))
+
+
 class HubServer:
     """Serves ``repos[name][file] -> bytes`` and misbehaves on request.
 
@@ -56,16 +69,15 @@ class HubServer:
                     return self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
                 if revision not in ("main", outer.commit):
                     return self.send(404, b"", {"X-Error-Code": "RevisionNotFound"})
-                files = [
-                    {
-                        "rfilename": name,
-                        "size": len(data) + outer.lie,
-                        "blobId": hashlib.sha1(data).hexdigest(),
-                    }
-                    for name, data in outer.repos[repo].items()
-                ]
+                files = []
+                for name, data in outer.repos[repo].items():
+                    size = len(data) + outer.lie
+                    about = {"rfilename": name, "size": size, "blobId": git_hash(data)}
+                    if is_large(name):
+                        about["lfs"] = {"sha256": sha256(data), "size": size, "pointerSize": 130}
+                    files.append(about)
                 content = {"id": repo, "modelId": repo, "sha": outer.commit, "siblings": files, "tags": []}
-                content |= {"private": False, "downloads": 0}
+                content |= {"private": False, "downloads": 0, "cardData": {"license": "apache-2.0"}}
                 return self.send(
                     200, json.dumps(content).encode(), {"Content-Type": "application/json"}, body
                 )
@@ -76,7 +88,7 @@ class HubServer:
                     code = "EntryNotFound" if repo in outer.repos else "RepoNotFound"
                     return self.send(404, b"", {"X-Error-Code": code})
                 headers = {
-                    "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
+                    "ETag": f'"{(sha256 if is_large(name) else git_hash)(data)}"',
                     "X-Repo-Commit": outer.commit,
                     "X-Linked-Size": str(len(data)),
                     "Accept-Ranges": "bytes",

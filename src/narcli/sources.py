@@ -93,7 +93,7 @@ class Source:
 def _brings_encoder(model: Located) -> bool:
     if model.here is not None:
         return has_own_encoder(model.here.path)
-    return any(f"/{TEXT_ENCODER}/" in f"/{name}" for name in model.files)
+    return any(f"/{TEXT_ENCODER}/" in f"/{file.name}" for file in model.files)
 
 
 @dataclass(frozen=True)
