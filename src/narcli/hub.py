@@ -11,8 +11,8 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha1, sha256
 from pathlib import Path, PurePosixPath
@@ -201,6 +201,52 @@ def cached(model: Model, revision: str | None = None) -> Fetched | None:
         return None
 
 
+def files_of(found: Fetched) -> list[Path]:
+    """The files of a model that is here."""
+    folder = found.path if found.path.is_dir() else found.path.parent
+    if found.model.repo is not None:
+        root = next(p for p in (folder, *folder.parents) if p.parent.name == "snapshots")
+        names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+        return [root / name for name in choose(found.model, names)]
+    if found.path.is_dir():
+        return sorted(path for path in found.path.rglob("*") if path.is_file())
+    return [path for path in (folder / CONFIG, found.path) if path.is_file()]
+
+
+def held(model: Model) -> int:
+    """Bytes that the cache holds of a repository: all its revisions, and what has arrived of downloads."""
+    folder = _folder(model.repo or "")
+    paths = folder.rglob("*") if model.repo is not None else ()
+    return sum(path.stat().st_size for path in paths if path.is_file() and not path.is_symlink())
+
+
+def remove(model: Model) -> int:
+    """Remove a repository from the cache, all its revisions; the bytes freed.
+
+    Raises:
+        NarError: it cannot be removed.
+    """
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    before, folder = held(model), _folder(model.repo or "")
+    try:
+        with _quiet(False):
+            with suppress(CacheNotFound):
+                info = scan_cache_dir()
+                ours = [
+                    repo for repo in info.repos if repo.repo_type == "model" and repo.repo_id == model.repo
+                ]
+                commits = [revision.commit_hash for repo in ours for revision in repo.revisions]
+                info.delete_revisions(*commits).execute()
+            if folder.exists():  # parts of downloads, or damage that the client does not touch
+                shutil.rmtree(folder)
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise NarError(f"Could not remove {folder}: {why}.", "Check whose it is.") from error
+    return before
+
+
 def choose(model: Model, names: Iterable[str]) -> list[str]:
     """The files to fetch of those that a repository has; the weights come last.
 
@@ -387,7 +433,7 @@ def _download_large(repo: str, file: File, revision: str, anew: bool) -> None:
     """
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
 
     blob = _blob(repo, file)
     assert blob is not None
@@ -474,7 +520,8 @@ def check_disk(parts: Sequence[Located]) -> None:
     )
     names = ", ".join(part.model.name for part in parts if part.missing)
     raise NarError(
-        f"To download are {total / 1e9:,.1f} GB ({names}), and the disk of {folder} has {free / 1e9:,.1f} GB.",
+        f"There are {total / 1e9:,.1f} GB to download ({names}), and the disk of {folder} "
+        f"has {free / 1e9:,.1f} GB free.",
         "Free some space, or set HF_HOME to a folder on another disk"
         + (f"; smaller models are {', '.join(fits)}." if fits else "."),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -56,7 +57,12 @@ class Console:
 
     def warn(self, text: str) -> None:
         """Something the person should know, on stderr, even when quiet."""
-        print(f"{_paint('warning:', '33')} {_printable(text)}", file=sys.stderr)
+        print(f"{_paint('warning:', '33')} {printable(text)}", file=sys.stderr)
+
+    @property
+    def can_ask(self) -> bool:
+        """Whether there is somebody to ask."""
+        return is_terminal(sys.stdin) and is_terminal(sys.stderr)
 
     def approve_download(self, sizes: Mapping[str, int]) -> None:
         """Ask before a download of several GB.
@@ -73,12 +79,20 @@ class Console:
             return
         parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in sizes.items())
         what = f"{bytes_text(total)} to download " + (f"({parts})" if len(sizes) > 1 else f"for {min(sizes)}")
-        if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
+        if not self.can_ask:
             raise UsageError(f"There are {what}.", "Add --yes to allow it.")
-        sys.stderr.write(f"{what[0].upper()}{what[1:]}. Go on? [y/N] ")
+        self.confirm(f"{what[0].upper()}{what[1:]}.", "Nothing was downloaded.")
+
+    def confirm(self, what: str, declined: str) -> None:
+        """Ask whether to go on.
+
+        Raises:
+            NarError: the answer is no; ``declined`` is its message.
+        """
+        sys.stderr.write(f"{printable(what)} Go on? [y/N] ")
         sys.stderr.flush()
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            raise NarError("Nothing was downloaded.")
+            raise NarError(declined)
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Callable[..., None]]:
@@ -125,8 +139,9 @@ def fail(error: BaseException) -> int:
         case BrokenPipeError():  # the reader has gone; there is nobody to tell
             return 1
         case KeyboardInterrupt():
-            print("Interrupted.", file=sys.stderr)
-            return 130
+            number = int(error.args[0]) if error.args else int(signal.SIGINT)
+            print("Interrupted." if number == signal.SIGINT else "Terminated.", file=sys.stderr)
+            return 128 + number
         case NarError():
             message, hint, code = error.message, error.hint, error.exit_code
         case _ if is_shortage(error):
@@ -138,9 +153,9 @@ def fail(error: BaseException) -> int:
         case _:
             message = f"narcli failed unexpectedly: {type(error).__name__}: {str(error) or 'no message'}"
             hint, code = "Set NARCLI_DEBUG=1 and run it again for the traceback, and please report it.", 1
-    print(f"{_paint('error:', '1;31')} {_printable(message)}", file=sys.stderr)
+    print(f"{_paint('error:', '1;31')} {printable(message)}", file=sys.stderr)
     if hint:
-        print(f"  {_printable(hint)}", file=sys.stderr)
+        print(f"  {printable(hint)}", file=sys.stderr)
     return code
 
 
@@ -148,6 +163,6 @@ def _paint(text: str, code: str) -> str:
     return f"\x1b[{code}m{text}\x1b[0m" if has_color(sys.stderr) else text
 
 
-def _printable(text: str) -> str:
-    """File names and the like must not move the cursor."""
+def printable(text: str) -> str:
+    """The text with nothing in it that moves the cursor: file names, and what the Hub says, may hold anything."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
