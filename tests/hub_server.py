@@ -27,13 +27,15 @@ class HubServer:
 
     ``status`` answers everything with that status, and ``code`` as the Hub's X-Error-Code; ``status_of`` does
     so for paths that contain the key. ``cut`` sends that share of a file and closes, ``cuts`` times. ``lie``
-    adds to the sizes told, ``hang`` is in seconds.
+    adds to the sizes told, ``hang`` is in seconds; ``stall`` too, where a file was cut. ``flip`` serves files
+    with their first byte changed.
     """
 
     def __init__(self, repos):
         self.repos, self.commit = repos, COMMIT
         self.status, self.code, self.headers = 0, "", {}
         self.status_of, self.cut, self.cuts, self.lie, self.hang = {}, 1.0, 10**9, 0, 0.0
+        self.stall, self.flip = 0.0, False
         self.requests = []
         outer = self
 
@@ -93,6 +95,8 @@ class HubServer:
                     "X-Linked-Size": str(len(data)),
                     "Accept-Ranges": "bytes",
                 }
+                if outer.flip:
+                    data = bytes([data[0] ^ 1]) + data[1:]
                 first = 0
                 if given := self.headers.get("Range"):
                     first = int(given.removeprefix("bytes=").split("-")[0])
@@ -112,6 +116,8 @@ class HubServer:
                 if body:
                     self.wfile.write(data[:end])
                     self.close_connection = end is not None and end < len(data)
+                    if self.close_connection and outer.stall:
+                        threading.Event().wait(outer.stall)
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True

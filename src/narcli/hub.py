@@ -406,14 +406,23 @@ def _left(repo: str, file: File) -> int:
 
 def _download(repo: str, file: File, revision: str, commit: str | None, check: bool) -> Path:
     """One file of the cache, fetched unless it is there, whole and current."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import (
+        constants,
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
 
     found = try_to_load_from_cache(repo, file.name, revision=revision)
     path = Path(found) if isinstance(found, str) and _commit(Path(found)) == commit else None
     damaged = path is not None and _damage(path, file, check) is not None
     if path is None or damaged:
+        # Asked once, a Hub that refuses says so at once; downloads of the client ask again for minutes.
+        url = hf_hub_url(repo, file.name, revision=commit or revision)
+        get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         if len(file.hash or "") == SHA256:
-            _download_large(repo, file, commit or revision, damaged)
+            _download_large(repo, file, url, damaged)
             if damaged and path is not None and not path.is_symlink():
                 path.unlink()  # a copy, where there are no links
             damaged = False
@@ -425,13 +434,13 @@ def _download(repo: str, file: File, revision: str, commit: str | None, check: b
     return path
 
 
-def _download_large(repo: str, file: File, revision: str, anew: bool) -> None:
+def _download_large(repo: str, file: File, url: str, anew: bool) -> None:
     """Bring a large file into the cache, going on where an interrupted download stopped.
 
     The client itself would start again. What has arrived is kept under a name of its own, which `hf cache
     prune` knows, and gets the final one when the hash is right; ``anew`` replaces a damaged file.
     """
-    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub import constants
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
 
@@ -448,7 +457,7 @@ def _download_large(repo: str, file: File, revision: str, anew: bool) -> None:
         with part.open("ab") as opened:
             try:
                 http_get(
-                    hf_hub_url(repo, file.name, revision=revision),
+                    url,
                     opened,
                     resume_size=opened.tell(),
                     headers=build_hf_headers(),

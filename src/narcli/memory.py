@@ -1,8 +1,8 @@
 """How much memory a run takes, told by the sizes of its networks before they are loaded.
 
 One function, ``estimate``, serves ``narcli models show``, ``--dry-run`` and the refusal of runs that are too
-large. Weights that are read as they are stored stay memory-mapped, and the system may drop their pages: what it
-cannot drop is counted. ``docs/models.md`` says how close the estimates are.
+large. Weights that are read as they are stored stay memory-mapped, and the system may drop their pages: what
+it cannot drop is counted. ``docs/models.md`` says how close the estimates are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from .checkpoints import build, load_tokenizer, transformer_config
 from .configs import CONFIG, TEXT_ENCODER
 from .errors import MemoryLimitError
-from .hub import Located, cached
+from .hub import Fetched, Located, cached
 from .models.larp import LARPConfig
 from .models.transformer import TransformerConfig, ffn_dim
 from .models.vq import VQConfig
@@ -252,7 +252,9 @@ def _halves(number: int) -> list[int]:
 
 
 def networks_of(
-    model: Model | Located, tokenizer: Model | Located | None = None, encoder: Model | Located | None = None
+    model: Model | Located | Fetched,
+    tokenizer: Model | Located | None = None,
+    encoder: Model | Located | None = None,
 ) -> Networks:
     """The sizes of a model and what it runs with, as far as they are known; from the files if here.
 
@@ -286,7 +288,9 @@ def networks_of(
     )
 
 
-def _row_and_path(model: Model | Located) -> tuple[Model, Path | None]:
+def _row_and_path(model: Model | Located | Fetched) -> tuple[Model, Path | None]:
+    if isinstance(model, Fetched):
+        return model.model, model.path
     if isinstance(model, Located):
         here = model.here or cached(model.model, model.commit or model.revision)
         return (here.model, here.path) if here else (model.model, None)

@@ -164,5 +164,5 @@ def _paint(text: str, code: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with nothing in it that moves the cursor: file names, and what the Hub says, may hold anything."""
+    """The text without what moves the cursor; file names, and what the Hub says, may hold anything."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

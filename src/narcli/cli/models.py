@@ -210,7 +210,7 @@ def show(
     from .. import memory
 
     about = _row(found.model if found else model, registry.defaults()) | {"on_disk": found is not None}
-    networks = memory.networks_of(found.model if found and revision is None else located or model)
+    networks = memory.networks_of(found or located or model)
     estimates = {}
     if networks.runs:
         for dtype in Stored:
