@@ -27,15 +27,15 @@ class HubServer:
 
     ``status`` answers everything with that status, and ``code`` as the Hub's X-Error-Code; ``status_of`` does
     so for paths that contain the key. ``cut`` sends that share of a file and closes, ``cuts`` times. ``lie``
-    adds to the sizes told, ``hang`` is in seconds; ``stall`` too, where a file was cut. ``flip`` serves files
-    with their first byte changed.
+    adds to the sizes told, ``lies`` to those of a repository. ``hang`` is in seconds; ``stall`` too, where a
+    file was cut. ``flip`` serves files with their first byte changed.
     """
 
     def __init__(self, repos):
         self.repos, self.commit = repos, COMMIT
         self.status, self.code, self.headers = 0, "", {}
         self.status_of, self.cut, self.cuts, self.lie, self.hang = {}, 1.0, 10**9, 0, 0.0
-        self.stall, self.flip = 0.0, False
+        self.stall, self.flip, self.lies = 0.0, False, {}
         self.requests = []
         outer = self
 
@@ -73,7 +73,7 @@ class HubServer:
                     return self.send(404, b"", {"X-Error-Code": "RevisionNotFound"})
                 files = []
                 for name, data in outer.repos[repo].items():
-                    size = len(data) + outer.lie
+                    size = len(data) + outer.lie + outer.lies.get(repo, 0)
                     about = {"rfilename": name, "size": size, "blobId": git_hash(data)}
                     if is_large(name):
                         about["lfs"] = {"sha256": sha256(data), "size": size, "pointerSize": 130}

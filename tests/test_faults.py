@@ -10,7 +10,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
@@ -49,7 +48,7 @@ FAULTS = {
     "hang": ({"hang": 60}, {}, 3, "could not be reached"),
     "name not found": ({}, {"HF_ENDPOINT": "http://hub.invalid"}, 3, "hub.invalid could not be reached"),
     "connection refused": ({}, {"HF_ENDPOINT": "http://127.0.0.1:9"}, 3, "could not be reached"),
-    "wrong length": ({"lie": 10}, {}, 3, "last.pt"),
+    "wrong length": ({"lie": 10}, {}, 3, "did not arrive as the Hub lists it"),
     "wrong hash": ({"flip": True}, {}, 3, "did not arrive as the Hub lists it"),
     "401": ({"status_of": {"/resolve/": 401}}, {}, 3, "me/one, or it is private"),
     "wrong token": (
@@ -173,13 +172,11 @@ def test_a_disk_that_is_too_small_or_fills_in_mid_download(hub, disk):
 
 
 def test_a_download_that_no_disk_holds_is_refused_before_it_begins(hub):
-    hub.lie = 10**15
-    stderr = hub.narcli("image", "--class", "1", "--model", "nar-xl-256", code=3)  # not there at all
     hub.repos["yefly/NAR-imagenet-256-XL"] = {"last.pt": WEIGHTS}
     hub.repos["FoundationVision/LlamaGen"] = {"vq_ds16_c2i.pt": (DATA / "vq.pt").read_bytes()}
-    hub.requests.clear()
+    hub.lies["yefly/NAR-imagenet-256-XL"] = 10**15
     stderr = hub.narcli("image", "--class", "1", "--model", "nar-xl-256", "--yes", code=1)
-    one_message(stderr, "2,000,000.0 GB", "nar-xl-256, vq16-c2i", "nar-b-256", "emoji")
+    one_message(stderr, "1,000,000.0 GB", "nar-xl-256, vq16-c2i", "smaller models are", "nar-b-256", "emoji")
     assert not [path for _, path, _ in hub.requests if "/resolve/" in path]
 
 
@@ -199,7 +196,8 @@ def test_a_pinned_commit_that_is_damaged_is_mended_too(hub):
     path = Path(hub.narcli("models", "pull", "me/one", "--revision", hub.commit).strip())
     path.resolve().write_bytes(WEIGHTS[:-1] + b"x")
     hub.status = 500
-    one_message(hub.narcli("models", "pull", "me/one", code=4), "is damaged")
+    stderr = hub.narcli("models", "pull", "me/one", "--revision", hub.commit, code=4)
+    assert "warning: The Hub has a problem" in stderr and "is damaged" in stderr
     hub.status = 0
     again = hub.narcli("models", "pull", "me/one", "--revision", hub.commit).strip()
     assert Path(again).read_bytes() == WEIGHTS

@@ -126,6 +126,8 @@ class Console:
 
 def bytes_text(count: int) -> str:
     """``11400000000`` -> ``11.4 GB``."""
+    if count < 1e6:
+        return f"{count / 1e3:.0f} kB" if count >= 1000 else f"{count} bytes"
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 

@@ -264,7 +264,7 @@ def show(
         console.result(printable(line))
     for file in files:
         told = "size not told" if file["bytes"] is None else bytes_text(file["bytes"])
-        console.result(printable(f"  {file['path']}  {told}"))
+        console.result(printable(f"  {Path(file['path']).name if found else file['path']}  {told}"))
 
 
 @app.command()
@@ -313,7 +313,7 @@ def verify(
         })  # fmt: skip
         if not as_json:
             size = bytes_text(sum(file["bytes"] for file in files))
-            console.result(printable(f"{model.name}: {error or f'whole, {len(files)} files, {size}'}"))
+            console.result(printable(f"{model.name}: {error or f'whole, {size}'}"))
     if as_json:
         console.json({"models": rows, "ok": all(row["ok"] for row in rows)})
     if broken := [row["name"] for row in rows if not row["ok"]]:
@@ -441,7 +441,7 @@ def _load_on_meta(found: Fetched) -> None:
 
 def _count(number: int) -> str:
     """``130551552`` -> ``131 M``."""
-    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.0f} M"
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.{number < 1e7}f} M"
 
 
 def _row(model: registry.Model, chosen: dict[str, str | None]) -> dict[str, Any]:
