@@ -441,7 +441,7 @@ def _load_on_meta(found: Fetched) -> None:
 
 def _count(number: int) -> str:
     """``130551552`` -> ``131 M``."""
-    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.{number < 1e7}f} M"
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.{int(number < 1e7)}f} M"
 
 
 def _row(model: registry.Model, chosen: dict[str, str | None]) -> dict[str, Any]:
