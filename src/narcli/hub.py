@@ -234,11 +234,10 @@ def remove(model: Model) -> int:
         with _quiet(False):
             with suppress(CacheNotFound):
                 info = scan_cache_dir()
-                ours = [
-                    repo for repo in info.repos if repo.repo_type == "model" and repo.repo_id == model.repo
-                ]
+                ours = frozenset(repo for repo in info.repos if repo.repo_path.name == folder.name)
                 commits = [revision.commit_hash for repo in ours for revision in repo.revisions]
-                info.delete_revisions(*commits).execute()
+                # Copies of a repository share its commits, and the client would take the first of them.
+                replace(info, repos=ours).delete_revisions(*commits).execute()
             if folder.exists():  # parts of downloads, or damage that the client does not touch
                 shutil.rmtree(folder)
     except OSError as error:
