@@ -213,6 +213,11 @@ def test_a_released_model_is_shown_without_a_hub(here):
     assert "narcli is offline" in result.stderr and "no" in result.stdout
 
 
+def test_a_file_without_a_tokenizer_is_shown_too():
+    said = json.loads(run("models", "show", DATA / "c2i.pt", "--json"))
+    assert said["parameters"].keys() == {"transformer"} and said["memory"] is None and said["steps"] == 31
+
+
 def test_text_encoders_are_verified_by_their_shapes(tiny_text, tmp_path):
     shutil.copytree(tiny_text, tmp_path / "text")
     assert "text: whole" in run("models", "verify", "text")

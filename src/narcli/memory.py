@@ -23,7 +23,7 @@ from .hub import Fetched, Located, cached
 from .models.larp import LARPConfig
 from .models.transformer import TransformerConfig, ffn_dim
 from .models.vq import VQConfig
-from .registry import MODELS, TEXT_ENCODER_OF_RELEASED, Model, smaller_models
+from .registry import MODELS, TEXT_ENCODER_OF_RELEASED, Model, has_own_tokenizer, smaller_models
 from .settings import BATCH_SIZE
 
 #: (layers, attention heads, width) of the released sizes.
@@ -271,7 +271,7 @@ def networks_of(
         return Networks(encoder=encoder_parameters(row, path))
     if row.kind.endswith("-tokenizer"):
         return Networks(tokenizer=_tokenizer_config(row, path))
-    own = path is not None and tokenizer is None and row.tokenizer is None
+    own = path is not None and tokenizer is None and has_own_tokenizer(path)
     other = tokenizer or (MODELS[row.tokenizer] if row.tokenizer else None)
     text = encoder or (MODELS[row.text_encoder] if row.text_encoder else None)
     count = 0
