@@ -1,17 +1,23 @@
 """Small models, made once a session: what they draw means nothing, but everything about them works."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import narcli
+from hub_server import HubServer
 from narcli.checkpoints import save_model
 from narcli.classes import load_table
 from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.models.vq import VQConfig, VQTokenizer
 
+MAIN = "import sys; from narcli.cli import main; sys.exit(main())"
 DATA = Path(__file__).with_name("data")
 
 
@@ -24,6 +30,50 @@ def small_transformer(grid, num_classes, **changes):
     for head in transformer.heads.values():  # otherwise zero, and every token as likely as any other
         torch.nn.init.normal_(head.output.weight, std=0.3)
     return transformer
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A local server that speaks the Hub's protocol; ``hub.narcli(...)`` runs the real command against it.
+
+    ``hub.environment`` is that of the command, ``hub.cache`` where the client keeps its files.
+    """
+    server = HubServer({})
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "XDG_", "NARCLI_"))}
+    server.cache = tmp_path / "hf" / "hub"
+    server.environment = plain | {
+        "PYTHONPATH": str(Path(narcli.__file__).parents[1]),
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_ENDPOINT": server.url,
+        "XDG_CONFIG_HOME": str(tmp_path / "config"),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "NO_PROXY": "*",
+        "HF_HUB_ETAG_TIMEOUT": "3",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+    }
+
+    def start(*arguments, environment=None, **options):
+        return subprocess.Popen(
+            [sys.executable, "-c", MAIN, *map(str, arguments)],
+            env=server.environment | (environment or {}),
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+
+    def run(*arguments, code=0, **options):
+        process = start(*arguments, **options)
+        stdout, stderr = process.communicate(timeout=240)
+        assert process.returncode == code, (process.returncode, stdout, stderr)
+        assert "Traceback" not in stderr, stderr
+        return stdout if code == 0 else stderr
+
+    server.start, server.narcli = start, run
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -9,18 +9,33 @@ from urllib.parse import unquote, urlsplit
 COMMIT = "c0ffee" * 6 + "c0de"
 
 
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def git_hash(data):
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def is_large(name):
+    """Whether the Hub would keep a file outside of git, and list its SHA-256."""
+    return name.endswith((".pt", ".pth", ".safetensors", ".bin"))
+
+
 class HubServer:
     """Serves ``repos[name][file] -> bytes`` and misbehaves on request.
 
     ``status`` answers everything with that status, and ``code`` as the Hub's X-Error-Code; ``status_of`` does
     so for paths that contain the key. ``cut`` sends that share of a file and closes, ``cuts`` times. ``lie``
-    adds to the sizes told, ``hang`` is in seconds.
+    adds to the sizes told, ``lies`` to those of a repository. ``hang`` is in seconds; ``stall`` too, where a
+    file was cut. ``flip`` serves files with their first byte changed.
     """
 
     def __init__(self, repos):
         self.repos, self.commit = repos, COMMIT
         self.status, self.code, self.headers = 0, "", {}
         self.status_of, self.cut, self.cuts, self.lie, self.hang = {}, 1.0, 10**9, 0, 0.0
+        self.stall, self.flip, self.lies = 0.0, False, {}
         self.requests = []
         outer = self
 
@@ -56,16 +71,15 @@ class HubServer:
                     return self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
                 if revision not in ("main", outer.commit):
                     return self.send(404, b"", {"X-Error-Code": "RevisionNotFound"})
-                files = [
-                    {
-                        "rfilename": name,
-                        "size": len(data) + outer.lie,
-                        "blobId": hashlib.sha1(data).hexdigest(),
-                    }
-                    for name, data in outer.repos[repo].items()
-                ]
+                files = []
+                for name, data in outer.repos[repo].items():
+                    size = len(data) + outer.lie + outer.lies.get(repo, 0)
+                    about = {"rfilename": name, "size": size, "blobId": git_hash(data)}
+                    if is_large(name):
+                        about["lfs"] = {"sha256": sha256(data), "size": size, "pointerSize": 130}
+                    files.append(about)
                 content = {"id": repo, "modelId": repo, "sha": outer.commit, "siblings": files, "tags": []}
-                content |= {"private": False, "downloads": 0}
+                content |= {"private": False, "downloads": 0, "cardData": {"license": "apache-2.0"}}
                 return self.send(
                     200, json.dumps(content).encode(), {"Content-Type": "application/json"}, body
                 )
@@ -76,11 +90,13 @@ class HubServer:
                     code = "EntryNotFound" if repo in outer.repos else "RepoNotFound"
                     return self.send(404, b"", {"X-Error-Code": code})
                 headers = {
-                    "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
+                    "ETag": f'"{(sha256 if is_large(name) else git_hash)(data)}"',
                     "X-Repo-Commit": outer.commit,
                     "X-Linked-Size": str(len(data)),
                     "Accept-Ranges": "bytes",
                 }
+                if outer.flip:
+                    data = bytes([data[0] ^ 1]) + data[1:]
                 first = 0
                 if given := self.headers.get("Range"):
                     first = int(given.removeprefix("bytes=").split("-")[0])
@@ -100,6 +116,8 @@ class HubServer:
                 if body:
                     self.wfile.write(data[:end])
                     self.close_connection = end is not None and end < len(data)
+                    if self.close_connection and outer.stall:
+                        threading.Event().wait(outer.stall)
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True

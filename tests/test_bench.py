@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from narcli import bench
+from narcli import bench, memory
 from narcli.checkpoints import save_model
 from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.models.vq import VQConfig, VQTokenizer
@@ -80,7 +80,7 @@ def test_random_models_have_the_released_sizes(name, parameters):
 
 
 def test_random_weights_are_finite_and_make_finite_logits(monkeypatch):
-    monkeypatch.setitem(bench.SIZES, "XL", (1, 2, 128))
+    monkeypatch.setitem(memory.SIZES, "XL", (1, 2, 128))
     for name in ("nar-xl-256", "nar-xl-t2i-256"):
         model = bench.random_model(MODELS[name], torch.float32, CPU)
         assert all((p.isfinite().all() and p.std() > 0) or p.eq(1).all() for p in model.parameters())

@@ -51,7 +51,7 @@ def test_the_list_says_what_there_is_and_what_it_takes(here):
     text = run("models", "list")
     rows = {line.split()[0]: line for line in text.splitlines() if line}
     assert "522 MB" in rows["nar-b-256"] and "to fetch" in rows["nar-b-256"]
-    assert "yes" in rows["vq16-c2i"] and "1 MB" in rows["vq16-c2i"]
+    assert "yes" in rows["vq16-c2i"] and "kB" in rows["vq16-c2i"]
     assert rows["emoji"].startswith("emoji *") and "MIT" in rows["emoji"]
     assert "default text model: none is built in" in text and "\x1b" not in text
 
@@ -114,6 +114,123 @@ def test_conversion_refuses_what_is_no_model_and_leaves_nothing():
         "models", "convert", DATA / "c2i.pt", "-o", "out", "--tokenizer", DATA / "c2i.pt", code=4
     )
     assert {p.name for p in Path().iterdir()} == {"page.pt"}
+
+
+# --- models of the Hub ---------------------------------------------------------------------------
+
+RELEASED = {
+    "chenfeng1271/NAR-imagenet-256-B": {"last_version.pt": "c2i.pt", "config.json": "c2i.json"},
+    "yefly/NAR-imagenet-256-M": {"model.pt": "c2i.pt", "config.json": "c2i.json"},
+    "FoundationVision/LlamaGen": {"vq_ds16_c2i.pt": "vq.pt", "vq_ds8_c2i.pt": "vq.pt"},
+}
+
+
+@pytest.fixture
+def released(hub):
+    """The real command, and a Hub with small files under the names of released models."""
+    for repo, files in RELEASED.items():
+        hub.repos[repo] = {name: (DATA / file).read_bytes() for name, file in files.items()}
+    return hub
+
+
+def test_a_model_is_pulled_with_its_tokenizer_shown_verified_and_removed(released):
+    narcli = released.narcli
+    row = json.loads(narcli("models", "show", "nar-b-256", "--json"))
+    assert not row["on_disk"] and row["license"] == "apache-2.0" and row["commit"] == released.commit
+    assert [file["path"] for file in row["files"]] == ["config.json", "last_version.pt"]
+    # As the paper says, for the file is not here.
+    assert row["parameters"] == {"transformer": 130_551_552, "tokenizer": 71_883_403}
+    assert (row["steps"], row["cells"], row["largest_frontier"]) == (31, 256, 16)
+    assert (
+        row["memory"]["bfloat16"]["batch_size_1"]["total"] < row["memory"]["float32"]["batch_size_1"]["total"]
+    )
+
+    said = json.loads(narcli("models", "pull", "nar-b-256", "nar-m-256", "--json"))["models"]
+    assert [part["name"] for part in said] == ["nar-b-256", "vq16-c2i", "nar-m-256"]
+    model = said[0]
+    assert (model["commit"], model["downloaded"]) == (released.commit, (DATA / "c2i.pt").stat().st_size + 268)
+    assert all(file["ok"] and file["hash"] == file["expected"] for part in said for file in part["files"])
+    again = json.loads(narcli("models", "pull", "nar-b-256", "--json"))["models"]
+    assert [part["downloaded"] for part in again] == [0, 0]
+
+    released.requests.clear()
+    row = json.loads(narcli("models", "show", "nar-b-256", "--json"))
+    assert row["on_disk"] and row["path"] == model["path"] and row["commit"] == released.commit
+    assert row["steps"] == 7 and row["parameters"]["transformer"] < 10**6  # those of the file
+    text = narcli("models", "show", "nar-b-256")
+    for expected in (
+        "images of classes",
+        "commit c0ffee",
+        "vq16-c2i",
+        "7 instead of 16",
+        "float32",
+        "last_version.pt",
+    ):
+        assert expected in text, text
+    assert "nar-b-256: whole, 915 kB" in narcli("models", "verify", "nar-b-256")
+    checked = json.loads(narcli("models", "verify", "--json"))
+    assert checked["ok"] and {"emoji", "nar-b-256", "nar-m-256", "vq16-c2i"} <= {
+        row["name"] for row in checked["models"]
+    }
+    assert released.requests == []  # what is here is shown and checked without the Hub
+
+    assert "Add --yes" in narcli("models", "rm", "nar-b-256", code=2)
+    assert "used by nar-b-256, nar-m-256" in narcli("models", "rm", "vq16-c2i", "--yes", code=2)
+    said = narcli("models", "rm", "nar-b-256", "--yes")
+    assert "removed nar-b-256, 915 kB" in said and "kept vq16-c2i, which nar-m-256 uses" in said
+    said = json.loads(narcli("models", "rm", "nar-m-256", "--yes", "--json"))
+    assert said["removed"].keys() == {"nar-m-256", "vq16-c2i"} and said["kept"] == {}
+    assert said["freed"] == sum(said["removed"].values()) > 10**6
+    assert not list(released.cache.glob("models--*"))
+    assert "not on this machine" in narcli("models", "rm", "nar-m-256", "--yes", code=2)
+
+
+def test_a_pinned_revision_is_what_is_used_and_told(released):
+    old = released.commit
+    pulled = json.loads(released.narcli("models", "pull", "nar-b-256", "--revision", old, "--json"))[
+        "models"
+    ][0]
+    released.commit = "d" * 40
+    assert pulled["commit"] == old
+    row = json.loads(released.narcli("models", "show", "nar-b-256", "--revision", old, "--json"))
+    assert (row["on_disk"], row["commit"], row["revision"]) == (True, old, old)
+    released.narcli("models", "pull", "nar-b-256", "--quiet")
+    row = json.loads(released.narcli("models", "show", "nar-b-256", "--json"))
+    assert (row["commit"], row["revision"]) == ("d" * 40, "main")
+
+
+def test_what_cannot_be_pulled_shown_or_removed_says_so(released):
+    assert "Did you mean nar-b-256" in released.narcli("models", "pull", "nar-b", code=2)
+    assert "one model of the Hub" in released.narcli("models", "pull", "emoji", "--revision", "v1", code=2)
+    assert "is built in" in released.narcli("models", "rm", "emoji", "--yes", code=2)
+    assert "not on this machine" in released.narcli("models", "verify", "nar-b-256", code=3)
+    assert "no repository no/body" in released.narcli("models", "show", "no/body", code=3)
+
+
+def test_a_released_model_is_shown_without_a_hub(here):
+    result = CliRunner().invoke(app, ["models", "show", "nar-xxl-256", "--offline"])
+    assert result.exit_code == 0 and "transformer 1.46 B, tokenizer 72 M" in result.stdout
+    assert "narcli is offline" in result.stderr and "no" in result.stdout
+
+
+def test_a_file_without_a_tokenizer_is_shown_too():
+    said = json.loads(run("models", "show", DATA / "c2i.pt", "--json"))
+    assert said["parameters"].keys() == {"transformer"} and said["memory"] is None and said["steps"] == 31
+
+
+def test_text_encoders_are_verified_by_their_shapes(tiny_text, tmp_path):
+    shutil.copytree(tiny_text, tmp_path / "text")
+    assert "text: whole" in run("models", "verify", "text")
+    assert "text_encoder 0.0 M" in run("models", "show", "text")
+    config = tmp_path / "text" / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"num_layers": 2', '"num_layers": 3'))
+    assert "lacks encoder.block.2" in run_both("models", "verify", "text", code=4)
+
+
+def run_both(*arguments, code):
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code == code, result.output
+    return result.output
 
 
 # --- classes -------------------------------------------------------------------------------------

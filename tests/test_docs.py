@@ -117,7 +117,7 @@ def test_the_table_of_fields_is_the_schema():
 def test_the_exit_codes_are_listed():
     listed = set(map(int, re.findall(r"^\| (\d+) \|", CLI.read_text("utf-8"), re.MULTILINE)))
     errors = (NarError, UsageError, HubError, CheckpointError, MemoryLimitError)
-    assert listed == {0, 130, *(error.exit_code for error in errors)}
+    assert listed == {0, 130, 143, *(error.exit_code for error in errors)}
 
 
 def test_the_numbers_of_classes_are_the_tables():

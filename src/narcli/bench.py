@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from . import __version__
 from .checkpoints import Tokenizer
 from .errors import UsageError
+from .memory import released_config
 from .models.larp import LARPConfig, LARPTokenizer
 from .models.packed import pack, pack_tokenizer
 from .models.transformer import (
@@ -31,8 +32,6 @@ from .models.transformer import (
     Plan,
     RMSNorm,
     TextCondition,
-    TransformerConfig,
-    ffn_dim,
     hide_padding,
     rotate,
 )
@@ -43,16 +42,6 @@ from .sampling import draw, generate, uniform_draws
 from .settings import ORDERS, SamplingSettings
 from .sources import choose
 from .style import BACKGROUND, EMPTY, FRONTIER, MUTED, TEXT, ramp
-
-#: (layers, attention heads, width) of the released sizes.
-SIZES = {
-    "B": (12, 12, 768),
-    "M": (18, 16, 1024),
-    "L": (24, 16, 1024),
-    "LP": (30, 20, 1280),
-    "XL": (36, 20, 1280),
-    "XXL": (48, 24, 1536),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -135,20 +124,11 @@ def random_model(row: Model, dtype: torch.dtype, device: torch.device) -> NARTra
     Raises:
         UsageError: the row is not one of a released transformer.
     """
-    if row.scale is None or row.grid is None:
+    config = released_config(row)
+    if config is None:
         raise UsageError(
             f"The size of {row.name} is not known.", "Give a file or a folder, or a released model."
         )
-    layers, heads, dim = SIZES[row.scale]
-    video, text = row.kind == "video", row.kind == "text"
-    config = TransformerConfig(
-        row.grid, dim, layers, heads, 8192 if video else 16384, ffn_dim(dim),
-        condition="text" if text else "class",
-        num_classes=0 if text else 101 if video else 1000,
-        condition_tokens=120 if text else 1,
-        caption_dim=2048 if text else 0,
-        position="absolute" if video else "rotary",
-    )  # fmt: skip
     with torch.device("meta"):
         model = NARTransformer(config)
     model = model.to(dtype).to_empty(device=device)

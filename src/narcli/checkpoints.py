@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from safetensors import SafetensorError
@@ -164,9 +164,7 @@ def load_transformer(
         CheckpointError: what the file is instead, or which tensors are missing, unexpected or misshapen.
     """
     file, tensors, sizes, shown = _read_transformer(Path(path), kind, grid, config)
-    with torch.device("meta"), _Uninitialized():
-        model = NARTransformer(sizes)
-    return _fill(model, tensors, file, dtype, device, shown)
+    return _fill(build(sizes), tensors, file, dtype, device, shown)
 
 
 def transformer_config(
@@ -306,13 +304,8 @@ def load_tokenizer(
     file, said, tensors = _open(Path(path), TOKENIZER, config)
     family = _expect(file, tensors, ("vq", "larp"), "a tokenizer")
     tensors = {name: t for name, t in tensors.items() if not name.startswith(tuple(DROPPED[family]))}
-    model: Tokenizer
-    with torch.device("meta"), _Uninitialized():
-        if family == "vq":
-            model = VQTokenizer(_infer_vq(file, tensors, said))
-        else:
-            model = LARPTokenizer(_infer_larp(file, tensors, said))
-    return _fill(model, tensors, file, dtype, device)
+    sizes = _infer_vq(file, tensors, said) if family == "vq" else _infer_larp(file, tensors, said)
+    return _fill(build(sizes), tensors, file, dtype, device)
 
 
 def _infer_vq(file: Path, tensors: Tensors, said: ModelConfig) -> VQConfig:
@@ -443,6 +436,18 @@ def _expect(file: Path, tensors: Tensors, families: tuple[str, ...], wanted: str
     elif "LlamaGen" in family or "raster" in family:
         hint = "NAR's own weights have medusa_* (images) or output_R, output_D, output_B (videos) tensors."
     raise CheckpointError(f"{file} is {_IN_WORDS.get(family, family)}, not {wanted}.", hint)
+
+
+@overload
+def build(config: TransformerConfig) -> NARTransformer: ...
+@overload
+def build(config: VQConfig | LARPConfig) -> Tokenizer: ...
+def build(config: TransformerConfig | VQConfig | LARPConfig) -> nn.Module:
+    """A network of these sizes on the device ``meta``: shapes without memory."""
+    with torch.device("meta"), _Uninitialized():
+        if isinstance(config, TransformerConfig):
+            return NARTransformer(config)
+        return VQTokenizer(config) if isinstance(config, VQConfig) else LARPTokenizer(config)
 
 
 class _Uninitialized(TorchFunctionMode):

@@ -10,14 +10,16 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from hashlib import sha1, sha256
 from pathlib import Path, PurePosixPath
 
 from .configs import CONFIG, MODEL, TEXT_ENCODER, TOKENIZER, read_config, weights_in
 from .errors import HubError, NarError
-from .registry import Model, complete, no_tokenizer
+from .registry import Model, complete, no_tokenizer, smaller_models
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,21 @@ class Fetched:
 
 
 @dataclass(frozen=True)
+class File:
+    """A file of a repository, as the Hub lists it.
+
+    Args:
+        name: path in the repository.
+        size: bytes; None where the Hub does not tell.
+        hash: SHA-256 of a large file (64 digits), git's SHA-1 of another one (40); None likewise.
+    """
+
+    name: str
+    size: int | None = None
+    hash: str | None = None
+
+
+@dataclass(frozen=True)
 class Located:
     """A model that was found, here or at the Hub, and what there is still to download.
 
@@ -46,27 +63,36 @@ class Located:
         revision: branch, tag or commit.
         here: the model, where it is on this machine and the Hub does not have to be asked; else None.
         commit: of the repository; None for local and built-in models.
-        files: of the repository, the weights last, and their sizes in bytes where the Hub tells them.
+        files: of the repository, the weights last.
         missing: bytes to download, as far as they are told.
+        license: what the repository says; None where the Hub was not asked or tells none.
     """
 
     model: Model
     revision: str
     here: Fetched | None
     commit: str | None = None
-    files: Mapping[str, int | None] = field(default_factory=dict)
+    files: Sequence[File] = ()
     missing: int = 0
+    license: str | None = None
 
-    def fetch(self, *, progress: bool = False) -> Fetched:
-        """Download what is missing; errors are those of the function ``fetch``."""
+    def fetch(self, *, progress: bool = False, check: bool = False) -> Fetched:
+        """Download what is missing; errors are those of the function ``fetch``.
+
+        Args:
+            progress: show bars on stderr, where that is a terminal.
+            check: hash also the files that are here, and download again those that are damaged.
+        """
         if self.here is not None:
             return self.here
         assert self.model.repo is not None
+        check_disk([self])
         name: str | None = None
         try:
             with _quiet(progress):
-                for name, size in self.files.items():
-                    path = _download(self.model.repo, name, self.revision, self.commit, size)
+                for file in self.files:
+                    name = file.name
+                    path = _download(self.model.repo, file, self.revision, self.commit, check)
         except NarError:
             raise
         except Exception as error:  # of many kinds, and other ones in each version of the client
@@ -102,9 +128,17 @@ def fetch(
 
 
 def locate(
-    model: Model, *, revision: str | None = None, offline: bool = False, tokenizer: bool = False
+    model: Model,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    tokenizer: bool = False,
+    check: bool = False,
 ) -> Located:
-    """Find a model without downloading it; arguments and errors are those of ``fetch``."""
+    """Find a model without downloading it; arguments and errors are those of ``fetch``.
+
+    ``check`` asks the Hub also for a pinned commit that is here, so that its files can be compared.
+    """
     wanted = revision or "main"
     if model.repo is None:
         assert model.path is not None
@@ -115,7 +149,7 @@ def locate(
 
     offline = offline or bool(constants.HF_HUB_OFFLINE)
     pinned = re.fullmatch("[0-9a-f]{40}", wanted) is not None
-    if (offline or pinned) and (found := cached(model, wanted)):
+    if (offline or (pinned and not check)) and (found := cached(model, wanted)):
         return Located(model, wanted, found, found.commit)
     if offline:
         raise HubError(
@@ -124,19 +158,20 @@ def locate(
         )
     try:
         with _quiet(False):
-            commit, listed = _list_files(model.repo, wanted)
-            files = choose(model, listed)
-            if tokenizer and not any(PurePosixPath(name).name == TOKENIZER for name in files):
+            commit, license, listed = _list_files(model.repo, wanted)
+            files = [listed[name] for name in choose(model, listed)]
+            if tokenizer and not any(PurePosixPath(file.name).name == TOKENIZER for file in files):
                 raise no_tokenizer(model)
-            missing = [name for name in files if not _is_here(model.repo, name, commit, listed[name][1])]
+            lacking = [file for file in files if not _is_here(model.repo, file, commit)]
+            missing = sum(_left(model.repo, file) for file in lacking)
     except NarError:
         raise
     except Exception as error:
         found = _instead(model, wanted, error)
         return Located(model, wanted, found, found.commit)
-    sizes = {name: listed[name][0] for name in files}
-    told = sum(sizes[name] or 0 for name in missing)
-    return Located(model, wanted, None, commit, sizes, told or (model.size or 0) * bool(missing))
+    if not missing and lacking:
+        missing = model.size or 0  # as the models' pages had it
+    return Located(model, wanted, None, commit, files, missing, license)
 
 
 def _instead(model: Model, revision: str, error: Exception, file: str | None = None) -> Fetched:
@@ -164,6 +199,51 @@ def cached(model: Model, revision: str | None = None) -> Fetched | None:
         return _fetched(model, folder / choose(model, names)[-1]) if folder else None
     except HubError:
         return None
+
+
+def files_of(found: Fetched) -> list[Path]:
+    """The files of a model that is here."""
+    folder = found.path if found.path.is_dir() else found.path.parent
+    if found.model.repo is not None:
+        root = next(p for p in (folder, *folder.parents) if p.parent.name == "snapshots")
+        names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+        return [root / name for name in choose(found.model, names)]
+    if found.path.is_dir():
+        return sorted(path for path in found.path.rglob("*") if path.is_file())
+    return [path for path in (folder / CONFIG, found.path) if path.is_file()]
+
+
+def held(model: Model) -> int:
+    """Bytes that the cache holds of a repository: all its revisions, and what has arrived of downloads."""
+    folder = _folder(model.repo or "")
+    paths = folder.rglob("*") if model.repo is not None else ()
+    return sum(path.stat().st_size for path in paths if path.is_file() and not path.is_symlink())
+
+
+def remove(model: Model) -> int:
+    """Remove a repository from the cache, all its revisions; the bytes freed.
+
+    Raises:
+        NarError: it cannot be removed.
+    """
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    before, folder = held(model), _folder(model.repo or "")
+    try:
+        with _quiet(False):
+            with suppress(CacheNotFound):
+                info = scan_cache_dir()
+                ours = frozenset(repo for repo in info.repos if repo.repo_path.name == folder.name)
+                commits = [revision.commit_hash for repo in ours for revision in repo.revisions]
+                # Copies of a repository share its commits, and the client would take the first of them.
+                replace(info, repos=ours).delete_revisions(*commits).execute()
+            if folder.exists():  # parts of downloads, or damage that the client does not touch
+                shutil.rmtree(folder)
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise NarError(f"Could not remove {folder}: {why}.", "Check whose it is.") from error
+    return before
 
 
 def choose(model: Model, names: Iterable[str]) -> list[str]:
@@ -289,43 +369,197 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 # --- helpers -------------------------------------------------------------------------------------
 
 
-def _list_files(repo: str, revision: str) -> tuple[str | None, dict[str, tuple[int | None, str | None]]]:
-    """The commit of a revision, and of each file the size in bytes and the blob, where the Hub tells them."""
+def _list_files(repo: str, revision: str) -> tuple[str | None, str | None, dict[str, File]]:
+    """The commit of a revision, the license, and the files by name."""
     from huggingface_hub import HfApi, constants
 
     timeout = constants.HF_HUB_ETAG_TIMEOUT  # 10 seconds, or what the environment says
     info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=timeout)
-    return info.sha, {
-        file.rfilename: (file.size, file.lfs.sha256 if file.lfs else file.blob_id)
-        for file in info.siblings or []
-    }
+    license = getattr(info.card_data, "license", None)
+    return (
+        info.sha,
+        license if isinstance(license, str) else None,
+        {
+            file.rfilename: File(file.rfilename, file.size, file.lfs.sha256 if file.lfs else file.blob_id)
+            for file in info.siblings or []
+        },
+    )
 
 
-def _is_here(repo: str, name: str, commit: str | None, blob: str | None) -> bool:
+def _is_here(repo: str, file: File, commit: str | None) -> bool:
     """Whether the cache has a file of a commit, perhaps from an older commit."""
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(repo, name, revision=commit), str):
+    if isinstance(try_to_load_from_cache(repo, file.name, revision=commit), str):
         return True
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "blobs"
-    return re.fullmatch("[0-9a-f]{40,64}", blob or "") is not None and (folder / str(blob)).is_file()
+    blob = _blob(repo, file)
+    return blob is not None and blob.is_file()
 
 
-def _download(repo: str, name: str, revision: str, commit: str | None, size: int | None) -> Path:
+def _left(repo: str, file: File) -> int:
+    """Bytes still to download of a file that is not here, perhaps after a part of it."""
+    blob = _blob(repo, file)
+    done = _part(blob).stat().st_size if blob is not None and _part(blob).is_file() else 0
+    return max(0, (file.size or 0) - done)
+
+
+def _download(repo: str, file: File, revision: str, commit: str | None, check: bool) -> Path:
     """One file of the cache, fetched unless it is there, whole and current."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import (
+        constants,
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
 
-    found = try_to_load_from_cache(repo, name, revision=revision)
-    path = Path(found) if isinstance(found, str) else None
-    damaged = path is not None and size is not None and path.stat().st_size != size
-    if path is None or damaged or _commit(path) != commit:
-        path = Path(hf_hub_download(repo, name, revision=revision, force_download=damaged))
-    if size is not None and path.stat().st_size != size:
-        raise HubError(
-            f"{name} of {repo} has {path.stat().st_size:,} bytes, the Hub says {size:,}.",
-            f"Remove {path} and try again.",
-        )
+    found = try_to_load_from_cache(repo, file.name, revision=revision)
+    path = Path(found) if isinstance(found, str) and _commit(Path(found)) == commit else None
+    damaged = path is not None and _damage(path, file, check) is not None
+    if path is None or damaged:
+        # Asked once, a Hub that refuses says so at once; downloads of the client ask again for minutes.
+        url = hf_hub_url(repo, file.name, revision=commit or revision)
+        get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        if len(file.hash or "") == SHA256:
+            _download_large(repo, file, url, damaged)
+            if damaged and path is not None and not path.is_symlink():
+                path.unlink()  # a copy, where there are no links
+            damaged = False
+        path = Path(hf_hub_download(repo, file.name, revision=revision, force_download=damaged))
+        if why := _damage(path, file, check=True):
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)
+            raise _arrived_wrong(repo, file, why)
     return path
+
+
+def _download_large(repo: str, file: File, url: str, anew: bool) -> None:
+    """Bring a large file into the cache, going on where an interrupted download stopped.
+
+    The client itself would start again. What has arrived is kept under a name of its own, which `hf cache
+    prune` knows, and gets the final one when the hash is right; ``anew`` replaces a damaged file.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
+
+    blob = _blob(repo, file)
+    assert blob is not None
+    lock = Path(constants.HF_HUB_CACHE, ".locks", blob.parents[1].name, f"{blob.name}.lock")
+    for folder in (blob.parent, lock.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    before = blob.stat().st_ino if anew and blob.exists() else None
+    with WeakFileLock(lock):  # the client's own, so that it and other narclis wait for this download
+        if blob.exists() and blob.stat().st_ino != before:
+            return
+        part = _part(blob)
+        with part.open("ab") as opened:
+            try:
+                http_get(
+                    url,
+                    opened,
+                    resume_size=opened.tell(),
+                    headers=build_hf_headers(),
+                    expected_size=file.size,
+                    displayed_filename="".join(c if c.isprintable() else "?" for c in file.name),
+                )
+            except OSError as error:
+                status = getattr(getattr(error, "response", None), "status_code", None)
+                if status == 416 or "Consistency check failed" in str(error):
+                    opened.truncate(0)  # nothing can be added to what has arrived
+                raise
+        if why := _damage(part, file, check=True):
+            part.unlink()
+            raise _arrived_wrong(repo, file, why)
+        part.replace(blob)
+
+
+def _arrived_wrong(repo: str, file: File, why: str) -> HubError:
+    return HubError(
+        f"{file.name} of {repo} did not arrive as the Hub lists it: {why}.",
+        "It was removed. Try again; check your proxy.",
+    )
+
+
+#: Hexadecimal digits of the two kinds of hashes that the Hub lists.
+SHA256, GIT_SHA1 = 64, 40
+_HASH = re.compile(f"[0-9a-f]{{{SHA256}}}|[0-9a-f]{{{GIT_SHA1}}}")
+
+
+def _damage(path: Path, file: File, check: bool) -> str | None:
+    """How a file differs from what the Hub lists; hashed only to ``check``. None if it does not."""
+    size = path.stat().st_size
+    if file.size is not None and size != file.size:
+        return f"it has {size:,} bytes, the Hub says {file.size:,}"
+    if check and file.hash is not None and (found := hash_file(path, file.hash)) not in (None, file.hash):
+        return f"its hash is {found}, the Hub says {file.hash}"
+    return None
+
+
+def hash_file(path: Path, like: str = "0" * SHA256) -> str | None:
+    """SHA-256 of a file, or the kind of hash that ``like`` is; None where that is of neither kind."""
+    if not _HASH.fullmatch(like):
+        return None
+    found = sha256() if len(like) == SHA256 else sha1(f"blob {path.stat().st_size}\0".encode())
+    with path.open("rb") as opened:
+        while chunk := opened.read(2**20):
+            found.update(chunk)
+    return found.hexdigest()
+
+
+def stored_hash(path: Path) -> str | None:
+    """The hash that a file of the Hub's cache had when it arrived: the name of what it links to."""
+    name = path.resolve().name
+    return name if path.is_symlink() and _HASH.fullmatch(name) else None
+
+
+def check_disk(parts: Sequence[Located]) -> None:
+    """Refuse downloads that the disk of the Hub's cache cannot hold.
+
+    Raises:
+        NarError: how much is free and how much is needed, and smaller models of the kind that fit.
+    """
+    total, (folder, free) = sum(part.missing for part in parts), free_disk()
+    if total <= free:
+        return
+    largest = max(parts, key=lambda part: part.missing)
+    fits = smaller_models(
+        largest.model, lambda row: total - largest.missing + (0 if row.path else row.size or total) <= free
+    )
+    names = ", ".join(part.model.name for part in parts if part.missing)
+    raise NarError(
+        f"There are {total / 1e9:,.1f} GB to download ({names}), and the disk of {folder} "
+        f"has {free / 1e9:,.1f} GB free.",
+        "Free some space, or set HF_HOME to a folder on another disk"
+        + (f"; smaller models are {', '.join(fits)}." if fits else "."),
+    )
+
+
+def free_disk() -> tuple[Path, int]:
+    """The folder of the Hub's cache, and the bytes that its disk has free."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE)
+    existing = next(parent for parent in (folder, *folder.parents, Path()) if parent.exists())
+    return folder, shutil.disk_usage(existing).free
+
+
+def _folder(repo: str) -> Path:
+    """Of a repository in the cache."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+
+
+def _blob(repo: str, file: File) -> Path | None:
+    """Where the cache keeps the content of a file; None where its hash is not known."""
+    known = _HASH.fullmatch(file.hash or "")
+    return _folder(repo) / "blobs" / known[0] if known else None
+
+
+def _part(blob: Path) -> Path:
+    """Where what has arrived of a large file is kept."""
+    return blob.with_name(f"{blob.name}.narcli.incomplete")
 
 
 def _fetched(model: Model, path: Path) -> Fetched:
@@ -339,9 +573,7 @@ def _fetched(model: Model, path: Path) -> Fetched:
 
 def _snapshot(repo: str, revision: str) -> Path | None:
     """The folder of the cache with the files of a revision."""
-    from huggingface_hub import constants
-
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    folder = _folder(repo)
     try:
         commit = (folder / "refs" / revision).read_text().strip()
     except (OSError, ValueError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -216,6 +216,12 @@ def no_tokenizer(model: Model) -> UsageError:
         f"{model.name} does not bring its tokenizer.",
         f"Add --tokenizer: a file or, for the released models, {known}.",
     )
+
+
+def smaller_models(model: Model, fits: Callable[[Model], bool]) -> list[str]:
+    """Names of known models of the same kind that fit, the largest first; not the model itself."""
+    rows = [row for row in MODELS.values() if row.kind == model.kind and row.name != model.name and fits(row)]
+    return [row.name for row in sorted(rows, key=lambda row: row.size or 0, reverse=True)]
 
 
 def _row_of(repo: str, file: str | None) -> Model | None:

@@ -50,6 +50,33 @@ class Source:
         """The model's classes, where they are known before it is loaded."""
         return load_table(self.model.classes) if self.model.classes else None
 
+    def locate(
+        self,
+        *,
+        offline: bool = False,
+        approve: Callable[[Mapping[str, int]], None] = lambda sizes: None,
+        known: Callable[[EncoderFiles], bool] = lambda encoder: False,
+    ) -> Found:
+        """Find the files, here or at the Hub, without downloading any.
+
+        Args:
+            offline: use what is on disk only.
+            approve: as in ``fetch``; kept for a text encoder that turns out to be needed later.
+            known: whether all prompts are encoded already, so that the text encoder is not needed.
+
+        Raises:
+            UsageError, HubError, CheckpointError, NarError: as ``hub.fetch``.
+        """
+        from .hub import locate  # slow to import
+
+        model = locate(self.model, revision=self.revision, offline=offline, tokenizer=self.tokenizer is None)
+        tokenizer = locate(self.tokenizer, offline=offline) if self.tokenizer else None
+        encoder = None
+        if self.model.kind == "text" and (self.encoder or not _brings_encoder(model)):
+            other = self.encoder or resolve(TEXT_ENCODER_OF_RELEASED, "text-encoder")
+            encoder = EncoderFiles(locate(other, offline=offline), approve=approve)
+        return Found(model, tokenizer, encoder, encoder is not None and not known(encoder))
+
     def fetch(
         self,
         *,
@@ -64,36 +91,69 @@ class Source:
             offline: use what is on disk only.
             progress: show bars on stderr, where that is a terminal.
             approve: is told, before anything is downloaded, how many bytes of each model; raises to stop it.
-            known: whether all prompts are encoded already, so that the text encoder is not needed.
+            known: as in ``locate``.
 
         Raises:
             UsageError, HubError, CheckpointError, NarError: as ``hub.fetch``.
         """
-        from .hub import locate  # slow to import
+        return self.locate(offline=offline, approve=approve, known=known).fetch(
+            progress=progress, approve=approve
+        )
 
-        model = locate(self.model, revision=self.revision, offline=offline, tokenizer=self.tokenizer is None)
-        parts = [model] + ([locate(self.tokenizer, offline=offline)] if self.tokenizer else [])
-        encoder = None
-        if self.model.kind == "text" and (self.encoder or not _brings_encoder(model)):
-            other = self.encoder or resolve(TEXT_ENCODER_OF_RELEASED, "text-encoder")
-            encoder = EncoderFiles(locate(other, offline=offline), approve=approve)
-        needed = parts + ([encoder.located] if encoder and not known(encoder) else [])
-        approve({part.model.name: part.missing for part in needed if part.missing})
-        fetched = [part.fetch(progress=progress) for part in needed]
-        here, tokenizer = fetched[0], fetched[1 if self.tokenizer else 0]
-        if encoder is not None and len(needed) > len(parts):
+
+@dataclass(frozen=True)
+class Found:
+    """A model and what goes with it, found, and what there is still to download.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer; None when it is in the model's own folder.
+        encoder: its text encoder; None where there is none, or in the model's own folder.
+        encode: whether the text encoder has to run, and be here.
+    """
+
+    model: Located
+    tokenizer: Located | None
+    encoder: EncoderFiles | None
+    encode: bool
+
+    @property
+    def needed(self) -> list[Located]:
+        """What has to be here before the run."""
+        encoder = self.encoder.located if self.encoder is not None and self.encode else None
+        return [part for part in (self.model, self.tokenizer, encoder) if part is not None]
+
+    @property
+    def missing(self) -> dict[str, int]:
+        """Bytes to download of each model that is not here."""
+        return {part.model.name: part.missing for part in self.needed if part.missing}
+
+    def fetch(
+        self,
+        *,
+        progress: bool = False,
+        approve: Callable[[Mapping[str, int]], None] = lambda sizes: None,
+    ) -> Files:
+        """Download what is missing; arguments and errors are those of ``Source.fetch``."""
+        from .hub import check_disk
+
+        check_disk(self.needed)
+        approve(self.missing)
+        fetched = [part.fetch(progress=progress) for part in self.needed]
+        here, tokenizer, encoder = fetched[0], fetched[1 if self.tokenizer else 0], self.encoder
+        if encoder is not None and self.encode:
             encoder = EncoderFiles(replace(encoder.located, here=fetched[-1]))
         if self.tokenizer is None and not has_own_tokenizer(here.path):
             raise no_tokenizer(here.model)
-        if self.model.kind == "text" and encoder is None:
-            encoder = EncoderFiles(replace(model, here=here), own=True)
+        if here.model.kind == "text" and encoder is None:
+            encoder = EncoderFiles(replace(self.model, here=here), own=True)
         return Files(here, tokenizer, encoder)
 
 
 def _brings_encoder(model: Located) -> bool:
     if model.here is not None:
         return has_own_encoder(model.here.path)
-    return any(f"/{TEXT_ENCODER}/" in f"/{name}" for name in model.files)
+    return any(f"/{TEXT_ENCODER}/" in f"/{file.name}" for file in model.files)
 
 
 @dataclass(frozen=True)

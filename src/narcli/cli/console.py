@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -65,6 +66,11 @@ class Console:
         """Something the person should know, on stderr, even when quiet."""
         print(f"{_paint('warning:', '33')} {printable(text)}", file=sys.stderr)
 
+    @property
+    def can_ask(self) -> bool:
+        """Whether there is somebody to ask."""
+        return is_terminal(sys.stdin) and is_terminal(sys.stderr)
+
     def approve_download(self, sizes: Mapping[str, int]) -> None:
         """Ask before a download of several GB.
 
@@ -80,12 +86,20 @@ class Console:
             return
         parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in sizes.items())
         what = f"{bytes_text(total)} to download " + (f"({parts})" if len(sizes) > 1 else f"for {min(sizes)}")
-        if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
+        if not self.can_ask:
             raise UsageError(f"There are {what}.", "Add --yes to allow it.")
-        sys.stderr.write(f"{what[0].upper()}{what[1:]}. Go on? [y/N] ")
+        self.confirm(f"{what[0].upper()}{what[1:]}.", "Nothing was downloaded.")
+
+    def confirm(self, what: str, declined: str) -> None:
+        """Ask whether to go on.
+
+        Raises:
+            NarError: the answer is no; ``declined`` is its message.
+        """
+        sys.stderr.write(f"{printable(what)} Go on? [y/N] ")
         sys.stderr.flush()
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            raise NarError("Nothing was downloaded.")
+            raise NarError(declined)
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Callable[..., None]]:
@@ -119,6 +133,8 @@ class Console:
 
 def bytes_text(count: int) -> str:
     """``11400000000`` -> ``11.4 GB``."""
+    if count < 1e6:
+        return f"{count / 1e3:.0f} kB" if count >= 1000 else f"{count} bytes"
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
@@ -132,8 +148,9 @@ def fail(error: BaseException) -> int:
         case BrokenPipeError():  # the reader has gone; there is nobody to tell
             return 1
         case KeyboardInterrupt():
-            print("Interrupted.", file=sys.stderr)
-            return 130
+            number = int(error.args[0]) if error.args else int(signal.SIGINT)
+            print("Interrupted." if number == signal.SIGINT else "Terminated.", file=sys.stderr)
+            return 128 + number
         case NarError():
             message, hint, code = error.message, error.hint, error.exit_code
         case _ if is_shortage(error):

@@ -50,6 +50,7 @@ def image(
     quiet: options.Quiet = False,
     offline: options.Offline = False,
     yes: options.Yes = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Make pictures of a class, or of a text.
 

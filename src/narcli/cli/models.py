@@ -1,20 +1,28 @@
-"""``narcli models``: what there is, what is used by default, and conversion to narcli's own format."""
+"""``narcli models``: what there is, fetched, shown, checked, removed; the defaults; narcli's own format."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import registry
-from ..errors import NarError
-from .console import Console, bytes_text
+from ..errors import CheckpointError, HubError, NarError, UsageError
+from . import options
+from .console import Console, bytes_text, is_terminal, printable
 from .options import Json, Overwrite
 
-app = typer.Typer(help="List models, choose the defaults, convert files.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from ..hub import Fetched
+
+app = typer.Typer(help="Fetch models, look at them, check, remove and convert them.", no_args_is_help=True)
+Names = Annotated[
+    list[str], typer.Argument(metavar="NAME...", help="Names of `narcli models list`, or repositories.")
+]
 
 
 class Stored(str, Enum):
@@ -113,6 +121,327 @@ def convert(
         Console().json({"folder": str(folder), "files": files})
     else:
         Console().result(folder)
+
+
+@app.command()
+def pull(
+    names: Names,
+    revision: options.Revision = None,
+    as_json: Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Download models, with their tokenizers and text encoders, and check their hashes.
+
+    What is there already is checked too, and downloaded again where it is damaged.
+    """
+    from .. import hub
+
+    console = Console(quiet)
+    models = [registry.resolve(name, None) for name in names]
+    pinned = {model.name for model in models}
+    if revision is not None and (len(pinned) > 1 or models[0].repo is None):
+        raise UsageError(
+            f"--revision is {revision[:60]!r}, and goes with one model of the Hub.", "Pull it by itself."
+        )
+    wanted = {part.name: part for model in models for part in (model, *_companions(model))}
+    parts = [
+        hub.locate(part, revision=revision if part.name in pinned else None, check=True)
+        for part in wanted.values()
+    ]
+    hub.check_disk(parts)
+    rows = []
+    for part in parts:
+        found = part.fetch(progress=not quiet and is_terminal(sys.stderr), check=True)
+        if found.note:
+            console.warn(found.note)
+        files = _check_files(found)
+        if damaged := [file for file in files if not file["ok"]]:
+            raise CheckpointError(
+                f"{damaged[0]['path']} is damaged, and the Hub could not be asked for it.",
+                "Try again when it can be reached.",
+            )
+        rows.append(
+            {
+                "name": found.model.name,
+                "repo": found.model.repo,
+                "commit": found.commit,
+                "path": str(found.path),
+                "downloaded": part.missing,
+                "files": files,
+            }
+        )
+        if not as_json:
+            console.result(found.path)
+            total = bytes_text(sum(file["bytes"] for file in files))
+            got = f"{bytes_text(part.missing)} downloaded" if part.missing else "nothing to download"
+            console.note(f"{found.model.name}: {total}, {got}, hashes checked")
+    if as_json:
+        console.json({"models": rows})
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A name, repository, file or folder.")],
+    revision: options.Revision = None,
+    offline: options.Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a model is: parameters, files, license, decoding steps, and the memory it takes.
+
+    The Hub is asked only for a model that is not on this machine.
+    """
+    from .. import hub
+
+    console = Console()
+    model = registry.resolve(name, None)
+    if revision is not None and model.repo is None:
+        raise UsageError(f"--revision is for models of the Hub; {model.name} is on this machine.")
+    found, located, note = hub.cached(model, revision), None, ""
+    if found is None:
+        try:
+            located = hub.locate(model, revision=revision, offline=offline)
+            found = located.here
+        except HubError as error:
+            if model.name not in registry.MODELS:
+                raise
+            note = error.message
+    import torch
+
+    from .. import memory
+
+    about = _row(found.model if found else model, registry.defaults()) | {"on_disk": found is not None}
+    networks = memory.networks_of(found or located or model)
+    estimates = {}
+    if networks.runs:
+        for dtype in Stored:
+            one, eight = (
+                memory.estimate(networks, getattr(torch, dtype.value), size).document() for size in (1, 8)
+            )
+            estimates[dtype.value] = {"batch_size_1": one, "batch_size_8": eight}
+    order = networks.transformer.order if networks.transformer else None
+    if found is not None:
+        files = [{key: file[key] for key in ("path", "bytes")} for file in _list_files(found)]
+    else:
+        files = [{"path": file.name, "bytes": file.size} for file in located.files] if located else []
+    about |= {
+        "revision": revision or ("main" if model.repo else None),
+        "commit": found.commit if found else located.commit if located else None,
+        "license": model.license or (located.license if located else None),
+        "path": str(found.path) if found else None,
+        "parameters": networks.parameters or None,
+        "files": files,
+        "steps": len(order.steps) if order else None,
+        "cells": order.cells if order else None,
+        "largest_frontier": order.widest if order else None,
+        "defaults": dict((found.model if found else model).defaults),
+        "memory": estimates or None,
+    }
+    if note:
+        console.warn(note)
+    if as_json:
+        console.json(about)
+        return
+    size = bytes_text(sum(file["bytes"] or 0 for file in files)) if files else None
+    rows = {
+        "name": f"{about['name']} ({_MAKES[about['kind']]})",
+        "note": about["note"],
+        "repository": about["page"],
+        "revision": about["commit"] and f"{about['revision']}, commit {about['commit']}",
+        "license": about["license"] or ("see its page" if about["page"] else "not stated"),
+        "on disk": about["path"] or (f"no; {size} to fetch" if size else "no"),
+        "tokenizer": about["tokenizer"],
+        "text encoder": about["text_encoder"],
+        "parameters": ", ".join(f"{part} {_count(n)}" for part, n in networks.parameters.items()),
+        "steps": order
+        and f"{len(order.steps)} instead of {order.cells}, at most {order.widest} tokens in one",
+        "memory": "; ".join(
+            f"{dtype} {bytes_text(sizes['batch_size_1']['total'])}, "
+            f"in batches of 8 {bytes_text(sizes['batch_size_8']['total'])}"
+            for dtype, sizes in estimates.items()
+        ),
+    }
+    for line in _columns([(title, str(value)) for title, value in rows.items() if value]):
+        console.result(printable(line))
+    for file in files:
+        told = "size not told" if file["bytes"] is None else bytes_text(file["bytes"])
+        console.result(printable(f"  {Path(file['path']).name if found else file['path']}  {told}"))
+
+
+@app.command()
+def verify(
+    name: Annotated[
+        str | None, typer.Argument(help="A name, repository, file or folder; all on disk if not given.")
+    ] = None,
+    revision: options.Revision = None,
+    as_json: Json = False,
+) -> None:
+    """Check models on disk: the hashes of their files, and that every tensor is there and fits.
+
+    Nothing is downloaded. The exit code is 4 where something is damaged; `narcli models pull` mends it.
+    """
+    from .. import hub
+
+    console = Console()
+    if name is not None:
+        model = registry.resolve(name, None)
+        chosen = [(model, revision), *((part, None) for part in _companions(model))]
+    elif revision is not None:
+        raise UsageError("--revision goes with the name of a model.", "Name one.")
+    else:
+        chosen = [(model, None) for model in registry.MODELS.values()]
+    rows = []
+    for index, (model, wanted) in enumerate(chosen):
+        error, files, path, commit = None, [], None, None
+        try:
+            found = hub.cached(model, wanted)
+            if found is None:
+                if name is not None and index == 0:
+                    raise HubError(
+                        f"{model.name} is not on this machine.", f"Fetch it: narcli models pull {name}"
+                    )
+                continue
+            path, commit, files = str(found.path), found.commit, _check_files(found)
+            if damaged := [file["path"] for file in files if not file["ok"]]:
+                error = f"{damaged[0]} is not what was downloaded: its hash differs."
+            else:
+                _load_on_meta(found)
+        except CheckpointError as problem:
+            error = problem.message
+        rows.append({
+            "name": model.name, "path": path, "commit": commit, "ok": error is None, "files": files,
+            "error": error,
+        })  # fmt: skip
+        if not as_json:
+            size = bytes_text(sum(file["bytes"] for file in files))
+            console.result(printable(f"{model.name}: {error or f'whole, {size}'}"))
+    if as_json:
+        console.json({"models": rows, "ok": all(row["ok"] for row in rows)})
+    if broken := [row["name"] for row in rows if not row["ok"]]:
+        raise CheckpointError(
+            f"Damaged: {', '.join(map(str, broken))}.", f"Fetch again: narcli models pull {broken[0]}"
+        )
+
+
+@app.command("rm")
+def remove(
+    names: Names,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove downloaded models, all their revisions, with what only they use.
+
+    A tokenizer or text encoder that another model on disk uses stays.
+    """
+    from .. import hub
+
+    console = Console()
+    models = [registry.resolve(name, None) for name in names]
+    for model in models:
+        if model.repo is None:
+            raise UsageError(
+                f"{model.name} is {'built in' if model.name in registry.MODELS else 'a file of yours'}; "
+                "only downloads are removed.",
+                "`narcli models list` shows what was downloaded.",
+            )
+        if not hub.held(model):
+            raise UsageError(f"{model.name} is not on this machine.", "`narcli models list` shows what is.")
+    going = {model.repo: model for model in models}
+    staying = [
+        row for row in registry.MODELS.values() if row.repo and row.repo not in going and hub.held(row)
+    ]
+    kept: dict[str, list[str]] = {}
+    for part in [part for model in models for part in _companions(model)]:
+        users = [row.name for row in staying if part.name in (row.tokenizer, row.text_encoder)]
+        if users:
+            kept[part.name] = users
+        elif hub.held(part):
+            going.setdefault(part.repo, part)
+    for model in models:
+        if users := [row.name for row in staying if model.name in (row.tokenizer, row.text_encoder)]:
+            raise UsageError(
+                f"{model.name} is used by {', '.join(users)}, which {'is' if len(users) == 1 else 'are'} "
+                "on this machine.",
+                f"Remove {'that' if len(users) == 1 else 'those'} first, or too.",
+            )
+    sizes = {part.name: hub.held(part) for part in going.values()}
+    total = bytes_text(sum(sizes.values()))
+    what = ", ".join(f"{name} {bytes_text(size)}" for name, size in sizes.items())
+    if not yes:
+        if not console.can_ask:
+            raise UsageError(f"This would remove {what}.", "Add --yes to allow it.")
+        console.confirm(f"This removes {what}.", "Nothing was removed.")
+    freed = {part.name: hub.remove(part) for part in going.values()}
+    if as_json:
+        console.json({"freed": sum(freed.values()), "removed": freed, "kept": kept})
+        return
+    for removed, size in freed.items():
+        console.result(f"removed {removed}, {bytes_text(size)}")
+    for part_name, users in kept.items():
+        console.result(f"kept {part_name}, which {', '.join(users)} uses")
+    console.result(f"freed {total}")
+    for kind, chosen in registry.defaults().items():
+        if chosen in freed:
+            console.warn(f"{chosen} is still the default {kind} model; `narcli models default` changes it.")
+
+
+_MAKES = {
+    "image": "images of classes",
+    "text": "images from text",
+    "video": "videos of classes",
+    "image-tokenizer": "image tokenizer",
+    "video-tokenizer": "video tokenizer",
+    "text-encoder": "text encoder",
+}
+
+
+def _companions(model: registry.Model) -> list[registry.Model]:
+    """The tokenizer and the text encoder that a model does not bring itself."""
+    return [registry.MODELS[name] for name in (model.tokenizer, model.text_encoder) if name]
+
+
+def _list_files(found: Fetched) -> list[dict[str, Any]]:
+    from ..hub import files_of
+
+    return [{"path": str(path), "bytes": path.stat().st_size} for path in files_of(found)]
+
+
+def _check_files(found: Fetched) -> list[dict[str, Any]]:
+    """The files of a model with their hashes, and whether these are those of the download."""
+    from ..hub import hash_file, stored_hash
+
+    files = _list_files(found)
+    for file in files:
+        expected = stored_hash(Path(file["path"]))
+        hashed = hash_file(Path(file["path"]), expected or "0" * 64)
+        file |= {"hash": hashed, "expected": expected, "ok": expected in (None, hashed)}
+    return files
+
+
+def _load_on_meta(found: Fetched) -> None:
+    """Load all networks of a model strictly, without memory.
+
+    Raises:
+        CheckpointError: what is missing, unexpected or misshapen.
+    """
+    from ..checkpoints import load_tokenizer, load_transformer
+    from ..configs import TEXT_ENCODER
+    from ..models.text import check_encoder
+
+    model, path = found.model, found.path
+    folder = path if path.is_dir() else path.parent
+    if model.kind == "text-encoder":
+        return check_encoder(folder)
+    if model.kind in registry.DEFAULT_KINDS:
+        load_transformer(path, grid=model.grid, dtype=None, device="meta")
+        if registry.has_own_encoder(path):
+            check_encoder(folder / TEXT_ENCODER)
+    if model.kind.endswith("-tokenizer") or registry.has_own_tokenizer(path):
+        load_tokenizer(folder if registry.has_own_tokenizer(path) else path, dtype=None, device="meta")
+
+
+def _count(number: int) -> str:
+    """``130551552`` -> ``131 M``."""
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.{int(number < 1e7)}f} M"
 
 
 def _row(model: registry.Model, chosen: dict[str, str | None]) -> dict[str, Any]:

@@ -124,6 +124,9 @@ TextEncoder = Annotated[
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model's Hub repository.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Use what is on disk; never the network.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Download several GB without asking.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what the run would download, take and write; do nothing.")
+]
 Device = Annotated[
     str,
     typer.Option(

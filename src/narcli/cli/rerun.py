@@ -124,13 +124,15 @@ def rerun(
             continue
         run.reserved = made
         run.make(previous)
+        if run.dry_run:
+            continue
         previous, made = run, [*made, *run.files]
         _warn_of_others(path, about, run.common, given, console)
         documents.append(run.document() if run.as_json else {})
         if not run.as_json:
             run.report()
         verdicts += _verify(path, hashes, run, documents[-1], console)
-    if given["as_json"]:
+    if given["as_json"] and not given["dry_run"]:
         console.json({"runs": documents})
     if not all(verdicts):
         raise NarError(

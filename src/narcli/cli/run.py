@@ -98,6 +98,7 @@ class Run:
     quiet: bool
     offline: bool
     yes: bool
+    dry_run: bool
     prompts: Sequence[Prompt] = field(default=(), init=False)
     text_dtype: str | None = field(default=None, init=False)
     reserved: Sequence[Path] = field(default=(), init=False)
@@ -134,17 +135,28 @@ class Run:
         if table is not None:  # else the model itself has to say its classes
             self.plan(table, source.model.name)
         text_dtype = self.text_dtype or self.dtype.value
-        files = source.fetch(
+        approve = (lambda sizes: None) if self.yes else self.console.approve_download
+        found = source.locate(
             offline=self.offline,
-            progress=not self.quiet and is_terminal(sys.stderr),
-            approve=(lambda sizes: None) if self.yes else self.console.approve_download,
+            approve=approve,
             known=lambda encoder: all_cached(encoder, self.prompts, text_dtype),
         )
+        with self.timed("import"):
+            keep_memory()
+            from .budget import Budget
+        budget = Budget(self, found)
+        if self.dry_run:
+            budget.tell()
+        budget.check()
+        if self.dry_run:
+            return
+        files = found.fetch(progress=not self.quiet and is_terminal(sys.stderr), approve=approve)
         for note in dict.fromkeys((files.model.note, files.tokenizer.note)):
             if note:
                 self.console.warn(note)
+        if not budget.is_known:  # a repository that says its sizes only now
+            Budget(self, found).check()
         with self.timed("import"):
-            keep_memory()
             from ..pipeline import load_files, prompt_encoder
         place = self.text_device or self.device
         encoder = prompt_encoder(files, place, text_dtype, self.console.warn)

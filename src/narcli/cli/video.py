@@ -72,6 +72,7 @@ def video(
     quiet: options.Quiet = False,
     offline: options.Offline = False,
     yes: options.Yes = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Make video clips of a class.
 

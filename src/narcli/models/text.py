@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..containers import first_line, read_tensors
 from ..errors import CheckpointError, is_shortage
 
 
@@ -127,6 +128,42 @@ def left_pad(features: Sequence[Tensor], tokens: int) -> tuple[Tensor, Tensor]:
     condition = torch.stack([F.pad(rows, (0, 0, tokens - len(rows), 0)) for rows in features])
     lengths = torch.tensor([len(rows) for rows in features])
     return condition, torch.arange(tokens) < (tokens - lengths)[:, None]
+
+
+def check_encoder(folder: Path) -> None:
+    """Compare the tensors of a folder that ``transformers`` saved with those that its encoder has, by shape.
+
+    Raises:
+        CheckpointError: not a T5 folder, or tensors that are missing or misshapen.
+    """
+    _check(folder)
+    with _quiet():
+        from transformers import T5Config, T5EncoderModel
+
+        try:
+            with torch.device("meta"):
+                expected = T5EncoderModel(T5Config.from_pretrained(folder)).state_dict()
+        except Exception as error:  # transformers has many
+            raise CheckpointError(f"{folder / 'config.json'} is not usable: {first_line(error)}.") from error
+    endings = (".safetensors", ".bin")
+    tensors = {
+        name: tensor
+        for path in sorted(folder.iterdir())
+        if path.suffix in endings and "model" in path.name
+        for name, tensor in read_tensors(path).items()
+    }
+    tied = "shared.weight" if "shared.weight" in tensors else "encoder.embed_tokens.weight"
+    for name, tensor in expected.items():
+        stored = tensors.get(tied if name in ("shared.weight", "encoder.embed_tokens.weight") else name)
+        if stored is None or stored.shape != tensor.shape:
+            found = (
+                "lacks"
+                if stored is None
+                else f"has {tuple(stored.shape)} instead of {tuple(tensor.shape)} as"
+            )
+            raise CheckpointError(
+                f"The text encoder in {folder} {found} {name}.", "It is damaged, or not a T5 encoder."
+            )
 
 
 def _check(folder: Path) -> None:

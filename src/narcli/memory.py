@@ -1,0 +1,337 @@
+"""How much memory a run takes, told by the sizes of its networks before they are loaded.
+
+One function, ``estimate``, serves ``narcli models show``, ``--dry-run`` and the refusal of runs that are too
+large. Weights that are read as they are stored stay memory-mapped, and the system may drop their pages: what
+it cannot drop is counted. ``docs/models.md`` says how close the estimates are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from .checkpoints import build, load_tokenizer, transformer_config
+from .configs import CONFIG, TEXT_ENCODER
+from .errors import MemoryLimitError
+from .hub import Fetched, Located, cached
+from .models.larp import LARPConfig
+from .models.transformer import TransformerConfig, ffn_dim
+from .models.vq import VQConfig
+from .registry import MODELS, TEXT_ENCODER_OF_RELEASED, Model, has_own_tokenizer, smaller_models
+from .settings import BATCH_SIZE
+
+#: (layers, attention heads, width) of the released sizes.
+SIZES = {
+    "B": (12, 12, 768),
+    "M": (18, 16, 1024),
+    "L": (24, 16, 1024),
+    "LP": (30, 20, 1280),
+    "XL": (36, 20, 1280),
+    "XXL": (48, 24, 1536),
+}  # fmt: skip
+#: Parameters of a released text encoder.
+ENCODERS = {TEXT_ENCODER_OF_RELEASED: 1_223_527_424}
+
+# Measured on a CPU, see docs/models.md:
+BASE = 280 * 10**6  # bytes of Python, torch and the other libraries, and of pictures on their way to files
+LOGITS = 8  # copies of a step's logits that drawing holds at once
+PLANES = 10  # copies of its largest layer, in float32, that a convolutional decoder holds at once
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a run takes on its device, by what for; encoding, sampling and decoding take turns.
+
+    Args:
+        base: whatever the model; none on a graphics card.
+        weights: of transformer and tokenizer.
+        sampling: key/value cache and the largest step.
+        decoding: tokens to pixels.
+        encoding: the text encoder, before the other weights are loaded.
+    """
+
+    base: int
+    weights: int
+    sampling: int
+    decoding: int
+    encoding: int = 0
+
+    @property
+    def total(self) -> int:
+        """At most, at any time."""
+        return self.base + max(self.encoding, self.weights + max(self.sampling, self.decoding))
+
+    def document(self) -> dict[str, int]:
+        """As JSON."""
+        return {**asdict(self), "total": self.total}
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The sizes of what a model runs with.
+
+    Args:
+        transformer: None of a tokenizer or text encoder alone.
+        tokenizer: None of a text encoder alone, or of a transformer whose tokenizer is not known.
+        encoder: parameters of the text encoder; 0 where there is none.
+    """
+
+    transformer: TransformerConfig | None = None
+    tokenizer: VQConfig | LARPConfig | None = None
+    encoder: int = 0
+
+    @property
+    def runs(self) -> bool:
+        """Whether all is known that an estimate takes."""
+        return self.transformer is not None and self.tokenizer is not None
+
+    @cached_property
+    def parameters(self) -> dict[str, int]:
+        """Number of parameters by part."""
+        parts = {"transformer": self.transformer, "tokenizer": self.tokenizer}
+        counts = {name: _count(config) for name, config in parts.items() if config is not None}
+        return counts | ({"text_encoder": self.encoder} if self.encoder else {})
+
+    @cached_property
+    def held(self) -> int:
+        """Parameters of transformer and tokenizer that are read; the tokenizer's encoder is left alone."""
+        decoder = _count(self.tokenizer, without=("encoder.", "x_embedder.")) if self.tokenizer else 0
+        return self.parameters.get("transformer", 0) + decoder
+
+
+def _count(config: TransformerConfig | VQConfig | LARPConfig, without: tuple[str, ...] = ()) -> int:
+    named = build(config).named_parameters()
+    return sum(p.numel() for name, p in named if not (without and name.startswith(without)))
+
+
+def estimate(
+    networks: Networks,
+    dtype: torch.dtype,
+    batch_size: int,
+    *,
+    guided: bool = True,
+    device: str = "cpu",
+    encode: bool = True,
+) -> Memory:
+    """The memory of a run.
+
+    Args:
+        networks: what runs; a transformer and a tokenizer at least.
+        dtype: of the weights.
+        batch_size: samples decoded together.
+        guided: whether classifier-free guidance doubles the rows.
+        device: its type; a CPU decodes samples one by one.
+        encode: whether the text encoder has to run, on the same device; in bfloat16 unless dtype is float32.
+    """
+    c, tokenizer, size = networks.transformer, networks.tokenizer, dtype.itemsize
+    assert c is not None and tokenizer is not None
+    rows, widest = batch_size * (2 if guided else 1), c.order.widest
+    length = c.condition_tokens + c.order.cells - len(c.order.steps[-1])
+    keys_and_values = c.total_layers * 2 * rows * length * c.dim * size
+    logits = LOGITS * batch_size * widest * c.vocab_size * 4
+    hidden = rows * max(widest, c.condition_tokens) * (8 * c.dim + 3 * c.ffn_dim) * 4
+    at_once = 1 if device == "cpu" else min(batch_size, BATCH_SIZE)
+    encoding = networks.encoder * (4 if dtype == torch.float32 else 2) if encode else 0
+    return Memory(
+        base=BASE if device == "cpu" else 0,
+        weights=networks.held * size,
+        sampling=keys_and_values + logits + hidden,
+        decoding=at_once * _decoding(tokenizer, c.grid) * 4,  # whatever the dtype, as measured
+        encoding=encoding,
+    )
+
+
+def _decoding(tokenizer: VQConfig | LARPConfig, grid: tuple[int, ...]) -> int:
+    """Numbers held at once while one sample is decoded."""
+    if isinstance(tokenizer, LARPConfig):
+        tokens = tokenizer.bottleneck_token_num + math.prod(tokenizer.decoder_patches)
+        return 16 * tokens * tokenizer.decoder_hidden_size
+    pixels = math.prod(grid) * (tokenizer.downsampling // tokenizer.patch) ** 2
+    # Each level has a quarter of the pixels of the one before.
+    return PLANES * pixels * math.ceil(max(tokenizer.ch * m / 4**i for i, m in enumerate(tokenizer.ch_mult)))
+
+
+def available(device: torch.device) -> int | None:
+    """Bytes that a run may take on a device, what this process holds already included; None where not known.
+
+    On a CPU: what Linux calls available, and swap, within the limits of the process and its control group.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        system = _table(Path("/proc/meminfo"))
+        own = _table(Path("/proc/self/status"))
+    except OSError:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    import resource
+
+    held, limit = own.get("RssAnon", 0), resource.getrlimit(resource.RLIMIT_AS)[0]
+    found = [system.get("MemAvailable", 0) + system.get("SwapFree", 0) + held]
+    if limit != resource.RLIM_INFINITY:
+        found.append(limit - own.get("VmSize", 0) + held)
+    return max(0, min([*found, *(most - taken + held for most, taken in _control_groups())]))
+
+
+def _table(path: Path) -> dict[str, int]:
+    """The sizes of a file of ``/proc`` in bytes, by name."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return {words[0][:-1]: int(words[1]) * 1024 for words in lines if words[2:] == ["kB"]}
+
+
+def _control_groups() -> list[tuple[int, int]]:
+    """(limit, taken) in bytes of each control group (version 2) that limits this process."""
+    found, root = [], Path("/sys/fs/cgroup")
+    try:
+        name = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip()
+        for group in (root / name, *(root / name).parents):
+            if not group.is_relative_to(root):
+                break
+            limit = group / "memory.max"
+            if limit.is_file() and (most := limit.read_text().strip()) != "max":
+                stat = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+                taken = {key: int(value) for key, value in stat}
+                found.append((int(most), taken.get("anon", 0)))  # cached files can be dropped
+    except (OSError, ValueError):
+        pass  # no control groups here, or of another version
+    return found
+
+
+def check(
+    model: Model,
+    networks: Networks,
+    dtype: torch.dtype,
+    batch_size: int,
+    device: torch.device,
+    *,
+    guided: bool = True,
+    encode: bool = False,
+) -> None:
+    """Refuse a run that the memory cannot hold; the arguments are those of ``estimate``.
+
+    Raises:
+        MemoryLimitError: how much is needed and available; and what fits: a smaller batch, dtype or model.
+    """
+    free = available(device)
+
+    def needed(other: Networks = networks, dtype: torch.dtype = dtype, batch_size: int = batch_size) -> int:
+        return estimate(other, dtype, batch_size, guided=guided, device=device.type, encode=encode).total
+
+    if free is None or needed() <= free:
+        return
+    fitting = []
+    smaller = next((n for n in _halves(batch_size) if needed(batch_size=n) <= free), None)
+    if smaller is not None:
+        fitting.append(("--batch-size", f"{smaller}", needed(batch_size=smaller)))
+    if dtype == torch.float32 and needed(dtype=torch.bfloat16) <= free:
+        fitting.append(("--dtype", "bfloat16", needed(dtype=torch.bfloat16)))
+    sizes = {row.name: networks_of(row) for row in MODELS.values() if row.kind == model.kind}
+    totals = {name: needed(other) for name, other in sizes.items() if other.runs}
+    least = needed()
+    for name in smaller_models(model, lambda row: totals.get(row.name, least) <= min(free, least - 1))[:1]:
+        fitting.append(("--model", name, totals[name]))
+    words = ", ".join(f"{option} {value} ({size / 1e9:.1f} GB)" for option, value, size in fitting)
+    raise MemoryLimitError(
+        f"{model.name} needs about {least / 1e9:,.1f} GB of memory in {str(dtype).removeprefix('torch.')} "
+        f"with batches of {batch_size}, and {free / 1e9:,.1f} GB are available.",
+        f"What fits: {words}." if fitting else "Nothing smaller is known that fits; free some memory.",
+    )
+
+
+def _halves(number: int) -> list[int]:
+    """16 -> [8, 4, 2, 1]."""
+    return [number >> shift for shift in range(1, number.bit_length())]
+
+
+# --- sizes of models -----------------------------------------------------------------------------
+
+
+def networks_of(
+    model: Model | Located | Fetched,
+    tokenizer: Model | Located | None = None,
+    encoder: Model | Located | None = None,
+) -> Networks:
+    """The sizes of a model and what it runs with, as far as they are known; from the files if here.
+
+    Args:
+        model: a model, or a tokenizer or text encoder alone.
+        tokenizer: None is the one of the model's folder, or of its row.
+        encoder: likewise, of a model of images from text.
+
+    Raises:
+        CheckpointError: a file that cannot be used.
+    """
+    row, path = _row_and_path(model)
+    if row.kind == "text-encoder":
+        return Networks(encoder=encoder_parameters(row, path))
+    if row.kind.endswith("-tokenizer"):
+        return Networks(tokenizer=_tokenizer_config(row, path))
+    own = path is not None and tokenizer is None and has_own_tokenizer(path)
+    other = tokenizer or (MODELS[row.tokenizer] if row.tokenizer else None)
+    text = encoder or (MODELS[row.text_encoder] if row.text_encoder else None)
+    count = 0
+    if text is not None:
+        count = encoder_parameters(*_row_and_path(text))
+    elif row.kind == "text" and path is not None:
+        folder = path if path.is_dir() else path.parent
+        count = encoder_parameters(row, folder / TEXT_ENCODER)
+    sizes = transformer_config(path, grid=row.grid) if path is not None else released_config(row)
+    return Networks(
+        sizes,
+        _tokenizer_config(row, path) if own else _tokenizer_config(*_row_and_path(other)) if other else None,
+        count,
+    )
+
+
+def _row_and_path(model: Model | Located | Fetched) -> tuple[Model, Path | None]:
+    if isinstance(model, Fetched):
+        return model.model, model.path
+    if isinstance(model, Located):
+        here = model.here or cached(model.model, model.commit or model.revision)
+        return (here.model, here.path) if here else (model.model, None)
+    here = cached(model)
+    return (here.model, here.path) if here else (model, None)
+
+
+def _tokenizer_config(row: Model, path: Path | None) -> VQConfig | LARPConfig | None:
+    if path is not None:
+        return load_tokenizer(path, dtype=None, device="meta").config
+    if row.name not in MODELS:
+        return None
+    return LARPConfig() if row.kind == "video-tokenizer" else VQConfig()
+
+
+def encoder_parameters(row: Model, path: Path | None) -> int:
+    """Parameters of a T5 encoder, from its config.json; 0 where that is not here, or not of a T5."""
+    if path is None:
+        return ENCODERS.get(row.name, 0)
+    try:
+        said = json.loads(((path if path.is_dir() else path.parent) / CONFIG).read_text(encoding="utf-8"))
+        d, inner, ff = said["d_model"], said["num_heads"] * said["d_kv"], said["d_ff"]
+        gated = str(said.get("feed_forward_proj", "")).startswith("gated")
+        layer = 4 * d * inner + (3 if gated else 2) * d * ff + 2 * d
+        buckets = said.get("relative_attention_num_buckets", 32) * said["num_heads"]
+        return int(said["num_layers"] * layer + said["vocab_size"] * d + buckets + d)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return 0
+
+
+def released_config(row: Model) -> TransformerConfig | None:
+    """The sizes of a released transformer that the registry knows, from the paper; None for other models."""
+    if row.scale is None or row.grid is None:
+        return None
+    layers, heads, dim = SIZES[row.scale]
+    video, text = row.kind == "video", row.kind == "text"
+    return TransformerConfig(
+        row.grid, dim, layers, heads, 8192 if video else 16384, ffn_dim(dim),
+        condition="text" if text else "class",
+        num_classes=0 if text else 101 if video else 1000,
+        condition_tokens=120 if text else 1,
+        caption_dim=2048 if text else 0,
+        position="absolute" if video else "rotary",
+    )  # fmt: skip

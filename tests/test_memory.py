@@ -1,0 +1,150 @@
+"""What runs take: the estimate against reality, and runs that are refused before anything is downloaded."""
+
+import json
+import os
+import re
+import time
+
+import pytest
+import torch
+
+from narcli import memory
+from narcli.checkpoints import build, save_model
+from narcli.memory import Networks, estimate, networks_of, released_config
+from narcli.models.transformer import TransformerConfig
+from narcli.models.vq import VQConfig
+from narcli.registry import MODELS
+
+#: The estimate is at least this share of what was measured, and at most that.
+TOLERANCE = (0.9, 1.4)
+
+
+@pytest.fixture(scope="module")
+def medium(tmp_path_factory):
+    """34 M parameters, pictures of 256 pixels: a folder of 200 MB, of which only sizes matter."""
+    config = TransformerConfig((16, 16), 384, 8, 6, 16384, 1024, num_classes=1000)
+    tokenizer = VQConfig(64, (1, 1, 2, 2, 4), 1, 128)
+    parts = []
+    for network in (build(config), build(tokenizer)):
+        network.to_empty(device="cpu")
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.02)
+        parts.append(network)
+    folder = tmp_path_factory.mktemp("medium") / "medium"
+    return save_model(folder, transformer=parts[0], tokenizer=parts[1], classes="imagenet1k")
+
+
+def peak(process):
+    """The most memory of a process that no file backs, in bytes, seen a hundred times a second."""
+    most = 0
+    while process.poll() is None:
+        try:
+            with open(f"/proc/{process.pid}/status") as status:  # noqa: PTH123
+                found = re.search(r"RssAnon:\s+(\d+) kB", status.read())
+        except OSError:
+            break
+        most = max(most, int(found[1]) * 1024 if found else 0)
+        time.sleep(0.01)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    return most, stdout
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="measured as Linux tells it")  # noqa: PTH110
+@pytest.mark.parametrize(("dtype", "batch_size"), [("float32", 16), ("bfloat16", 1)])
+def test_the_estimate_is_near_the_memory_that_a_run_really_takes(hub, medium, dtype, batch_size):
+    options = ["--class", "1", "--model", medium, "--dtype", dtype, "--num", batch_size]
+    options += ["--batch-size", batch_size, "--cfg-scale", "2", "--json"]
+    told = json.loads(hub.narcli("image", *options, "--dry-run"))["memory"]["needed"]["total"]
+    assert told == estimate(networks_of_folder(medium), getattr(torch, dtype), batch_size).total
+    taken, _ = peak(hub.start("image", *options))
+    assert TOLERANCE[0] < told / taken < TOLERANCE[1], (told, taken)
+
+
+def networks_of_folder(folder):
+    from narcli.registry import resolve
+
+    return networks_of(resolve(folder, None))
+
+
+def test_memory_grows_with_the_batch_and_shrinks_with_the_dtype():
+    networks = Networks(released_config(MODELS["nar-xl-256"]), VQConfig())
+    assert networks.parameters == {"transformer": 815_991_040, "tokenizer": 71_883_403}
+    one, sixteen = (estimate(networks, torch.float32, size) for size in (1, 16))
+    # Keys and values of 37 layers, guided, 255 cells and the class, without the last.
+    rows = 15 * 2
+    assert sixteen.sampling - one.sampling > 37 * 2 * rows * 256 * 1280 * 4
+    assert estimate(networks, torch.float32, 16, guided=False).sampling < sixteen.sampling
+    assert estimate(networks, torch.bfloat16, 1).weights * 2 == one.weights
+    assert estimate(networks, torch.float32, 1, device="cuda").base == 0
+
+
+def test_text_encoders_come_before_the_other_weights():
+    text = networks_of(MODELS["nar-xl-t2i-256"])
+    assert text.encoder == 1_223_527_424
+    taken = estimate(text, torch.bfloat16, 1)
+    assert taken.total == taken.base + max(
+        2 * text.encoder, taken.weights + taken.sampling, taken.weights + taken.decoding
+    )
+
+
+def test_every_released_model_can_be_estimated():
+    for row in MODELS.values():
+        assert networks_of(row).runs == (row.kind in ("image", "text", "video")), row.name
+
+
+def test_what_no_memory_holds_is_refused_before_the_download_and_what_fits_is_named(hub):
+    hub.repos["yefly/NAR-imagenet-256-XL"] = {"model.pt": b"x"}
+    hub.repos["FoundationVision/LlamaGen"] = {"vq_ds16_c2i.pt": b"x"}
+    options = ["--model", "nar-xl-256", "--dtype", "float32", "--batch-size", "100000", "--num", "100000"]
+    stderr = hub.narcli("image", "--class", "1", *options, code=5)
+    assert "nar-xl-256 needs about" in stderr and "What fits: --batch-size" in stderr
+    assert not [path for _, path, _ in hub.requests if "/resolve/" in path]
+    stderr = hub.narcli("image", "--class", "1", *options, "--dry-run", code=5)
+    assert "nar-xl-256 needs about" in stderr
+    assert not list(hub.cache.rglob("*.pt"))
+
+
+def test_a_dtype_and_a_smaller_model_that_fit_are_named(monkeypatch):
+    networks = networks_of(MODELS["nar-xl-256"])
+    monkeypatch.setattr(memory, "available", lambda device: 3 * 10**9)
+    with pytest.raises(memory.MemoryLimitError) as refused:
+        memory.check(MODELS["nar-xl-256"], networks, torch.float32, 1, torch.device("cpu"))
+    assert "4." in refused.value.message and "3.0 GB are available" in refused.value.message
+    assert "--dtype bfloat16 (2." in refused.value.hint and "--model nar-l-256 (" in refused.value.hint
+    memory.check(MODELS["nar-xl-256"], networks, torch.bfloat16, 1, torch.device("cpu"))
+
+
+def test_the_limit_of_the_address_space_counts(hub, tmp_path):
+    import resource
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30))
+
+    options = ["--class", "1", "--model", "nar-xxl-256", "--dtype", "float32", "--yes"]
+    hub.repos["chenfeng1271/NAR-imagenet-256-XXL"] = {"model.pt": b"x"}
+    hub.repos["FoundationVision/LlamaGen"] = {"vq_ds16_c2i.pt": b"x"}
+    stderr = hub.narcli("image", *options, code=5, preexec_fn=limit)
+    assert "--model nar-" in stderr
+
+
+def test_a_dry_run_says_what_would_happen_and_does_nothing(hub, tiny, tmp_path):
+    hub.repos["me/tiny"] = {path.name: path.read_bytes() for path in tiny.iterdir()}
+    before = sorted(tmp_path.iterdir())
+    options = ["--model", "me/tiny", "--class", "dog", "--num", "3", "--seed", "5", "--dry-run"]
+    about = json.loads(hub.narcli("image", *options, "--json"))
+    size = sum(path.stat().st_size for path in tiny.iterdir())
+    assert about["download"]["parts"] == {"me/tiny": size} and about["download"]["bytes"] == size
+    assert about["steps"] is None and about["files"] is None  # a repository that narcli does not know
+    assert not [path for _, path, _ in hub.requests if "/resolve/" in path]
+    hub.narcli("models", "pull", "me/tiny")
+    about = json.loads(hub.narcli("image", *options, "--json"))
+    assert about["download"]["bytes"] == 0 and about["commit"] == hub.commit
+    assert (about["steps"], about["cells"], about["largest_frontier"]) == (7, 16, 4)
+    assert about["memory"]["needed"]["total"] < about["memory"]["available"]
+    assert [name[-6:] for name in about["files"]] == ["s5.png", "s6.png", "s7.png", "er.gif"]
+    text = hub.narcli("image", *options)
+    assert "nothing" in text and "7 instead of 16" in text and "_s6.png" in text
+    assert {path.name for path in tmp_path.iterdir()} - {path.name for path in before} == {"hf"}
+    made = hub.narcli("image", *options[:-1], "--frontier", "none").split()
+    assert made == about["files"][:3]
