@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ..devices import choose_device, choose_dtype
@@ -92,7 +93,9 @@ class Budget:
             "steps": len(order.steps) if order else None,
             "cells": order.cells if order else None,
             "largest_frontier": order.widest if order else None,
-            "files": [str(path) for path in (*outputs.paths, *outputs.companions)] if outputs else None,
+            "files": [str(path) for path in (*outputs.paths, *chain(*outputs.beside), *outputs.companions)]
+            if outputs
+            else None,
         }
 
     def tell(self) -> None:
