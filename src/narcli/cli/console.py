@@ -47,8 +47,12 @@ class Console:
 
         A path goes into a pipe as it is, for the next program.
         """
-        raw = isinstance(text, Path) and not is_terminal(sys.stdout)
-        print(text if raw else printable(str(text)))
+        buffer = getattr(sys.stdout, "buffer", None)
+        if isinstance(text, Path) and buffer is not None and not is_terminal(sys.stdout):
+            sys.stdout.flush()
+            buffer.write(os.fsencode(text) + os.linesep.encode())  # also where the locale lacks its letters
+        else:
+            print(text if isinstance(text, Path) and buffer is None else printable(str(text)))
 
     def json(self, document: Any) -> None:
         """The one JSON document of a ``--json`` run, on stdout."""

@@ -100,10 +100,22 @@ class T5Encoder:
     @torch.inference_mode()
     def encode(self, text: str, tokens: int) -> Encoded:
         """Encode a cleaned prompt, cut to ``tokens`` tokens with the end token."""
-        ids, rest = split(self.tokenizer, text, tokens)
+        try:
+            ids, rest = split(self.tokenizer, text, tokens)
+            dropped = self.tokenizer.decode(rest, skip_special_tokens=True) if rest else ""
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError) as error:
+            raise CheckpointError(  # its files may say anything, and transformers believes them
+                f"The text encoder's tokenizer cannot read a prompt ({first_line(error)}).",
+                "Get its folder again, whole, as transformers saved it.",
+            ) from error
+        if not 0 <= min(ids, default=-1) <= max(ids, default=-1) < self.model.config.vocab_size:
+            raise CheckpointError(
+                f"The text encoder has {self.model.config.vocab_size} token embeddings, fewer than its tokenizer "
+                "uses.",
+                "Its files do not belong together.",
+            )
         rows = torch.tensor([ids], device=self.model.device)
         features = self.model(input_ids=rows).last_hidden_state[0]
-        dropped = self.tokenizer.decode(rest, skip_special_tokens=True) if rest else ""
         return Encoded(features.cpu(), dropped.strip())
 
 
