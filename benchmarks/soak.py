@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 CLI = [sys.executable, "-c", "from narcli.cli import main; raise SystemExit(main())"]
@@ -57,7 +58,7 @@ def main() -> int:
     quarter = max(1, len(counted) // 4)
     before = statistics.median(held for _, held in counted[:quarter])
     growth = statistics.median(held for _, held in counted[-quarter:]) / before - 1
-    took = [later[0] - earlier[0] for earlier, later in zip(counted, counted[1:], strict=False)]
+    took = [later[0] - earlier[0] for earlier, later in pairwise(counted)]
     first, second = (statistics.median(part) for part in (took[: len(took) // 2], took[len(took) // 2 :]))
     said = {
         "pictures": given.num,

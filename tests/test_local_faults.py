@@ -6,7 +6,6 @@ temporary left but by SIGKILL, and the same command works afterwards.
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
