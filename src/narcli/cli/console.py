@@ -160,6 +160,8 @@ def fail(error: BaseException) -> int:
         case _ if is_shortage(error):
             message, hint = "Out of memory.", "Try a smaller --batch-size, --num or grid."
             code = MemoryLimitError.exit_code
+        case RuntimeError() if "home directory" in str(error):  # of pathlib and platformdirs
+            message, hint, code = "There is no home folder.", "Set HOME to a folder of yours.", 1
         case OSError():
             message = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}."
             hint, code = "Set NARCLI_DEBUG=1 and run it again to see where.", 1
