@@ -56,13 +56,16 @@ def test_the_list_says_what_there_is_and_what_it_takes(here):
     assert "default text model: none is built in" in text and "\x1b" not in text
 
     said = json.loads(run("models", "list", "--json"))
-    assert said["defaults"] == {"image": "emoji", "text": None, "video": None}
+    assert said["defaults"] == BUILT_IN
     models = {row["name"]: row for row in said["models"]}
     assert models.keys() == registry.MODELS.keys()
     row = models["vq16-c2i"]
     assert (row["on_disk"], row["path"], row["bytes_to_fetch"]) == (True, str(path), 0)
     assert row["bytes"] == path.stat().st_size and row["commit"] == "a" * 40
     assert models["nar-b-256"]["bytes_to_fetch"] == 522_000_000 and not models["nar-b-256"]["on_disk"]
+
+
+BUILT_IN = {"image": "emoji", "text": None, "video": "emoji-video"}
 
 
 def test_a_damaged_model_does_not_hide_the_others(here):
@@ -72,11 +75,12 @@ def test_a_damaged_model_does_not_hide_the_others(here):
 
 
 def test_defaults_are_shown_chosen_and_forgotten(monkeypatch):
-    assert json.loads(run("models", "default", "--json")) == {"image": "emoji", "text": None, "video": None}
+    assert json.loads(run("models", "default", "--json")) == BUILT_IN
     assert run("models", "default", "video", "nar-l-ucf101").split() == ["video", "nar-l-ucf101"]
     assert "nar-l-ucf101" in run("models", "default", "video")
     assert "nar-l-ucf101 *" in run("models", "list")
-    assert "none is built in" in run("models", "default", "video", "none")
+    assert "emoji-video" in run("models", "default", "video", "none")
+    assert "none is built in" in run("models", "default", "text", "none")
     monkeypatch.setenv("NARCLI_IMAGE_MODEL", "nar-l-256")
     result = CliRunner().invoke(app, ["models", "default", "image", "nar-b-256"])
     assert "NARCLI_IMAGE_MODEL=nar-l-256" in result.stderr and "nar-l-256" in result.stdout

@@ -16,7 +16,7 @@ from narcli import __version__, registry
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ("config.json", "model.safetensors", "tokenizer.safetensors")
-MAX_WEIGHTS = 30_000_000  # bytes
+MAX_WEIGHTS = 30_000_000  # bytes of a model
 
 
 def run(*command, **options):
@@ -73,7 +73,8 @@ def test_the_wheel_has_the_data_and_nothing_else(wheel):
     }
     assert packed == there
     assert {f"narcli/classes/{name}" for name in ("emoji.tsv", "imagenet1k.txt", "ucf101.txt")} <= packed
-    assert {f"narcli/weights/emoji/{name}" for name in WEIGHTS} <= packed
+    for model in ("emoji", "emoji-video"):
+        assert {f"narcli/weights/{model}/{name}" for name in WEIGHTS} <= packed
     others = {name for name in names - packed if not name.startswith(f"narcli-{__version__}.dist-info/")}
     assert not others
     assert {f"narcli-{__version__}.dist-info/licenses/{name}" for name in ("LICENSE", "NOTICE")} <= names
@@ -85,7 +86,8 @@ def test_the_wheel_states_the_version_and_dependencies(wheel):
 
 
 def test_the_built_in_weights_are_small():
-    assert sum(path.stat().st_size for path in registry.WEIGHTS.rglob("*") if path.is_file()) <= MAX_WEIGHTS
+    for model in registry.WEIGHTS.iterdir():
+        assert sum(path.stat().st_size for path in model.iterdir()) <= MAX_WEIGHTS, model
 
 
 def test_an_installed_narcli_is_the_wheels(installed, plain, tmp_path):

@@ -147,18 +147,17 @@ def test_a_folder_says_what_it_is(tmp_path):
     assert registry.has_own_tokenizer(folder / "model.safetensors")
 
 
-def test_the_built_in_model_is_the_default_for_images_only():
-    assert default_model("image") == "emoji"
-    for kind in ("text", "video"):
-        with pytest.raises(NarError, match=f"No {kind} model is built in") as caught:
-            default_model(kind)
-        assert "narcli models default" in caught.value.hint
+def test_the_built_in_models_are_the_defaults_of_their_kinds():
+    assert default_model("image") == "emoji" and default_model("video") == "emoji-video"
+    with pytest.raises(NarError, match="No text model is built in") as caught:
+        default_model("text")
+    assert "narcli models default" in caught.value.hint
 
 
-def test_a_built_in_model_of_videos_would_be_their_default(monkeypatch, tmp_path):
-    row = Model("clips", "video", path=tmp_path)
-    monkeypatch.setattr(registry, "MODELS", MODELS | {"clips": row})
-    assert default_model("video") == "clips" and default_model("image") == "emoji"
+def test_a_built_in_model_of_a_kind_would_be_its_default(monkeypatch, tmp_path):
+    row = Model("words", "text", path=tmp_path)
+    monkeypatch.setattr(registry, "MODELS", MODELS | {"words": row})
+    assert default_model("text") == "words" and default_model("image") == "emoji"
 
 
 def test_a_default_is_remembered_and_the_environment_goes_before_it(monkeypatch, settings):
@@ -203,9 +202,10 @@ def test_a_built_in_model_that_is_missing_is_said_to_be(monkeypatch, tmp_path):
         resolve("gone", "image")
 
 
-def test_the_built_in_model_is_complete():
-    model = resolve("emoji", "image")
-    assert model.classes == "emoji" and model.tokenizer is None
+@pytest.mark.parametrize(("name", "kind"), [("emoji", "image"), ("emoji-video", "video")])
+def test_a_built_in_model_is_complete(name, kind):
+    model = resolve(name, kind)
+    assert model.classes == name and model.tokenizer is None
     assert sum(p.stat().st_size for p in model.path.iterdir()) <= 30e6
     assert registry.has_own_tokenizer(model.path)
 

@@ -74,6 +74,8 @@ TEXT_ENCODER_OF_RELEASED = "flan-t5-xl"
 # fmt: off
 _ROWS = (
     Model("emoji", "image", classes="emoji", license="MIT", note="built in", path=WEIGHTS / "emoji"),
+    Model("emoji-video", "video", classes="emoji-video", license="MIT", note="built in",
+          path=WEIGHTS / "emoji-video"),
     Model("nar-b-256", "image", "chenfeng1271/NAR-imagenet-256-B", "last_version.pt", 522_000_000,
           (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="130 M parameters", scale="B"),
     Model("nar-m-256", "image", "yefly/NAR-imagenet-256-M", None, 1_160_000_000,
