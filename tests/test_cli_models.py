@@ -8,6 +8,8 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from hub_server import sha256
+from narcli import hub as hub_module
 from narcli import registry
 from narcli.cli import app
 
@@ -35,12 +37,27 @@ def run(*arguments, code=0):
 def cache(tmp_path, repo, file, data, commit="a" * 40):
     """Put a file where the Hub's client keeps it."""
     folder = tmp_path / "hub" / f"models--{repo.replace('/', '--')}"
-    (folder / "refs").mkdir(parents=True)
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
     (folder / "refs" / "main").write_text(commit)
     path = folder / "snapshots" / commit / file
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
+
+
+def share(tmp_path, path, xet="f" * 64, name=None):
+    """Let the cache keep a file as the client does that came by Xet: in a store that repositories share."""
+    store = tmp_path / "hub" / "blobs"
+    entry, own = store / xet[:2] / xet, path.parents[2] / "blobs" / (name or sha256(path.read_bytes()))
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    (store / ".huggingface-shared-blobs").write_text("1\n")
+    own.parent.mkdir(exist_ok=True)
+    path.replace(entry)
+    own.symlink_to(f"../../blobs/{xet[:2]}/{xet}")
+    path.symlink_to(f"../../blobs/{own.name}")
+    with entry.with_name(f"{xet}.refs").open("a") as refs:
+        refs.write(f"{own.relative_to(tmp_path / 'hub')}\n")
+    return entry
 
 
 # --- models --------------------------------------------------------------------------------------
@@ -118,6 +135,7 @@ def test_conversion_refuses_what_is_no_model_and_leaves_nothing():
 
 # --- models of the Hub ---------------------------------------------------------------------------
 
+LLAMAGEN = "FoundationVision/LlamaGen"
 RELEASED = {
     "chenfeng1271/NAR-imagenet-256-B": {"last_version.pt": "c2i.pt", "config.json": "c2i.json"},
     "yefly/NAR-imagenet-256-M": {"model.pt": "c2i.pt", "config.json": "c2i.json"},
@@ -175,9 +193,11 @@ def test_a_model_is_pulled_with_its_tokenizer_shown_verified_and_removed(release
     assert released.requests == []  # what is here is shown and checked without the Hub
 
     assert "Add --yes" in narcli("models", "rm", "nar-b-256", code=2)
-    assert "used by nar-b-256, nar-m-256" in narcli("models", "rm", "vq16-c2i", "--yes", code=2)
+    assert "nar-b-256, nar-m-256 on this machine need it" in narcli(
+        "models", "rm", "vq16-c2i", "--yes", code=2
+    )
     said = narcli("models", "rm", "nar-b-256", "--yes")
-    assert "removed nar-b-256, 915 kB" in said and "kept vq16-c2i, which nar-m-256 uses" in said
+    assert "removed nar-b-256, 915 kB" in said and "kept vq16-c2i for nar-m-256" in said
     said = json.loads(narcli("models", "rm", "nar-m-256", "--yes", "--json"))
     assert said["removed"].keys() == {"nar-m-256", "vq16-c2i"} and said["kept"] == {}
     assert said["freed"] == sum(said["removed"].values()) > 10**6
@@ -205,6 +225,56 @@ def test_what_cannot_be_pulled_shown_or_removed_says_so(released):
     assert "is built in" in released.narcli("models", "rm", "emoji", "--yes", code=2)
     assert "not on this machine" in released.narcli("models", "verify", "nar-b-256", code=3)
     assert "no repository no/body" in released.narcli("models", "show", "no/body", code=3)
+
+
+def test_a_repository_stays_while_anything_on_disk_needs_it(here):
+    cache(here, "chenfeng1271/NAR-imagenet-256-B", "last_version.pt", b"x")
+    vq16 = cache(here, LLAMAGEN, "vq_ds16_c2i.pt", b"xx")
+    vq8 = cache(here, LLAMAGEN, "vq_ds8_c2i.pt", b"xxx")
+    refused = run("models", "rm", f"{LLAMAGEN}/vq_ds8_c2i.pt", "--yes", code=2)
+    assert f"{LLAMAGEN} goes as a whole, and nar-b-256 on this machine needs it" in refused
+    said = run("models", "rm", "nar-b-256", "--yes")
+    assert f"kept vq16-c2i for {LLAMAGEN}/vq_ds8_c2i.pt" in said and "freed 1 bytes" in said
+    assert vq16.is_file() and vq8.is_file()
+    assert "vq_ds8_c2i.pt on this machine needs it" in run("models", "rm", "vq16-c2i", "--yes", code=2)
+    said = json.loads(run("models", "rm", "vq16-c2i", f"{LLAMAGEN}/vq_ds8_c2i.pt", "--yes", "--json"))
+    assert said["freed"] == 5 and not list((here / "hub").glob("models--*"))
+
+
+def test_a_repository_that_is_named_goes_with_all_that_is_in_it(here):
+    for name in ("vq_ds16_c2i.pt", "vq_ds8_c2i.pt"):
+        cache(here, LLAMAGEN, name, b"x")
+    assert "freed 2 bytes" in run("models", "rm", LLAMAGEN, "--yes")
+
+
+def test_what_was_removed_is_told_where_the_next_one_cannot_be(here, monkeypatch):
+    for repo in ("me/one", "me/two"):
+        cache(here, repo, "last.pt", b"x")
+    remove = hub_module.remove
+
+    def fail(model):
+        if model.name == "me/two":
+            raise registry.NarError("Could not remove me/two.")
+        return remove(model)
+
+    monkeypatch.setattr(hub_module, "remove", fail)
+    result = CliRunner().invoke(app, ["models", "rm", "me/one", "me/two", "--yes"])
+    assert result.exit_code == 1 and "removed me/one, 1 bytes\nfreed 1 bytes" in result.stdout
+    assert "Could not remove me/two" in result.stderr
+
+
+def test_files_that_repositories_share_are_checked_and_removed_as_others(here):
+    data = (DATA / "vq.pt").read_bytes()
+    cache(here, "chenfeng1271/NAR-imagenet-256-B", "last_version.pt", b"x")
+    entry = share(here, cache(here, LLAMAGEN, "vq_ds16_c2i.pt", data))
+    (file,) = json.loads(run("models", "verify", "vq16-c2i", "--json"))["models"][0]["files"]
+    assert file["ok"] and file["expected"] == file["hash"] == sha256(data)
+    assert "nar-b-256 on this machine needs it" in run("models", "rm", "vq16-c2i", "--yes", code=2)
+    share(here, cache(here, "me/copy", "last.pt", data))
+    said = json.loads(run("models", "rm", "nar-b-256", "--yes", "--json"))
+    assert said["removed"] == {"nar-b-256": 1, "vq16-c2i": 0} and entry.read_bytes() == data
+    assert json.loads(run("models", "rm", "me/copy", "--yes", "--json"))["freed"] == len(data)
+    assert not entry.exists()
 
 
 def test_a_released_model_is_shown_without_a_hub(here):

@@ -213,15 +213,27 @@ def files_of(found: Fetched) -> list[Path]:
     return [path for path in (folder / CONFIG, found.path) if path.is_file()]
 
 
+def is_cached(model: Model) -> bool:
+    """Whether the cache has anything of a repository."""
+    return model.repo is not None and _folder(model.repo).is_dir()
+
+
 def held(model: Model) -> int:
     """Bytes that the cache holds of a repository: all its revisions, and what has arrived of downloads."""
-    folder = _folder(model.repo or "")
-    paths = folder.rglob("*") if model.repo is not None else ()
-    return sum(path.stat().st_size for path in paths if path.is_file() and not path.is_symlink())
+    return sum(_content(model.repo).values()) if model.repo is not None else 0
+
+
+def weights_of(model: Model) -> set[str]:
+    """The weights files that the cache has of a repository, in any revision."""
+    snapshots = _folder(model.repo or "").glob("snapshots/*")
+    names = [[p.relative_to(folder).as_posix() for p in folder.rglob("*")] for folder in snapshots]
+    return {name for each in names for name in weights_in(each)}
 
 
 def remove(model: Model) -> int:
     """Remove a repository from the cache, all its revisions; the bytes freed.
+
+    What repositories share, as the client stores files that came by Xet, stays until the last of them goes.
 
     Raises:
         NarError: it cannot be removed.
@@ -229,7 +241,7 @@ def remove(model: Model) -> int:
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
-    before, folder = held(model), _folder(model.repo or "")
+    folder, content = _folder(model.repo or ""), _content(model.repo or "")
     try:
         with _quiet(False):
             with suppress(CacheNotFound):
@@ -243,7 +255,7 @@ def remove(model: Model) -> int:
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         raise NarError(f"Could not remove {folder}: {why}.", "Check whose it is.") from error
-    return before
+    return sum(size for path, size in content.items() if not path.exists())
 
 
 def choose(model: Model, names: Iterable[str]) -> list[str]:
@@ -427,7 +439,7 @@ def _download(repo: str, file: File, revision: str, commit: str | None, check: b
             damaged = False
         path = Path(hf_hub_download(repo, file.name, revision=revision, force_download=damaged))
         if why := _damage(path, file, check=True):
-            path.resolve().unlink()
+            _first_link(path).unlink()  # what that links to, in turn, may be others' too
             path.unlink(missing_ok=True)
             raise _arrived_wrong(repo, file, why)
     return path
@@ -509,8 +521,13 @@ def hash_file(path: Path, like: str = "0" * SHA256) -> str | None:
 
 def stored_hash(path: Path) -> str | None:
     """The hash that a file of the Hub's cache had when it arrived: the name of what it links to."""
-    name = path.resolve().name
+    name = _first_link(path).name
     return name if path.is_symlink() and _HASH.fullmatch(name) else None
+
+
+def _first_link(path: Path) -> Path:
+    """What a file of a snapshot links to: the repository's own entry, which may be a link to a shared one."""
+    return path.parent / path.readlink() if path.is_symlink() else path
 
 
 def check_disk(parts: Sequence[Located]) -> None:
@@ -549,6 +566,11 @@ def _folder(repo: str) -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+
+
+def _content(repo: str) -> dict[Path, int]:
+    """The files in which the cache keeps what a repository has, with their sizes."""
+    return {path.resolve(): path.stat().st_size for path in _folder(repo).rglob("*") if path.is_file()}
 
 
 def _blob(repo: str, file: File) -> Path | None:

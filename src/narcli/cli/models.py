@@ -330,7 +330,7 @@ def remove(
 ) -> None:
     """Remove downloaded models, all their revisions, with what only they use.
 
-    A tokenizer or text encoder that another model on disk uses stays.
+    Repositories go as a whole; one that something else on disk needs stays.
     """
     from .. import hub
 
@@ -343,42 +343,56 @@ def remove(
                 "only downloads are removed.",
                 "`narcli models list` shows what was downloaded.",
             )
-        if not hub.held(model):
+        if not hub.is_cached(model):
             raise UsageError(f"{model.name} is not on this machine.", "`narcli models list` shows what is.")
+    companions = [part for model in models for part in _companions(model)]
     going = {model.repo: model for model in models}
-    staying = [
-        row for row in registry.MODELS.values() if row.repo and row.repo not in going and hub.held(row)
-    ]
-    kept: dict[str, list[str]] = {}
-    for part in [part for model in models for part in _companions(model)]:
-        users = [row.name for row in staying if part.name in (row.tokenizer, row.text_encoder)]
-        if users:
-            kept[part.name] = users
-        elif hub.held(part):
-            going.setdefault(part.repo, part)
+    staying = [row for row in registry.MODELS.values() if row.repo not in going and hub.is_cached(row)]
+    whole = {model.repo for model, name in zip(models, names, strict=True) if name == model.repo}
+
+    def needed_by(model: registry.Model) -> list[str]:
+        """What stays and needs the model's repository: models that run with it, other weights in it."""
+        users = [row.name for row in staying if model.repo in [part.repo for part in _companions(row)]]
+        files = {part.file for part in (*models, *companions) if part.repo == model.repo}
+        others = set() if None in files or model.repo in whole else hub.weights_of(model) - files
+        return users or [f"{model.repo}/{file}" for file in sorted(others)]
+
     for model in models:
-        if users := [row.name for row in staying if model.name in (row.tokenizer, row.text_encoder)]:
+        if users := needed_by(model):
             raise UsageError(
-                f"{model.name} is used by {', '.join(users)}, which {'is' if len(users) == 1 else 'are'} "
-                "on this machine.",
+                f"{model.repo} goes as a whole, and {', '.join(users)} on this machine "
+                f"{'needs' if len(users) == 1 else 'need'} it.",
                 f"Remove {'that' if len(users) == 1 else 'those'} first, or too.",
             )
-    sizes = {part.name: hub.held(part) for part in going.values()}
-    total = bytes_text(sum(sizes.values()))
-    what = ", ".join(f"{name} {bytes_text(size)}" for name, size in sizes.items())
+    kept: dict[str, list[str]] = {}
+    for part in companions:
+        if part.repo in going or not hub.is_cached(part):
+            continue
+        if users := needed_by(part):
+            kept[part.name] = users
+        else:
+            going[part.repo] = part
+    what = ", ".join(f"{part.name} {bytes_text(hub.held(part))}" for part in going.values())
     if not yes:
         if not console.can_ask:
             raise UsageError(f"This would remove {what}.", "Add --yes to allow it.")
         console.confirm(f"This removes {what}.", "Nothing was removed.")
-    freed = {part.name: hub.remove(part) for part in going.values()}
+    freed: dict[str, int] = {}
+    try:
+        for part in going.values():
+            freed[part.name] = hub.remove(part)
+    finally:  # what is gone is told also where the next one could not be removed
+        total = sum(freed.values())
+        if as_json:
+            console.json({"freed": total, "removed": freed, "kept": kept})
+        else:
+            for removed, size in freed.items():
+                console.result(f"removed {removed}, {bytes_text(size)}")
+            for part_name, users in kept.items():
+                console.result(f"kept {part_name} for {', '.join(users)}")
+            console.result(f"freed {bytes_text(total)}")
     if as_json:
-        console.json({"freed": sum(freed.values()), "removed": freed, "kept": kept})
         return
-    for removed, size in freed.items():
-        console.result(f"removed {removed}, {bytes_text(size)}")
-    for part_name, users in kept.items():
-        console.result(f"kept {part_name}, which {', '.join(users)} uses")
-    console.result(f"freed {total}")
     for kind, chosen in registry.defaults().items():
         if chosen in freed:
             console.warn(f"{chosen} is still the default {kind} model; `narcli models default` changes it.")
