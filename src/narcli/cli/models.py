@@ -274,7 +274,7 @@ def show(
 def verify(
     name: Annotated[
         str | None,
-        typer.Argument(help="A name, repository, file or folder; the known models on disk if not given."),
+        typer.Argument(help="A name, repository, file or folder; known ones on disk, at main, if not given."),
     ] = None,
     revision: options.Revision = None,
     as_json: Json = False,
