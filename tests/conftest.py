@@ -76,6 +76,18 @@ def hub(tmp_path):
     server.close()
 
 
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 20 MiB, where this user may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("only root mounts")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A narcli folder: emoji classes, 4x4 grid, pictures of 8 pixels, random weights."""

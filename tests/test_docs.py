@@ -17,9 +17,9 @@ import pytest
 from typer.main import get_command
 
 import narcli
+from narcli import errors as errors_of_narcli
 from narcli import metadata, registry
 from narcli.cli import app
-from narcli.errors import CheckpointError, HubError, MemoryLimitError, NarError, UsageError
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(narcli.__file__).parents[1]
@@ -116,8 +116,20 @@ def test_the_table_of_fields_is_the_schema():
 
 def test_the_exit_codes_are_listed():
     listed = set(map(int, re.findall(r"^\| (\d+) \|", CLI.read_text("utf-8"), re.MULTILINE)))
-    errors = (NarError, UsageError, HubError, CheckpointError, MemoryLimitError)
-    assert listed == {0, 130, 143, *(error.exit_code for error in errors)}
+    errors = [kind for kind in vars(errors_of_narcli).values() if isinstance(kind, type)]
+    assert listed == {0, 130, 143, *(error.exit_code for error in errors)} and len(errors) > 4
+
+
+def test_every_promise_names_tests_that_exist():
+    text = (ROOT / "docs" / "promises.md").read_text("utf-8")
+    promises = re.findall(r"^- \*\*.*?(?=^- |^#|\Z)", text.split("## Errors")[0], re.MULTILINE | re.DOTALL)
+    assert len(promises) == text.count("\n- **")
+    for promise in promises:
+        kept = re.findall(r"\(`(tests/\w+\.py)`: ((?:`test_\w+`(?:, )?)+)\)", promise)
+        assert kept, promise
+        for file, names in kept:
+            there = set(re.findall(r"^def (test_\w+)", (ROOT / file).read_text("utf-8"), re.MULTILINE))
+            assert set(re.findall(r"test_\w+", names)) <= there, promise
 
 
 def test_the_numbers_of_classes_are_the_tables():

@@ -149,18 +149,6 @@ def test_a_file_size_limit_in_mid_download(hub):
     assert Path(hub.narcli("models", "pull", "me/large").strip()).read_bytes() == LARGE
 
 
-@pytest.fixture
-def disk(tmp_path):
-    """A file system of 20 MiB, where this user may mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)]
-    if not shutil.which("mount") or subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("only root mounts")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_a_disk_that_is_too_small_or_fills_in_mid_download(hub, disk):
     there = {"HF_HOME": str(disk / "hf")}
     stderr = hub.narcli("models", "pull", "me/large", code=1, environment=there)

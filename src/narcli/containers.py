@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .errors import CheckpointError
+from .errors import CheckpointError, MemoryLimitError
 
 
 class _Ignored:
@@ -103,6 +103,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, OverflowError) as error:
+        _refuse_unmapped(path, error)
         raise CheckpointError(
             f"{path} is not a whole safetensors file ({first_line(error)}).",
             "It is cut off or damaged; get it again.",
@@ -119,7 +120,16 @@ def _read_pickle(path: Path, zipped: bool) -> Any:
     except CheckpointError:
         raise
     except Exception as error:  # damaged pickles raise anything
+        _refuse_unmapped(path, error)
         raise _explain(path, error) from None
+
+
+def _refuse_unmapped(path: Path, error: Exception) -> None:
+    """Raise where the file, as large as it is, finds no place in memory: that is no fault of the file."""
+    if "unable to mmap" in str(error) and "allocate memor" in str(error):
+        raise MemoryLimitError(
+            f"Out of memory: {path} could not be mapped.", "Try a smaller model."
+        ) from None
 
 
 def _check_zip(path: Path) -> None:

@@ -43,11 +43,15 @@ class MemoryLimitError(NarError):
     exit_code = 5
 
 
-#: In messages of RuntimeErrors of torch: the allocators of cuda and mps, of the CPU, and of oneDNN.
-_SHORTAGE = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "create a memory")
+#: In messages: of the allocators of torch for cuda and mps, for the CPU, and of oneDNN; of the system, and of
+#: its loader of libraries.
+_SHORTAGE = (
+    *("out of memory", "allocate memory", "not enough memory", "bad_alloc", "create a memory"),
+    "failed to map segment",
+)
 
 
 def is_shortage(error: BaseException) -> bool:
     """Whether an error of Python or torch means that there was not enough memory."""
-    said = str(error).lower() if isinstance(error, RuntimeError) else ""
+    said = str(error).lower() if isinstance(error, RuntimeError | ImportError | OSError) else ""
     return isinstance(error, MemoryError) or any(words in said for words in _SHORTAGE)

@@ -18,6 +18,7 @@ import secrets
 import signal
 import struct
 import subprocess
+import sys
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -159,6 +160,10 @@ def clean_name(value: object) -> str:
     device name of Windows, and is bounded in length.
     """
     text = unicodedata.normalize("NFC", str(value))
+    encoding = (
+        sys.getfilesystemencoding()
+    )  # ASCII in some locales; not as UTF-8, where emoji are cleaned below
+    text = text.encode(encoding, "replace").decode(encoding)
     text = re.sub(r"[^\w.-]+", "_", text)
     text = _shorten(text.strip(".-_")).rstrip(".-_") or "_"
     return f"_{text}" if _RESERVED.match(text) else text

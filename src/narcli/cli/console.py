@@ -47,8 +47,12 @@ class Console:
 
         A path goes into a pipe as it is, for the next program.
         """
-        raw = isinstance(text, Path) and not is_terminal(sys.stdout)
-        print(text if raw else printable(str(text)))
+        buffer = getattr(sys.stdout, "buffer", None)
+        if isinstance(text, Path) and buffer is not None and not is_terminal(sys.stdout):
+            sys.stdout.flush()
+            buffer.write(os.fsencode(text) + os.linesep.encode())  # also where the locale lacks its letters
+        else:
+            print(text if isinstance(text, Path) and buffer is None else printable(str(text)))
 
     def json(self, document: Any) -> None:
         """The one JSON document of a ``--json`` run, on stdout."""
@@ -156,6 +160,8 @@ def fail(error: BaseException) -> int:
         case _ if is_shortage(error):
             message, hint = "Out of memory.", "Try a smaller --batch-size, --num or grid."
             code = MemoryLimitError.exit_code
+        case RuntimeError() if "home directory" in str(error):  # of pathlib and platformdirs
+            message, hint, code = "There is no home folder.", "Set HOME to a folder of yours.", 1
         case OSError():
             message = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}."
             hint, code = "Set NARCLI_DEBUG=1 and run it again to see where.", 1

@@ -124,7 +124,8 @@ class Run:
             NarError: of any kind; what is written by then is whole, and told.
         """
         self.make()
-        self.report()
+        if not self.dry_run:
+            self.report()
 
     def make(self, like: Run | None = None) -> None:
         """Do all but the report; ``like`` is an earlier run, whose model serves again if it is the same."""

@@ -84,14 +84,14 @@ def most_rows(out: int, columns: int, dtype: torch.dtype) -> int:
     generator = torch.Generator().manual_seed(0)
     # The terms of a sum cancel in pairs, and what is left, rounding errors, shows the order of the additions.
     places = torch.randperm(columns, generator=generator)
-    half = torch.randn(4 * least, -(-columns // 2), generator=generator)
-    x = torch.cat([half, half], 1)[:, places].to(dtype)
+    half = torch.randn(least, -(-columns // 2), generator=generator)
+    x = torch.cat([half, half], 1)[:, places].to(dtype).repeat(4, 1)  # every row at several places
     half = torch.randn(64, half.shape[1], generator=generator)
     weight = torch.cat([half, -half], 1)[:, places].to(dtype).repeat(-(-out // 64), 1)[:out]
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-    first = multiply(x[:least], packed)
+    expected = multiply(x[:least], packed).repeat(4, 1)
     counts = range(least + multiple, len(x) + 1, multiple)
-    same = takewhile(lambda n: torch.equal(multiply(x[:n], packed)[:least], first), counts)
+    same = takewhile(lambda n: torch.equal(multiply(x[:n], packed), expected[:n]), counts)
     return max(same, default=least)
 
 

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..configs import check, whole
 from ..containers import first_line, read_tensors
 from ..errors import CheckpointError, is_shortage
 
@@ -100,10 +101,22 @@ class T5Encoder:
     @torch.inference_mode()
     def encode(self, text: str, tokens: int) -> Encoded:
         """Encode a cleaned prompt, cut to ``tokens`` tokens with the end token."""
-        ids, rest = split(self.tokenizer, text, tokens)
+        try:
+            ids, rest = split(self.tokenizer, text, tokens)
+            dropped = self.tokenizer.decode(rest, skip_special_tokens=True) if rest else ""
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError) as error:
+            raise CheckpointError(  # its files may say anything, and transformers believes them
+                f"The text encoder's tokenizer cannot read a prompt ({first_line(error)}).",
+                "Get its folder again, whole, as transformers saved it.",
+            ) from error
+        if not 0 <= min(ids, default=-1) <= max(ids, default=-1) < self.model.config.vocab_size:
+            raise CheckpointError(
+                f"The text encoder has {self.model.config.vocab_size} token embeddings, fewer than "
+                "its tokenizer uses.",
+                "Its files do not belong together.",
+            )
         rows = torch.tensor([ids], device=self.model.device)
         features = self.model(input_ids=rows).last_hidden_state[0]
-        dropped = self.tokenizer.decode(rest, skip_special_tokens=True) if rest else ""
         return Encoded(features.cpu(), dropped.strip())
 
 
@@ -166,6 +179,13 @@ def check_encoder(folder: Path) -> None:
             )
 
 
+_SIZES = {
+    **{name: whole(1, 2**16) for name in ("d_model", "d_kv", "num_heads")},
+    **{name: whole(1, 2**20) for name in ("d_ff", "vocab_size")},
+    **{name: whole(1, 1000) for name in ("num_layers", "num_decoder_layers")},
+}
+
+
 def _check(folder: Path) -> None:
     """Refuse what is not a folder of a T5 before transformers is imported, which takes seconds."""
     try:
@@ -180,10 +200,18 @@ def _check(folder: Path) -> None:
         raise CheckpointError(
             f"{folder} holds a model of the type {str(kind)[:40]!r}, expected a T5 text encoder."
         )
-    try:
-        by_bytes = b'"ByT5Tokenizer"' in (folder / "tokenizer_config.json").read_bytes()
-    except OSError:
-        by_bytes = False
+    # transformers would build whatever is said, before it looks at the tensors.
+    check(folder / "config.json", "", _SIZES, said)
+    by_bytes = False
+    if (tokenizer := folder / "tokenizer_config.json").is_file():
+        try:
+            said = json.loads(tokenizer.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            said = None
+        if not isinstance(said, dict):
+            raise CheckpointError(f"{tokenizer} is not valid JSON.", "Get the original file again.")
+        check(tokenizer, "", {"extra_ids": whole(0, 1000)}, said)
+        by_bytes = "ByT5Tokenizer" in str(said.get("tokenizer_class"))
     if not by_bytes and not any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model")):
         raise CheckpointError(  # transformers would make up an empty vocabulary
             f"The text encoder in {folder} has no tokenizer (tokenizer.json or spiece.model).",

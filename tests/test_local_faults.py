@@ -1,0 +1,250 @@
+"""Faults of this machine and its user, met by the real command: signals, full disks, no memory, odd places.
+
+Each: the documented exit code, one clear message, nothing under a final name that is not whole, nothing
+temporary left but by SIGKILL, and the same command works afterwards.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from narcli.cli import app
+from narcli.writers import read_metadata
+from test_cli_image import ENVIRONMENT, MAIN, PROLOGUE, names
+from test_faults import one_message
+
+WORDS = ["--class", "dog", "--seed", "1", "--scale", "1", "-o", "a.png"]
+WHOLE = ["a.png", "a_frontier.gif"]
+PAUSE = """
+import os, time
+def pause(*_):
+    os.write(2, b"now\\n")
+    time.sleep(300)
+"""
+#: Where in a run to stop, and what is written by then.
+PHASES = {
+    "import": (
+        """
+class Pausing:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            pause()
+sys.meta_path.insert(0, Pausing())
+""",
+        [],
+    ),
+    "load": ("import narcli.checkpoints; narcli.checkpoints._fill = pause\n", []),
+    "sampling": (
+        """
+import narcli.pipeline
+original = narcli.pipeline.generate
+def generate(*arguments):
+    for step in original(*arguments):
+        yield step
+        pause()
+narcli.pipeline.generate = generate
+""",
+        [],
+    ),
+    # The data is in the temporary file, which has no final name yet.
+    "writing": ("import narcli.writers; narcli.writers._move_to_free_name = pause\n", []),
+    "frontier": ("import narcli.gif; narcli.gif.palette_frames = pause\n", ["a.png"]),
+}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def start(code, *arguments, environment=None, **options):
+    return subprocess.Popen(
+        [sys.executable, "-c", PROLOGUE + code + MAIN, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT | (environment or {}),
+        **options,
+    )
+
+
+def works(folder, tiny, *more):
+    """The same command, without the fault."""
+    result = CliRunner().invoke(app, ["image", *WORDS, "--model", str(tiny), *more])
+    assert result.exit_code == 0, result.output
+    for name in result.stdout.split():
+        with Image.open(folder / name) as picture:
+            picture.load()
+    return result.stdout.split()
+
+
+def stop_in(phase, number, tiny, *more):
+    """Run until the phase, send the signal; the exit code, stdout, and stderr from then on."""
+    process = start(PAUSE + PHASES[phase][0], "image", *WORDS, "--model", tiny, *more)
+    assert process.stderr.readline() == b"now\n"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out.decode().split(), err.decode()
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGINT, "Interrupted.\n"), (signal.SIGTERM, "Terminated.\n")]
+)
+def test_a_signal_in_any_phase_leaves_whole_files_only(phase, number, said, tiny, here):
+    written = PHASES[phase][1]
+    assert stop_in(phase, number, tiny) == (128 + number, written, said)
+    assert names(here) == written  # nothing temporary either
+    assert all(read_metadata(here / name)["seed"] == 1 for name in written)
+    assert len(works(here, tiny)) == 2
+
+
+def test_sigkill_in_mid_write_leaves_the_name_free_or_the_old_file(tiny, here):
+    assert stop_in("writing", signal.SIGKILL, tiny) == (-signal.SIGKILL, [], "")
+    (left,) = names(here)
+    assert left.startswith(".narcli-") and left.endswith(".part")
+    assert works(here, tiny) == WHOLE
+    before = (here / "a.png").read_bytes()
+    # With --overwrite the file is moved over the old one: stopped just before that.
+    pausing = "import narcli.writers\nnarcli.writers.os = type('Os', (), {**vars(os), 'replace': pause})\n"
+    process = start(PAUSE + pausing, "image", *WORDS, "--model", tiny, "--seed", "2", "--overwrite")
+    assert process.stderr.readline() == b"now\n"
+    process.kill()
+    process.communicate(timeout=120)
+    assert (here / "a.png").read_bytes() == before
+    assert works(here, tiny, "--seed", "2", "--overwrite") == WHOLE
+    assert read_metadata(here / "a.png")["seed"] == 2
+
+
+def test_a_disk_that_fills_in_mid_run_keeps_the_whole_pictures(tiny, here, disk):
+    room = 60_000
+    (disk / "ballast").write_bytes(bytes(shutil.disk_usage(disk).free - room))
+    words = ["--class", "dog", "--num", "100", "--batch-size", "10", "--seed", "1", "--frontier", "none"]
+    process = start("", "image", *words, "--model", tiny, "-o", f"{disk}/")
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 1
+    one_message(err.decode(), "Could not write", "the disk is full", "--output")
+    written = sorted(out.decode().splitlines())
+    assert 0 < len(written) < 100
+    assert written == sorted(str(path) for path in disk.iterdir() if path.name != "ballast")
+    for path in written:
+        with Image.open(path) as picture:
+            picture.load()
+    (disk / "ballast").unlink()
+    assert len(works(here, tiny)) == 2
+
+
+# In MB: too little to load torch at all, and too little for the run once it is loaded.
+@pytest.mark.parametrize(
+    ("limit", "code"),
+    [(400, ""), (None, "import torch, narcli.pipeline, narcli.cli.budget, PIL.Image, narcli.frontier\n")],
+)
+def test_out_of_memory_exits_5(limit, code, tiny, here):
+    limiting = f"""
+import resource
+{code}
+now = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
+limit = {limit} * 10**6 if {limit} else now + 40 * 10**6
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+"""
+    words = ["image", *WORDS, "--model", tiny, "--num", "4096", "--batch-size", "4096"]
+    process = start(limiting, *words, environment={"OPENBLAS_NUM_THREADS": "1"})
+    out, err = process.communicate(timeout=240)
+    assert (process.returncode, out, names(here)) == (5, b"", []), err
+    one_message(err.decode(), "emory")
+    assert len(works(here, tiny)) == 2
+
+
+# --- places --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["classes", "classes --json", "image --help"])
+def test_a_reader_that_goes_away_hears_nothing_more(command):
+    narcli = f'"{sys.executable}" -c "{PROLOGUE.strip().replace(chr(10), ";")};{MAIN}" {command}'
+    done = subprocess.run(
+        ["sh", "-c", f"{{ {narcli}; echo code $? >&2; }} | head -1"],
+        env=ENVIRONMENT | {"PYTHONUNBUFFERED": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=240,
+    )
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr in ("code 0\n", "code 1\n")  # 0 if all fitted into the pipe before head had gone
+
+
+def test_a_closed_stdout_does_not_keep_files_from_being_written(tiny, here):
+    process = start("", "image", *WORDS, "--model", tiny, "--quiet")
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(240) == 1  # the names reached nobody
+    assert names(here) == WHOLE
+    assert read_metadata(here / "a.png")["seed"] == 1
+
+
+def test_there_may_be_no_home_folder(tiny, here, tmp_path):
+    plain = {k: "" for k in ENVIRONMENT if k.startswith(("HF_", "XDG_", "NARCLI_"))}
+    process = start(
+        "import os; [os.environ.pop(k) for k in list(os.environ) if not os.environ[k]]\n",
+        *("image", *WORDS, "--model", tiny, "--quiet"),
+        environment=plain | {"HOME": str(tmp_path / "nobody")},
+    )
+    out, err = process.communicate(timeout=240)
+    assert (process.returncode, out.decode().split(), err) == (0, WHOLE, b"")
+    assert not (tmp_path / "nobody").exists()
+    without = start(
+        # As for a user whom the system does not know: there is nothing to take for a home.
+        "import os, pwd\nos.environ.pop('HOME', None)\nos.getuid = lambda: 4242424\n",
+        *("models", "list"),
+        environment=plain,
+    )
+    out, err = without.communicate(timeout=240)
+    assert (without.returncode, out) == (1, b"")
+    one_message(err.decode(), "no home folder", "HOME")
+
+
+@pytest.mark.parametrize("utf", [True, False])
+def test_paths_of_any_letters_in_any_locale(utf, tiny, here):
+    odd = here / "a b ü 日本 \N{DOG FACE} 'q' $HOME %s"
+    shutil.copytree(tiny, odd / "my model")
+    words = ["image", "--class", "dog", "--seed", "1", "--frontier", "mp4", "--quiet"]
+    words += ["--model", odd / "my model", "-o", odd / "ü ü" / "{seed} é.png"]
+    locale = {"LC_ALL": "C.UTF-8"} if utf else {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    process = start("", *words, environment=locale)
+    out, err = process.communicate(timeout=240)
+    assert (process.returncode, err) == (0, b"")
+    paths = [Path(os.fsdecode(line)) for line in out.splitlines()]
+    assert paths == [odd / "ü ü" / name for name in ("1 é.png", "1 é_frontier.mp4")]
+    for path in paths:
+        assert read_metadata(path)["seed"] == 1
+
+
+def test_names_are_of_letters_that_the_file_system_can_write(here):
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    code = "from narcli.writers import clean_name; open(clean_name('pi\\xf1ata'), 'w'); sys.exit()\n"
+    process = start(code, environment=locale)
+    assert (process.communicate(timeout=60)[1], process.returncode) == (b"", 0)
+    assert names(here) == ["pi_ata"]
+
+
+# --- hostile files -------------------------------------------------------------------------------
+
+
+def test_a_short_run_of_the_fuzz_finds_nothing():
+    script = Path(__file__).parents[1] / "benchmarks" / "fuzz.py"
+    command = [sys.executable, script, "--checkpoints", "400", "--media", "200", "--jobs", "2"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["findings"] == 0 and said["loaded"] + said["refused"] == 600
+    assert said["loaded"] > 30 and said["refused"] > 300  # neither all nor nothing
