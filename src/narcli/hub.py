@@ -270,14 +270,14 @@ def remove(model: Model) -> int:
     Raises:
         NarError: it cannot be removed.
     """
-    from huggingface_hub import scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     folder, content = _folder(model.repo or ""), _content(model.repo or "")
     try:
         with _quiet(False):
             with suppress(CacheNotFound):
-                info = scan_cache_dir()
+                info = scan_cache_dir(constants.HF_HUB_CACHE)
                 ours = frozenset(repo for repo in info.repos if repo.repo_path.name == folder.name)
                 commits = [revision.commit_hash for repo in ours for revision in repo.revisions]
                 # Copies of a repository share its commits, and the client would take the first of them.
