@@ -488,7 +488,7 @@ def _download_large(repo: str, file: File, url: str, anew: bool, tell: Callable[
     """
     from huggingface_hub import constants
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     blob = _blob(repo, file)
     assert blob is not None
