@@ -3,7 +3,6 @@
 import json
 import shutil
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -371,16 +370,16 @@ def test_another_revision_than_the_one_on_disk_is_to_fetch(online):
 def test_a_wait_for_another_process_is_told(tmp_path):
     from huggingface_hub.utils import WeakFileLock
 
-    told, released = [], threading.Event()
+    told, held, released = [], threading.Event(), threading.Event()
 
     def hold():
         with WeakFileLock(tmp_path / "lock"):
+            held.set()
             released.wait(10)
 
     other = threading.Thread(target=hold)
     other.start()
-    while not (tmp_path / "lock").exists():
-        time.sleep(0.01)
+    held.wait(10)
     with hub_module._locked(tmp_path / "lock", lambda: (told.append("waiting"), released.set())):
         assert told == ["waiting"]
     other.join()

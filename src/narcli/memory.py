@@ -292,7 +292,8 @@ def _row_and_path(model: Model | Located | Fetched) -> tuple[Model, Path | None]
     if isinstance(model, Fetched):
         return model.model, model.path
     if isinstance(model, Located):
-        model, here = model.model, model.copy
+        here = model.copy
+        model = model.model
     else:
         here = cached(model)
     return (here.model, here.path) if here else (model, None)
