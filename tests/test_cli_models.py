@@ -2,16 +2,21 @@
 
 import json
 import shutil
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from narcli import registry
+from hub_server import HubServer, sha256
+from narcli import hub as hub_module
+from narcli import registry, sources
 from narcli.cli import app
 
 DATA = Path(__file__).parent / "data"
+WEIGHTS, CONFIG = (DATA / "c2i.pt").read_bytes(), (DATA / "c2i.json").read_bytes()
 
 
 @pytest.fixture(autouse=True)
@@ -35,12 +40,47 @@ def run(*arguments, code=0):
 def cache(tmp_path, repo, file, data, commit="a" * 40):
     """Put a file where the Hub's client keeps it."""
     folder = tmp_path / "hub" / f"models--{repo.replace('/', '--')}"
-    (folder / "refs").mkdir(parents=True)
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
     (folder / "refs" / "main").write_text(commit)
     path = folder / "snapshots" / commit / file
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
+
+
+@pytest.fixture
+def online(here, monkeypatch):
+    """A Hub with one repository, for the client in this process."""
+    from huggingface_hub import constants
+
+    server = HubServer({"me/one": {"config.json": CONFIG, "last.pt": WEIGHTS}})
+    url = server.url
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("NO_PROXY", "*")
+    yield server
+    server.close()
+
+
+def pull(name="me/one"):
+    return json.loads(run("models", "pull", name, "--json"))["models"][0]
+
+
+def share(tmp_path, path, xet="f" * 64, name=None):
+    """Let the cache keep a file as the client does that came by Xet: in a store that repositories share."""
+    store = tmp_path / "hub" / "blobs"
+    entry, own = store / xet[:2] / xet, path.parents[2] / "blobs" / (name or sha256(path.read_bytes()))
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    (store / ".huggingface-shared-blobs").write_text("1\n")
+    own.parent.mkdir(exist_ok=True)
+    path.replace(entry)
+    own.symlink_to(f"../../blobs/{xet[:2]}/{xet}")
+    path.symlink_to(f"../../blobs/{own.name}")
+    with entry.with_name(f"{xet}.refs").open("a") as refs:
+        refs.write(f"{own.relative_to(tmp_path / 'hub')}\n")
+    return entry
 
 
 # --- models --------------------------------------------------------------------------------------
@@ -122,6 +162,7 @@ def test_conversion_refuses_what_is_no_model_and_leaves_nothing():
 
 # --- models of the Hub ---------------------------------------------------------------------------
 
+LLAMAGEN = "FoundationVision/LlamaGen"
 RELEASED = {
     "chenfeng1271/NAR-imagenet-256-B": {"last_version.pt": "c2i.pt", "config.json": "c2i.json"},
     "yefly/NAR-imagenet-256-M": {"model.pt": "c2i.pt", "config.json": "c2i.json"},
@@ -171,7 +212,7 @@ def test_a_model_is_pulled_with_its_tokenizer_shown_verified_and_removed(release
         "last_version.pt",
     ):
         assert expected in text, text
-    assert "nar-b-256: whole, 915 kB" in narcli("models", "verify", "nar-b-256")
+    assert "nar-b-256: whole, 915 kB, hashes checked" in narcli("models", "verify", "nar-b-256")
     checked = json.loads(narcli("models", "verify", "--json"))
     assert checked["ok"] and {"emoji", "nar-b-256", "nar-m-256", "vq16-c2i"} <= {
         row["name"] for row in checked["models"]
@@ -179,9 +220,11 @@ def test_a_model_is_pulled_with_its_tokenizer_shown_verified_and_removed(release
     assert released.requests == []  # what is here is shown and checked without the Hub
 
     assert "Add --yes" in narcli("models", "rm", "nar-b-256", code=2)
-    assert "used by nar-b-256, nar-m-256" in narcli("models", "rm", "vq16-c2i", "--yes", code=2)
+    assert "nar-b-256, nar-m-256 on this machine need it" in narcli(
+        "models", "rm", "vq16-c2i", "--yes", code=2
+    )
     said = narcli("models", "rm", "nar-b-256", "--yes")
-    assert "removed nar-b-256, 915 kB" in said and "kept vq16-c2i, which nar-m-256 uses" in said
+    assert "removed nar-b-256, 915 kB" in said and "kept vq16-c2i for nar-m-256" in said
     said = json.loads(narcli("models", "rm", "nar-m-256", "--yes", "--json"))
     assert said["removed"].keys() == {"nar-m-256", "vq16-c2i"} and said["kept"] == {}
     assert said["freed"] == sum(said["removed"].values()) > 10**6
@@ -211,6 +254,170 @@ def test_what_cannot_be_pulled_shown_or_removed_says_so(released):
     assert "no repository no/body" in released.narcli("models", "show", "no/body", code=3)
 
 
+def test_a_repository_stays_while_anything_on_disk_needs_it(here):
+    cache(here, "chenfeng1271/NAR-imagenet-256-B", "last_version.pt", b"x")
+    vq16 = cache(here, LLAMAGEN, "vq_ds16_c2i.pt", b"xx")
+    vq8 = cache(here, LLAMAGEN, "vq_ds8_c2i.pt", b"xxx")
+    refused = run("models", "rm", f"{LLAMAGEN}/vq_ds8_c2i.pt", "--yes", code=2)
+    assert f"{LLAMAGEN} goes as a whole, and nar-b-256 on this machine needs it" in refused
+    said = run("models", "rm", "nar-b-256", "--yes")
+    assert f"kept vq16-c2i for {LLAMAGEN}/vq_ds8_c2i.pt" in said and "freed 1 bytes" in said
+    assert vq16.is_file() and vq8.is_file()
+    assert "vq_ds8_c2i.pt on this machine needs it" in run("models", "rm", "vq16-c2i", "--yes", code=2)
+    said = json.loads(run("models", "rm", "vq16-c2i", f"{LLAMAGEN}/vq_ds8_c2i.pt", "--yes", "--json"))
+    assert said["freed"] == 5 and not list((here / "hub").glob("models--*"))
+
+
+def test_a_repository_that_is_named_goes_with_all_that_is_in_it(here):
+    for name in ("vq_ds16_c2i.pt", "vq_ds8_c2i.pt"):
+        cache(here, LLAMAGEN, name, b"x")
+    assert "freed 2 bytes" in run("models", "rm", LLAMAGEN, "--yes")
+
+
+def test_what_was_removed_is_told_where_the_next_one_cannot_be(here, monkeypatch):
+    for repo in ("me/one", "me/two"):
+        cache(here, repo, "last.pt", b"x")
+    remove = hub_module.remove
+
+    def fail(model):
+        if model.name == "me/two":
+            raise registry.NarError("Could not remove me/two.")
+        return remove(model)
+
+    monkeypatch.setattr(hub_module, "remove", fail)
+    result = CliRunner().invoke(app, ["models", "rm", "me/one", "me/two", "--yes"])
+    assert result.exit_code == 1 and "removed me/one, 1 bytes\nfreed 1 bytes" in result.stdout
+    assert "Could not remove me/two" in result.stderr
+
+
+def test_files_that_repositories_share_are_checked_and_removed_as_others(here):
+    data = (DATA / "vq.pt").read_bytes()
+    cache(here, "chenfeng1271/NAR-imagenet-256-B", "last_version.pt", b"x")
+    entry = share(here, cache(here, LLAMAGEN, "vq_ds16_c2i.pt", data))
+    (file,) = json.loads(run("models", "verify", "vq16-c2i", "--json"))["models"][0]["files"]
+    assert file["ok"] and file["expected"] == file["hash"] == sha256(data)
+    assert "nar-b-256 on this machine needs it" in run("models", "rm", "vq16-c2i", "--yes", code=2)
+    share(here, cache(here, "me/copy", "last.pt", data))
+    said = json.loads(run("models", "rm", "nar-b-256", "--yes", "--json"))
+    assert said["removed"] == {"nar-b-256": 1, "vq16-c2i": 0} and entry.read_bytes() == data
+    assert json.loads(run("models", "rm", "me/copy", "--yes", "--json"))["freed"] == len(data)
+    assert not entry.exists()
+
+
+def test_a_branch_that_moves_during_a_download_is_one_commit_or_none(online, monkeypatch):
+    old, download = online.commit, hub_module._download
+
+    def fail(repo, file, *options, **more):
+        if file.name == "last.pt":
+            online.commit = "d" * 40
+            raise hub_module.HubError("cut")
+        return download(repo, file, *options, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hub_module, "_download", fail)
+        run("models", "pull", "me/one", code=3)
+    asked = [path for _, path, _ in online.requests if "/resolve/" in path]
+    assert asked and all(f"/resolve/{old}/" in path for path in asked)
+    assert hub_module.cached(registry.resolve("me/one", None)) is None  # main is not known to be anything
+    assert pull()["commit"] == "d" * 40
+    assert hub_module.cached(registry.resolve("me/one", None)).commit == "d" * 40
+
+
+def test_a_damaged_file_counts_as_missing_and_what_came_is_told(online):
+    assert pull()["downloaded"] == len(WEIGHTS) + len(CONFIG)
+    (path,) = (file["path"] for file in pull()["files"] if file["path"].endswith(".pt"))
+    Path(path).resolve().write_bytes(WEIGHTS[:1000])
+    model = registry.resolve("me/one", None)
+    assert hub_module.locate(model).missing == len(WEIGHTS)
+    assert pull()["downloaded"] == len(WEIGHTS)
+    Path(path).resolve().write_bytes(WEIGHTS[:-1] + b"x")  # found only by its hash
+    assert pull()["downloaded"] == len(WEIGHTS) and pull()["downloaded"] == 0
+
+
+def test_a_part_that_is_complete_is_not_downloaded_again(online):
+    model = replace(registry.resolve("me/one", None), size=10**15)
+    pull("me/one")
+    blob = next(
+        path for path in (Path("hub") / "models--me--one" / "blobs").iterdir() if len(path.name) == 64
+    )
+    blob.rename(blob.with_name(f"{blob.name}.narcli.incomplete"))
+    found = hub_module.locate(model)
+    assert found.missing == 0 and found.here is None
+
+
+def test_a_pull_hashes_each_file_once(online, monkeypatch):
+    seen, hash_file = [], hub_module.hash_file
+    monkeypatch.setattr(
+        hub_module, "hash_file", lambda *given: seen.append(given[0].name) or hash_file(*given)
+    )
+    assert all(file["ok"] and file["hash"] == file["expected"] for file in pull()["files"])
+    assert len(seen) == 2
+    seen.clear()
+    assert pull()["downloaded"] == 0 and len(seen) == 2
+
+
+def test_a_hash_that_is_none_is_not_compared(online, monkeypatch):
+    monkeypatch.setattr("hub_server.sha256", lambda data: "Z" * 64)
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    result = CliRunner().invoke(app, ["models", "pull", "me/one"])
+    assert result.exit_code == 0, result.output
+    assert "hashes checked of 1 of 2 files" in result.stderr
+
+
+def test_another_revision_than_the_one_on_disk_is_to_fetch(online):
+    pull()
+    new, online.commit, online.repos["me/one"]["last.pt"] = "d" * 40, "d" * 40, WEIGHTS + b"x"
+    said = json.loads(run("models", "show", "me/one", "--revision", new, "--json"))
+    assert (said["on_disk"], said["bytes_to_fetch"], said["path"]) == (False, len(WEIGHTS) + 1, None)
+
+
+def test_a_wait_for_another_process_is_told(tmp_path):
+    from huggingface_hub.utils import WeakFileLock
+
+    told, held, released = [], threading.Event(), threading.Event()
+
+    def hold():
+        with WeakFileLock(tmp_path / "lock"):
+            held.set()
+            released.wait(10)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait(10)
+    with hub_module._locked(tmp_path / "lock", lambda: (told.append("waiting"), released.set())):
+        assert told == ["waiting"]
+    other.join()
+    with hub_module._locked(tmp_path / "lock", lambda: told.append("again")):
+        assert told == ["waiting"]
+
+
+def test_the_estimate_uses_what_the_folder_on_disk_says(online, tiny):
+    online.repos["me/tiny"] = {path.name: path.read_bytes() for path in tiny.iterdir()}
+    options = [
+        "--model",
+        "me/tiny",
+        "--class",
+        "dog",
+        "--batch-size",
+        "4",
+        "--num",
+        "4",
+        "--dry-run",
+        "--json",
+    ]
+    pull("me/tiny")
+    own = json.loads(run("image", *options))["memory"]["needed"]
+    guided, plain = (
+        json.loads(run("image", *options, "--cfg-scale", scale))["memory"]["needed"] for scale in (1.5, 1)
+    )
+    assert own == guided and own["sampling"] > plain["sampling"]
+
+
+def test_an_encoder_in_the_models_folder_counts_only_while_prompts_are_not_encoded(here, tiny_text):
+    source = sources.choose("text", tiny_text)
+    assert source.locate().encode and not source.locate(known=lambda encoder: encoder.own).encode
+
+
 def test_a_released_model_is_shown_without_a_hub(here):
     result = CliRunner().invoke(app, ["models", "show", "nar-xxl-256", "--offline"])
     assert result.exit_code == 0 and "transformer 1.46 B, tokenizer 72 M" in result.stdout
@@ -224,7 +431,7 @@ def test_a_file_without_a_tokenizer_is_shown_too():
 
 def test_text_encoders_are_verified_by_their_shapes(tiny_text, tmp_path):
     shutil.copytree(tiny_text, tmp_path / "text")
-    assert "text: whole" in run("models", "verify", "text")
+    assert "no hashes to compare with" in run("models", "verify", "text")
     assert "text_encoder 0.0 M" in run("models", "show", "text")
     config = tmp_path / "text" / "text_encoder" / "config.json"
     config.write_text(config.read_text().replace('"num_layers": 2', '"num_layers": 3'))

@@ -224,7 +224,7 @@ def test_a_read_only_cache_serves_what_it_has_and_refuses_the_rest(hub, disk):
 def test_two_processes_pull_and_use_the_same_model_at_once(hub, tiny, tmp_path):
     hub.repos["me/tiny"] = {path.name: path.read_bytes() for path in tiny.iterdir()} | {"model.bin": LARGE}
     options = ["--model", "me/tiny", "--class", "dog", "--frontier", "none", "--quiet", "--scale", "1"]
-    pulls = [hub.start("models", "pull", "me/tiny", "me/large", "--json") for _ in range(2)]
+    pulls = [hub.start("models", "pull", "me/tiny", "me/large", "--json", "--quiet") for _ in range(2)]
     runs = [hub.start("image", *options, "--seed", "1", "-o", f"out{k}/") for k in range(2)]
     for process in (*pulls, *runs):
         stdout, stderr = process.communicate(timeout=240)

@@ -11,15 +11,16 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from hashlib import sha1, sha256
 from pathlib import Path, PurePosixPath
 
 from .configs import CONFIG, MODEL, TEXT_ENCODER, TOKENIZER, read_config, weights_in
 from .errors import HubError, NarError
 from .registry import Model, complete, no_tokenizer, smaller_models
+from .writers import write_atomic
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,16 @@ class Fetched:
         path: the weights file or the narcli folder.
         commit: of the repository; None for local and built-in models.
         note: what a person should know about where it comes from, or "".
+        downloaded: bytes that came over the network for it.
+        compared: whether its files were hashed, and are what the Hub lists.
     """
 
     model: Model
     path: Path
     commit: str | None = None
     note: str = ""
+    downloaded: int = field(default=0, compare=False)
+    compared: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ class File:
     Args:
         name: path in the repository.
         size: bytes; None where the Hub does not tell.
-        hash: SHA-256 of a large file (64 digits), git's SHA-1 of another one (40); None likewise.
+        hash: SHA-256 of a large file (64 digits), git's SHA-1 of another one (40); None likewise, and where
+            it is neither.
     """
 
     name: str
@@ -76,28 +82,53 @@ class Located:
     missing: int = 0
     license: str | None = None
 
-    def fetch(self, *, progress: bool = False, check: bool = False) -> Fetched:
+    @property
+    def copy(self) -> Fetched | None:
+        """What is on this machine of just this commit."""
+        return self.here or cached(self.model, self.commit or self.revision)
+
+    def fetch(
+        self,
+        *,
+        progress: bool = False,
+        check: bool = False,
+        tell: Callable[[str], None] = lambda note: None,
+    ) -> Fetched:
         """Download what is missing; errors are those of the function ``fetch``.
 
         Args:
             progress: show bars on stderr, where that is a terminal.
             check: hash also the files that are here, and download again those that are damaged.
+            tell: is told, in a sentence, what else takes time.
         """
         if self.here is not None:
             return self.here
         assert self.model.repo is not None
-        check_disk([self])
         name: str | None = None
+        downloaded = 0
         try:
             with _quiet(progress):
                 for file in self.files:
                     name = file.name
-                    path = _download(self.model.repo, file, self.revision, self.commit, check)
+                    path, size = _download(
+                        self.model.repo, file, self.commit or self.revision, check=check, tell=tell
+                    )
+                    downloaded += size
+                self._remember()
         except NarError:
             raise
         except Exception as error:  # of many kinds, and other ones in each version of the client
             return _instead(self.model, self.revision, error, name)
-        return _fetched(self.model, path)
+        return replace(_fetched(self.model, path), downloaded=downloaded, compared=check)
+
+    def _remember(self) -> None:
+        """Note in the cache, as the client does, which commit a branch or tag is: all of it is here now."""
+        if self.commit is None or self.commit == self.revision:
+            return
+        ref = _folder(self.model.repo or "") / "refs" / self.revision
+        if not ref.is_file() or ref.read_text() != self.commit:
+            with suppress(NarError):  # a cache that is read-only serves what it has
+                write_atomic(ref, self.commit.encode(), overwrite=True)
 
 
 def fetch(
@@ -124,6 +155,7 @@ def fetch(
         NarError: the disk is full and the like.
     """
     found = locate(model, revision=revision, offline=offline, tokenizer=tokenizer)
+    check_disk([found])
     return found.fetch(progress=progress)
 
 
@@ -169,7 +201,7 @@ def locate(
     except Exception as error:
         found = _instead(model, wanted, error)
         return Located(model, wanted, found, found.commit)
-    if not missing and lacking:
+    if not missing and any(file.size is None for file in lacking):
         missing = model.size or 0  # as the models' pages had it
     return Located(model, wanted, None, commit, files, missing, license)
 
@@ -213,27 +245,39 @@ def files_of(found: Fetched) -> list[Path]:
     return [path for path in (folder / CONFIG, found.path) if path.is_file()]
 
 
+def is_cached(model: Model) -> bool:
+    """Whether the cache has anything of a repository."""
+    return model.repo is not None and _folder(model.repo).is_dir()
+
+
 def held(model: Model) -> int:
     """Bytes that the cache holds of a repository: all its revisions, and what has arrived of downloads."""
-    folder = _folder(model.repo or "")
-    paths = folder.rglob("*") if model.repo is not None else ()
-    return sum(path.stat().st_size for path in paths if path.is_file() and not path.is_symlink())
+    return sum(_content(model.repo).values()) if model.repo is not None else 0
+
+
+def weights_of(model: Model) -> set[str]:
+    """The weights files that the cache has of a repository, in any revision."""
+    snapshots = _folder(model.repo or "").glob("snapshots/*")
+    names = [[p.relative_to(folder).as_posix() for p in folder.rglob("*")] for folder in snapshots]
+    return {name for each in names for name in weights_in(each)}
 
 
 def remove(model: Model) -> int:
     """Remove a repository from the cache, all its revisions; the bytes freed.
 
+    What repositories share, as the client stores files that came by Xet, stays until the last of them goes.
+
     Raises:
         NarError: it cannot be removed.
     """
-    from huggingface_hub import scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
-    before, folder = held(model), _folder(model.repo or "")
+    folder, content = _folder(model.repo or ""), _content(model.repo or "")
     try:
         with _quiet(False):
             with suppress(CacheNotFound):
-                info = scan_cache_dir()
+                info = scan_cache_dir(constants.HF_HUB_CACHE)
                 ours = frozenset(repo for repo in info.repos if repo.repo_path.name == folder.name)
                 commits = [revision.commit_hash for repo in ours for revision in repo.revisions]
                 # Copies of a repository share its commits, and the client would take the first of them.
@@ -243,7 +287,7 @@ def remove(model: Model) -> int:
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         raise NarError(f"Could not remove {folder}: {why}.", "Check whose it is.") from error
-    return before
+    return sum(size for path, size in content.items() if not path.exists())
 
 
 def choose(model: Model, names: Iterable[str]) -> list[str]:
@@ -380,20 +424,20 @@ def _list_files(repo: str, revision: str) -> tuple[str | None, str | None, dict[
         info.sha,
         license if isinstance(license, str) else None,
         {
-            file.rfilename: File(file.rfilename, file.size, file.lfs.sha256 if file.lfs else file.blob_id)
+            file.rfilename: File(file.rfilename, file.size, hash if _HASH.fullmatch(hash or "") else None)
             for file in info.siblings or []
+            for hash in [file.lfs.sha256 if file.lfs else file.blob_id]
         },
     )
 
 
 def _is_here(repo: str, file: File, commit: str | None) -> bool:
-    """Whether the cache has a file of a commit, perhaps from an older commit."""
+    """Whether the cache has a file of a commit, of the right size, perhaps from an older commit."""
     from huggingface_hub import try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(repo, file.name, revision=commit), str):
-        return True
-    blob = _blob(repo, file)
-    return blob is not None and blob.is_file()
+    found = try_to_load_from_cache(repo, file.name, revision=commit)
+    path = Path(found) if isinstance(found, str) else _blob(repo, file)
+    return path is not None and path.is_file() and _damage(path, file, check=False) is None
 
 
 def _left(repo: str, file: File) -> int:
@@ -403,8 +447,10 @@ def _left(repo: str, file: File) -> int:
     return max(0, (file.size or 0) - done)
 
 
-def _download(repo: str, file: File, revision: str, commit: str | None, check: bool) -> Path:
-    """One file of the cache, fetched unless it is there, whole and current."""
+def _download(
+    repo: str, file: File, revision: str, *, check: bool, tell: Callable[[str], None]
+) -> tuple[Path, int]:
+    """One file of the cache, fetched unless it is there and whole; and how many bytes came."""
     from huggingface_hub import (
         constants,
         get_hf_file_metadata,
@@ -414,34 +460,35 @@ def _download(repo: str, file: File, revision: str, commit: str | None, check: b
     )
 
     found = try_to_load_from_cache(repo, file.name, revision=revision)
-    path = Path(found) if isinstance(found, str) and _commit(Path(found)) == commit else None
+    path = Path(found) if isinstance(found, str) else None
     damaged = path is not None and _damage(path, file, check) is not None
-    if path is None or damaged:
-        # Asked once, a Hub that refuses says so at once; downloads of the client ask again for minutes.
-        url = hf_hub_url(repo, file.name, revision=commit or revision)
-        get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        if len(file.hash or "") == SHA256:
-            _download_large(repo, file, url, damaged)
-            if damaged and path is not None and not path.is_symlink():
-                path.unlink()  # a copy, where there are no links
-            damaged = False
-        path = Path(hf_hub_download(repo, file.name, revision=revision, force_download=damaged))
-        if why := _damage(path, file, check=True):
-            path.resolve().unlink()
-            path.unlink(missing_ok=True)
-            raise _arrived_wrong(repo, file, why)
-    return path
+    if path is not None and not damaged:
+        return path, 0
+    # Asked once, a Hub that refuses says so at once; downloads of the client ask again for minutes.
+    url = hf_hub_url(repo, file.name, revision=revision)
+    get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    if len(file.hash or "") == SHA256:
+        size = _download_large(repo, file, url, damaged, tell)
+        if damaged and path is not None and not path.is_symlink():
+            path.unlink()  # a copy, where there are no links
+        return Path(hf_hub_download(repo, file.name, revision=revision)), size
+    path = Path(hf_hub_download(repo, file.name, revision=revision, force_download=damaged))
+    if why := _damage(path, file, check=True):
+        _first_link(path).unlink()  # what that links to, in turn, may be others' too
+        path.unlink(missing_ok=True)
+        raise _arrived_wrong(repo, file, why)
+    return path, path.stat().st_size
 
 
-def _download_large(repo: str, file: File, url: str, anew: bool) -> None:
-    """Bring a large file into the cache, going on where an interrupted download stopped.
+def _download_large(repo: str, file: File, url: str, anew: bool, tell: Callable[[str], None]) -> int:
+    """Bring a large file into the cache, going on where an interrupted download stopped; the bytes that came.
 
     The client itself would start again. What has arrived is kept under a name of its own, which `hf cache
     prune` knows, and gets the final one when the hash is right; ``anew`` replaces a damaged file.
     """
     from huggingface_hub import constants
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     blob = _blob(repo, file)
     assert blob is not None
@@ -449,11 +496,12 @@ def _download_large(repo: str, file: File, url: str, anew: bool) -> None:
     for folder in (blob.parent, lock.parent):
         folder.mkdir(parents=True, exist_ok=True)
     before = blob.stat().st_ino if anew and blob.exists() else None
-    with WeakFileLock(lock):  # the client's own, so that it and other narclis wait for this download
+    with _locked(lock, lambda: tell(f"Waiting for another process that downloads {file.name} of {repo}.")):
         if blob.exists() and blob.stat().st_ino != before:
-            return
+            return 0
         part = _part(blob)
         with part.open("ab") as opened:
+            began = opened.tell()
             try:
                 http_get(
                     url,
@@ -472,6 +520,22 @@ def _download_large(repo: str, file: File, url: str, anew: bool) -> None:
             part.unlink()
             raise _arrived_wrong(repo, file, why)
         part.replace(blob)
+        return blob.stat().st_size - began
+
+
+@contextmanager
+def _locked(lock: Path, wait: Callable[[], None]) -> Iterator[None]:
+    """Hold the client's own lock, so that it and other narclis wait; ``wait`` is called where we have to."""
+    from filelock import Timeout
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+    with ExitStack() as held:
+        try:
+            held.enter_context(WeakFileLock(lock, timeout=0.5))
+        except Timeout:
+            wait()
+            held.enter_context(WeakFileLock(lock))
+        yield
 
 
 def _arrived_wrong(repo: str, file: File, why: str) -> HubError:
@@ -509,8 +573,13 @@ def hash_file(path: Path, like: str = "0" * SHA256) -> str | None:
 
 def stored_hash(path: Path) -> str | None:
     """The hash that a file of the Hub's cache had when it arrived: the name of what it links to."""
-    name = path.resolve().name
+    name = _first_link(path).name
     return name if path.is_symlink() and _HASH.fullmatch(name) else None
+
+
+def _first_link(path: Path) -> Path:
+    """What a file of a snapshot links to: the repository's own entry, which may be a link to a shared one."""
+    return path.parent / path.readlink() if path.is_symlink() else path
 
 
 def check_disk(parts: Sequence[Located]) -> None:
@@ -549,6 +618,12 @@ def _folder(repo: str) -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+
+
+def _content(repo: str) -> dict[Path, int]:
+    """The files in which the cache keeps what a repository has, with their sizes."""
+    paths = [path for part in ("blobs", "snapshots") for path in (_folder(repo) / part).rglob("*")]
+    return {path.resolve(): path.stat().st_size for path in paths if path.is_file()}
 
 
 def _blob(repo: str, file: File) -> Path | None:

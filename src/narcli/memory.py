@@ -292,9 +292,10 @@ def _row_and_path(model: Model | Located | Fetched) -> tuple[Model, Path | None]
     if isinstance(model, Fetched):
         return model.model, model.path
     if isinstance(model, Located):
-        here = model.here or cached(model.model, model.commit or model.revision)
-        return (here.model, here.path) if here else (model.model, None)
-    here = cached(model)
+        here = model.copy
+        model = model.model
+    else:
+        here = cached(model)
     return (here.model, here.path) if here else (model, None)
 
 

@@ -71,11 +71,15 @@ class Source:
 
         model = locate(self.model, revision=self.revision, offline=offline, tokenizer=self.tokenizer is None)
         tokenizer = locate(self.tokenizer, offline=offline) if self.tokenizer else None
-        encoder = None
-        if self.model.kind == "text" and (self.encoder or not _brings_encoder(model)):
-            other = self.encoder or resolve(TEXT_ENCODER_OF_RELEASED, "text-encoder")
-            encoder = EncoderFiles(locate(other, offline=offline), approve=approve)
-        return Found(model, tokenizer, encoder, encoder is not None and not known(encoder))
+        if self.model.kind != "text":
+            return Found(model, tokenizer, None, False)
+        if self.encoder is None and _brings_encoder(model):
+            here = model.copy
+            own = EncoderFiles(replace(model, here=here), own=True)
+            return Found(model, tokenizer, None, here is None or not known(own))
+        other = self.encoder or resolve(TEXT_ENCODER_OF_RELEASED, "text-encoder")
+        encoder = EncoderFiles(locate(other, offline=offline), approve=approve)
+        return Found(model, tokenizer, encoder, not known(encoder))
 
     def fetch(
         self,
@@ -96,9 +100,11 @@ class Source:
         Raises:
             UsageError, HubError, CheckpointError, NarError: as ``hub.fetch``.
         """
-        return self.locate(offline=offline, approve=approve, known=known).fetch(
-            progress=progress, approve=approve
-        )
+        from .hub import check_disk
+
+        found = self.locate(offline=offline, approve=approve, known=known)
+        check_disk(found.needed)
+        return found.fetch(progress=progress, approve=approve)
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ class Found:
         model: the model.
         tokenizer: its tokenizer; None when it is in the model's own folder.
         encoder: its text encoder; None where there is none, or in the model's own folder.
-        encode: whether the text encoder has to run, and be here.
+        encode: whether a text encoder, of its own or in the model's folder, has to run, and be here.
     """
 
     model: Located
@@ -133,13 +139,14 @@ class Found:
         *,
         progress: bool = False,
         approve: Callable[[Mapping[str, int]], None] = lambda sizes: None,
+        tell: Callable[[str], None] = lambda note: None,
     ) -> Files:
-        """Download what is missing; arguments and errors are those of ``Source.fetch``."""
-        from .hub import check_disk
+        """Download what is missing; arguments and errors are those of ``Source.fetch``.
 
-        check_disk(self.needed)
+        ``tell`` is told, in a sentence, what else takes time.
+        """
         approve(self.missing)
-        fetched = [part.fetch(progress=progress) for part in self.needed]
+        fetched = [part.fetch(progress=progress, tell=tell) for part in self.needed]
         here, tokenizer, encoder = fetched[0], fetched[1 if self.tokenizer else 0], self.encoder
         if encoder is not None and self.encode:
             encoder = EncoderFiles(replace(encoder.located, here=fetched[-1]))
@@ -173,6 +180,9 @@ class EncoderFiles:
     def folder(self) -> Path:
         """The folder as ``transformers`` reads it, downloaded where it is not here."""
         if self.located.here is None:
+            from .hub import check_disk
+
+            check_disk([self.located])
             self.approve({self.located.model.name: self.located.missing})
         path = self.located.fetch().path
         folder = path if path.is_dir() else path.parent

@@ -34,21 +34,18 @@ class Budget:
         self.networks = networks_of(found.model, found.tokenizer, encoder)
         planned = len(run.samples) if hasattr(run, "samples") else run.batch_size
         self.batch_size = min(run.batch_size, planned)
-        settings = SamplingSettings(**{**found.model.model.defaults, **run.sampling})
+        here = found.model.copy  # its config.json may say more than the Hub does
+        row = here.model if here else found.model.model
+        settings = SamplingSettings(**{**row.defaults, **run.sampling})
         self.guided = settings.guided(0)
         # A text encoder elsewhere takes other memory.
         beside = run.text_device is None or choose_device(run.text_device).type == self.device.type
-        self.encode = bool(run.prompts) and beside and (found.encode or found.encoder is None)
-
-    @property
-    def is_known(self) -> bool:
-        """Whether the sizes of all networks are known."""
-        return self.networks.runs
+        self.encode = bool(run.prompts) and beside and found.encode
 
     @cached_property
     def memory(self) -> Memory | None:
         """The estimate; None where sizes are not known before the download."""
-        if not self.is_known:
+        if not self.networks.runs:
             return None
         return estimate(
             self.networks, self.dtype, self.batch_size,
@@ -63,7 +60,7 @@ class Budget:
             MemoryLimitError: the memory is.
         """
         check_disk(self.found.needed)
-        if self.is_known:
+        if self.networks.runs:
             check(
                 self.found.model.model, self.networks, self.dtype, self.batch_size, self.device,
                 guided=self.guided, encode=self.encode,

@@ -13,7 +13,7 @@ import typer
 from .. import registry
 from ..errors import CheckpointError, HubError, NarError, UsageError
 from . import options
-from .console import Console, bytes_text, is_terminal, printable
+from .console import Console, bytes_text, is_terminal
 from .options import Json, Overwrite
 
 if TYPE_CHECKING:
@@ -151,7 +151,8 @@ def pull(
     hub.check_disk(parts)
     rows = []
     for part in parts:
-        found = part.fetch(progress=not quiet and is_terminal(sys.stderr), check=True)
+        progress = not quiet and is_terminal(sys.stderr)
+        found = part.fetch(progress=progress, check=True, tell=console.note)
         if found.note:
             console.warn(found.note)
         files = _check_files(found)
@@ -166,15 +167,15 @@ def pull(
                 "repo": found.model.repo,
                 "commit": found.commit,
                 "path": str(found.path),
-                "downloaded": part.missing,
+                "downloaded": found.downloaded,
                 "files": files,
             }
         )
         if not as_json:
             console.result(found.path)
             total = bytes_text(sum(file["bytes"] for file in files))
-            got = f"{bytes_text(part.missing)} downloaded" if part.missing else "nothing to download"
-            console.note(f"{found.model.name}: {total}, {got}, hashes checked")
+            got = f"{bytes_text(found.downloaded)} downloaded" if found.downloaded else "nothing to download"
+            console.note(f"{found.model.name}: {total}, {got}, {_compared(files)}")
     if as_json:
         console.json({"models": rows})
 
@@ -209,7 +210,7 @@ def show(
 
     from .. import memory
 
-    about = _row(found.model if found else model, registry.defaults()) | {"on_disk": found is not None}
+    about = _row(found.model if found else model, registry.defaults(), revision)
     networks = memory.networks_of(found or located or model)
     estimates = {}
     if networks.runs:
@@ -224,9 +225,11 @@ def show(
     else:
         files = [{"path": file.name, "bytes": file.size} for file in located.files] if located else []
     about |= {
+        "on_disk": found is not None,
         "revision": revision or ("main" if model.repo else None),
         "commit": found.commit if found else located.commit if located else None,
         "license": model.license or (located.license if located else None),
+        "bytes_to_fetch": 0 if found else located.missing if located else about["bytes_to_fetch"],
         "path": str(found.path) if found else None,
         "parameters": networks.parameters or None,
         "files": files,
@@ -261,16 +264,17 @@ def show(
         ),
     }
     for line in _columns([(title, str(value)) for title, value in rows.items() if value]):
-        console.result(printable(line))
+        console.result(line)
     for file in files:
         told = "size not told" if file["bytes"] is None else bytes_text(file["bytes"])
-        console.result(printable(f"  {Path(file['path']).name if found else file['path']}  {told}"))
+        console.result(f"  {Path(file['path']).name if found else file['path']}  {told}")
 
 
 @app.command()
 def verify(
     name: Annotated[
-        str | None, typer.Argument(help="A name, repository, file or folder; all on disk if not given.")
+        str | None,
+        typer.Argument(help="A name, repository, file or folder; known ones on disk, at main, if not given."),
     ] = None,
     revision: options.Revision = None,
     as_json: Json = False,
@@ -313,7 +317,7 @@ def verify(
         })  # fmt: skip
         if not as_json:
             size = bytes_text(sum(file["bytes"] for file in files))
-            console.result(printable(f"{model.name}: {error or f'whole, {size}'}"))
+            console.result(f"{model.name}: {error or f'whole, {size}, {_compared(files)}'}")
     if as_json:
         console.json({"models": rows, "ok": all(row["ok"] for row in rows)})
     if broken := [row["name"] for row in rows if not row["ok"]]:
@@ -330,7 +334,7 @@ def remove(
 ) -> None:
     """Remove downloaded models, all their revisions, with what only they use.
 
-    A tokenizer or text encoder that another model on disk uses stays.
+    Repositories go as a whole; one that something else on disk needs stays.
     """
     from .. import hub
 
@@ -343,42 +347,56 @@ def remove(
                 "only downloads are removed.",
                 "`narcli models list` shows what was downloaded.",
             )
-        if not hub.held(model):
+        if not hub.is_cached(model):
             raise UsageError(f"{model.name} is not on this machine.", "`narcli models list` shows what is.")
+    companions = [part for model in models for part in _companions(model)]
     going = {model.repo: model for model in models}
-    staying = [
-        row for row in registry.MODELS.values() if row.repo and row.repo not in going and hub.held(row)
-    ]
-    kept: dict[str, list[str]] = {}
-    for part in [part for model in models for part in _companions(model)]:
-        users = [row.name for row in staying if part.name in (row.tokenizer, row.text_encoder)]
-        if users:
-            kept[part.name] = users
-        elif hub.held(part):
-            going.setdefault(part.repo, part)
+    staying = [row for row in registry.MODELS.values() if row.repo not in going and hub.is_cached(row)]
+    whole = {model.repo for model, name in zip(models, names, strict=True) if name == model.repo}
+
+    def needed_by(model: registry.Model) -> list[str]:
+        """What stays and needs the model's repository: models that run with it, other weights in it."""
+        users = [row.name for row in staying if model.repo in [part.repo for part in _companions(row)]]
+        files = {part.file for part in (*models, *companions) if part.repo == model.repo}
+        others = set() if None in files or model.repo in whole else hub.weights_of(model) - files
+        return users or [f"{model.repo}/{file}" for file in sorted(others)]
+
     for model in models:
-        if users := [row.name for row in staying if model.name in (row.tokenizer, row.text_encoder)]:
+        if users := needed_by(model):
             raise UsageError(
-                f"{model.name} is used by {', '.join(users)}, which {'is' if len(users) == 1 else 'are'} "
-                "on this machine.",
+                f"{model.repo} goes as a whole, and {', '.join(users)} on this machine "
+                f"{'needs' if len(users) == 1 else 'need'} it.",
                 f"Remove {'that' if len(users) == 1 else 'those'} first, or too.",
             )
-    sizes = {part.name: hub.held(part) for part in going.values()}
-    total = bytes_text(sum(sizes.values()))
-    what = ", ".join(f"{name} {bytes_text(size)}" for name, size in sizes.items())
+    kept: dict[str, list[str]] = {}
+    for part in companions:
+        if part.repo in going or not hub.is_cached(part):
+            continue
+        if users := needed_by(part):
+            kept[part.name] = users
+        else:
+            going[part.repo] = part
+    what = ", ".join(f"{part.name} {bytes_text(hub.held(part))}" for part in going.values())
     if not yes:
         if not console.can_ask:
             raise UsageError(f"This would remove {what}.", "Add --yes to allow it.")
         console.confirm(f"This removes {what}.", "Nothing was removed.")
-    freed = {part.name: hub.remove(part) for part in going.values()}
+    freed: dict[str, int] = {}
+    try:
+        for part in going.values():
+            freed[part.name] = hub.remove(part)
+    finally:  # what is gone is told also where the next one could not be removed
+        total = sum(freed.values())
+        if as_json:
+            console.json({"freed": total, "removed": freed, "kept": kept})
+        else:
+            for removed, size in freed.items():
+                console.result(f"removed {removed}, {bytes_text(size)}")
+            for part_name, users in kept.items():
+                console.result(f"kept {part_name} for {', '.join(users)}")
+            console.result(f"freed {bytes_text(total)}")
     if as_json:
-        console.json({"freed": sum(freed.values()), "removed": freed, "kept": kept})
         return
-    for removed, size in freed.items():
-        console.result(f"removed {removed}, {bytes_text(size)}")
-    for part_name, users in kept.items():
-        console.result(f"kept {part_name}, which {', '.join(users)} uses")
-    console.result(f"freed {total}")
     for kind, chosen in registry.defaults().items():
         if chosen in freed:
             console.warn(f"{chosen} is still the default {kind} model; `narcli models default` changes it.")
@@ -412,9 +430,19 @@ def _check_files(found: Fetched) -> list[dict[str, Any]]:
     files = _list_files(found)
     for file in files:
         expected = stored_hash(Path(file["path"]))
-        hashed = hash_file(Path(file["path"]), expected or "0" * 64)
+        # What was hashed just now, when it was fetched, is not read again.
+        hashed = expected if found.compared else None
+        hashed = hashed or hash_file(Path(file["path"]), expected or "0" * 64)
         file |= {"hash": hashed, "expected": expected, "ok": expected in (None, hashed)}
     return files
+
+
+def _compared(files: Sequence[dict[str, Any]]) -> str:
+    """What was compared with the hashes of the download; files that were not downloaded have none."""
+    known = sum(file["expected"] is not None for file in files)
+    if known in (0, len(files)):
+        return "hashes checked" if known else "no hashes to compare with"
+    return f"hashes checked of {known} of {len(files)} files"
 
 
 def _load_on_meta(found: Fetched) -> None:
@@ -444,12 +472,12 @@ def _count(number: int) -> str:
     return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.{int(number < 1e7)}f} M"
 
 
-def _row(model: registry.Model, chosen: dict[str, str | None]) -> dict[str, Any]:
+def _row(model: registry.Model, chosen: dict[str, str | None], revision: str | None = None) -> dict[str, Any]:
     from ..hub import cached
 
     note = model.note
     try:
-        found = cached(model)
+        found = cached(model, revision)
     except NarError as error:  # one damaged model must not hide the others
         found, note = None, error.message
     held = _held(found.path) if found else None

@@ -535,7 +535,7 @@ def _load_decoder(
     name: str | Path, commit: str | None, grid: tuple[int, ...], run: Run
 ) -> tuple[TokenDecoder, dict[str, Any]]:
     """A tokenizer of that name, and what metadata says of it."""
-    from ..hub import locate
+    from ..hub import check_disk, locate
     from ..pipeline import load_decoder
     from ..sources import Files
 
@@ -544,9 +544,10 @@ def _load_decoder(
         name = built_in.path
     known = registry.resolve(name, f"{run.kind}-tokenizer")
     located = locate(known, revision=commit, offline=run.offline)
+    check_disk([located])
     if located.missing and not run.yes:
         run.console.approve_download({known.name: located.missing})
-    here = located.fetch(progress=not run.quiet and is_terminal(sys.stderr))
+    here = located.fetch(progress=not run.quiet and is_terminal(sys.stderr), tell=run.console.note)
     if here.note:
         run.console.warn(here.note)
     with run.timed("load"):

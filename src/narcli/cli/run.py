@@ -151,11 +151,12 @@ class Run:
         budget.check()
         if self.dry_run:
             return
-        files = found.fetch(progress=not self.quiet and is_terminal(sys.stderr), approve=approve)
+        progress = not self.quiet and is_terminal(sys.stderr)
+        files = found.fetch(progress=progress, approve=approve, tell=self.console.note)
         for note in dict.fromkeys((files.model.note, files.tokenizer.note)):
             if note:
                 self.console.warn(note)
-        if not budget.is_known:  # a repository that says its sizes only now
+        if not budget.networks.runs:  # a repository that says its sizes only now
             Budget(self, found).check()
         with self.timed("import"):
             from ..pipeline import load_files, prompt_encoder
