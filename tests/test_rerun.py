@@ -6,11 +6,13 @@ import inspect
 import json
 import os
 import random
+import shutil
 import struct
 import subprocess
 import sys
 import time
 import zlib
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,7 @@ PLACE = {
     *("output", "overwrite", "as_json", "quiet", "offline", "yes", "batch_size", "text_device", "dry_run"),
     *("save_tokens", "no_metadata"),
 }
+ZEROS = sha256(bytes(4 * 16)).hexdigest()  # of the tokens of a 4x4 grid
 picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
 
 
@@ -330,6 +333,28 @@ def test_files_of_output_are_never_those_that_a_file_names(run, here, about):
     result = run("rerun", "lie.json")
     assert result.stdout == "nar-image_c281-cat_s77.png\n" or result.stdout.startswith("nar-image_c281-")
     assert not list(here.parent.glob("owned*"))
+
+
+@pytest.mark.parametrize("part", ["model", "tokenizer"])
+def test_no_name_in_a_file_is_a_path(run, here, tiny, about, part):
+    for folder in ("me/tiny", "etc/x"):
+        shutil.copytree(tiny, here / folder)
+    names = {"me/tiny": (2, "a file or folder"), "me/tiny/../../etc/x": (4, "tampered")}
+    for name, (code, message) in names.items():
+        write(here / "a.png", about | {part: {"name": name, "repo": "me/tiny"}})
+        result = run("rerun", "a.png")
+        assert result.exit_code == code and message in result.stderr
+        save_file(
+            {"tokens": np.zeros((4, 4), np.int32)},
+            "a.safetensors",
+            {
+                "narcli": json.dumps(
+                    about | {"tokenizer": {"name": name, "repo": "me/tiny"}, "tokens_sha256": ZEROS}
+                )
+            },
+        )
+        result = run("decode", "a.safetensors")
+        assert result.exit_code == code and message in result.stderr
 
 
 def test_another_model_of_the_same_name_is_said(run, here, about):

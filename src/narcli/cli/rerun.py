@@ -371,13 +371,19 @@ def _find(path: Path, about: About, part: str, kind: str) -> tuple[str, str | No
         )
     if row is not None and row.repo == repo:
         return row.name, commit
-    if name != repo and not name.startswith(f"{repo}/"):
+    if ".." in name or (name != repo and not name.startswith(f"{repo}/")):
         raise CheckpointError(
             f"{path}: {name[:100]!r} is not of the repository {repo}.", "It was tampered with."
         )
     from ..hub import cached
 
-    if cached(registry.resolve(name, kind), commit) is None:
+    model = registry.resolve(name, kind)
+    if model.repo != repo:  # a folder goes before the Hub
+        raise UsageError(
+            f"{path} was made with the {what} {name} of the Hub, and what has that name here is a file or folder.",
+            f"If that is the one you mean, name it: {_flag(part)} {name}",
+        )
+    if cached(model, commit) is None:
         raise UsageError(
             f"{path} was made with the {what} {name} of the Hub, which narcli does not know, "
             "and which is not on this machine.",
