@@ -417,13 +417,11 @@ def _find(
             f"{path} was made with the {what} {name} of the Hub, and here a file or folder has that name.",
             f"If that is the one you mean, name it: {_flag(part)} {name}",
         )
-    here = cached(model, commit)
-    if here is None or (part == "model" and "revision" in given):
+    here = None if part == "model" and "revision" in given else cached(model, commit)
+    if here is None:
         raise UsageError(
             f"{path} was made with the {what} {name} of the Hub, which narcli does not know, "
-            "and which is not on this machine."
-            if here is None
-            else "so that --revision needs --model.",
+            f"and which is not on this machine in the revision wanted.",
             f"If you trust it, name it: {_flag(part)} {name}"
             + (f" --revision {commit}" if part == "model" and commit else ""),
         )
