@@ -32,6 +32,7 @@ from narcli.classes import load_table
 from narcli.cli import app
 from narcli.cli.console import Console
 from narcli.cli.image import image
+from narcli.cli.options import FrontierFormat
 from narcli.cli.rerun import _decode, _plan, _recorded, rerun
 from narcli.cli.video import shown_fps, video
 from narcli.errors import CheckpointError, NarError, UsageError
@@ -275,7 +276,7 @@ def test_one_model_is_in_memory_at_a_time_and_serves_again(run, here, monkeypatc
         gc.collect()
         assert not any(known() for known in loaded)
         result = original(*arguments)
-        loaded.append(weakref.ref(result))
+        loaded.append(weakref.ref(result.model))
         return result
 
     for seed, words in enumerate(
@@ -721,8 +722,9 @@ def test_mutated_settings_are_read_or_refused_in_a_sentence(run, here, about, mo
         random.Random(0),
         [None, True, -1, 10**20, 1.5, "", "\x1b[2J", "../..", [], {}, [None], [[]]],
     )
-    given = {"quiet": True, "overwrite": True, "as_json": False, "output": "x.png", "frontier": "none"}
+    given = {"quiet": True, "overwrite": True, "as_json": False, "output": "x.png"}
     run(*IMAGE, "--save-tokens", "-o", "a.png")
+    given["frontier"] = FrontierFormat.none
     tokens, decoders = here / "a_tokens.safetensors", {}
     for _ in range(500):
         lie = copy.deepcopy(chance.choice((about, {**about, "samples": [about]})))

@@ -421,7 +421,7 @@ def _find(
     if here is None:
         raise UsageError(
             f"{path} was made with the {what} {name} of the Hub, which narcli does not know, "
-            f"and which is not on this machine in the revision wanted.",
+            "and which is not on this machine in the revision wanted.",
             f"If you trust it, name it: {_flag(part)} {name}"
             + (f" --revision {commit}" if part == "model" and commit else ""),
         )
