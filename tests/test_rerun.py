@@ -429,8 +429,8 @@ def test_files_of_output_are_never_those_that_a_file_names(run, here, about):
     before = {*here.parent.rglob("*")}
     result = run("rerun", "lie.json")
     assert result.exit_code == 0, result.stderr
-    assert result.stdout == "nar-image_c281-cat_s77.png\n"
-    assert {*here.parent.rglob("*")} - before == {here / "nar-image_c281-cat_s77.png"}
+    assert result.stdout == "nar-image_c281-tabby_s77.png\n"
+    assert {*here.parent.rglob("*")} - before == {here / "nar-image_c281-tabby_s77.png"}
 
 
 @pytest.mark.parametrize("part", ["model", "tokenizer"])
