@@ -243,6 +243,23 @@ def check(
     )
 
 
+def check_decoding(tokenizer: Fetched, grid: tuple[int, ...], device: torch.device) -> None:
+    """Refuse to decode the tokens of a grid where the memory cannot hold that.
+
+    Raises:
+        MemoryLimitError: how much is needed and available.
+    """
+    config, free = networks_of(tokenizer).tokenizer, available(device)
+    assert config is not None
+    needed = (BASE if device.type == "cpu" else 0) + _decoding(config, grid) * 4
+    if free is not None and needed > free:
+        raise MemoryLimitError(
+            f"Decoding a grid of {math.prod(grid):,} tokens needs about {needed / 1e9:,.1f} GB of memory, "
+            f"and {free / 1e9:,.1f} GB are available.",
+            "Free some memory, or use a larger machine.",
+        )
+
+
 def _halves(number: int) -> list[int]:
     """16 -> [8, 4, 2, 1]."""
     return [number >> shift for shift in range(1, number.bit_length())]

@@ -206,6 +206,11 @@ _DOCUMENT = (
         "fields of each sample, and its `file`",
     ),
     Field("seconds", _SECONDS, "time that each part took"),
+    Field(
+        "runs",
+        _list_of(("an object", lambda v: isinstance(v, dict) and "runs" not in v)),
+        "documents of the runs, where `rerun` and `decode` made several",
+    ),
 )
 #: The fields, by what has them.
 PARTS: Mapping[str, tuple[Field, ...]] = {
@@ -235,7 +240,16 @@ def check_fields(path: Path, metadata: Mapping[str, Any]) -> None:
         level = [inner for part in parts for inner in part if isinstance(inner, dict | list)]
     if level:
         raise CheckpointError(f"{path}: its fields are nested too deep.", "Get the original file.")
-    check(path, "", {name: field.rule for name, field in FIELDS.items()}, metadata)
+    rules = {name: field.rule for name, field in FIELDS.items()}
+    check(path, "", rules, metadata)
+    for run in runs_of(metadata):
+        check(path, "", rules, run)
+
+
+def runs_of(metadata: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The runs that metadata are of: several in a document of ``rerun`` or ``decode``, else one."""
+    runs: list[Mapping[str, Any]] = metadata.get("runs", [metadata])
+    return runs
 
 
 # --- tokens --------------------------------------------------------------------------------------
@@ -276,6 +290,8 @@ def lines(metadata: Mapping[str, Any]) -> list[str]:
     for name, value in ordered(metadata).items():
         if name == "tokens":
             shown.append("tokens: in base64, see --json")
+        elif name == "runs":
+            shown += [f"run {n}: {line}" for n, run in enumerate(value, 1) for line in lines(run)]
         elif name == "samples":
             shown.append(f"samples: {len(value)}")
             shown += [f"  {_words(sample.get('file', ''))}: {_words(_brief(sample))}" for sample in value]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -38,12 +38,14 @@ class Source:
         tokenizer: its tokenizer; None when it is in the model's own folder.
         revision: of the model's repository; None is the newest.
         encoder: text encoder of a model of images from text; None when it is in the model's own folder.
+        pins: revisions of the repositories of ``tokenizer`` and ``text_encoder``.
     """
 
     model: Model
     tokenizer: Model | None = None
     revision: str | None = None
     encoder: Model | None = None
+    pins: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def table(self) -> ClassTable | None:
@@ -70,7 +72,9 @@ class Source:
         from .hub import locate  # slow to import
 
         model = locate(self.model, revision=self.revision, offline=offline, tokenizer=self.tokenizer is None)
-        tokenizer = locate(self.tokenizer, offline=offline) if self.tokenizer else None
+        tokenizer = None
+        if self.tokenizer:
+            tokenizer = locate(self.tokenizer, revision=self.pins.get("tokenizer"), offline=offline)
         if self.model.kind != "text":
             return Found(model, tokenizer, None, False)
         if self.encoder is None and _brings_encoder(model):
@@ -78,7 +82,8 @@ class Source:
             own = EncoderFiles(replace(model, here=here), own=True)
             return Found(model, tokenizer, None, here is None or not known(own))
         other = self.encoder or resolve(TEXT_ENCODER_OF_RELEASED, "text-encoder")
-        encoder = EncoderFiles(locate(other, offline=offline), approve=approve)
+        located = locate(other, revision=self.pins.get("text_encoder"), offline=offline)
+        encoder = EncoderFiles(located, approve=approve)
         return Found(model, tokenizer, encoder, not known(encoder))
 
     def fetch(

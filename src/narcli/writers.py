@@ -67,6 +67,11 @@ class Outputs:
     companions: tuple[Path, ...]
     beside: tuple[tuple[Path, ...], ...] = ()
 
+    @property
+    def names(self) -> list[Path]:
+        """All of them."""
+        return [*self.paths, *chain(*self.beside), *self.companions]
+
 
 def default_name(kind: str, fields: Mapping[str, object]) -> str:
     """The template of default names: ``nar-image_c207-golden_retriever_s42``.

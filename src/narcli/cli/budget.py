@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ..devices import choose_device, choose_dtype
@@ -90,16 +89,14 @@ class Budget:
             "steps": len(order.steps) if order else None,
             "cells": order.cells if order else None,
             "largest_frontier": order.widest if order else None,
-            "files": [str(path) for path in (*outputs.paths, *chain(*outputs.beside), *outputs.companions)]
-            if outputs
-            else None,
+            "files": [str(path) for path in outputs.names] if outputs else None,
         }
 
     def tell(self) -> None:
         """Print it on stdout."""
         about = self.document()
         if self.run.as_json:
-            self.run.console.json(about)
+            self.run.put(about)
             return
         download, memory = about["download"], about["memory"]
         parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in download["parts"].items())

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -17,8 +19,9 @@ import typer
 
 from .. import registry
 from ..classes import ClassEntry
+from ..configs import MAX_CELLS
 from ..errors import CheckpointError, NarError, UsageError
-from ..metadata import RUN, SAMPLE, unpack_tokens
+from ..metadata import RUN, SAMPLE, SCHEMA, runs_of, unpack_tokens
 from ..order import Order, format_grid
 from ..prompts import Prompt, parse_prompt
 from ..settings import Sample
@@ -28,13 +31,14 @@ from .image import Pictures, image
 from .options import Dtype, FrontierFormat, FrontierMode
 from .run import MAX_SCALE, Run
 from .video import ClipFormat, Clips, video
+from .visualize_order import check_size, write_order
 from .visualize_order import document as order_document
-from .visualize_order import write_order
 
 if TYPE_CHECKING:
     from ..pipeline import TokenDecoder
 
 About = Mapping[str, Any]
+Recorded = tuple[tuple[int, ...], str, tuple[int, ...] | None]  # grid, hash and tokens of a sample
 
 _RUNS: Mapping[str, tuple[type[Run], Callable[..., None]]] = {
     "image": (Pictures, image),
@@ -61,6 +65,7 @@ _DECODING = (
     ),
 )
 SHOWN = 20  # cells named in a message
+_AXES = {"image": 2, "video": 3}
 MANY = 1000  # samples that a file may have made without being asked
 
 
@@ -109,31 +114,31 @@ def rerun(
     from ..writers import read_metadata
 
     given, console = _given(given), Console(given["quiet"])
+    if verify and given["dry_run"]:
+        raise UsageError("--verify compares tokens, and --dry-run draws none.", "Drop one of them.")
     if verify and (named := [name for name in _SAMPLES if name in given]):
         raise UsageError(f"--verify compares the same samples; {_flag(named[0])} makes others.", "Drop one.")
-    abouts = [read_metadata(path) for path in files]
-    runs = [_plan(path, about, given, console) for path, about in zip(files, abouts, strict=True)]
-    recorded = [_recorded(path, about) if verify else [] for path, about in zip(files, abouts, strict=True)]
-    documents: list[dict[str, Any]] = []
+    abouts = [(path, about) for path in files for about in runs_of(read_metadata(path))]
+    runs = [_plan(path, about, given, console) for path, about in abouts]
+    recorded = [_recorded(path, about) if verify else [] for path, about in abouts]
     verdicts: list[bool] = []
     made: list[Path] = []
     previous: Run | None = None
-    for path, about, run, hashes in zip(files, abouts, runs, recorded, strict=True):
-        if run is None:
-            documents.append(_order_again(path, about, given, console))
-            continue
-        run.reserved = made
-        run.make(previous)
-        if run.dry_run:
-            continue
-        previous, made = run, [*made, *run.files]
-        _warn_of_others(path, about, run.common, given, console)
-        documents.append(run.document() if run.as_json else {})
-        if not run.as_json:
+    with _collected(given, console) as documents:
+        for (path, about), run, before in zip(abouts, runs, recorded, strict=True):
+            if run is None:
+                documents.append(_order_again(path, about, given, console, made))
+                made.append(Path(documents[-1]["file"]))
+                continue
+            run.reserved, run.put = tuple(made), documents.append
+            run.make(previous)
+            made += run.names
+            if run.dry_run:
+                continue
+            previous = run
+            _warn_of_others(path, about, run.common, given, console)
             run.report()
-        verdicts += _verify(path, hashes, run, documents[-1], console)
-    if given["as_json"] and not given["dry_run"]:
-        console.json({"runs": documents})
+            verdicts += _verify(path, before, run, documents[-1] if run.as_json else {}, console)
     if not all(verdicts):
         raise NarError(
             f"The tokens of {verdicts.count(False)} of {len(verdicts)} samples are not those of the files.",
@@ -173,18 +178,27 @@ def decode(
 
     given, console = _given(given), Console(given["quiet"])
     abouts = [read_metadata(path) for path in tokens]
-    documents: list[dict[str, Any]] = []
     made: list[Path] = []
     decoders: dict[Any, tuple[TokenDecoder, dict[str, Any]]] = {}
-    for path, about in zip(tokens, abouts, strict=True):
-        run = _decode(path, about, given, console, decoders, made)
-        made += run.files
-        documents.append(run.document())
-        sample, seconds = run.samples[0], run.seconds["total"]
-        if not run.as_json:
-            console.note(f"{sample.entry}, seed {sample.seed}: decoded in {seconds:.1f} s")
-    if given["as_json"]:
-        console.json({"runs": documents})
+    with _collected(given, console) as documents:
+        for path, about in zip(tokens, abouts, strict=True):
+            run = _decode(path, about, given, console, decoders, made)
+            made += run.files
+            documents.append(run.document())
+            sample, seconds = run.samples[0], run.seconds["total"]
+            if not run.as_json:
+                console.note(f"{sample.entry}, seed {sample.seed}: decoded in {seconds:.1f} s")
+
+
+@contextmanager
+def _collected(given: Mapping[str, Any], console: Console) -> Iterator[list[dict[str, Any]]]:
+    """A list of documents, one a run; with ``--json`` they are printed, even where a later run failed."""
+    documents: list[dict[str, Any]] = []
+    try:
+        yield documents
+    finally:
+        if given["as_json"] and documents:
+            console.json({"schema": SCHEMA, "runs": documents})
 
 
 # --- from metadata to options --------------------------------------------------------------------
@@ -209,6 +223,7 @@ def _plan(path: Path, about: About, given: Mapping[str, Any], console: Console) 
     """The run that a file tells of, with the options given; None for a file of ``visualize-order``."""
     if about.get("command") == "visualize-order":
         _needs(path, about, "grid")
+        check_size(tuple(about["grid"]))
         allowed = {"output", "overwrite", "as_json", "quiet"}
         if other := [name for name in given if name not in allowed and given[name] is not False]:
             raise UsageError(f"{path} shows an order, to which {_flag(other[0])} does not apply.", "Drop it.")
@@ -230,11 +245,17 @@ def _plan(path: Path, about: About, given: Mapping[str, Any], console: Console) 
     of_text, of_others = isinstance(entries[0], str), any(name in given for name in _SUBJECT)
     if not of_text and not of_others:
         said["classes"] = entries
+    pins: dict[str, str | None] = {}
     if "model" not in given:  # which brings its own tokenizer and encoder
-        said |= _models(path, about, "text" if of_text else about["kind"], given)
+        found = _models(path, about, "text" if of_text else about["kind"], given, console)
+        said |= {part: name for part, (name, _) in found.items()} | {"revision": found["model"][1]}
+        pins = {part: commit for part, (_, commit) in found.items()}
     run = _build(about["kind"], said, given)
-    if (total := len(entries) * run.num) > MANY and not of_others and not run.yes:
-        raise UsageError(f"{path} asks for {total:,} samples.", "Add --yes to make all of them.")
+    run.pins = pins
+    asked = (1 if of_others else len(entries)) * (1 if "num" in given else num)
+    if asked > MANY and not run.yes:
+        each = " for each class or prompt" * of_others
+        raise UsageError(f"{path} asks for {asked:,} samples{each}.", "Add --yes to make all of them.")
     if of_text and not of_others:
         run.prompts = [_prompt(path, text) for text in entries]
     if not {"model", "dtype", "text_encoder"} & set(given) and "text_encoder" in about:
@@ -337,25 +358,32 @@ def _device_here(path: Path, name: str, console: Console) -> str:
 # --- models --------------------------------------------------------------------------------------
 
 
-def _models(path: Path, about: About, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options ``model``, ``revision``, ``tokenizer`` and ``text_encoder`` for what a file names."""
-    name, commit = _find(path, about, "model", kind)
-    said: dict[str, Any] = {"model": name, "revision": commit}
+def _models(
+    path: Path, about: About, kind: str, given: Mapping[str, Any], console: Console
+) -> dict[str, tuple[str, str | None]]:
+    """The options ``model``, ``tokenizer`` and ``text_encoder`` for what a file names, and their commits."""
+    found = {"model": _find(path, about, "model", kind, given, console)}
     part_kinds = {"tokenizer": f"{about['kind']}-tokenizer", "text_encoder": "text-encoder"}
     for part, part_kind in part_kinds.items():
         # One in the model's own folder has its name.
         if part in about and part not in given and about[part]["name"] != about["model"]["name"]:
-            said[part], _ = _find(path, about, part, part_kind)
-    return said
+            found[part] = _find(path, about, part, part_kind, given, console)
+    return found
 
 
-def _find(path: Path, about: About, part: str, kind: str) -> tuple[str, str | None]:
+def _find(
+    path: Path, about: About, part: str, kind: str, given: Mapping[str, Any], console: Console
+) -> tuple[str, str | None]:
     """What a person would give as ``--model`` (or another part) for what a file names, and the commit.
 
     Raises:
-        UsageError: it is on somebody's disk, or of a repository that nobody here has named.
+        UsageError: it is on somebody's disk, of a repository that nobody here has named, or a commit to
+            download that nobody has allowed.
         CheckpointError: name and repository do not belong together.
+        NarError: the answer is no.
     """
+    from ..hub import cached
+
     said = about[part]
     name, repo, commit = said["name"], said.get("repo"), said.get("commit")
     what, row = _PARTS[part], registry.MODELS.get(name.lower())
@@ -370,21 +398,43 @@ def _find(path: Path, about: About, part: str, kind: str) -> tuple[str, str | No
             f"If you have it, say where: {_flag(part)} PATH",
         )
     if row is not None and row.repo == repo:
+        if here := cached(row, commit):
+            return row.name, here.commit
+        if commit is not None and not (part == "model" and "revision" in given):
+            _allow(
+                f"{path} was made with commit {commit} of {repo}, which is not on this machine.",
+                given,
+                console,
+            )
         return row.name, commit
-    if name != repo and not name.startswith(f"{repo}/"):
+    if ".." in name or (name != repo and not name.startswith(f"{repo}/")):
         raise CheckpointError(
             f"{path}: {name[:100]!r} is not of the repository {repo}.", "It was tampered with."
         )
-    from ..hub import cached
-
-    if cached(registry.resolve(name, kind), commit) is None:
+    model = registry.resolve(name, kind)
+    if model.repo != repo:  # a folder goes before the Hub
+        raise UsageError(
+            f"{path} was made with the {what} {name} of the Hub, and here a file or folder has that name.",
+            f"If that is the one you mean, name it: {_flag(part)} {name}",
+        )
+    here = None if part == "model" and "revision" in given else cached(model, commit)
+    if here is None:
         raise UsageError(
             f"{path} was made with the {what} {name} of the Hub, which narcli does not know, "
-            "and which is not on this machine.",
+            "and which is not on this machine in the revision wanted.",
             f"If you trust it, name it: {_flag(part)} {name}"
             + (f" --revision {commit}" if part == "model" and commit else ""),
         )
-    return name, commit
+    return name, here.commit
+
+
+def _allow(what: str, given: Mapping[str, Any], console: Console) -> None:
+    """Ask before a download that a file chose, unless it is allowed, or there will be none."""
+    if any(given.get(name) for name in ("yes", "offline", "dry_run")):
+        return
+    if not console.can_ask:
+        raise UsageError(what, "Add --yes to allow the download.")
+    console.confirm(what, "Nothing was downloaded.")
 
 
 def _default(kind: str) -> registry.Model | None:
@@ -410,8 +460,8 @@ def _warn_of_others(
 # --- tokens compared -----------------------------------------------------------------------------
 
 
-def _recorded(path: Path, about: About) -> list[About]:
-    """The samples of a file, with the hashes and perhaps the tokens."""
+def _recorded(path: Path, about: About) -> list[Recorded]:
+    """The grid, the hash and perhaps the tokens of each sample of a file; no more samples than it is of."""
     if "samples" in about:
         samples = about["samples"]
     elif "samples_sha256" in about:
@@ -420,25 +470,31 @@ def _recorded(path: Path, about: About) -> list[About]:
         samples = [about]
     if not samples or not all("tokens_sha256" in sample for sample in samples):
         raise CheckpointError(f"{path} holds no hash of its tokens.", "Leave --verify out.")
-    return samples
+    entries, _, num = _subject(path, about)
+    if len(samples) > len(entries) * num:
+        raise CheckpointError(f"{path} holds hashes of more samples than it is of.", "Get the original file.")
+    grid = tuple(about["grid"])
+    return [(grid, each["tokens_sha256"], unpack_tokens(path, each, prod(grid))) for each in samples]
 
 
 def _verify(
-    path: Path, recorded: Sequence[About], run: Run, document: dict[str, Any], console: Console
+    path: Path, recorded: Sequence[Recorded], run: Run, document: dict[str, Any], console: Console
 ) -> Iterable[bool]:
     """Compare the tokens of each sample with those of the file, and say which cells differ."""
     order = Order(tuple(run.common["grid"]))
-    for index, (then, now) in enumerate(zip(recorded, run.documents, strict=False)):
+    if recorded and (more := len(run.documents) - len(recorded)):
+        console.warn(f"{path} holds no hash of {more} of its {len(run.documents)} samples: not compared.")
+    for index, ((grid, known, before), now) in enumerate(zip(recorded, run.documents, strict=False)):
         sample = run.samples[index]
         where = f"{path}, {sample.entry}, seed {sample.seed}" if len(recorded) > 1 else f"{path}"
-        equal = then["tokens_sha256"] == now["tokens_sha256"]
+        equal = grid == order.sizes and known == now["tokens_sha256"]
         cells: list[int] | None = [] if equal else None
-        if not equal and (before := unpack_tokens(path, then, order.cells)) is not None:
-            after = unpack_tokens(path, now, order.cells)
-            cells = [
-                cell for cell, pair in enumerate(zip(before, after or (), strict=True)) if len({*pair}) > 1
-            ]
-        if equal:
+        after = unpack_tokens(path, now, order.cells)
+        if not equal and grid == order.sizes and before is not None and after is not None:
+            cells = [cell for cell, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
+        if grid != order.sizes:
+            console.warn(f"{where}: its grid is {format_grid(grid)}, and here {format_grid(order.sizes)}.")
+        elif equal:
             console.note(f"{where}: the tokens are equal, all {order.cells}.")
         elif cells is None:
             console.warn(f"{where}: the tokens differ; it holds their hash only, so not which.")
@@ -456,17 +512,20 @@ def _verify(
 # --- orders and tokens ---------------------------------------------------------------------------
 
 
-def _order_again(path: Path, about: About, given: Mapping[str, Any], console: Console) -> dict[str, Any]:
+def _order_again(
+    path: Path, about: About, given: Mapping[str, Any], console: Console, reserved: Sequence[Path]
+) -> dict[str, Any]:
     """A picture of ``visualize-order`` again."""
     order = Order(tuple(about["grid"]))
     name = f"nar-order_{format_grid(order.sizes)}{path.suffix.lower()}"
     output = given.get("output", name)
     if output.endswith("/") or Path(output).is_dir():
         output = f"{output.rstrip('/')}/{name}"
-    made = write_order(order, output, overwrite=given["overwrite"])
+    made = write_order(order, output, overwrite=given["overwrite"], reserved=reserved)
     if not given["as_json"]:
         console.result(made)
-    return order_document(order, with_cells=False) | {"file": str(made)}
+    about = {"schema": SCHEMA, "command": "visualize-order"}
+    return about | order_document(order, with_cells=False) | {"file": str(made)}
 
 
 def _decode(
@@ -477,33 +536,40 @@ def _decode(
     decoders: dict[Any, tuple[TokenDecoder, dict[str, Any]]],
     reserved: Sequence[Path],
 ) -> Run:
-    """Decode one file of tokens; ``decoders`` are those that are loaded already."""
+    """Decode one file of tokens; ``decoders`` is the one that is loaded already."""
     import torch
 
     from .. import __version__
     from ..pipeline import Result, hash_tokens
     from ..writers import read_tokens
 
-    _needs(path, about, "kind", "model", "tokenizer", "sampling", "grid", "steps", "seed", "tokens_sha256")
-    array, grid = read_tokens(path), tuple(about["grid"])
+    _needs(path, about, "kind", "narcli", "model", "tokenizer", "sampling", "grid", "steps", "seed")
+    _needs(path, about, "tokens_sha256")
+    grid, said = tuple(about["grid"]), _entry(path, about)
+    if len(grid) != _AXES[about["kind"]] or prod(grid) > MAX_CELLS:
+        raise CheckpointError(
+            f"{path} is of a {format_grid(grid)} grid, which no {about['kind']} has.",
+            "Get the original file.",
+        )
+    array = read_tokens(path)
     tokens = torch.from_numpy(array.reshape(-1)).long()
     if array.shape != grid or hash_tokens(tokens) != about["tokens_sha256"]:
         raise CheckpointError(f"{path}: its tokens are not those of its hash.", "Get the original file.")
-    entries, _, _ = _subject(path, {**about, "num": 1})
-    run = _build(about["kind"], _looks(about, given) | {"classes": entries}, given)
-    if isinstance(entries[0], str):
-        run.classes, run.prompts = None, [_prompt(path, entries[0])]
+    run = _build(about["kind"], _looks(about, given) | {"classes": [said]}, given)
+    if isinstance(said, str):
+        run.classes, run.prompts = None, [_prompt(path, said)]
     run.check()
     run.reserved = reserved
-    entry = run.prompts[0] if run.prompts else _class(about["class"])
+    entry = run.prompts[0] if run.prompts else _class(said)
     run.samples = [Sample(entry, about["seed"])]
     run.name_files(about["model"]["name"])
 
     name, commit = given.get("tokenizer"), None
     if name is None:
-        name, commit = _find(path, about, "tokenizer", f"{about['kind']}-tokenizer")
+        name, commit = _find(path, about, "tokenizer", f"{about['kind']}-tokenizer", given, console)
     key = (name, commit, grid)
     if key not in decoders:
+        decoders.clear()  # one at a time
         decoders[key] = _load_decoder(name, commit, grid, run)
     decoder, source = decoders[key]
     _warn_of_others(path, about, {"tokenizer": source}, given, console)
@@ -535,7 +601,9 @@ def _load_decoder(
     name: str | Path, commit: str | None, grid: tuple[int, ...], run: Run
 ) -> tuple[TokenDecoder, dict[str, Any]]:
     """A tokenizer of that name, and what metadata says of it."""
+    from ..devices import choose_device
     from ..hub import check_disk, locate
+    from ..memory import check_decoding
     from ..pipeline import load_decoder
     from ..sources import Files
 
@@ -550,6 +618,7 @@ def _load_decoder(
     here = located.fetch(progress=not run.quiet and is_terminal(sys.stderr), tell=run.console.note)
     if here.note:
         run.console.warn(here.note)
+    check_decoding(here, grid, choose_device(run.device))
     with run.timed("load"):
         decoder = load_decoder(here.path, grid, run.device, run.dtype.value)
     return decoder, Files(here, here).about()["tokenizer"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from bisect import bisect_right
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 from math import ceil
 from pathlib import Path
@@ -65,7 +65,8 @@ class Run:
     """A run of a model, from what was asked for to its files; the fields are the options of the commands.
 
     Subclasses say what kind of model it takes, and write what it makes. ``narcli rerun`` gives classes as
-    metadata has them, or sets ``prompts``, and the number format of the text encoder, ``text_dtype``.
+    metadata has them, or sets ``prompts``, the number format of the text encoder, ``text_dtype``, and
+    ``pins``, the revisions of the tokenizer's and text encoder's repositories.
     """
 
     kind: ClassVar[str]
@@ -102,6 +103,7 @@ class Run:
     prompts: Sequence[Prompt] = field(default=(), init=False)
     text_dtype: str | None = field(default=None, init=False)
     reserved: Sequence[Path] = field(default=(), init=False)
+    pins: Mapping[str, str | None] = field(default_factory=dict, init=False)
     files: list[Path] = field(default_factory=list, init=False)
     documents: list[dict[str, Any]] = field(default_factory=list, init=False)
     kept: list[Result] = field(default_factory=list, init=False)
@@ -110,6 +112,7 @@ class Run:
     def __post_init__(self) -> None:
         self.began = perf_counter()
         self.console = Console(self.quiet)
+        self.put: Callable[[dict[str, Any]], object] = self.console.json
         self.pipeline: Decodes
         self.loaded: tuple[Files, Pipeline]
         self.samples: Sequence[Sample]
@@ -128,10 +131,12 @@ class Run:
             self.report()
 
     def make(self, like: Run | None = None) -> None:
-        """Do all but the report; ``like`` is an earlier run, whose model serves again if it is the same."""
+        """Do all but the report; the model of an earlier run, ``like``, serves again or is let go."""
+        self.began = perf_counter()
         self.check()
         kind = "text" if self.prompts else self.kind
         source = choose(kind, self.model, self.tokenizer, self.revision, self.text_encoder)
+        source = replace(source, pins=self.pins)
         table = load_table([]) if self.prompts else source.table
         if table is not None:  # else the model itself has to say its classes
             self.plan(table, source.model.name)
@@ -162,15 +167,17 @@ class Run:
             from ..pipeline import load_files, prompt_encoder
         place = self.text_device or self.device
         encoder = prompt_encoder(files, place, text_dtype, self.console.warn)
+        pipeline = like.hand_over(self, files, text_dtype) if like is not None else None
         if encoder is not None:
             self.seconds["encode"] = 0.0
             with self.timed("encode"):  # before the model takes its memory
                 encoder.encode(self.prompts)
         with self.timed("load"):
-            if like is not None and encoder is None and like.serves(files, self.device, self.dtype):
-                pipeline = like.loaded[1]
-            else:
+            if pipeline is None:
                 pipeline = load_files(files, self.device, self.dtype.value, encoder)
+            elif encoder is not None:
+                about = {**pipeline.source, "text_encoder": encoder.source}
+                pipeline = replace(pipeline, encoder=encoder, source=about)
         self.pipeline, self.loaded = pipeline, (files, pipeline)
         if table is None:
             self.plan(pipeline.classes, source.model.name)
@@ -179,11 +186,19 @@ class Run:
         self.check_metadata()
         self.finish(self.sampled(pipeline, settings))
 
-    def serves(self, files: Files, device: str, dtype: Dtype) -> bool:
-        """Whether this run's model, of classes, is the one that another run needs."""
-        mine = self.loaded[0]
-        same = (mine.model, mine.tokenizer, mine.encoder) == (files.model, files.tokenizer, None)
-        return same and (self.device, self.dtype) == (device, dtype)
+    def hand_over(self, other: Run, files: Files, text_dtype: str) -> Pipeline | None:
+        """Let go of the model, and of the samples kept; to another run, if that is the model it needs.
+
+        Not beside a text encoder that has to run, which takes as much memory.
+        """
+        mine, pipeline = self.loaded
+        del self.pipeline, self.loaded
+        self.kept.clear()
+        same = (mine.model, mine.tokenizer) == (files.model, files.tokenizer)
+        same &= (self.device, self.dtype) == (other.device, other.dtype)
+        if files.encoder is not None:
+            same = same and all_cached(files.encoder, other.prompts, text_dtype)
+        return pipeline if same else None
 
     def finish(self, batches: Generator[Sequence[Result], None, None]) -> None:
         """Write the samples as they come, and what shows several of them."""
@@ -200,7 +215,7 @@ class Run:
     def report(self) -> None:
         """Say what was done."""
         if self.as_json:
-            self.console.json(self.document())
+            self.put(self.document())
         else:
             self.console.note(self.summary())
 
@@ -221,6 +236,13 @@ class Run:
         from ..frontier import shown_samples
 
         return shown_samples(self.pipeline.order)
+
+    @property
+    def names(self) -> list[Path]:
+        """The files written; of a dry run those that would be, as far as they are known."""
+        if self.dry_run:
+            return self.outputs.names if hasattr(self, "outputs") else []
+        return self.files
 
     @property
     def endings(self) -> list[str]:

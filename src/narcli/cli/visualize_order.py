@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import ceil, prod
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,11 +42,7 @@ def visualize_order(
     if overwrite and output is None:
         raise UsageError("--overwrite needs a file to write.", "Add --output FILE.")
     sizes = parse_grid(grid)
-    if prod(sizes) > MAX_CELLS or max(sizes) > MAX_SIDE:
-        raise UsageError(
-            f"A {format_grid(sizes)} grid is too large to show.",
-            f"Sizes go up to {MAX_SIDE}, with {MAX_CELLS:,} cells in all.",
-        )
+    check_size(sizes)
     order = Order(sizes)
     console = Console(quiet)
     path = None if output is None else write_order(order, output, overwrite=overwrite)
@@ -63,6 +59,19 @@ def visualize_order(
             console.result(line)
 
 
+def check_size(sizes: tuple[int, ...]) -> None:
+    """Refuse grids that are too large to show.
+
+    Raises:
+        UsageError: how large they may be.
+    """
+    if prod(sizes) > MAX_CELLS or max(sizes) > MAX_SIDE:
+        raise UsageError(
+            f"A {format_grid(sizes)} grid is too large to show.",
+            f"Sizes go up to {MAX_SIDE}, with {MAX_CELLS:,} cells in all.",
+        )
+
+
 def document(order: Order, *, with_cells: bool = True) -> dict[str, Any]:
     """The order as data; steps count from 1, cells and coordinates from 0."""
     facts = {
@@ -74,7 +83,7 @@ def document(order: Order, *, with_cells: bool = True) -> dict[str, Any]:
     return facts | ({"cells": order_rows(order)} if with_cells else {})
 
 
-def write_order(order: Order, output: str, *, overwrite: bool) -> Path:
+def write_order(order: Order, output: str, *, overwrite: bool, reserved: Iterable[Path] = ()) -> Path:
     """Write the order in the format that the suffix names."""
     from .. import writers
 
@@ -84,6 +93,7 @@ def write_order(order: Order, output: str, *, overwrite: bool) -> Path:
         default=f"nar-order_{format_grid(order.sizes)}",
         suffixes=SUFFIXES,
         overwrite=overwrite,
+        reserved=reserved,
     )
     path = chosen.paths[0]
     suffix = path.suffix.lower()
