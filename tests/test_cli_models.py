@@ -91,7 +91,7 @@ def test_the_list_says_what_there_is_and_what_it_takes(here):
     text = run("models", "list")
     rows = {line.split()[0]: line for line in text.splitlines() if line}
     assert "522 MB" in rows["nar-b-256"] and "to fetch" in rows["nar-b-256"]
-    assert "yes" in rows["vq16-c2i"] and "kB" in rows["vq16-c2i"]
+    assert "yes" in rows["vq16-c2i"] and " 1 MB " in rows["vq16-c2i"]
     assert rows["emoji"].startswith("emoji *") and "MIT" in rows["emoji"]
     assert "default text model: none is built in" in text and "\x1b" not in text
 

@@ -214,7 +214,9 @@ def test_a_repository_without_its_tokenizer_is_refused_before_gigabytes_are_fetc
     from narcli import hub
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "_list_files", lambda *_: ("c" * 40, {"last.pt": 10**9}))
+    monkeypatch.setattr(
+        hub, "_list_files", lambda *_: ("c" * 40, None, {"last.pt": hub.File("last.pt", 10**9, None)})
+    )
     monkeypatch.setattr(hub, "_download", lambda *_: pytest.fail("a download"))
     with pytest.raises(UsageError, match="some/model does not bring its tokenizer"):
         sources.choose("image", "some/model").fetch()

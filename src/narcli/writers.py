@@ -165,9 +165,7 @@ def clean_name(value: object) -> str:
     device name of Windows, and is bounded in length.
     """
     text = unicodedata.normalize("NFC", str(value))
-    encoding = (
-        sys.getfilesystemencoding()
-    )  # ASCII in some locales; not as UTF-8, where emoji are cleaned below
+    encoding = sys.getfilesystemencoding()  # ASCII in some locales
     text = text.encode(encoding, "replace").decode(encoding)
     text = re.sub(r"[^\w.-]+", "_", text)
     text = _shorten(text.strip(".-_")).rstrip(".-_") or "_"
@@ -227,7 +225,9 @@ def _fill(part: str, fields: Mapping[str, object]) -> str:
 
 
 def _shorten(text: str) -> str:
-    return text.encode("utf-8", "replace")[:MAX_STEM].decode("utf-8", "ignore")
+    # Bytes of a path that are no letters in this locale are surrogates, and stay as they are.
+    data = text.encode("utf-8", "surrogatepass")
+    return text if len(data) <= MAX_STEM else data[:MAX_STEM].decode("utf-8", "ignore")
 
 
 def _key(path: Path) -> str:

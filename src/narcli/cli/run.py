@@ -147,6 +147,10 @@ class Run:
             approve=approve,
             known=lambda encoder: all_cached(encoder, self.prompts, text_dtype),
         )
+        here = found.model.copy
+        if table is None and here is not None and here.model.classes:
+            table = load_table(here.model.classes)
+            self.plan(table, source.model.name)
         with self.timed("import"):
             keep_memory()
             from .budget import Budget
