@@ -16,7 +16,7 @@ from narcli.models.vq import VQConfig
 from narcli.registry import MODELS
 
 #: The estimate is at least this share of what was measured, and at most that.
-TOLERANCE = (0.9, 1.6)
+TOLERANCE = (0.9, 1.4)
 
 
 @pytest.fixture(scope="module")

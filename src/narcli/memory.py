@@ -39,7 +39,7 @@ SIZES = {
 ENCODERS = {TEXT_ENCODER_OF_RELEASED: 1_223_527_424}
 
 # Measured on a CPU, see docs/models.md:
-BASE = 280 * 10**6  # bytes of Python, torch and the other libraries, and of pictures on their way to files
+BASE = 220 * 10**6  # bytes of Python, torch and the other libraries, and of pictures on their way to files
 LOGITS = 8  # copies of a step's logits that drawing holds at once
 PLANES = 10  # copies of its largest layer, in float32, that a convolutional decoder holds at once
 
