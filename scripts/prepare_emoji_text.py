@@ -30,6 +30,8 @@ from pathlib import Path
 import numpy as np
 from prepare_emoji import still
 
+from narcli.prompts import clean
+
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 GENDERS = {
     "man": "man",
@@ -224,7 +226,12 @@ def captions(item: Item, unique: dict[str, set[str]]) -> list[str]:
             ]
         else:
             found += [f"{item.tones[0]} and {item.tones[1]} skin tone, {name}"]
-    fitting = [text for text in dict.fromkeys(found) if len(text.encode()) <= MAX_BYTES]
+    # Keywords such as ":'(" and "png" are cleaned away.
+    fitting = [
+        text
+        for text in dict.fromkeys(found)
+        if len(text.encode()) <= MAX_BYTES and any(map(str.isalnum, clean(text)))
+    ]
     return fitting or [name[:MAX_BYTES]]
 
 
