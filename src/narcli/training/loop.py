@@ -183,7 +183,7 @@ def optimizers_of(model: nn.Module, settings: TrainSettings) -> list[torch.optim
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        hidden = parameter.ndim == 2 and "layers." in name
+        hidden = parameter.ndim == 2 and "layer" in name and "relative" not in name
         (matrices if settings.muon and hidden else rest).append(parameter)
     decay, rate = settings.weight_decay, settings.learning_rate
     groups = [
