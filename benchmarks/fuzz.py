@@ -4,10 +4,11 @@
 
 Checkpoints are released pickles, safetensors and ``config.json`` (of narcli folders, LARP, T5, and beside
 released files), and pickles that would run something; media are PNG, GIF, WebP, MP4, saved tokens and
-documents of ``--json``. Each case follows from the seed and its number alone; ``--only`` repeats one and
+documents of ``--json``. Files are damaged as bytes, or in the terms of their format, so that they get past
+its first checks. Each case follows from the seed and its number alone; ``--only`` repeats one and
 keeps its file. Anything but a success or a NarError is a finding: another exception, a crash, more than
-``--limit`` seconds, a quarter of ``MEMORY``, or something that was run. Prints findings and one JSON line;
-exits with 1 if there are findings.
+``--limit`` seconds, more memory than ``GROWTH``, or something that was run. Prints findings and one JSON
+line, where ``ways`` counts the different sentences of refusal; exits with 1 if there are findings.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import copy
 import faulthandler
 import io
 import json
+import math
 import multiprocessing
 import os
 import pickletools
 import random
+import re
 import resource
 import shutil
 import struct
@@ -41,6 +44,7 @@ os.environ.pop("NARCLI_IMAGE_MODEL", None)
 
 import torch
 from PIL import Image
+from safetensors.torch import save
 
 from narcli.checkpoints import (
     load_tokenizer,
@@ -51,8 +55,8 @@ from narcli.checkpoints import (
 )
 from narcli.cli.console import Console
 from narcli.cli.rerun import _plan, _recorded
-from narcli.errors import NarError
-from narcli.metadata import lines
+from narcli.errors import MemoryLimitError, NarError
+from narcli.metadata import lines, runs_of
 from narcli.models.text import T5Encoder
 from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.models.vq import VQConfig, VQTokenizer
@@ -65,7 +69,8 @@ from narcli.writers import (
     write_webp,
 )
 
-MEMORY = 2**30  # bytes that a worker may take besides what it has at its start
+ADDRESSES = 2**32  # bytes that a worker may map besides what it has at its start: more than it may fill
+GROWTH = 2**28  # bytes that one input may fill
 CANARY = "canary"  # a file that hostile pickles would make in the working folder
 
 #: What no file may bring about, among the events that Python audits. (Opening for writing is watched too.)
@@ -123,9 +128,10 @@ def read_media(_: Path, file: Path) -> None:
     about = read_metadata(file)
     list(lines(about))
     given = {"quiet": True, "overwrite": False, "as_json": False, "offline": True}
-    for use in (lambda: _recorded(file, about), lambda: _plan(file, about, given, Console(quiet=True))):
-        with contextlib.suppress(NarError):
-            use()
+    for run in runs_of(about):
+        with contextlib.suppress(NarError):  # as `narcli rerun --verify` reads it
+            _plan(file, run, given, Console(quiet=True))
+            _recorded(file, run)
     if file.suffix == ".safetensors":
         read_tokens(file)
 
@@ -162,17 +168,21 @@ def checkpoints(scratch: Path) -> list[Original]:
         for zipped in (True, False):
             files = {"config.json": sizes, "m.pt": packed({"model": released[kind]}, zipped)}
             name = f"{kind}, {'zip' if zipped else 'legacy'} pickle"
-            found.append(Original(name, files, "m.pt", read_model, 8))
-        found.append(Original(f"config.json beside {kind}", files, "config.json", read_released))
+            found.append(Original(name, files, "m.pt", read_model, 20))
+        found.append(Original(f"config.json beside {kind}", files, "config.json", read_released, 12))
+        files = {"config.json": sizes, "m.safetensors": save(released[kind])}
+        found.append(Original(f"{kind}, safetensors", files, "m.safetensors", read_model, 20))
     vq = VQTokenizer(VQConfig(32, (1,), 1, 32, codebook_size=16))
-    found.append(
-        Original("vq pickle", {"vq.pt": packed({"model": vq.state_dict()})}, "vq.pt", read_tokenizer)
-    )
+    for name, data in (
+        ("vq.pt", packed({"model": vq.state_dict()})),
+        ("vq.safetensors", save(vq.state_dict())),
+    ):
+        found.append(Original(name, {name: data}, name, read_tokenizer, 12))
     image = NARTransformer(TransformerConfig((4, 4), 8, 1, 1, 16, 8, num_classes=2))
     image.init_weights()
     files = files_of(save_model(scratch / "own", transformer=image, tokenizer=vq, classes=["cat", "dog"]))
     found += [
-        Original("narcli folder", files, target, read, 6)
+        Original("narcli folder", files, target, read, 16)
         for target, read in (
             ("model.safetensors", read_model),
             ("tokenizer.safetensors", read_tokenizer),
@@ -183,14 +193,14 @@ def checkpoints(scratch: Path) -> list[Original]:
     data = Path(__file__).parents[1] / "tests" / "data"
     larp = {"config.json": (data / "larp.config.json").read_bytes()}
     larp["model.safetensors"] = (data / "larp.safetensors").read_bytes()
-    found += [Original("LARP", larp, target, read_tokenizer, 6) for target in larp]
+    found += [Original("LARP", larp, target, read_tokenizer, 16) for target in larp]
     letters = ByT5Tokenizer(extra_ids=0)
     t5 = T5EncoderModel(
         T5Config(vocab_size=len(letters), d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=1)
     )
     T5Encoder(t5, letters).save(scratch / "t5")
     files = files_of(scratch / "t5")
-    found += [Original("T5", files, target, read_text_encoder, 2) for target in files]
+    found += [Original("T5", files, target, read_text_encoder, 3) for target in files]
     for number, (name, code) in enumerate(hostile()):
         inside = inserted(zip_of(packed({"model": released["image"]})), code)
         for where, content in (("alone", b"\x80\x02" + code + b"."), ("in a checkpoint", inside)):
@@ -407,14 +417,77 @@ def mutate_pickle(program: bytes, chance: random.Random, codes: list[bytes]) -> 
     return b"".join(parts)
 
 
+Tensors = dict[str, tuple[str, list[int], bytes]]  # number format, shape and content by name
+
+
+def tensors_of(data: bytes) -> tuple[Tensors, dict[str, str]]:
+    (size,) = struct.unpack_from("<Q", data)
+    header, body = json.loads(data[8 : 8 + size]), data[8 + size :]
+    about = header.pop("__metadata__", {})
+    return {n: (t["dtype"], t["shape"], body[slice(*t["data_offsets"])]) for n, t in header.items()}, about
+
+
+def written(tensors: Tensors, about: dict[str, str]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": about} if about else {}
+    at = 0
+    for name, (kind, shape, content) in tensors.items():
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [at, at + len(content)]}
+        at += len(content)
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + b"".join(content for _, _, content in tensors.values())
+
+
+def mutate_tensors(data: bytes, chance: random.Random) -> bytes:
+    """A whole file of other tensors: names, shapes, number formats, contents, what it says of itself."""
+    tensors, about = tensors_of(data)
+    for _ in range(chance.choice((1, 1, 2, 4))):
+        if not tensors:
+            break
+        name, other = chance.choice(list(tensors)), chance.choice(list(tensors))
+        kind, shape, content = tensors[name]
+        rows = shape[0] if shape else 0
+        match chance.randrange(9):
+            case 0:
+                del tensors[name]
+            case 1:
+                names = ("", "x", f"{name}.x", f"layers.7.{name}", name.replace(".0.", ".1."), "\x1b[2J")
+                tensors[chance.choice(names)] = tensors.pop(name)
+            case 2:
+                tensors[name], tensors[other] = tensors[other], tensors[name]
+            case 3:
+                shape = chance.choice(
+                    (shape[::-1], [*shape, 1], [1, *shape], [math.prod(shape)], [*shape, 1, 1])
+                )
+                tensors[name] = kind, shape, content
+            case 4:
+                same = next(set for set in SAME_WIDTH if kind in set)
+                tensors[name] = chance.choice(same), shape, content
+            case 5 if rows:
+                left = chance.randrange(rows)
+                tensors[name] = kind, [left, *shape[1:]], content[: len(content) // rows * left]
+            case 6 if rows:
+                times = chance.choice((2, 3, 50))
+                tensors[name] = kind, [rows * times, *shape[1:]], content * times
+            case 7 if "narcli" in about:
+                about["narcli"] = json.dumps(mutate_json(json.loads(about["narcli"]), chance))
+            case _:
+                tensors[name] = kind, shape, chance.randbytes(len(content))
+    return written(tensors, about)
+
+
+SAME_WIDTH = (("F64", "I64"), ("F32", "I32", "U32"), ("F16", "BF16", "I16"), ("U8", "I8", "BOOL", "F8_E4M3"))
+
+
 def mutate(original: Original, chance: random.Random, pool: list[bytes], codes: list[bytes]) -> bytes:
     """One damaged version of the target, in the terms of its format or as mere bytes."""
     data, name = original.files[original.target], original.target
-    if chance.random() < 0.35:
+    if chance.random() < (0.15 if name.endswith(".json") else 0.3):
         data = mutate_bytes(data, chance, pool)
         return with_checksums(data) if name.endswith(".png") and chance.random() < 0.7 else data
     if name.endswith(".json"):
         return json.dumps(mutate_json(json.loads(data), chance)).encode()
+    if name.endswith(".safetensors") and chance.random() < 0.75:
+        return mutate_tensors(data, chance)
     if name.endswith(".safetensors"):
         (size,) = struct.unpack_from("<Q", data)
         header = json.dumps(mutate_json(json.loads(data[8 : 8 + size]), chance)).encode()
@@ -481,20 +554,18 @@ class Plan:
         if first < len(originals):  # each as it is, once: a whole one that is refused would be fuzzed in vain
             return originals[first], originals[first].files[originals[first].target]
         (original,) = chance.choices(originals, [original.weight for original in originals])
-        if original.read is read_text_encoder and original.target.endswith(".safetensors"):
-            return original, mutate_bytes(original.files[original.target], chance, self.pools[group])
         return original, mutate(original, chance, self.pools[group], self.codes)
 
 
 def run_case(plan: Plan, number: int, limit: float, seen: list[str]) -> tuple[str, str]:
-    """What came of a case: ``loaded``, ``refused``, or ``finding`` with what happened."""
+    """What came of a case, in words: ``loaded``, ``refused`` and why, or ``finding`` and what happened."""
     original, data = plan.case(number)
     folder = Path("case")
     shutil.rmtree(folder, ignore_errors=True)  # new files: the old ones may still be mapped
     folder.mkdir()
     for name, content in original.files.items():
         (folder / name).write_bytes(data if name == original.target else content)
-    words, outcome = f"case {number} ({original.name}, {original.target})", "loaded"
+    words, outcome, why = f"case {number} ({original.name}, {original.target})", "loaded", ""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.process_time()  # not the wall's: other programs may be busy
     faulthandler.dump_traceback_later(6 * limit, exit=True)
@@ -503,9 +574,9 @@ def run_case(plan: Plan, number: int, limit: float, seen: list[str]) -> tuple[st
     try:
         original.read(folder, folder / original.target)
     except NarError as error:
-        outcome = "refused"
-        if "\n" in error.message or len(error.message) > 2000:
-            return "finding", f"{words}: not one sentence: {error.message[:300]!r}"
+        outcome, why = "refused", error.message
+        if "\n" in why or len(why) > 2000 or isinstance(error, MemoryLimitError):
+            return "finding", f"{words}: not a sentence about the file: {why[:300]!r}"
     except BaseException as error:
         return "finding", f"{words}: {type(error).__name__}: {str(error)[:300]}"
     finally:
@@ -520,9 +591,9 @@ def run_case(plan: Plan, number: int, limit: float, seen: list[str]) -> tuple[st
     if (spent := time.process_time() - began) > limit:
         return "finding", f"{words}: took {spent:.1f} s"
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    if grown > MEMORY / 4:
+    if grown > GROWTH:
         return "finding", f"{words}: took {grown / 1e6:.0f} MB"
-    return outcome, ""
+    return outcome, re.sub(r"\d[\d,.]*|(['\"]).*?\1|case/\S+|\(.*", "_", why)[:50]  # names and numbers aside
 
 
 def work(plan: Plan, numbers: list[int], limit: float, home: Path, pipe: Connection) -> None:
@@ -544,7 +615,7 @@ def work(plan: Plan, numbers: list[int], limit: float, home: Path, pipe: Connect
 
     sys.addaudithook(audit)
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, taken + MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (taken + ADDRESSES, taken + ADDRESSES))
     for number in numbers:
         began = time.process_time()
         outcome = run_case(plan, number, limit, seen)
@@ -558,6 +629,7 @@ def run(plan: Plan, jobs: int, limit: float, scratch: Path) -> dict[str, Any]:
         "fork"
     )  # importing torch takes seconds, and a dead worker is replaced
     began, counts, slowest = time.perf_counter(), {"loaded": 0, "refused": 0, "finding": 0}, 0.0
+    ways: set[str] = set()
     left = {job: list(range(len(plan)))[job::jobs] for job in range(jobs)}
     workers: dict[Connection, tuple[int, Any]] = {}
 
@@ -591,14 +663,17 @@ def run(plan: Plan, jobs: int, limit: float, scratch: Path) -> dict[str, Any]:
                 )
                 start(job)
             counts[outcome] += 1
-            if words:
+            if outcome == "finding":
                 print(words, flush=True)
+            elif words:
+                ways.add(words)
     return {
         "checkpoints": plan.counts[0],
         "media": plan.counts[1],
         "seed": plan.seed,
         **{name: counts[name] for name in ("loaded", "refused")},
         "findings": counts["finding"],
+        "ways": len(ways),
         "slowest_seconds": round(slowest, 2),
         "seconds": round(time.perf_counter() - began, 1),
     }

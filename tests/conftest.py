@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the processors
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 import narcli
@@ -57,11 +61,8 @@ def hub(tmp_path):
             [sys.executable, "-c", MAIN, *map(str, arguments)],
             env=server.environment | (environment or {}),
             cwd=tmp_path,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
             text=True,
-            **options,
+            **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options,
         )
 
     def run(*arguments, code=0, **options):
@@ -77,13 +78,33 @@ def hub(tmp_path):
 
 
 @pytest.fixture
+def online(hub, monkeypatch):
+    """The same server, for the client in this process."""
+    from huggingface_hub import constants
+
+    settings = {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(hub.cache),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_ETAG_TIMEOUT": 3,
+        "HF_HUB_DOWNLOAD_TIMEOUT": 1,
+    }
+    for name, value in settings.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    return hub
+
+
+@pytest.fixture
 def disk(tmp_path):
     """A file system of 20 MiB, where this user may mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)]
     if not shutil.which("mount") or subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("only root mounts")
+        pytest.skip("only root mounts; limits of a file's size stand for the full disk in other tests")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -20,6 +21,16 @@ def git_hash(data):
 def is_large(name):
     """Whether the Hub would keep a file outside of git, and list its SHA-256."""
     return name.endswith((".pt", ".pth", ".safetensors", ".bin"))
+
+
+class Server(ThreadingHTTPServer):
+    """Clients that go away are none of its business."""
+
+    daemon_threads = True
+
+    def handle_error(self, *arguments):
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(*arguments)
 
 
 class HubServer:
@@ -119,8 +130,7 @@ class HubServer:
                     if self.close_connection and outer.stall:
                         threading.Event().wait(outer.stall)
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 

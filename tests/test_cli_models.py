@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from hub_server import HubServer, sha256
+from hub_server import sha256
 from narcli import hub as hub_module
 from narcli import registry, sources
 from narcli.cli import app
@@ -25,7 +25,7 @@ def here(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_settings_file", lambda: tmp_path / "config" / "models.json")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
     for kind in registry.DEFAULT_KINDS:
         monkeypatch.delenv(registry.variable(kind), raising=False)
     return tmp_path
@@ -39,7 +39,7 @@ def run(*arguments, code=0):
 
 def cache(tmp_path, repo, file, data, commit="a" * 40):
     """Put a file where the Hub's client keeps it."""
-    folder = tmp_path / "hub" / f"models--{repo.replace('/', '--')}"
+    folder = tmp_path / "hf" / "hub" / f"models--{repo.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True, exist_ok=True)
     (folder / "refs" / "main").write_text(commit)
     path = folder / "snapshots" / commit / file
@@ -49,19 +49,10 @@ def cache(tmp_path, repo, file, data, commit="a" * 40):
 
 
 @pytest.fixture
-def online(here, monkeypatch):
+def online(online, here):
     """A Hub with one repository, for the client in this process."""
-    from huggingface_hub import constants
-
-    server = HubServer({"me/one": {"config.json": CONFIG, "last.pt": WEIGHTS}})
-    url = server.url
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("NO_PROXY", "*")
-    yield server
-    server.close()
+    online.repos = {"me/one": {"config.json": CONFIG, "last.pt": WEIGHTS}}
+    return online
 
 
 def pull(name="me/one"):
@@ -70,7 +61,7 @@ def pull(name="me/one"):
 
 def share(tmp_path, path, xet="f" * 64, name=None):
     """Let the cache keep a file as the client does that came by Xet: in a store that repositories share."""
-    store = tmp_path / "hub" / "blobs"
+    store = tmp_path / "hf" / "hub" / "blobs"
     entry, own = store / xet[:2] / xet, path.parents[2] / "blobs" / (name or sha256(path.read_bytes()))
     entry.parent.mkdir(parents=True, exist_ok=True)
     (store / ".huggingface-shared-blobs").write_text("1\n")
@@ -79,7 +70,7 @@ def share(tmp_path, path, xet="f" * 64, name=None):
     own.symlink_to(f"../../blobs/{xet[:2]}/{xet}")
     path.symlink_to(f"../../blobs/{own.name}")
     with entry.with_name(f"{xet}.refs").open("a") as refs:
-        refs.write(f"{own.relative_to(tmp_path / 'hub')}\n")
+        refs.write(f"{own.relative_to(store.parent)}\n")
     return entry
 
 
@@ -171,16 +162,18 @@ RELEASED = {
 
 
 @pytest.fixture
-def released(hub):
-    """The real command, and a Hub with small files under the names of released models."""
-    for repo, files in RELEASED.items():
-        hub.repos[repo] = {name: (DATA / file).read_bytes() for name, file in files.items()}
-    return hub
+def released(online):
+    """A Hub with small files under the names of released models."""
+    files = {
+        repo: {name: (DATA / file).read_bytes() for name, file in files.items()}
+        for repo, files in RELEASED.items()
+    }
+    online.repos = files
+    return online
 
 
 def test_a_model_is_pulled_with_its_tokenizer_shown_verified_and_removed(released):
-    narcli = released.narcli
-    row = json.loads(narcli("models", "show", "nar-b-256", "--json"))
+    row = json.loads(run("models", "show", "nar-b-256", "--json"))
     assert not row["on_disk"] and row["license"] == "apache-2.0" and row["commit"] == released.commit
     assert [file["path"] for file in row["files"]] == ["config.json", "last_version.pt"]
     # As the paper says, for the file is not here.
@@ -190,19 +183,19 @@ def test_a_model_is_pulled_with_its_tokenizer_shown_verified_and_removed(release
         row["memory"]["bfloat16"]["batch_size_1"]["total"] < row["memory"]["float32"]["batch_size_1"]["total"]
     )
 
-    said = json.loads(narcli("models", "pull", "nar-b-256", "nar-m-256", "--json"))["models"]
+    said = json.loads(run("models", "pull", "nar-b-256", "nar-m-256", "--json"))["models"]
     assert [part["name"] for part in said] == ["nar-b-256", "vq16-c2i", "nar-m-256"]
     model = said[0]
     assert (model["commit"], model["downloaded"]) == (released.commit, (DATA / "c2i.pt").stat().st_size + 268)
     assert all(file["ok"] and file["hash"] == file["expected"] for part in said for file in part["files"])
-    again = json.loads(narcli("models", "pull", "nar-b-256", "--json"))["models"]
+    again = json.loads(run("models", "pull", "nar-b-256", "--json"))["models"]
     assert [part["downloaded"] for part in again] == [0, 0]
 
     released.requests.clear()
-    row = json.loads(narcli("models", "show", "nar-b-256", "--json"))
+    row = json.loads(run("models", "show", "nar-b-256", "--json"))
     assert row["on_disk"] and row["path"] == model["path"] and row["commit"] == released.commit
     assert row["steps"] == 7 and row["parameters"]["transformer"] < 10**6  # those of the file
-    text = narcli("models", "show", "nar-b-256")
+    text = run("models", "show", "nar-b-256")
     for expected in (
         "images of classes",
         "commit c0ffee",
@@ -212,46 +205,42 @@ def test_a_model_is_pulled_with_its_tokenizer_shown_verified_and_removed(release
         "last_version.pt",
     ):
         assert expected in text, text
-    assert "nar-b-256: whole, 915 kB, hashes checked" in narcli("models", "verify", "nar-b-256")
-    checked = json.loads(narcli("models", "verify", "--json"))
+    assert "nar-b-256: whole, 915 kB, hashes checked" in run("models", "verify", "nar-b-256")
+    checked = json.loads(run("models", "verify", "--json"))
     assert checked["ok"] and {"emoji", "nar-b-256", "nar-m-256", "vq16-c2i"} <= {
         row["name"] for row in checked["models"]
     }
     assert released.requests == []  # what is here is shown and checked without the Hub
 
-    assert "Add --yes" in narcli("models", "rm", "nar-b-256", code=2)
-    assert "nar-b-256, nar-m-256 on this machine need it" in narcli(
-        "models", "rm", "vq16-c2i", "--yes", code=2
-    )
-    said = narcli("models", "rm", "nar-b-256", "--yes")
+    assert "Add --yes" in run("models", "rm", "nar-b-256", code=2)
+    assert "nar-b-256, nar-m-256 on this machine need it" in run("models", "rm", "vq16-c2i", "--yes", code=2)
+    said = run("models", "rm", "nar-b-256", "--yes")
     assert "removed nar-b-256, 915 kB" in said and "kept vq16-c2i for nar-m-256" in said
-    said = json.loads(narcli("models", "rm", "nar-m-256", "--yes", "--json"))
+    said = json.loads(run("models", "rm", "nar-m-256", "--yes", "--json"))
     assert said["removed"].keys() == {"nar-m-256", "vq16-c2i"} and said["kept"] == {}
     assert said["freed"] == sum(said["removed"].values()) > 10**6
     assert not list(released.cache.glob("models--*"))
-    assert "not on this machine" in narcli("models", "rm", "nar-m-256", "--yes", code=2)
+    assert "not on this machine" in run("models", "rm", "nar-m-256", "--yes", code=2)
 
 
 def test_a_pinned_revision_is_what_is_used_and_told(released):
     old = released.commit
-    pulled = json.loads(released.narcli("models", "pull", "nar-b-256", "--revision", old, "--json"))[
-        "models"
-    ][0]
+    pulled = json.loads(run("models", "pull", "nar-b-256", "--revision", old, "--json"))["models"][0]
     released.commit = "d" * 40
     assert pulled["commit"] == old
-    row = json.loads(released.narcli("models", "show", "nar-b-256", "--revision", old, "--json"))
+    row = json.loads(run("models", "show", "nar-b-256", "--revision", old, "--json"))
     assert (row["on_disk"], row["commit"], row["revision"]) == (True, old, old)
-    released.narcli("models", "pull", "nar-b-256", "--quiet")
-    row = json.loads(released.narcli("models", "show", "nar-b-256", "--json"))
+    run("models", "pull", "nar-b-256", "--quiet")
+    row = json.loads(run("models", "show", "nar-b-256", "--json"))
     assert (row["commit"], row["revision"]) == ("d" * 40, "main")
 
 
 def test_what_cannot_be_pulled_shown_or_removed_says_so(released):
-    assert "Did you mean nar-b-256" in released.narcli("models", "pull", "nar-b", code=2)
-    assert "one model of the Hub" in released.narcli("models", "pull", "emoji", "--revision", "v1", code=2)
-    assert "is built in" in released.narcli("models", "rm", "emoji", "--yes", code=2)
-    assert "not on this machine" in released.narcli("models", "verify", "nar-b-256", code=3)
-    assert "no repository no/body" in released.narcli("models", "show", "no/body", code=3)
+    assert "Did you mean nar-b-256" in run("models", "pull", "nar-b", code=2)
+    assert "one model of the Hub" in run("models", "pull", "emoji", "--revision", "v1", code=2)
+    assert "is built in" in run("models", "rm", "emoji", "--yes", code=2)
+    assert "not on this machine" in run("models", "verify", "nar-b-256", code=3)
+    assert "no repository no/body" in run("models", "show", "no/body", code=3)
 
 
 def test_a_repository_stays_while_anything_on_disk_needs_it(here):
@@ -265,7 +254,7 @@ def test_a_repository_stays_while_anything_on_disk_needs_it(here):
     assert vq16.is_file() and vq8.is_file()
     assert "vq_ds8_c2i.pt on this machine needs it" in run("models", "rm", "vq16-c2i", "--yes", code=2)
     said = json.loads(run("models", "rm", "vq16-c2i", f"{LLAMAGEN}/vq_ds8_c2i.pt", "--yes", "--json"))
-    assert said["freed"] == 5 and not list((here / "hub").glob("models--*"))
+    assert said["freed"] == 5 and not list((here / "hf" / "hub").glob("models--*"))
 
 
 def test_a_repository_that_is_named_goes_with_all_that_is_in_it(here):
@@ -304,6 +293,75 @@ def test_files_that_repositories_share_are_checked_and_removed_as_others(here):
     assert not entry.exists()
 
 
+def test_revisions_share_what_is_the_same_in_them_and_it_is_freed_once(online):
+    old, online.commit = pull(), "d" * 40
+    online.repos["me/one"]["config.json"] = CONFIG + b"\n"
+    new = pull()
+    assert new["commit"] == "d" * 40 and new["downloaded"] == len(CONFIG) + 1
+    assert Path(old["path"]) != Path(new["path"]) and Path(old["path"]).samefile(new["path"])
+    held = len(WEIGHTS) + 2 * len(CONFIG) + 1
+    assert f"me/one {held / 1000:.0f} kB" in run("models", "rm", "me/one", code=2)
+    assert json.loads(run("models", "rm", "me/one", "--yes", "--json"))["freed"] == held
+    assert not list(online.cache.glob("models--*"))
+
+
+def test_a_shared_file_that_is_damaged_is_left_to_the_others(online, here):
+    path = Path(pull()["path"]).with_name("config.json")
+    blob = path.resolve()
+    path.unlink()
+    blob.replace(path)
+    entry = share(here, path, name=blob.name)
+    copy = cache(here, "me/copy", "config.json", CONFIG)
+    assert share(here, copy, name=blob.name) == entry
+    damaged = CONFIG[:-1] + b"x"
+    entry.write_bytes(damaged)
+    online.commit = "d" * 40  # the new revision takes what the cache has of the old one
+    assert "config.json of me/one did not arrive" in run("models", "pull", "me/one", code=3)
+    assert copy.read_bytes() == damaged and not list(
+        online.cache.glob("models--me--one/snapshots/d*/config*")
+    )
+    said = pull()
+    assert said["downloaded"] == len(CONFIG) and all(file["ok"] for file in said["files"])
+    assert Path(said["path"]).with_name("config.json").read_bytes() == CONFIG
+    assert copy.read_bytes() == entry.read_bytes() == damaged  # which a pull of me/copy would mend
+
+
+def test_everything_on_disk_is_verified_in_every_revision(released, here, tiny, tiny_text):
+    online, old = released, released.commit
+    online.repos["me/tiny"] = {path.name: path.read_bytes() for path in tiny.iterdir()}
+    online.repos["me/vq"] = {"vq.pt": (DATA / "vq.pt").read_bytes()}
+    online.repos["me/t5"] = {path.name: path.read_bytes() for path in (tiny_text / "text_encoder").iterdir()}
+    for name, kind in (
+        ("nar-b-256", "image"),
+        ("me/tiny", "image"),
+        ("me/vq", "image"),
+        ("me/t5", "text-encoder"),
+    ):
+        hub_module.fetch(registry.resolve(name, kind))
+    cache(here, "you/bert", "config.json", b'{"model_type": "bert"}')
+    cache(here, "you/bert", "model.safetensors", (DATA / "t2i.expected.safetensors").read_bytes())
+    online.commit = "d" * 40
+    online.repos["chenfeng1271/NAR-imagenet-256-B"]["config.json"] += b"\n"
+    hub_module.fetch(registry.MODELS["nar-b-256"])
+    said = json.loads(run("models", "verify", "--json"))
+    assert said["ok"] and said["others"] == ["you/bert"]
+    rows = [(row["name"], row["commit"]) for row in said["models"] if row["commit"]]
+    new = [("nar-b-256", "d" * 40), ("nar-b-256", old)]
+    assert rows == [*new, ("me/t5", old), ("me/tiny", old), ("me/vq", old)]
+    assert {row["name"] for row in said["models"]} - {name for name, _ in rows} == {"emoji", "emoji-video"}
+
+    (file,) = (file for row in said["models"] if row["commit"] == old for file in row["files"]
+               if row["name"] == "nar-b-256" and file["path"].endswith(".json"))  # fmt: skip
+    Path(file["path"]).resolve().write_bytes(b"{}")
+    model = next(online.cache.glob("models--me--tiny/snapshots/*/model.safetensors"))
+    model.resolve().write_bytes(b"x" * 100)
+    out = run_both("models", "verify", code=4)
+    assert "nar-b-256: whole" in out and f"nar-b-256 at {old}: " in out and "me/tiny: " in out
+    assert "Damaged: nar-b-256, me/tiny." in out
+    assert "Not checked, for narcli does not read them: you/bert." in out
+    assert f"narcli models pull nar-b-256 --revision {old}" in out
+
+
 def test_a_branch_that_moves_during_a_download_is_one_commit_or_none(online, monkeypatch):
     old, download = online.commit, hub_module._download
 
@@ -338,7 +396,7 @@ def test_a_part_that_is_complete_is_not_downloaded_again(online):
     model = replace(registry.resolve("me/one", None), size=10**15)
     pull("me/one")
     blob = next(
-        path for path in (Path("hub") / "models--me--one" / "blobs").iterdir() if len(path.name) == 64
+        path for path in (Path("hf", "hub") / "models--me--one" / "blobs").iterdir() if len(path.name) == 64
     )
     blob.rename(blob.with_name(f"{blob.name}.narcli.incomplete"))
     found = hub_module.locate(model)

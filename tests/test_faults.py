@@ -168,16 +168,26 @@ def test_a_download_that_no_disk_holds_is_refused_before_it_begins(hub):
     assert not [path for _, path, _ in hub.requests if "/resolve/" in path]
 
 
+def pulled(hub, *options):
+    """What a pull says of the one model that it was asked for."""
+    (said,) = json.loads(hub.narcli("models", "pull", "me/one", "--json", *options))["models"]
+    return said
+
+
 def test_a_flipped_bit_is_found_and_mended(hub):
-    path = Path(hub.narcli("models", "pull", "me/one").strip())
-    blob = path.resolve()
+    said = pulled(hub)
+    assert said["downloaded"] == len(WEIGHTS) + len(CONFIG)
+    blob = Path(said["path"]).resolve()
     data = bytearray(WEIGHTS)
     data[len(data) // 2] ^= 4
     blob.write_bytes(data)
     stderr = hub.narcli("models", "verify", "me/one", code=4)
     one_message(stderr, "Damaged: me/one", "narcli models pull me/one")
-    assert Path(hub.narcli("models", "pull", "me/one").strip()).read_bytes() == WEIGHTS
+    said = pulled(hub)
+    assert said["downloaded"] == len(WEIGHTS)  # and not what is whole
+    assert Path(said["path"]).read_bytes() == WEIGHTS and all(file["ok"] for file in said["files"])
     assert "whole" in hub.narcli("models", "verify", "me/one")
+    assert pulled(hub)["downloaded"] == 0
 
 
 def test_a_pinned_commit_that_is_damaged_is_mended_too(hub):

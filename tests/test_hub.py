@@ -1,6 +1,7 @@
 """Fetching through the real client of the Hub, against a local server."""
 
 import errno
+import inspect
 import json
 import os
 import shutil
@@ -21,42 +22,56 @@ DATA = Path(__file__).parent / "data"
 WEIGHTS = (DATA / "c2i.pt").read_bytes()
 CONFIG = (DATA / "c2i.json").read_bytes()
 
-# The client reads its settings at import, so each case runs in a process of its own.
-FETCH = """
-import json, sys
-from narcli.errors import NarError
-from narcli.hub import cached, fetch
-from narcli.registry import resolve
-name, kind, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-try:
-    got = fetch(resolve(name, kind), **options)
-    print(json.dumps({"path": str(got.path), "commit": got.commit, "note": got.note, "grid": got.model.grid}))
-except NarError as error:
-    print(json.dumps({"error": error.message, "hint": error.hint, "code": error.exit_code}))
-"""
+
+def tell(name, kind, options):
+    """What came of a fetch, as JSON."""
+    import json
+
+    from narcli.errors import NarError
+    from narcli.hub import fetch
+    from narcli.registry import resolve
+
+    try:
+        got = fetch(resolve(name, kind), **options)
+    except NarError as error:
+        return json.dumps({"error": error.message, "hint": error.hint, "code": error.exit_code})
+    about = {"path": str(got.path), "commit": got.commit, "note": got.note, "grid": got.model.grid}
+    return json.dumps(about)
+
+
+ALONE = f"{inspect.getsource(tell)}\nimport json, sys\nprint(tell(*json.loads(sys.argv[1])))"
 
 
 @pytest.fixture
-def fetch(hub):
-    hub.repos = {
+def fetch(online, capfd):
+    """Fetch in this process; with an environment in one of its own, for the client reads that at import."""
+    online.repos = {
         "me/one": {"last.pt": WEIGHTS, "README.md": b"hello"},
         "me/sized": {"sub/last.pt": WEIGHTS, "sub/config.json": CONFIG},
         "me/several": {"b.pt": WEIGHTS, "a.pth": WEIGHTS, "c.safetensors": b"x"},
         "me/none": {"README.md": b"hello"},
     }
 
-    def run(name="me/one", kind="image", environment=None, **options):
+    def alone(arguments, environment):
         done = subprocess.run(
-            [sys.executable, "-c", FETCH, name, kind, json.dumps(options)],
+            [sys.executable, "-c", ALONE, json.dumps(arguments)],
             capture_output=True,
             text=True,
-            env=hub.environment | (environment or {}),
+            env=online.environment | environment,
             check=False,
             timeout=120,
         )
         assert done.returncode == 0, done.stderr
-        assert done.stderr == ""  # nothing but results, and no bars into a pipe
-        said = json.loads(done.stdout)
+        return done.stdout, done.stderr
+
+    def run(name="me/one", kind="image", environment=None, **options):
+        arguments = (name, kind, options)
+        if environment is None:
+            stdout, stderr = tell(*arguments), capfd.readouterr().err
+        else:
+            stdout, stderr = alone(arguments, environment)
+        assert stderr == ""  # nothing but results, and no bars into a pipe
+        said = json.loads(stdout)
         if "error" in said:
             assert said["hint"] and "Traceback" not in said["error"]
         return said
@@ -77,12 +92,12 @@ def paths(hub):
 
 
 def test_the_only_weights_file_is_fetched_and_then_used_without_a_network(hub, fetch):
-    said = fetch()
+    said = fetch(environment={})
     assert Path(said["path"]).read_bytes() == WEIGHTS and Path(said["path"]).name == "last.pt"
     assert said["commit"] == COMMIT and said["note"] == ""
     assert not any("README" in path or "agent" in path for path in paths(hub))
     hub.requests.clear()
-    assert fetch() == said
+    assert fetch(environment={}) == said
     assert paths(hub) == ["/api/models/me/one/revision/main"]  # one short question, no second download
     hub.requests.clear()
     assert fetch(offline=True) == said
@@ -94,7 +109,7 @@ def test_the_only_weights_file_is_fetched_and_then_used_without_a_network(hub, f
 def test_without_a_network_the_copy_on_disk_is_used_and_said_to_be(hub, fetch):
     fetch()
     hub.close()
-    said = fetch()
+    said = fetch(environment={})
     assert Path(said["path"]).read_bytes() == WEIGHTS
     assert "could not be reached" in said["note"] and "copy on this machine" in said["note"]
 
@@ -167,7 +182,7 @@ def test_offline_without_a_copy(hub, fetch):
 def test_a_refused_connection_is_quick_and_clear(hub, fetch):
     hub.close()
     began = time.monotonic()
-    refused(fetch(), "could not be reached")
+    refused(fetch(environment={}), "could not be reached")
     assert time.monotonic() - began < 12
 
 
@@ -260,7 +275,9 @@ def test_a_file_of_another_length_than_told(hub, fetch):
     assert Path(fetch()["path"]).read_bytes() == WEIGHTS
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.skipif(
+    os.geteuid() == 0, reason="root may write anywhere; a read-only disk stands for it in test_faults.py"
+)
 def test_a_cache_that_cannot_be_written(fetch, tmp_path):
     (tmp_path / "hf").mkdir(mode=0o500)
     refused(fetch(), "HF_HOME", code=1)

@@ -248,3 +248,4 @@ def test_a_short_run_of_the_fuzz_finds_nothing():
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["findings"] == 0 and said["loaded"] + said["refused"] == 600
     assert said["loaded"] > 30 and said["refused"] > 300  # neither all nor nothing
+    assert said["ways"] > 80  # and not all by the first check

@@ -7,10 +7,15 @@ import time
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from conftest import small_transformer
 from narcli import memory
 from narcli.checkpoints import build, save_model
+from narcli.cli import app
 from narcli.memory import Networks, estimate, networks_of, released_config
+from narcli.models.larp import LARPConfig
+from narcli.models.text import T5Encoder
 from narcli.models.transformer import TransformerConfig
 from narcli.models.vq import VQConfig
 from narcli.registry import MODELS
@@ -55,10 +60,57 @@ def peak(process):
 def test_the_estimate_is_near_the_memory_that_a_run_really_takes(hub, medium, dtype, batch_size):
     options = ["--class", "1", "--model", medium, "--dtype", dtype, "--num", batch_size]
     options += ["--batch-size", batch_size, "--cfg-scale", "2", "--json"]
-    told = json.loads(hub.narcli("image", *options, "--dry-run"))["memory"]["needed"]["total"]
+    told = told_and_taken(hub, "image", *options)
     assert told == estimate(networks_of_folder(medium), getattr(torch, dtype), batch_size).total
-    taken, _ = peak(hub.start("image", *options))
+
+
+def told_and_taken(hub, *command):
+    """What a run tells that it takes, which is near to what it does."""
+    dry = CliRunner().invoke(app, [*map(str, command), "--dry-run"])
+    assert dry.exit_code == 0, dry.output
+    told = json.loads(dry.stdout)["memory"]["needed"]["total"]
+    taken, _ = peak(hub.start(*command))
     assert TOLERANCE[0] < told / taken < TOLERANCE[1], (told, taken)
+    return told
+
+
+@pytest.fixture(scope="module")
+def large_parts(tmp_path_factory):
+    """Folders of small transformers, with a LARP of 150 M parameters and a T5 encoder of 154 M; float32."""
+    from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+
+    def filled(network):
+        for parameter in network.to_empty(device="cpu").parameters():
+            torch.nn.init.constant_(parameter, 0.01)
+        return network
+
+    folder, letters = tmp_path_factory.mktemp("parts"), ByT5Tokenizer(extra_ids=0)
+    sizes = {"encoder_hidden_size": 1024, "decoder_hidden_size": 1024, "encoder_depth": 8, "decoder_depth": 4}
+    larp = build(LARPConfig(256, input_size=64, encoder_num_heads=16, decoder_num_heads=16, **sizes))
+    small = small_transformer((4, 8, 8), 4, vocab_size=8192, position="absolute")
+    save_model(folder / "video", transformer=small, tokenizer=filled(larp), classes=list("abcd"))
+    sizes = {"d_model": 1024, "d_kv": 64, "d_ff": 2816, "num_layers": 12, "num_heads": 16}
+    with torch.device("meta"):
+        t5 = T5EncoderModel(T5Config(vocab_size=len(letters), feed_forward_proj="gated-gelu", **sizes))
+    filled(t5).tie_weights()
+    text = {"condition": "text", "condition_tokens": 8, "caption_dim": 1024}
+    save_model(
+        folder / "text",
+        transformer=small_transformer((4, 4), 0, **text),
+        tokenizer=filled(build(VQConfig(32, (1, 1), 1, 32, codebook_size=96))),
+        text_encoder=T5Encoder(t5, letters),
+    )
+    return folder
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="measured as Linux tells it")  # noqa: PTH110
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("command", ["video --class 1", "image --prompt a"])
+def test_the_estimate_is_near_where_larp_or_a_text_encoder_is_the_largest_part(
+    hub, large_parts, command, dtype
+):
+    model = large_parts / ("video" if "video" in command else "text")
+    told_and_taken(hub, *command.split(), "--model", model, "--dtype", dtype, "--frontier", "none", "--json")
 
 
 def networks_of_folder(folder):
@@ -75,7 +127,12 @@ def test_memory_grows_with_the_batch_and_shrinks_with_the_dtype():
     rows = 15 * 2
     assert sixteen.sampling - one.sampling > 37 * 2 * rows * 256 * 1280 * 4
     assert estimate(networks, torch.float32, 16, guided=False).sampling < sixteen.sampling
-    assert estimate(networks, torch.bfloat16, 1).weights * 2 == one.weights
+    # What is converted takes memory; of what is not, the tokenizer's encoder stays in its file.
+    half, decoder = estimate(networks, torch.bfloat16, 1).weights, one.weights - 4 * 815_991_040
+    assert half == 2 * (815_991_040 + 71_883_403) and 0 < decoder < 4 * 71_883_403
+    larp = Networks(networks.transformer, LARPConfig())
+    assert estimate(larp, torch.float32, 1).weights == 4 * 815_991_040
+    assert estimate(larp, torch.float32, 1, device="cuda").weights == 4 * sum(larp.parameters.values())
     assert estimate(networks, torch.float32, 1, device="cuda").base == 0
 
 
@@ -83,6 +140,10 @@ def test_text_encoders_come_before_the_other_weights():
     text = networks_of(MODELS["nar-xl-t2i-256"])
     assert text.encoder == 1_223_527_424
     taken = estimate(text, torch.bfloat16, 1)
+    assert taken.base == memory.BASE + memory.TRANSFORMERS
+    assert estimate(text, torch.bfloat16, 1, encode=False).base == memory.BASE
+    assert estimate(text, torch.float32, 1).encoding == 0  # stored in float32, it stays in its files
+    assert estimate(text, torch.float32, 1, device="cuda").encoding == 4 * text.encoder
     assert taken.total == taken.base + max(
         2 * text.encoder, taken.weights + taken.sampling, taken.weights + taken.decoding
     )

@@ -4,8 +4,10 @@ import contextlib
 import copy
 import gc
 import inspect
+import io
 import json
 import os
+import pty
 import random
 import shutil
 import struct
@@ -19,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import load_file, save_file
@@ -36,7 +39,9 @@ from narcli.cli.options import FrontierFormat
 from narcli.cli.rerun import _decode, _plan, _recorded, rerun
 from narcli.cli.video import shown_fps, video
 from narcli.errors import CheckpointError, NarError, UsageError
+from narcli.hub import fetch
 from narcli.metadata import FIELDS, RUN, SAMPLE, check_fields, lines, pack_tokens, unpack_tokens
+from narcli.registry import MODELS
 from narcli.writers import read_metadata, write_png
 from test_cli_image import ENVIRONMENT, PROLOGUE, names
 
@@ -399,6 +404,81 @@ def test_lies_are_refused_before_anything_is_done(run, here, about, lie, code, m
     assert result.exit_code == code, result.output
     assert message in result.stderr and len(result.stderr.splitlines()) <= 3
     assert "\x1b" not in result.output and names(here) == before
+
+
+def on_a_terminal(hub, answers, *arguments):
+    """The real command, and a person who types that: its exit code, and what the terminal shows."""
+    leader, follower = pty.openpty()
+    os.write(leader, answers.encode())
+    terminal = {"TERM": "xterm", "NO_COLOR": "1"}
+    process = hub.start(*arguments, "--quiet", environment=terminal, stdin=follower, stderr=follower)
+    os.close(follower)
+    process.communicate(timeout=240)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end, as Linux tells it
+        while piece := os.read(leader, 65536):
+            shown += piece
+    os.close(leader)
+    return process.returncode, shown.decode()
+
+
+def test_a_person_is_asked_before_a_file_brings_another_commit(hub, online, tiny, about, tmp_path):
+    row, tokenizer = MODELS["nar-m-256"], MODELS["vq16-c2i"]
+    folder = save_model(tmp_path / "m", transformer=small_transformer((4, 4), 1000), classes="imagenet1k")
+    hub.repos[row.repo] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    torch.save({"model": load_tokenizer(tiny).state_dict()}, packed := io.BytesIO())
+    hub.repos[tokenizer.repo] = {tokenizer.file: packed.getvalue()}
+    old, hub.commit = hub.commit, "d" * 40
+    for one in (row, tokenizer):
+        fetch(one)  # another commit than the file's is here
+    hub.commit = old
+    about["model"] = {"name": row.name, "repo": row.repo, "commit": old}
+    about["tokenizer"] = {"name": tokenizer.name, "repo": tokenizer.repo, "commit": old}
+    write(tmp_path / "a.png", about)
+    hub.requests.clear()
+    code, shown = on_a_terminal(hub, "n\n", "rerun", "a.png", "-o", "b.png")
+    question = f"a.png was made with commit {old} of {row.repo}, which is not on this machine. Go on? [y/N]"
+    assert code == 1 and question in shown and "Nothing was downloaded." in shown
+    assert hub.requests == [] and not (tmp_path / "b.png").exists()
+    code, shown = on_a_terminal(hub, "y\ny\n", "rerun", "a.png", "-o", "b.png")
+    assert code == 0 and shown.count("Go on?") == 2, shown
+    assert question in shown and question.replace(row.repo, tokenizer.repo) in shown
+    made = read_metadata(tmp_path / "b.png")
+    assert made["model"]["commit"] == made["tokenizer"]["commit"] == old
+    assert made["class"]["id"] == about["class"]["id"] and made["seed"] == about["seed"]
+
+
+def test_a_file_keeps_the_commit_of_its_text_encoder(run, here, online, tiny_text):
+    encoder = {path.name: path.read_bytes() for path in (tiny_text / "text_encoder").iterdir()}
+    model = {path.name: path.read_bytes() for path in tiny_text.iterdir() if path.is_file()}
+    online.repos = {"me/text": model, "google/flan-t5-xl": encoder}
+    words = ("image", "--model", "me/text", "--prompt", "a", "--seed", 1, "--frontier", "none", "-o")
+
+    def said(*arguments):
+        result = run(*arguments)
+        assert result.exit_code == 0, result.output
+        return result
+
+    old = online.commit
+    (pulled,) = json.loads(said("models", "pull", "flan-t5-xl", "--revision", old, "--json").stdout)["models"]
+    assert pulled["commit"] == old and pulled["downloaded"] == sum(map(len, encoder.values()))
+    said(*words, "a.png")
+    online.commit = "d" * 40
+    weights = here / "other.safetensors"
+    weights.write_bytes(encoder["model.safetensors"])
+    save_file({name: -value for name, value in load_file(weights).items()}, weights, {"format": "pt"})
+    encoder["model.safetensors"] = weights.read_bytes()
+    said(*words, "b.png")
+    about, other = (read_metadata(here / name) for name in ("a.png", "b.png"))
+    assert [one["text_encoder"]["commit"] for one in (about, other)] == [old, "d" * 40]
+    assert about["tokens_sha256"] != other["tokens_sha256"]
+    for options, commit in (((), "d" * 40), (("--revision", old), old)):
+        shown = json.loads(said("models", "show", "flan-t5-xl", *options, "--json").stdout)
+        assert shown["on_disk"] and shown["commit"] == commit and commit in shown["path"]
+    online.requests.clear()
+    assert "the tokens are equal" in said("rerun", "a.png", "--verify", "-o", "c.png").stderr
+    assert read_metadata(here / "c.png")["text_encoder"] == about["text_encoder"]
+    assert online.requests == []
 
 
 def test_many_samples_are_asked_for_by_a_person(run, here, about):

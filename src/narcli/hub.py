@@ -250,6 +250,21 @@ def is_cached(model: Model) -> bool:
     return model.repo is not None and _folder(model.repo).is_dir()
 
 
+def repositories() -> list[str]:
+    """The repositories of models, of any kind, that the cache has anything of."""
+    from huggingface_hub import constants
+
+    folders = Path(constants.HF_HUB_CACHE).glob("models--*")
+    return sorted(folder.name.removeprefix("models--").replace("--", "/") for folder in folders)
+
+
+def revisions(repo: str) -> list[str]:
+    """What the cache has of a repository: ``main`` where that is here, and the commits that are not."""
+    main = _snapshot(repo, "main")
+    found = sorted(folder.name for folder in _folder(repo).glob("snapshots/*") if folder != main)
+    return ["main"] * (main is not None) + found
+
+
 def held(model: Model) -> int:
     """Bytes that the cache holds of a repository: all its revisions, and what has arrived of downloads."""
     return sum(_content(model.repo).values()) if model.repo is not None else 0

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -40,6 +40,7 @@ ENCODERS = {TEXT_ENCODER_OF_RELEASED: 1_223_527_424}
 
 # Measured on a CPU, see docs/models.md:
 BASE = 220 * 10**6  # bytes of Python, torch and the other libraries, and of pictures on their way to files
+TRANSFORMERS = 80 * 10**6  # bytes of the library that runs text encoders
 LOGITS = 8  # copies of a step's logits that drawing holds at once
 PLANES = 10  # copies of its largest layer, in float32, that a convolutional decoder holds at once
 
@@ -80,11 +81,15 @@ class Networks:
         transformer: None of a tokenizer or text encoder alone.
         tokenizer: None of a text encoder alone, or of a transformer whose tokenizer is not known.
         encoder: parameters of the text encoder; 0 where there is none.
+        stored: number format of the tokenizer's file.
+        encoder_stored: likewise, of the text encoder's.
     """
 
     transformer: TransformerConfig | None = None
     tokenizer: VQConfig | LARPConfig | None = None
     encoder: int = 0
+    stored: torch.dtype = torch.float32
+    encoder_stored: torch.dtype = torch.float32
 
     @property
     def runs(self) -> bool:
@@ -98,16 +103,22 @@ class Networks:
         counts = {name: _count(config) for name, config in parts.items() if config is not None}
         return counts | ({"text_encoder": self.encoder} if self.encoder else {})
 
-    @cached_property
-    def held(self) -> int:
-        """Parameters of transformer and tokenizer that are read; the tokenizer's encoder is left alone."""
-        decoder = _count(self.tokenizer, without=("encoder.", "x_embedder.")) if self.tokenizer else 0
-        return self.parameters.get("transformer", 0) + decoder
+    def held(self, dtype: torch.dtype, device: str) -> int:
+        """Parameters of transformer and tokenizer that take memory besides the pages of their files.
+
+        A transformer is laid out anew, and so is the decoder of a convolutional tokenizer; what is left of a
+        tokenizer stays mapped, unless it is converted or moved.
+        """
+        assert self.tokenizer is not None
+        held = self.parameters["transformer"]
+        if dtype != self.stored or device != "cpu":
+            return held + self.parameters["tokenizer"]
+        return held + (_count(self.tokenizer, "decoder.") if isinstance(self.tokenizer, VQConfig) else 0)
 
 
-def _count(config: TransformerConfig | VQConfig | LARPConfig, without: tuple[str, ...] = ()) -> int:
-    named = build(config).named_parameters()
-    return sum(p.numel() for name, p in named if not (without and name.startswith(without)))
+@cache
+def _count(config: TransformerConfig | VQConfig | LARPConfig, part: str = "") -> int:
+    return sum(p.numel() for name, p in build(config).named_parameters() if name.startswith(part))
 
 
 def estimate(
@@ -128,6 +139,7 @@ def estimate(
         guided: whether classifier-free guidance doubles the rows.
         device: its type; a CPU decodes samples one by one.
         encode: whether the text encoder has to run, on the same device; in bfloat16 unless dtype is float32.
+            One that is stored as it runs stays mapped, too.
     """
     c, tokenizer, size = networks.transformer, networks.tokenizer, dtype.itemsize
     assert c is not None and tokenizer is not None
@@ -137,10 +149,13 @@ def estimate(
     logits = LOGITS * batch_size * widest * c.vocab_size * 4
     hidden = rows * max(widest, c.condition_tokens) * (8 * c.dim + 3 * c.ffn_dim) * 4
     at_once = 1 if device == "cpu" else min(batch_size, BATCH_SIZE)
-    encoding = networks.encoder * (4 if dtype == torch.float32 else 2) if encode else 0
+    encode = encode and networks.encoder > 0
+    runs_in = torch.float32 if dtype == torch.float32 else torch.bfloat16
+    mapped = runs_in == networks.encoder_stored and device == "cpu"
+    encoding = networks.encoder * runs_in.itemsize if encode and not mapped else 0
     return Memory(
-        base=BASE if device == "cpu" else 0,
-        weights=networks.held * size,
+        base=BASE + TRANSFORMERS * encode if device == "cpu" else 0,
+        weights=networks.held(dtype, device) * size,
         sampling=keys_and_values + logits + hidden,
         decoding=at_once * _decoding(tokenizer, c.grid) * 4,  # whatever the dtype, as measured
         encoding=encoding,
@@ -285,24 +300,25 @@ def networks_of(
     """
     row, path = _row_and_path(model)
     if row.kind == "text-encoder":
-        return Networks(encoder=encoder_parameters(row, path))
+        count, stored = _encoder(row, path)
+        return Networks(encoder=count, encoder_stored=stored)
     if row.kind.endswith("-tokenizer"):
-        return Networks(tokenizer=_tokenizer_config(row, path))
+        config, stored = _tokenizer(row, path)
+        return Networks(tokenizer=config, stored=stored)
     own = path is not None and tokenizer is None and has_own_tokenizer(path)
     other = tokenizer or (MODELS[row.tokenizer] if row.tokenizer else None)
     text = encoder or (MODELS[row.text_encoder] if row.text_encoder else None)
-    count = 0
+    encoding = (0, torch.float32)
     if text is not None:
-        count = encoder_parameters(*_row_and_path(text))
+        encoding = _encoder(*_row_and_path(text))
     elif row.kind == "text" and path is not None:
         folder = path if path.is_dir() else path.parent
-        count = encoder_parameters(row, folder / TEXT_ENCODER)
+        encoding = _encoder(row, folder / TEXT_ENCODER)
     sizes = transformer_config(path, grid=row.grid) if path is not None else released_config(row)
-    return Networks(
-        sizes,
-        _tokenizer_config(row, path) if own else _tokenizer_config(*_row_and_path(other)) if other else None,
-        count,
-    )
+    if other is not None and not own:
+        row, path = _row_and_path(other)
+    config, stored = _tokenizer(row, path) if own or other else (None, torch.float32)
+    return Networks(sizes, config, encoding[0], stored, encoding[1])
 
 
 def _row_and_path(model: Model | Located | Fetched) -> tuple[Model, Path | None]:
@@ -316,27 +332,36 @@ def _row_and_path(model: Model | Located | Fetched) -> tuple[Model, Path | None]
     return (here.model, here.path) if here else (model, None)
 
 
-def _tokenizer_config(row: Model, path: Path | None) -> VQConfig | LARPConfig | None:
+def _tokenizer(row: Model, path: Path | None) -> tuple[VQConfig | LARPConfig | None, torch.dtype]:
+    """The sizes of a tokenizer, as far as they are known, and the number format of its file."""
     if path is not None:
-        return load_tokenizer(path, dtype=None, device="meta").config
+        tokenizer = load_tokenizer(path, dtype=None, device="meta")
+        return tokenizer.config, next(tokenizer.parameters()).dtype
     if row.name not in MODELS:
-        return None
-    return LARPConfig() if row.kind == "video-tokenizer" else VQConfig()
+        return None, torch.float32
+    return (LARPConfig() if row.kind == "video-tokenizer" else VQConfig()), torch.float32
 
 
-def encoder_parameters(row: Model, path: Path | None) -> int:
-    """Parameters of a T5 encoder, from its config.json; 0 where that is not here, or not of a T5."""
+def _encoder(row: Model, path: Path | None) -> tuple[int, torch.dtype]:
+    """Parameters of a T5 encoder and the number format of its files, from its config.json.
+
+    No parameters where that is not here, or not of a T5; float32 where it does not say.
+    """
     if path is None:
-        return ENCODERS.get(row.name, 0)
+        return ENCODERS.get(row.name, 0), torch.float32
     try:
         said = json.loads(((path if path.is_dir() else path.parent) / CONFIG).read_text(encoding="utf-8"))
         d, inner, ff = said["d_model"], said["num_heads"] * said["d_kv"], said["d_ff"]
         gated = str(said.get("feed_forward_proj", "")).startswith("gated")
         layer = 4 * d * inner + (3 if gated else 2) * d * ff + 2 * d
         buckets = said.get("relative_attention_num_buckets", 32) * said["num_heads"]
-        return int(said["num_layers"] * layer + said["vocab_size"] * d + buckets + d)
+        stored = getattr(torch, str(said.get("dtype", said.get("torch_dtype"))), None)
+        return (
+            int(said["num_layers"] * layer + said["vocab_size"] * d + buckets + d),
+            stored if isinstance(stored, torch.dtype) else torch.float32,
+        )
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return 0
+        return 0, torch.float32
 
 
 def released_config(row: Model) -> TransformerConfig | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -274,7 +275,7 @@ def show(
 def verify(
     name: Annotated[
         str | None,
-        typer.Argument(help="A name, repository, file or folder; known ones on disk, at main, if not given."),
+        typer.Argument(help="A name, repository, file or folder; if not given, all on disk, every revision."),
     ] = None,
     revision: options.Revision = None,
     as_json: Json = False,
@@ -286,14 +287,15 @@ def verify(
     from .. import hub
 
     console = Console()
+    others: list[str] = []
     if name is not None:
         model = registry.resolve(name, None)
         chosen = [(model, revision), *((part, None) for part in _companions(model))]
     elif revision is not None:
         raise UsageError("--revision goes with the name of a model.", "Name one.")
     else:
-        chosen = [(model, None) for model in registry.MODELS.values()]
-    rows = []
+        chosen, others = _on_disk()
+    rows, broken = [], list[tuple[str, str | None]]()
     for index, (model, wanted) in enumerate(chosen):
         error, files, path, commit = None, [], None, None
         try:
@@ -315,14 +317,22 @@ def verify(
             "name": model.name, "path": path, "commit": commit, "ok": error is None, "files": files,
             "error": error,
         })  # fmt: skip
+        pinned = wanted not in (None, "main")
+        if error is not None:
+            broken.append((model.name, wanted if pinned else None))
         if not as_json:
             size = bytes_text(sum(file["bytes"] for file in files))
-            console.result(f"{model.name}: {error or f'whole, {size}, {_compared(files)}'}")
+            which = f"{model.name} at {wanted}" if pinned else model.name
+            console.result(f"{which}: {error or f'whole, {size}, {_compared(files)}'}")
     if as_json:
-        console.json({"models": rows, "ok": all(row["ok"] for row in rows)})
-    if broken := [row["name"] for row in rows if not row["ok"]]:
+        console.json({"models": rows, "others": others, "ok": not broken})
+    elif others:
+        console.note(f"Not checked, for narcli does not read them: {', '.join(others)}.")
+    if broken:
+        name, wanted = broken[0]
         raise CheckpointError(
-            f"Damaged: {', '.join(map(str, broken))}.", f"Fetch again: narcli models pull {broken[0]}"
+            f"Damaged: {', '.join(dict.fromkeys(name for name, _ in broken))}.",
+            f"Fetch again: narcli models pull {name}" + (f" --revision {wanted}" if wanted else ""),
         )
 
 
@@ -415,6 +425,36 @@ _MAKES = {
 def _companions(model: registry.Model) -> list[registry.Model]:
     """The tokenizer and the text encoder that a model does not bring itself."""
     return [registry.MODELS[name] for name in (model.tokenizer, model.text_encoder) if name]
+
+
+def _on_disk() -> tuple[list[tuple[registry.Model, str | None]], list[str]]:
+    """The models on this machine, each with its revisions; and the repositories that hold none for narcli."""
+    from .. import hub
+
+    chosen: list[tuple[registry.Model, str | None]] = []
+    chosen += [(row, None) for row in registry.MODELS.values() if row.path]
+    others = []
+    for repo in hub.repositories():
+        rows = [row for row in registry.MODELS.values() if row.repo == repo]
+        there = [(row, each) for each in hub.revisions(repo) for row in rows or _read_as(repo, each)]
+        chosen += there
+        others += [] if there else [repo]
+    return chosen, others
+
+
+def _read_as(repo: str, revision: str) -> list[registry.Model]:
+    """What narcli takes a revision in the cache for, of a repository that it does not know; [] if nothing."""
+    from .. import hub
+
+    for kind in ("image", "image-tokenizer", "text-encoder"):
+        model = registry.Model(repo, kind, repo)
+        with suppress(NarError):
+            if (found := hub.cached(model, revision)) is None:
+                continue
+            if found.path.is_file() or kind == "text-encoder":  # a folder of narcli says itself what it is
+                _load_on_meta(found)
+            return [model]
+    return []
 
 
 def _list_files(found: Fetched) -> list[dict[str, Any]]:
