@@ -273,8 +273,13 @@ def _infer_transformer(
 _GRID_HINT = 'Say it in a config.json beside the file, for example {"grid": [4, 16, 16]}.'
 
 
+def kind_of(sizes: TransformerConfig) -> Kind:
+    """What a model of these sizes makes: images of classes, images from text, or videos."""
+    return "video" if len(sizes.grid) == 3 else "text" if sizes.condition == "text" else "image"
+
+
 def _expect_kind(file: Path, sizes: TransformerConfig, kind: Kind | None) -> None:
-    found: Kind = "video" if len(sizes.grid) == 3 else "text" if sizes.condition == "text" else "image"
+    found = kind_of(sizes)
     words = {
         "image": ("makes images of classes", "Use `narcli image --class`."),
         "text": ("makes images from text", "Use `narcli image --prompt`."),
@@ -651,8 +656,7 @@ def _kind(transformer: NARTransformer | None, tokenizer: Tokenizer | None = None
     if transformer is None:
         of_clips = isinstance(tokenizer, LARPTokenizer) or (tokenizer and tokenizer.config.frames > 1)
         return "video-tokenizer" if of_clips else "image-tokenizer"
-    c = transformer.config
-    return "video" if len(c.grid) == 3 else "text" if c.condition == "text" else "image"
+    return kind_of(transformer.config)
 
 
 def _storable(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
