@@ -127,8 +127,10 @@ def load_networks(files: Files, device: torch.device, dtype: torch.dtype) -> tup
         CheckpointError: a file that cannot be used, or two that do not belong together.
     """
     known, kind = files.model.model, cast(Kind, files.model.model.kind)
-    transformer = load_transformer(files.model.path, kind=kind, grid=known.grid, dtype=dtype, device=device)
-    tokenizer = load_tokenizer(files.tokenizer.path, dtype=dtype, device=device)
+    transformer = load_transformer(
+        files.model.path, kind=kind, grid=known.grid, dtype=dtype, device=device, keep=True
+    )
+    tokenizer = load_tokenizer(files.tokenizer.path, dtype=dtype, device=device, keep=True)
     sizes = transformer.config
     if tokenizer.config.codebook_size != sizes.vocab_size:
         raise CheckpointError(
@@ -166,7 +168,7 @@ def load_decoder(
     """
     place = choose_device(device)
     with memory_guard("Try --dtype bfloat16."):
-        tokenizer = load_tokenizer(path, dtype=choose_dtype(dtype, place), device=place)
+        tokenizer = load_tokenizer(path, dtype=choose_dtype(dtype, place), device=place, keep=True)
         pack_tokenizer(tokenizer)
     _check_grid("The tokens are", grid, tokenizer, path)
     return TokenDecoder(tokenizer, grid)
