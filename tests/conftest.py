@@ -36,6 +36,20 @@ def small_transformer(grid, num_classes, **changes):
     return transformer
 
 
+def hold_at_most(monkeypatch, rows, error):
+    """From the third step on more rows, those of guidance included, fail; the numbers of rows seen."""
+    seen, whole = [], NARTransformer.decode
+
+    def decode(self, tokens, step, cache):
+        seen.append(len(tokens))
+        if step > 1 and len(tokens) > rows:
+            raise error
+        return whole(self, tokens, step, cache)
+
+    monkeypatch.setattr(NARTransformer, "decode", decode)
+    return seen
+
+
 @pytest.fixture
 def hub(tmp_path):
     """A local server that speaks the Hub's protocol; ``hub.narcli(...)`` runs the real command against it.

@@ -1,31 +1,37 @@
 """The benchmark measures what it says: the same network in other orders, and the plain algorithm."""
 
 import json
+import shutil
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
 from narcli import bench, memory
 from narcli.checkpoints import save_model
+from narcli.cli import app
 from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.models.vq import VQConfig, VQTokenizer
-from narcli.registry import MODELS
+from narcli.registry import MODELS, resolve
 from narcli.sampling import generate
 from narcli.settings import SamplingSettings
 from narcli.style import FRONTIER, ramp
 
 TINY = {"dim": 32, "layers": 2, "heads": 2, "vocab_size": 24, "ffn_dim": 64}
 CPU = torch.device("cpu")
+DATA = Path(__file__).with_name("data")
 
 
 def network(grid=(3, 4), **options):
     torch.manual_seed(0)
-    model = NARTransformer(TransformerConfig(grid, **TINY, **{"num_classes": 2} | options))
+    model = NARTransformer(TransformerConfig(grid, **TINY | {"num_classes": 2} | options))
     model.init_weights()
     for head in model.ordered_heads:
         torch.nn.init.normal_(head.output.weight)
@@ -105,6 +111,98 @@ def test_the_limit_is_reading_for_one_sample_and_computing_for_many():
     assert counted == pytest.approx(once, rel=0.1)
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A folder whose steps take memory: 4,096 codes."""
+    torch.manual_seed(0)
+    model = network((4, 4), vocab_size=4096)
+    vq = VQTokenizer(VQConfig(32, (1, 1), 1, 32, codebook_size=4096))
+    return save_model(tmp_path_factory.mktemp("wide") / "wide", transformer=model, tokenizer=vq)
+
+
+def measured(path, orders, sizes):
+    with bench.model_files(resolve(path, None), None, torch.float32) as files:
+        settings, limits = SamplingSettings(), bench.Limits(1.0, 1.0)
+        return bench.measure(files, orders, sizes, settings, CPU, torch.float32, limits, 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="of Linux")
+def test_the_peak_is_that_of_each_case(wide):
+    block = 4 * 256 * 4096 * 4  # bytes of the logits of the largest step at the larger batch size
+    ballast = [torch.ones(2**20) for _ in range(128)]  # 512 MB, let go before
+    del ballast
+    peaks = {case.batch_size: case.peak_bytes for case in measured(wide, ["nar"], [256, 1])}
+    assert peaks[256] - peaks[1] > 2 * block  # though the smaller one comes later
+    assert peaks[1] < memory.sizes_told(Path("/proc/self/status"))["VmRSS"] + 2**26
+
+
+def test_where_the_peak_cannot_begin_anew_it_is_said_to_be_the_processs(monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert bench.forget_peak(CPU) == "process" and bench.peak_bytes(CPU) > 10**8
+
+
+def test_loading_is_measured_from_a_file(wide, monkeypatch):
+    loaded, load = [], bench.load_networks
+
+    def slow(files, device, dtype):
+        loaded.append(files.model.path)
+        time.sleep(0.2)
+        return load(files, device, dtype)
+
+    monkeypatch.setattr(bench, "load_networks", slow)
+    cases = measured(wide, ["nar", "raster", "plain"], [1, 2])
+    assert loaded == [wide] * 4  # packed and plain, uncounted and counted
+    seconds = {case.order: case.load_seconds for case in cases}
+    assert len(cases) == 6 and seconds["nar"] == seconds["raster"] > 0.2 < seconds["plain"]
+
+
+def test_random_weights_are_read_from_a_file_that_goes_away(monkeypatch):
+    monkeypatch.setitem(memory.SIZES, "XL", (1, 2, 128))
+    monkeypatch.setitem(memory.SIZES, "L", (1, 2, 128))
+    monkeypatch.setattr(bench, "VQConfig", lambda: VQConfig(32, (1, 1), 1, 32))
+    for name in ("nar-xl-256", "nar-xl-t2i-256"):
+        row = MODELS[name]
+        with bench.model_files(row, None, torch.bfloat16) as files:
+            path = files.model.path
+            model, tokenizer = bench.load_ready(files, CPU, torch.bfloat16, plain=True)
+            assert path.is_dir() and files.model.model.kind == row.kind
+            assert files.model.model.defaults == row.defaults
+            assert model.config == memory.released_config(row) and tokenizer.config.codebook_size == 16384
+        assert not path.exists()
+
+
+KINDS = {
+    "image": ("c2i", "c2i.pt", {}, 4.0),
+    "text": ("t2i", "t2i.pt", {}, 7.5),
+    "video": ("c2v", "c2v.pth", {"frames": 3}, 1.25),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_released_files_of_every_kind_are_measured(kind, tmp_path):
+    sizes, weights, tokenizer, guidance = KINDS[kind]
+    shutil.copy(DATA / weights, tmp_path)
+    about = json.loads((DATA / f"{sizes}.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({key: about[key] for key in ("grid", "n_head")}))
+    vq = save_model(
+        tmp_path / "vq", tokenizer=VQTokenizer(VQConfig(32, (1, 1), 1, 32, codebook_size=64, **tokenizer))
+    )
+    arguments = ["bench", "--model", str(tmp_path / weights), "--batch-sizes", "2", "--repeats", "1"]
+    done = CliRunner().invoke(app, [*arguments, "--json", "--tokenizer", str(vq)])
+    assert done.exit_code == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert (document["kind"], document["grid"], document["weights"]) == (kind, about["grid"], "its own")
+    assert document["sampling"]["cfg_scale"] == guidance  # of the released scripts
+    assert [case["order"] for case in document["cases"]] == list(bench.ORDERS)
+    alone = CliRunner().invoke(app, arguments)
+    assert alone.exit_code == 2 and "does not bring its tokenizer" in alone.stderr
+    wrong = CliRunner().invoke(app, [*arguments[:2], str(vq), *arguments[3:]])
+    assert wrong.exit_code == 4 and "vq" in wrong.stderr
+
+
 def test_the_command_reports_every_case_and_draws_a_chart(tmp_path):
     model = NARTransformer(TransformerConfig((4, 4), **TINY, num_classes=2))
     vq = VQTokenizer(VQConfig(32, (1, 1), 1, 32, codebook_size=24))
@@ -124,8 +222,11 @@ def test_the_command_reports_every_case_and_draws_a_chart(tmp_path):
     ratio = cases["raster", 1]["tokens_seconds"] / cases["nar", 1]["tokens_seconds"]
     assert cases["nar", 1]["times_raster"] == pytest.approx(ratio, rel=0.01)
     assert document["machine"]["read_gb_per_s"] > 0 and "times_plain" in cases["raster", 1]
-    assert document["weights"] == "its own" and document["machine"]["peak_bytes"] > 10**7
+    assert document["weights"] == "its own" and document["kind"] == "image"
+    assert document["machine"]["peak_of"] in ("case", "process")
+    assert all(case["peak_bytes"] > 10**7 and case["load_seconds"] > 0 for case in cases.values())
     rows = [line.split() for line in run.stdout.splitlines()]
+    assert "load s" in run.stdout and "peak GB" in run.stdout
     assert rows[1][:3] == ["nar", "1", "7"] and rows[2][0] == "raster"
     with Image.open(tmp_path / "chart.png") as picture:
         assert picture.size == (900, 560)

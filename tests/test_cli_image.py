@@ -15,7 +15,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import narcli
-from narcli import cli, hub, pipeline
+from conftest import hold_at_most
+from narcli import cli, hub, pipeline, writers
 from narcli.cli import app
 from narcli.writers import SCHEMA, read_metadata
 
@@ -266,6 +267,7 @@ MISUSE = [
     (["--class", 207, "--top-k", -5], "--top-k is -5", None),
     (["--class", 207, "--top-p", 1.5], "--top-p is 1.5", None),
     (["--class", 207, "--batch-size", 0], "--batch-size is 0", None),
+    (["--class", 207, "--batch-size", "many"], "--batch-size is 'many', expected auto or a whole", None),
     (["--class", 207, "--scale", 0], "--scale is 0", None),
     (["--class", 207, "--scale", 17], "--scale is 17", None),
     (["--class", 207, "--device", "gpu"], "no device 'gpu'", "cuda"),
@@ -316,7 +318,43 @@ def test_running_out_of_memory_exits_5(run, here, monkeypatch):
 
     monkeypatch.setattr(pipeline, "generate", explode)
     result = run("--class", 207)
-    assert result.exit_code == 5 and "--batch-size" in result.stderr and names(here) == []
+    assert result.exit_code == 5 and "smaller model" in result.stderr and names(here) == []
+
+
+@pytest.mark.parametrize("size", [4, "auto"])
+def test_a_batch_that_memory_does_not_hold_is_halved_with_a_notice(run, here, monkeypatch, size):
+    options = ["--class", "207,cat", "-n", 3, "--seed", 7, "--grid", "--save-tokens", "--batch-size", size]
+    for name in ("whole", "short", "quiet"):
+        (here / name).mkdir()
+    whole = run(*options, "-o", "whole/")
+    hold_at_most(monkeypatch, 2, RuntimeError("not enough memory: you tried to allocate 99 bytes"))
+    result = run(*options, "-o", "short/")
+    assert result.exit_code == 0
+    tried = {4: [4, 2], "auto": [6, 3]}[size]
+    told = [f"Not enough memory for {n} samples together; going on with {n // 2}." for n in tried]
+    assert result.stderr.splitlines()[:-1] == told
+    assert result.stdout == whole.stdout.replace("whole", "short")
+    assert len(names(here / "short")) == 6 + 6 + 2
+    for name in names(here / "short"):
+        assert (here / "short" / name).read_bytes() == (here / "whole" / name).read_bytes(), name
+    assert run(*options, "-o", "quiet/", "--quiet").stderr == ""
+    hold_at_most(monkeypatch, 0, MemoryError())
+    assert run(*options).exit_code == 5
+
+
+def test_pictures_finished_before_memory_ran_out_are_kept_and_named(run, here, monkeypatch):
+    written, write = [], writers.write_png
+
+    def write_png(path, *arguments, **options):
+        written.append(path)
+        if len(written) == 2:
+            hold_at_most(monkeypatch, 0, MemoryError())
+        return write(path, *arguments, **options)
+
+    monkeypatch.setattr(writers, "write_png", write_png)
+    result = run("--class", 207, "-n", 7, "--seed", 0, "--batch-size", 2, "-o", "{seed}.png")
+    assert result.exit_code == 5 and "for 2 samples together; going on with 1" in result.stderr
+    assert result.stdout.split() == names(here) == ["0.png", "1.png"]
 
 
 def test_running_out_of_memory_anywhere_else_exits_5_too(tiny, here):
@@ -411,9 +449,14 @@ def test_progress_counts_decoding_steps_on_a_terminal_only(run, monkeypatch):
     @contextmanager
     def progress(self, label, total):
         counted.append((label, total, []))
-        yield lambda count=1, note="": counted[-1][2].append(count)
+        yield lambda count, note, total: counted[-1][2].append((count, total))
 
     assert "\x1b" not in run("--class", "cat", "--frontier", "none").stderr
     monkeypatch.setattr(cli.console.Console, "progress", progress)
     run("--class", "cat", "-n", 5, "--batch-size", 2, "--frontier", "none")
-    assert counted == [("decoding", 21, [1] * 21)]
+    assert counted == [("decoding", 21, [(1, 21)] * 21)]
+    counted.clear()
+    hold_at_most(monkeypatch, 4, MemoryError())
+    run("--class", "cat", "-n", 5, "--batch-size", 4, "--frontier", "none")
+    # The fourth step failed: three batches instead of two, from the first step.
+    assert counted == [("decoding", 14, [*[(1, 14)] * 3, (-2, 21), *[(1, 21)] * 20])]

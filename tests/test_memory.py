@@ -136,6 +136,31 @@ def test_memory_grows_with_the_batch_and_shrinks_with_the_dtype():
     assert estimate(networks, torch.float32, 1, device="cuda").base == 0
 
 
+RELEASED = {"nar-b-256": 16, "nar-xl-t2i-512": 8, "nar-l-ucf101": 4}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_a_batch_size_is_chosen_by_use_memory_and_samples(name, monkeypatch):
+    networks, most = networks_of(MODELS[name]), RELEASED[name]
+
+    def chosen(room, samples=None, guided=True):
+        monkeypatch.setattr(memory, "available", lambda device: room)
+        cpu = torch.device("cpu")
+        return memory.choose_batch_size(networks, torch.bfloat16, cpu, samples, guided=guided)
+
+    assert chosen(10**12) == chosen(None) == most  # None: not known
+    assert [chosen(10**12, samples) for samples in (1, 3, 1000)] == [1, 3, most]
+    needed = [estimate(networks, torch.bfloat16, size, encode=False).total for size in range(1, most + 1)]
+    for total in needed:
+        room = round(total / memory.ROOM) + 1
+        size = chosen(room)
+        assert total <= needed[size - 1] <= memory.ROOM * room
+        assert size == most or needed[size] > memory.ROOM * room  # the largest that fits
+        assert chosen(room, guided=False) >= size
+    assert chosen(round(needed[0] / memory.ROOM) + 1) < most  # what decoding takes would hold some
+    assert chosen(needed[0] // 2) == 1  # which `check` then refuses
+
+
 def test_text_encoders_come_before_the_other_weights():
     text = networks_of(MODELS["nar-xl-t2i-256"])
     assert text.encoder == 1_223_527_424
@@ -197,6 +222,7 @@ def test_a_dry_run_says_what_would_happen_and_does_nothing(hub, tiny, tmp_path):
     size = sum(path.stat().st_size for path in tiny.iterdir())
     assert about["download"]["parts"] == {"me/tiny": size} and about["download"]["bytes"] == size
     assert about["steps"] is None and about["files"] is None  # a repository that narcli does not know
+    assert about["batch_size"] is None and about["memory"]["needed"] is None
     assert not [path for _, path, _ in hub.requests if "/resolve/" in path]
     hub.narcli("models", "pull", "me/tiny")
     about = json.loads(hub.narcli("image", *options, "--json"))
@@ -204,8 +230,10 @@ def test_a_dry_run_says_what_would_happen_and_does_nothing(hub, tiny, tmp_path):
     assert (about["steps"], about["cells"], about["largest_frontier"]) == (7, 16, 4)
     assert about["memory"]["needed"]["total"] < about["memory"]["available"]
     assert [name[-6:] for name in about["files"]] == ["s5.png", "s6.png", "s7.png", "er.gif"]
+    many = json.loads(hub.narcli("image", *options, "--json", "--num", "100", "--batch-size", "auto"))
+    assert about["batch_size"] == 3 and many["batch_size"] == memory.CELLS // 4
     text = hub.narcli("image", *options)
-    assert "nothing" in text and "7 instead of 16" in text and "_s6.png" in text
+    assert "nothing" in text and "batches of 3" in text and "7 instead of 16" in text and "_s6.png" in text
     assert {path.name for path in tmp_path.iterdir()} - {path.name for path in before} == {"hf"}
     made = hub.narcli("image", *options[:-1], "--frontier", "none").split()
     assert made == about["files"][:3]

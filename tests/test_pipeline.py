@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import weakref
 from hashlib import sha256
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import narcli
-from narcli import devices, pipeline, sources
+from conftest import hold_at_most
+from narcli import devices, memory, pipeline, sources
 from narcli.errors import CheckpointError, MemoryLimitError, UsageError
+from narcli.models.transformer import NARTransformer
 from narcli.pictures import auto_scale, contact_sheet, enlarge
 from narcli.pipeline import hash_tokens, to_clips
 from narcli.settings import SEEDS, plan_samples
@@ -255,23 +258,93 @@ def test_bfloat16_is_chosen_where_the_processor_has_it():
     assert devices.choose_dtype("auto", torch.device("cpu")) == expected
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
-    ],
-)
-def test_running_out_of_memory_suggests_a_smaller_batch(plain, monkeypatch, error):
-    def explode(*_):
-        raise error
-        yield
+SHORTAGES = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 99 bytes."),
+]
 
-    monkeypatch.setattr(pipeline, "generate", explode)
-    with pytest.raises(MemoryLimitError) as caught:
-        plain.images(207)
-    assert "--batch-size" in caught.value.hint and caught.value.exit_code == 5
+
+@pytest.mark.parametrize("error", SHORTAGES, ids=lambda error: type(error).__name__)
+def test_a_batch_that_memory_does_not_hold_is_halved_and_the_samples_are_the_same(pipe, monkeypatch, error):
+    expected = pipe.images([207, 281], seed=40, num=5)
+    seen = hold_at_most(monkeypatch, 5, error)
+    with pytest.warns(UserWarning) as told:
+        reports = list(pipe.steps([207, 281], seed=40, num=5, batch_size=8))
+    assert [str(warning.message) for warning in told] == [
+        "Not enough memory for 8 samples together; going on with 4.",
+        "Not enough memory for 4 samples together; going on with 2.",
+    ]
+    assert sorted(set(seen)) == [4, 8, 16] and seen[-6:] == [4] * 6  # guided: two rows a sample
+    results = [result for report in reports for result in report.results]
+    assert len(results) == 10 and all(map(same, results, expected))
+    # The first batch begins again under its number; of five pairs none is drawn twice.
+    ended = [(report.batch, report.batches, len(report.samples)) for report in reports if report.results]
+    assert ended == [(batch, 5, 2) for batch in range(5)]
+    assert [report.batches for report in reports[:4]] == [2, 2, 2, 3] and reports[3].batch == 0
+    assert all(report.tokens.shape[0] == len(report.samples) for report in reports)
+
+
+def test_what_is_finished_stays_when_memory_runs_short_later(plain, monkeypatch):
+    expected = plain.images(207, seed=0, num=9)
+    steps = plain.steps(207, seed=0, num=9, batch_size=4)
+    results = [result for _ in range(7) for result in next(steps).results]
+    assert len(results) == 4
+    hold_at_most(monkeypatch, 4, MemoryError())
+    with pytest.warns(UserWarning, match="for 4 samples together; going on with 2"):
+        results += [result for report in steps for result in report.results]
+    assert len(results) == 9 and all(map(same, results, expected))
+
+
+def test_decoding_too_much_at_once_halves_the_batch(plain, monkeypatch):
+    expected, whole = plain.images(207, seed=0, num=4), pipeline.Pipeline.decode
+
+    def decode(self, tokens):
+        if len(tokens) > 1:
+            raise MemoryError
+        return whole(self, tokens)
+
+    monkeypatch.setattr(pipeline.Pipeline, "decode", decode)
+    with pytest.warns(UserWarning, match="for 3 samples together; going on with 1"):
+        results = plain.images(207, seed=0, num=4, batch_size=3)
+    assert len(results) == 4 and all(map(same, results, expected))
+
+
+@pytest.mark.parametrize("error", SHORTAGES, ids=lambda error: type(error).__name__)
+def test_one_sample_that_memory_does_not_hold_is_an_error(plain, monkeypatch, error):
+    seen = hold_at_most(monkeypatch, 0, error)
+    with (
+        pytest.warns(UserWarning, match="samples together") as told,
+        pytest.raises(MemoryLimitError) as caught,
+    ):
+        plain.images(207, num=5, batch_size=5)
+    assert len(told) == 2 and seen[-1] == 2  # 5, 2, and 1, with its row of guidance
+    assert "smaller model" in caught.value.hint and caught.value.exit_code == 5
+
+
+def test_what_a_failed_batch_held_is_let_go_before_the_next(plain, monkeypatch):
+    caches, whole = [], NARTransformer.decode
+
+    def decode(self, tokens, step, cache):
+        caches.append(weakref.ref(cache))
+        if len(tokens) > 4:
+            raise RuntimeError("can't allocate memory")
+        assert caches[0]() is None
+        return whole(self, tokens, step, cache)
+
+    monkeypatch.setattr(NARTransformer, "decode", decode)
+    with pytest.warns(UserWarning, match="for 4 samples together; going on with 2"):
+        assert len(plain.images(207, num=4, batch_size=4)) == 4
+
+
+def test_without_a_batch_size_it_is_what_memory_holds(plain, monkeypatch):
+    def sizes(num):
+        return {len(report.samples) for report in plain.steps(207, num=num) if report.step.index == 0}
+
+    assert sizes(3) == {3} and sizes(70) == {memory.CELLS // 4, 6}  # frontiers of up to 4 cells
+    monkeypatch.setattr(memory, "available", lambda device: 1)
+    assert sizes(3) == {1}
 
 
 def test_other_errors_of_torch_are_not_taken_for_memory():

@@ -1,8 +1,9 @@
 """How fast a model samples here: in next-neighbor and raster order, by the plain algorithm, and at best.
 
-Time does not depend on the values of weights, so random ones of a model's size will do. Raster order is the
-same network on a grid of one row: as many passes as cells, one cell each. The plain algorithm is what the
-released code does, step by step: full-length caches under a mask, all heads for all cells, nothing prepared.
+Time does not depend on the values of weights, so random ones of a model's size will do; they are written to
+a file, which is loaded as a user's would be. Raster order is the same network on a grid of one row: as many
+passes as cells, one cell each. The plain algorithm is what the released code does, step by step: full-length
+caches under a mask, all heads for all cells, nothing prepared.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import copy
 import math
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -22,9 +26,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from . import __version__
-from .checkpoints import Tokenizer
+from .allocator import give_back
+from .checkpoints import Tokenizer, kind_of, save_model, transformer_config
+from .devices import release
 from .errors import UsageError
-from .memory import released_config
+from .hub import Fetched, fetch
+from .memory import released_config, sizes_told
 from .models.larp import LARPConfig, LARPTokenizer
 from .models.packed import pack, pack_tokenizer
 from .models.transformer import (
@@ -37,10 +44,10 @@ from .models.transformer import (
 )
 from .models.vq import VQConfig, VQTokenizer
 from .pipeline import load_networks
-from .registry import Model
+from .registry import Model, resolve
 from .sampling import draw, generate, uniform_draws
 from .settings import ORDERS, SamplingSettings
-from .sources import choose
+from .sources import Files, choose
 from .style import BACKGROUND, EMPTY, FRONTIER, MUTED, TEXT, ramp
 
 
@@ -54,7 +61,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Case:
-    """Medians of one order and batch size.
+    """Medians of one order and batch size, but the peak of its memory.
 
     Args:
         order: one of ``ORDERS``.
@@ -65,6 +72,8 @@ class Case:
         tokens_seconds: all steps.
         decode_seconds: tokens to pixels.
         limit_seconds: what the weights' bytes and the products cost at the machine's limits, over all passes.
+        load_seconds: from the files to networks that are ready for the order, before all batch sizes.
+        peak_bytes: most memory held while it ran, what is loaded included; None where that is not told.
     """
 
     order: str
@@ -75,6 +84,8 @@ class Case:
     tokens_seconds: float
     decode_seconds: float
     limit_seconds: float
+    load_seconds: float
+    peak_bytes: int | None
 
     @property
     def total_seconds(self) -> float:
@@ -98,24 +109,38 @@ class Case:
         return {key: float(f"{value:.4g}") if type(value) is float else value for key, value in about.items()}
 
 
-def load(
-    row: Model, tokenizer: str | None, dtype: torch.dtype, device: torch.device
-) -> tuple[NARTransformer, Tokenizer]:
-    """The network and the tokenizer to measure, with random weights where ``row`` is not on this machine.
+@contextmanager
+def model_files(row: Model, tokenizer: str | None, dtype: torch.dtype) -> Iterator[Files]:
+    """The files of what is measured, while the block lasts; with random weights where ``row`` is not here.
+
+    Args:
+        row: a released model, or one with a path: a file in the released format is of the kind that it holds.
+        tokenizer: what goes with a file; None is the folder's own.
+        dtype: of random weights.
 
     Raises:
         UsageError: a model whose size is not known, or no tokenizer.
         CheckpointError: a file that cannot be used, or two that do not belong together.
     """
     if row.path is not None:
-        files = choose(row.kind, row.path, tokenizer).fetch(offline=True)
-        return load_networks(files, device, dtype)
+        kind = kind_of(transformer_config(row.path, grid=row.grid))
+        source = choose(kind, row.path, tokenizer)
+        model = fetch(source.model, offline=True)
+        yield Files(model, fetch(source.tokenizer, offline=True) if source.tokenizer else model)
+        return
     if tokenizer is not None:
         raise UsageError(
             f"--tokenizer is given, and {row.name} is measured with random weights.", "Leave it out."
         )
-    decoder: Tokenizer = LARPTokenizer(LARPConfig()) if row.kind == "video" else VQTokenizer(VQConfig())
-    return random_model(row, dtype, device), decoder.to(device, dtype).eval()
+    with tempfile.TemporaryDirectory(prefix="narcli-bench-", ignore_cleanup_errors=True) as place:
+        decoder: Tokenizer = LARPTokenizer(LARPConfig()) if row.kind == "video" else VQTokenizer(VQConfig())
+        network = random_model(row, dtype, torch.device("cpu"))
+        folder = save_model(
+            Path(place) / row.name, transformer=network, tokenizer=decoder.to(dtype), defaults=row.defaults
+        )
+        del network, decoder
+        model = Fetched(resolve(folder, row.kind), folder)
+        yield Files(model, model)
 
 
 def random_model(row: Model, dtype: torch.dtype, device: torch.device) -> NARTransformer:
@@ -153,59 +178,85 @@ def raster(model: NARTransformer) -> NARTransformer:
 
 
 def measure(
-    model: NARTransformer,
-    tokenizer: Tokenizer,
+    files: Files,
     orders: Sequence[str],
     batch_sizes: Sequence[int],
     settings: SamplingSettings,
+    device: torch.device,
+    dtype: torch.dtype,
     limits: Limits,
     repeats: int,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Case]:
-    """Time every order at every batch size, in turns, after a first run of each that does not count.
+    """Time loading, and every order at every batch size in turns, first in a round that does not count.
+
+    In that round the memory is watched. Networks are loaded anew in each round, packed for next-neighbor and
+    raster order and after that as they are for the plain one, so that a case has only its own beside it.
 
     Args:
-        model: plain, not packed; it is packed here, where the machine can.
-        tokenizer: likewise.
+        files: of the network and its tokenizer.
         orders: of ``ORDERS``, each once.
         batch_sizes: each at least 1, each once.
         settings: of sampling.
-        limits: of this machine in the model's dtype.
-        repeats: counted runs.
+        device: where it runs.
+        dtype: of the weights.
+        limits: of this machine in that dtype.
+        repeats: counted rounds.
         advance: called after each run.
     """
-    plain = copy.deepcopy((model, tokenizer)) if "plain" in orders else None
-    pack(model)
-    pack_tokenizer(tokenizer)
-    grid, one = model.config.grid, 1 if device_of(model).type == "cpu" else None
-    runs: dict[str, Callable[[int], tuple[list[float], float]]] = {
-        "nar": lambda size: _run(model, generate, tokenizer, grid, size, settings, one),
-        "raster": lambda size: _run(raster(model), generate, tokenizer, grid, size, settings, one),
-    }
-    if plain:
-        runs["plain"] = lambda size: _run(plain[0], generate_plain, plain[1], grid, size, settings, None)
-    times: dict[tuple[str, int], list[tuple[list[float], float]]] = {
-        (order, size): [] for size in batch_sizes for order in orders
-    }
+    one = 1 if device.type == "cpu" else None
+    keys = [(order, size) for size in batch_sizes for order in orders]
+    times: dict[tuple[str, int], list[tuple[list[float], float]]] = {key: [] for key in keys}
+    loads: dict[bool, list[float]] = {False: [], True: []}
+    watched: dict[tuple[str, int], tuple[int | None, float]] = {}
     for repeat in range(repeats + 1):
-        for (order, size), kept in times.items():
-            timed = runs[order](size)
-            if repeat:
-                kept.append(timed)
-            advance()
+        for plain in (False, True):
+            mine = [(order, size) for order, size in keys if (order == "plain") == plain]
+            if not mine:
+                continue
+            began = perf_counter()
+            model, tokenizer = load_ready(files, device, dtype, plain)
+            loads[plain] += [perf_counter() - began] * bool(repeat)
+            for order, size in mine:
+                network = raster(model) if order == "raster" else model
+                if not repeat:
+                    forget_peak(device)
+                generator, together = (generate_plain, None) if plain else (generate, one)
+                timed = _run(network, generator, tokenizer, model.config.grid, size, settings, together)
+                if repeat:
+                    times[order, size].append(timed)
+                else:
+                    watched[order, size] = peak_bytes(device), limit(network, size, settings, limits)
+                advance()
+            del model, tokenizer, network
+            release(device)
     cases = []
     for (order, size), samples in times.items():
         steps = [statistics.median(seconds) for seconds in zip(*(steps for steps, _ in samples), strict=True)]
-        network = raster(model) if order == "raster" else model
+        peak, least = watched[order, size]
         cases.append(
             Case(
                 order, size, len(steps), steps[0], statistics.mean(steps[1:] or [0.0]),
                 statistics.median(sum(steps) for steps, _ in samples),
                 statistics.median(decode for _, decode in samples),
-                limit(network, size, settings, limits),
+                least, statistics.median(loads[order == "plain"]), peak,
             )
         )  # fmt: skip
     return cases
+
+
+def load_ready(
+    files: Files, device: torch.device, dtype: torch.dtype, plain: bool
+) -> tuple[NARTransformer, Tokenizer]:
+    """Networks that are ready: packed as in a run, or as they are, in memory of their own."""
+    networks = load_networks(files, device, dtype)
+    if plain:
+        networks = copy.deepcopy(networks)  # the first pass should not read the file
+    else:
+        pack(networks[0])
+        pack_tokenizer(networks[1])
+    synchronize(device)
+    return networks
 
 
 @torch.inference_mode()
@@ -374,10 +425,29 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def forget_peak(device: torch.device) -> str:
+    """Let ``peak_bytes`` begin anew, where the system can: ``case``; else ``process``, it goes on."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        return "case"
+    give_back()  # what earlier cases freed
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak is what is held now
+    except OSError:
+        return "process"
+    return "case"
+
+
 def peak_bytes(device: torch.device) -> int | None:
-    """Most memory that the graphics card, or else this process, has held so far; None where unknown."""
+    """Most memory that the graphics card, or else this process, has held; None where that is not told.
+
+    Of a process the pages of mapped files count too, as far as they are in memory.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError, KeyError):
+        return sizes_told(Path("/proc/self/status"))["VmHWM"]
     try:
         import resource
     except ImportError:  # Windows

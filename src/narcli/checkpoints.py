@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from . import configs
+from . import configs, conversions
 from .classes import RELEASED_TABLES
 from .configs import (
     CONFIG,
@@ -37,6 +37,7 @@ from .configs import (
     read_config,
 )
 from .containers import first_line, read_tensors
+from .conversions import Conversion
 from .errors import CheckpointError, NarError, UsageError
 from .models.larp import LARPConfig, LARPTokenizer
 from .models.text import T5Encoder
@@ -149,6 +150,7 @@ def load_transformer(
     config: str | Path | None = None,
     dtype: torch.dtype | None = torch.float32,
     device: str | torch.device = "cpu",
+    keep: bool = False,
 ) -> NARTransformer:
     """Load a NAR model for inference.
 
@@ -159,12 +161,14 @@ def load_transformer(
         config: a ``config.json``; by default the one beside the file.
         dtype: of the parameters; None keeps the file's.
         device: where they go.
+        keep: keep a converted copy in the user's cache folder, where that saves time, and use it.
 
     Raises:
         CheckpointError: what the file is instead, or which tensors are missing, unexpected or misshapen.
     """
-    file, tensors, sizes, shown = _read_transformer(Path(path), kind, grid, config)
-    return _fill(build(sizes), tensors, file, dtype, device, shown)
+    kept = dtype if keep else None
+    file, tensors, sizes, shown, copy = _read_transformer(Path(path), kind, grid, config, kept)
+    return _fill(build(sizes), tensors, file, dtype, device, shown, copy)
 
 
 def transformer_config(
@@ -179,17 +183,21 @@ def transformer_config(
 
 
 def _read_transformer(
-    path: Path, kind: Kind | None, grid: tuple[int, ...] | None, config: str | Path | None
-) -> tuple[Path, dict[str, Tensor], TransformerConfig, dict[str, str]]:
-    """The file, its tensors by narcli's names, their sizes, and the file's own names for messages."""
-    file, said, tensors = _open(path, MODEL, config)
+    path: Path,
+    kind: Kind | None,
+    grid: tuple[int, ...] | None,
+    config: str | Path | None,
+    kept: torch.dtype | None = None,
+) -> tuple[Path, dict[str, Tensor], TransformerConfig, dict[str, str], Conversion | None]:
+    """The file, tensors by narcli's names, their sizes, the file's own names for messages, and its copy."""
+    file, said, tensors, copy = _open(path, MODEL, config, kept)
     family = _expect(file, tensors, ("image", "video", "narcli"), "a NAR model")
     names = {} if family == "narcli" else released_names(family, _layers(tensors))
     shown = {new: old for old, new in names.items()}
     renamed = {names.get(name, name): tensor for name, tensor in tensors.items()}
     sizes = _infer_transformer(file, renamed, said, grid, shown)
     _expect_kind(file, sizes, kind)
-    return file, renamed, sizes, shown
+    return file, renamed, sizes, shown, copy
 
 
 def _layers(names: Mapping[str, object]) -> int:
@@ -273,8 +281,13 @@ def _infer_transformer(
 _GRID_HINT = 'Say it in a config.json beside the file, for example {"grid": [4, 16, 16]}.'
 
 
+def kind_of(sizes: TransformerConfig) -> Kind:
+    """What a model of these sizes makes: images of classes, images from text, or videos."""
+    return "video" if len(sizes.grid) == 3 else "text" if sizes.condition == "text" else "image"
+
+
 def _expect_kind(file: Path, sizes: TransformerConfig, kind: Kind | None) -> None:
-    found: Kind = "video" if len(sizes.grid) == 3 else "text" if sizes.condition == "text" else "image"
+    found = kind_of(sizes)
     words = {
         "image": ("makes images of classes", "Use `narcli image --class`."),
         "text": ("makes images from text", "Use `narcli image --prompt`."),
@@ -295,17 +308,18 @@ def load_tokenizer(
     config: str | Path | None = None,
     dtype: torch.dtype | None = torch.float32,
     device: str | torch.device = "cpu",
+    keep: bool = False,
 ) -> Tokenizer:
     """Load a tokenizer of images or videos for inference; arguments as ``load_transformer``.
 
     Raises:
         CheckpointError: what the file is instead, or which tensors are missing, unexpected or misshapen.
     """
-    file, said, tensors = _open(Path(path), TOKENIZER, config)
+    file, said, tensors, copy = _open(Path(path), TOKENIZER, config, dtype if keep else None)
     family = _expect(file, tensors, ("vq", "larp"), "a tokenizer")
     tensors = {name: t for name, t in tensors.items() if not name.startswith(tuple(DROPPED[family]))}
     sizes = _infer_vq(file, tensors, said) if family == "vq" else _infer_larp(file, tensors, said)
-    return _fill(build(sizes), tensors, file, dtype, device)
+    return _fill(build(sizes), tensors, file, dtype, device, copy=copy)
 
 
 def _infer_vq(file: Path, tensors: Tensors, said: ModelConfig) -> VQConfig:
@@ -405,8 +419,10 @@ def _infer_larp(file: Path, tensors: Tensors, said: ModelConfig) -> LARPConfig:
 # --- parts ---------------------------------------------------------------------------------------
 
 
-def _open(path: Path, part: str, config: str | Path | None) -> tuple[Path, ModelConfig, dict[str, Tensor]]:
-    """The weights file that a path means, what its config.json says, and its tensors."""
+def _open(
+    path: Path, part: str, config: str | Path | None, kept: torch.dtype | None = None
+) -> tuple[Path, ModelConfig, dict[str, Tensor], Conversion | None]:
+    """The weights file that a path means, what its config.json says, its tensors, and its copy in a dtype."""
     file = path = path.expanduser()
     if path.is_dir():
         file = path / part
@@ -421,7 +437,8 @@ def _open(path: Path, part: str, config: str | Path | None) -> tuple[Path, Model
             )
     beside = Path(config) if config else file.with_name(CONFIG)
     said = read_config(beside) if config or beside.is_file() else ModelConfig()
-    return file, said, read_tensors(file)
+    copy = conversions.of(file, str(kept).removeprefix("torch."))  # the state before it is read
+    return file, said, read_tensors(file), copy
 
 
 def _expect(file: Path, tensors: Tensors, families: tuple[str, ...], wanted: str) -> str:
@@ -469,10 +486,11 @@ def _fill(
     dtype: torch.dtype | None,
     device: str | torch.device,
     shown: Mapping[str, str] | None = None,
+    copy: Conversion | None = None,
 ) -> M:
     """Give a module on ``meta`` its tensors, each exactly once.
 
-    ``shown`` maps names to those that the file has, for messages.
+    ``shown`` maps names to those that the file has, for messages; ``copy`` is the file's, to use or to write.
     """
     shown = shown or {}
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -492,6 +510,8 @@ def _fill(
             f"{file} {'; '.join(found)}.",
             "It is another model, or a damaged one; nothing is loaded in part.",
         )
+    if copy is not None:
+        tensors = copy.converted(tensors)
     # Where nothing changes this keeps the memory map; elsewhere one tensor at a time is copied.
     converted = {name: tensor.to(device, dtype or tensor.dtype) for name, tensor in tensors.items()}
     model.load_state_dict(converted, assign=True)
@@ -614,7 +634,7 @@ def convert(
     source = Path(source).expanduser()
     names = [path.name for path in source.iterdir()] if source.is_dir() else []
     part = TOKENIZER if TOKENIZER in names and not configs.weights_in(names) else MODEL
-    file, said, tensors = _open(source, part, config)
+    file, said, tensors, _ = _open(source, part, config)
     if identify(tensors) in ("vq", "larp"):
         if tokenizer is not None:
             raise UsageError(f"{file} is a tokenizer already.", "Leave --tokenizer out.")
@@ -651,8 +671,7 @@ def _kind(transformer: NARTransformer | None, tokenizer: Tokenizer | None = None
     if transformer is None:
         of_clips = isinstance(tokenizer, LARPTokenizer) or (tokenizer and tokenizer.config.frames > 1)
         return "video-tokenizer" if of_clips else "image-tokenizer"
-    c = transformer.config
-    return "video" if len(c.grid) == 3 else "text" if c.condition == "text" else "image"
+    return kind_of(transformer.config)
 
 
 def _storable(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ run with that prompt loads no encoder and does not import transformers. It is bo
 
 from __future__ import annotations
 
-import gc
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -106,9 +105,7 @@ class PromptEncoder:
 
     def _run_encoder(self, texts: Sequence[str]) -> dict[str, Encoded]:
         """Load the encoder, run it, release it."""
-        import torch
-
-        from .devices import DTYPES, choose_device, memory_guard
+        from .devices import DTYPES, choose_device, memory_guard, release
 
         device = choose_device(self.device)
         with memory_guard("The text encoder is too large; try --text-device cpu."):
@@ -124,9 +121,7 @@ class PromptEncoder:
                 )
             found = {text: encoder.encode(text, self.tokens) for text in texts}
             del encoder
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        release(device)
         for text, encoded in found.items():
             write_cached(self.files.identity, self.dtype, text, self.tokens, encoded)
         prune()

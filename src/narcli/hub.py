@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha1, sha256
 from pathlib import Path, PurePosixPath
 
+from . import conversions
 from .configs import CONFIG, MODEL, TEXT_ENCODER, TOKENIZER, read_config, weights_in
 from .errors import HubError, NarError
 from .registry import Model, complete, no_tokenizer, smaller_models
@@ -278,7 +279,7 @@ def weights_of(model: Model) -> set[str]:
 
 
 def remove(model: Model) -> int:
-    """Remove a repository from the cache, all its revisions; the bytes freed.
+    """Remove a repository from the cache, all its revisions and converted copies; the bytes freed.
 
     What repositories share, as the client stores files that came by Xet, stays until the last of them goes.
 
@@ -302,7 +303,7 @@ def remove(model: Model) -> int:
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         raise NarError(f"Could not remove {folder}: {why}.", "Check whose it is.") from error
-    return sum(size for path, size in content.items() if not path.exists())
+    return sum(size for path, size in content.items() if not path.exists()) + conversions.prune()
 
 
 def choose(model: Model, names: Iterable[str]) -> list[str]:

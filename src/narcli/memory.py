@@ -24,7 +24,7 @@ from .models.larp import LARPConfig
 from .models.transformer import TransformerConfig, ffn_dim
 from .models.vq import VQConfig
 from .registry import MODELS, TEXT_ENCODER_OF_RELEASED, Model, has_own_tokenizer, smaller_models
-from .settings import BATCH_SIZE
+from .settings import DECODED_TOGETHER
 
 #: (layers, attention heads, width) of the released sizes.
 SIZES = {
@@ -43,6 +43,12 @@ BASE = 220 * 10**6  # bytes of Python, torch and the other libraries, and of pic
 TRANSFORMERS = 80 * 10**6  # bytes of the library that runs text encoders
 LOGITS = 8  # copies of a step's logits that drawing holds at once
 PLANES = 10  # copies of its largest layer, in float32, that a convolutional decoder holds at once
+
+#: Cells that a batch chosen here decodes at once, at most: 16 images of 16x16 tokens, 4 clips of 4x16x16.
+#: With so many rows, twice as many under guidance, computing takes longer than reading the weights, on CPUs
+#: and on graphics cards, so that a larger batch has little to gain.
+CELLS = 256
+ROOM = 0.8  # share of the available memory that a batch size chosen here fills: others use memory too
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,7 @@ def estimate(
     keys_and_values = c.total_layers * 2 * rows * length * c.dim * size
     logits = LOGITS * batch_size * widest * c.vocab_size * 4
     hidden = rows * max(widest, c.condition_tokens) * (8 * c.dim + 3 * c.ffn_dim) * 4
-    at_once = 1 if device == "cpu" else min(batch_size, BATCH_SIZE)
+    at_once = 1 if device == "cpu" else min(batch_size, DECODED_TOGETHER)
     encode = encode and networks.encoder > 0
     runs_in = torch.float32 if dtype == torch.float32 else torch.bfloat16
     mapped = runs_in == networks.encoder_stored and device == "cpu"
@@ -178,10 +184,10 @@ def available(device: torch.device) -> int | None:
     On a CPU: what Linux calls available, and swap, within the limits of the process and its control group.
     """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        return int(torch.cuda.mem_get_info(device)[0]) + torch.cuda.memory_reserved(device)
     try:
-        system = _table(Path("/proc/meminfo"))
-        own = _table(Path("/proc/self/status"))
+        system = sizes_told(Path("/proc/meminfo"))
+        own = sizes_told(Path("/proc/self/status"))
     except OSError:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     import resource
@@ -193,7 +199,7 @@ def available(device: torch.device) -> int | None:
     return max(0, min([*found, *(most - taken + held for most, taken in _control_groups())]))
 
 
-def _table(path: Path) -> dict[str, int]:
+def sizes_told(path: Path) -> dict[str, int]:
     """The sizes of a file of ``/proc`` in bytes, by name."""
     lines = (line.split() for line in path.read_text().splitlines())
     return {words[0][:-1]: int(words[1]) * 1024 for words in lines if words[2:] == ["kB"]}
@@ -215,6 +221,34 @@ def _control_groups() -> list[tuple[int, int]]:
     except (OSError, ValueError):
         pass  # no control groups here, or of another version
     return found
+
+
+def choose_batch_size(
+    networks: Networks,
+    dtype: torch.dtype,
+    device: torch.device,
+    samples: int | None = None,
+    *,
+    guided: bool = True,
+    encode: bool = False,
+) -> int:
+    """As many samples decoded together as are of use, as the memory holds, and as there are; at least 1.
+
+    Args:
+        networks: what runs.
+        samples: how many are wanted; None where that is not known yet.
+
+    The other arguments are those of ``estimate``.
+    """
+    assert networks.transformer is not None
+    most = min(max(1, CELLS // networks.transformer.order.widest), samples or CELLS)
+    if most == 1 or (free := available(device)) is None:
+        return most
+
+    def needed(size: int) -> int:
+        return estimate(networks, dtype, size, guided=guided, device=device.type, encode=encode).total
+
+    return next((size for size in range(most, 1, -1) if needed(size) <= ROOM * free), 1)
 
 
 def check(

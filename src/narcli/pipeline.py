@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
@@ -27,16 +28,17 @@ from torch import Tensor
 from . import __version__
 from .checkpoints import Kind, Tokenizer, load_tokenizer, load_transformer, transformer_config
 from .classes import ClassEntry, ClassTable, load_table, table_for
-from .devices import choose_device, choose_dtype, memory_guard
+from .devices import choose_device, choose_dtype, memory_guard, release
 from .encoding import PromptEncoder, encoder_dtype
-from .errors import CheckpointError, UsageError
+from .errors import CheckpointError, MemoryLimitError, UsageError
+from .memory import Networks, choose_batch_size
 from .metadata import MAX_TOKENS, pack_tokens
 from .models.packed import pack, pack_tokenizer
 from .models.transformer import NARTransformer
 from .order import Order, format_grid
 from .prompts import Prompt, parse_prompt
 from .sampling import Step, generate
-from .settings import BATCH_SIZE, Sample, SamplingSettings, check_batch_size, plan_samples
+from .settings import DECODED_TOGETHER, Sample, SamplingSettings, check_batch_size, plan_samples
 from .sources import Files, choose
 
 Clip = tuple[Image.Image, ...]
@@ -125,8 +127,10 @@ def load_networks(files: Files, device: torch.device, dtype: torch.dtype) -> tup
         CheckpointError: a file that cannot be used, or two that do not belong together.
     """
     known, kind = files.model.model, cast(Kind, files.model.model.kind)
-    transformer = load_transformer(files.model.path, kind=kind, grid=known.grid, dtype=dtype, device=device)
-    tokenizer = load_tokenizer(files.tokenizer.path, dtype=dtype, device=device)
+    transformer = load_transformer(
+        files.model.path, kind=kind, grid=known.grid, dtype=dtype, device=device, keep=True
+    )
+    tokenizer = load_tokenizer(files.tokenizer.path, dtype=dtype, device=device, keep=True)
     sizes = transformer.config
     if tokenizer.config.codebook_size != sizes.vocab_size:
         raise CheckpointError(
@@ -164,7 +168,7 @@ def load_decoder(
     """
     place = choose_device(device)
     with memory_guard("Try --dtype bfloat16."):
-        tokenizer = load_tokenizer(path, dtype=choose_dtype(dtype, place), device=place)
+        tokenizer = load_tokenizer(path, dtype=choose_dtype(dtype, place), device=place, keep=True)
         pack_tokenizer(tokenizer)
     _check_grid("The tokens are", grid, tokenizer, path)
     return TokenDecoder(tokenizer, grid)
@@ -227,7 +231,8 @@ class Progress:
     """One decoding step of one batch.
 
     Args:
-        batch: which one, from 0.
+        batch: which one, from 0. One that memory does not hold begins again under its number, halved.
+        batches: how many there are, as planned now.
         samples: the B samples of the batch.
         step: what was decoded.
         tokens: (B, N) int64, all that is decoded so far in raster order, -1 elsewhere.
@@ -236,6 +241,7 @@ class Progress:
     """
 
     batch: int
+    batches: int
     samples: tuple[Sample, ...]
     step: Step
     tokens: Tensor
@@ -265,7 +271,7 @@ class Decodes(ABC):
         if bool((codes < 0).any()):
             vectors = torch.where((codes < 0)[..., None], self._average_code, vectors)
         # One at a time on a CPU: as quick, a sixteenth of the memory, and the same in every batch.
-        parts = vectors.split(1 if self.device.type == "cpu" else BATCH_SIZE)
+        parts = vectors.split(1 if self.device.type == "cpu" else DECODED_TOGETHER)
         grid, limits = self.grid, self.tokenizer.pixel_range
         decoded = (self.tokenizer.decode_vectors(part, grid) for part in parts)
         return [clip for pixels in decoded for clip in to_clips(pixels, limits)]
@@ -351,7 +357,7 @@ class Pipeline(Decodes):
         num: int = 1,
         *,
         prompts: str | Sequence[str] | None = None,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
         **settings: Any,
     ) -> list[Result]:
         """Make pictures or, with a model of videos, clips; arguments and errors are those of ``steps``."""
@@ -367,7 +373,7 @@ class Pipeline(Decodes):
         num: int = 1,
         *,
         prompts: str | Sequence[str] | None = None,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
         **settings: Any,
     ) -> Iterator[Progress]:
         """Make pictures or clips, reporting every decoding step.
@@ -377,7 +383,8 @@ class Pipeline(Decodes):
             seed: of the first sample of each class or prompt, the next has ``seed + 1``; None draws one.
             num: samples of each.
             prompts: for a model of images from text. One that is too long for it is cut, with a warning.
-            batch_size: samples decoded together; changes speed and memory, not the samples.
+            batch_size: samples decoded together, at most; changes speed and memory, not the samples. None is
+                as many as are of use and as memory holds.
             settings: ``cfg_scale``, ``temperature`` and so on, as in SamplingSettings; else the model's.
 
         Raises:
@@ -385,8 +392,12 @@ class Pipeline(Decodes):
                 step.
             MemoryLimitError, CheckpointError, HubError: while iterating.
         """
-        samples = plan_samples(self._entries(classes, prompts), seed, num)
-        return self.run(samples, self.settings(**settings), check_batch_size(batch_size))
+        samples, chosen = plan_samples(self._entries(classes, prompts), seed, num), self.settings(**settings)
+        if batch_size is None:
+            networks, dtype = Networks(self.model.config, self.tokenizer.config), self._dtype
+            guided = chosen.guided(0)
+            batch_size = choose_batch_size(networks, dtype, self.device, len(samples), guided=guided)
+        return self.run(samples, chosen, check_batch_size(batch_size))
 
     def _entries(
         self, classes: int | str | Sequence[int | str] | None, prompts: str | Sequence[str] | None
@@ -406,34 +417,65 @@ class Pipeline(Decodes):
 
     @torch.inference_mode()
     def run(
-        self, samples: Sequence[Sample], settings: SamplingSettings, batch_size: int = BATCH_SIZE
+        self,
+        samples: Sequence[Sample],
+        settings: SamplingSettings,
+        batch_size: int,
+        tell: Callable[[str], object] = warnings.warn,
     ) -> Iterator[Progress]:
-        """Decode samples batch by batch; what ``steps`` does once all is chosen."""
+        """Decode samples batch by batch; what ``steps`` does once all is chosen.
+
+        A batch that memory does not hold is halved, and so are those after it; ``tell`` is told.
+        """
         seconds = {"sample": 0.0, "decode": 0.0}
-        order = self.order
-        for start in range(0, len(samples), batch_size):
+        start = number = 0
+        while start < len(samples):
             batch = tuple(samples[start : start + batch_size])
-            tokens = torch.full((len(batch), order.cells), -1)
             began = perf_counter()
             condition, padding = self._condition(samples, start, len(batch))
             if self.encoder is not None:
                 seconds["encode"] = seconds.get("encode", 0.0) + perf_counter() - began
-            steps = generate(self.model, condition, [sample.seed for sample in batch], settings, padding)
-            for index in range(len(order.steps)):
-                results: tuple[Result, ...] = ()
-                with memory_guard("Try a smaller --batch-size."):
+            batches = number + ceil((len(samples) - start) / batch_size)
+            try:
+                for decoded in self._decode_batch(batch, condition, padding, settings, seconds):
+                    yield Progress(number, batches, batch, *decoded, dict(seconds))
+            except MemoryLimitError:
+                if len(batch) == 1:
+                    raise
+                batch_size = len(batch) // 2
+                tell(f"Not enough memory for {len(batch)} samples together; going on with {batch_size}.")
+            else:
+                start, number = start + len(batch), number + 1
+                continue
+            release(self.device)  # here, where the error no longer holds what was in use
+
+    def _decode_batch(
+        self,
+        batch: Sequence[Sample],
+        condition: Tensor,
+        padding: Tensor | None,
+        settings: SamplingSettings,
+        seconds: dict[str, float],
+    ) -> Iterator[tuple[Step, Tensor, tuple[Result, ...]]]:
+        """Each step of a batch, all tokens so far, and after the last one the results; counts ``seconds``."""
+        order = self.order
+        tokens = torch.full((len(batch), order.cells), -1)
+        steps = generate(self.model, condition, [sample.seed for sample in batch], settings, padding)
+        for index in range(len(order.steps)):
+            results: tuple[Result, ...] = ()
+            with memory_guard("Free some memory, or try a smaller model or --dtype bfloat16."):
+                began = perf_counter()
+                step = next(steps)
+                tokens[:, list(step.cells)] = step.tokens.cpu()
+                seconds["sample"] += perf_counter() - began
+                if index == len(order.steps) - 1:
+                    del steps  # and with it the key/value cache
                     began = perf_counter()
-                    step = next(steps)
-                    tokens[:, list(step.cells)] = step.tokens.cpu()
-                    seconds["sample"] += perf_counter() - began
-                    if index == len(order.steps) - 1:
-                        del steps  # and with it the key/value cache
-                        began = perf_counter()
-                        clips = self.decode(tokens)
-                        seconds["decode"] += perf_counter() - began
-                        common = self.metadata(settings)
-                        results = tuple(map(self._result, batch, clips, tokens, [common] * len(batch)))
-                yield Progress(start // batch_size, batch, step, tokens.clone(), results, dict(seconds))
+                    clips = self.decode(tokens)
+                    seconds["decode"] += perf_counter() - began
+                    common = self.metadata(settings)
+                    results = tuple(map(self._result, batch, clips, tokens, [common] * len(batch)))
+            yield step, tokens.clone(), results
 
     def _condition(self, samples: Sequence[Sample], start: int, rows: int) -> tuple[Tensor, Tensor | None]:
         """What ``generate`` takes for a batch; prompts of the samples after it are encoded with its own."""
@@ -445,12 +487,16 @@ class Pipeline(Decodes):
         later = (sample.entry for sample in islice(samples, start + rows, None))
         upcoming = (entry for entry in later if isinstance(entry, Prompt))
         condition, padding = self.encoder.condition(prompts, upcoming)
-        return condition.to(self.device, self.model.token_embedding.weight.dtype), padding.to(self.device)
+        return condition.to(self.device, self._dtype), padding.to(self.device)
 
     @property
     def grid(self) -> tuple[int, ...]:
         """Sizes of the grid of tokens."""
         return self.model.config.grid
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.model.token_embedding.weight.dtype
 
     def metadata(self, settings: SamplingSettings) -> dict[str, Any]:
         """What all results of a run have in common."""
@@ -463,7 +509,7 @@ class Pipeline(Decodes):
             "grid": list(self.model.config.grid),
             "steps": len(self.order.steps),
             "device": self.device.type,
-            "dtype": str(self.model.token_embedding.weight.dtype).removeprefix("torch."),
+            "dtype": str(self._dtype).removeprefix("torch."),
         }
 
     def _result(self, sample: Sample, clip: Clip, tokens: Tensor, common: Mapping[str, Any]) -> Result:

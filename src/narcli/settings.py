@@ -12,7 +12,7 @@ from .prompts import Prompt
 
 SEEDS = 2**32  # seeds are below: the generator behind a sample's draws tells no more apart
 MAX_SAMPLES = 100_000  # of one run
-BATCH_SIZE = 16  # samples decoded together
+DECODED_TOGETHER = 16  # samples turned into pixels at once, on a graphics card
 ORDERS = ("nar", "raster", "plain")  # what `narcli bench` compares
 LARGEST = 1000  # temperature and guidance scale; far beyond, logits would overflow
 

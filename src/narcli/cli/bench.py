@@ -39,7 +39,7 @@ def bench(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure sampling: tokens and decoding, by order and batch size, beside the machine's limits.
+    """Measure loading, tokens, decoding and memory, by order and batch size, beside the machine's limits.
 
     A released model that is named is measured with random weights of its size; nothing is downloaded.
     A built-in model, a file or a folder is measured with its own. The last line is one JSON document.
@@ -52,30 +52,37 @@ def bench(
         raise UsageError(f"There is no order {unknown[0][:40]!r}.", f"Choose of {', '.join(ORDERS)}.")
     row = resolve(model or "", None)
     given: dict[str, Any] = {} if cfg_scale is None else {"cfg_scale": cfg_scale}
-    settings = SamplingSettings(**{**row.defaults, **given})
+    SamplingSettings(**given)
     path = None
     if output is not None:  # checked before minutes are spent
         path = resolve_outputs(output, [{}], default="narcli-bench", overwrite=overwrite).paths[0]
     keep_memory()
     from .. import bench
+    from ..checkpoints import transformer_config
     from ..devices import choose_device, choose_dtype, memory_guard
 
     console = Console(quiet)
     place = choose_device(device)
     numbers = choose_dtype(dtype.value, place)
     with memory_guard("Try smaller --batch-sizes, a smaller model or --dtype bfloat16."):
-        network, decoder = bench.load(row, tokenizer, numbers, place)
         limits = bench.measure_limits(place, numbers)
-        with console.progress("measuring", len(sizes) * len(chosen) * (repeats + 1)) as advance:
-            cases = bench.measure(network, decoder, chosen, sizes, settings, limits, repeats, advance)
+        with (
+            bench.model_files(row, tokenizer, numbers) as files,
+            console.progress("measuring", len(sizes) * len(chosen) * (repeats + 1)) as advance,
+        ):
+            known = files.model.model
+            settings = SamplingSettings(**{**known.defaults, **given})
+            config = transformer_config(files.model.path, grid=known.grid)
+            cases = bench.measure(files, chosen, sizes, settings, place, numbers, limits, repeats, advance)
     machine = bench.machine(place, numbers, limits)
     document: dict[str, Any] = {
         "model": row.name,
+        "kind": known.kind,
         "weights": "random" if row.path is None else "its own",
-        "grid": list(network.config.grid),
+        "grid": list(config.grid),
         "sampling": vars(settings),
         "repeats": repeats,
-        "machine": machine | {"peak_bytes": bench.peak_bytes(place)},
+        "machine": machine | {"peak_of": bench.forget_peak(place)},
         "cases": [case.document(cases) for case in cases],
     }
     if not as_json:
@@ -95,16 +102,17 @@ def show(cases: list[Case]) -> None:
     from rich.console import Console as Terminal
     from rich.table import Table
 
-    titles = ("order", "batch", "passes", "step ms", "tokens s", "decode s", "samples/s")
+    titles = ("order", "batch", "passes", "load s", "step ms", "tokens s", "decode s", "samples/s", "peak GB")
     table = Table(*titles, "vs raster", "vs plain", "of limit", box=None, pad_edge=False)
     for column in table.columns:
         column.justify, column.no_wrap = "left" if column is table.columns[0] else "right", True
     for case in cases:
         about = case.document(cases)
         table.add_row(
-            case.order, str(case.batch_size), str(case.passes), f"{case.step_seconds * 1e3:.1f}",
-            f"{case.tokens_seconds:.3f}", f"{case.decode_seconds:.3f}", f"{about['samples_per_second']:.2f}",
+            case.order, str(case.batch_size), str(case.passes), f"{case.load_seconds:.2f}",
+            f"{case.step_seconds * 1e3:.1f}", f"{case.tokens_seconds:.3f}", f"{case.decode_seconds:.3f}",
+            f"{about['samples_per_second']:.2f}", f"{case.peak_bytes / 1e9:.2f}" if case.peak_bytes else "",
             *(f"{about[key]:.1f}x" if key in about else "" for key in ("times_raster", "times_plain")),
             f"{about['share_of_limit']:.0%}",
         )  # fmt: skip
-    Terminal(file=sys.stdout, width=100).print(table)
+    Terminal(file=sys.stdout, width=116).print(table)

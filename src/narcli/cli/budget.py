@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..devices import choose_device, choose_dtype
 from ..hub import check_disk, free_disk
-from ..memory import Memory, available, check, estimate, networks_of
+from ..memory import Memory, available, check, choose_batch_size, estimate, networks_of
 from ..order import Order
 from ..settings import SamplingSettings
 from ..sources import Found
@@ -31,8 +31,6 @@ class Budget:
         self.dtype = choose_dtype(run.dtype.value, self.device)
         encoder = found.encoder.located if found.encoder is not None else None
         self.networks = networks_of(found.model, found.tokenizer, encoder)
-        planned = len(run.samples) if hasattr(run, "samples") else run.batch_size
-        self.batch_size = min(run.batch_size, planned)
         here = found.model.copy  # its config.json may say more than the Hub does
         row = here.model if here else found.model.model
         settings = SamplingSettings(**{**row.defaults, **run.sampling})
@@ -42,9 +40,21 @@ class Budget:
         self.encode = bool(run.prompts) and beside and found.encode
 
     @cached_property
+    def batch_size(self) -> int | None:
+        """The one asked for, or as ``memory.choose_batch_size`` says; None where that is not known yet."""
+        planned = len(self.run.samples) if hasattr(self.run, "samples") else None
+        if self.run.batch_size is not None:
+            return min(self.run.batch_size, planned or self.run.batch_size)
+        if not self.networks.runs:
+            return None
+        return choose_batch_size(
+            self.networks, self.dtype, self.device, planned, guided=self.guided, encode=self.encode
+        )
+
+    @cached_property
     def memory(self) -> Memory | None:
         """The estimate; None where sizes are not known before the download."""
-        if not self.networks.runs:
+        if self.batch_size is None or not self.networks.runs:
             return None
         return estimate(
             self.networks, self.dtype, self.batch_size,
@@ -59,7 +69,7 @@ class Budget:
             MemoryLimitError: the memory is.
         """
         check_disk(self.found.needed)
-        if self.networks.runs:
+        if self.batch_size is not None and self.networks.runs:
             check(
                 self.found.model.model, self.networks, self.dtype, self.batch_size, self.device,
                 guided=self.guided, encode=self.encode,
@@ -109,7 +119,8 @@ class Budget:
             else "nothing",
             "memory": (f"about {bytes_text(needed['total'])}" if needed else unknown)
             + (f"; {bytes_text(there)} available" if there is not None else ""),
-            "runs in": f"{about['dtype']} on {about['device']}, batches of {about['batch_size']}",
+            "runs in": f"{about['dtype']} on {about['device']}"
+            + (f", batches of {about['batch_size']}" if about["batch_size"] else ""),
             "steps": f"{about['steps']} instead of {about['cells']}" if about["steps"] else unknown,
             "largest frontier": f"{about['largest_frontier']} tokens" if about["steps"] else unknown,
             "files": unknown if about["files"] is None else "",

@@ -64,11 +64,11 @@ class Console:
     def note(self, text: str) -> None:
         """Something good to know, on stderr."""
         if not self.quiet:
-            print(printable(text), file=sys.stderr)
+            print(f"{_cleared()}{printable(text)}", file=sys.stderr)
 
     def warn(self, text: str) -> None:
         """Something the person should know, on stderr, even when quiet."""
-        print(f"{_paint('warning:', '33')} {printable(text)}", file=sys.stderr)
+        print(f"{_cleared()}{_paint('warning:', '33')} {printable(text)}", file=sys.stderr)
 
     @property
     def can_ask(self) -> bool:
@@ -109,22 +109,22 @@ class Console:
     def progress(self, label: str, total: int) -> Iterator[Callable[..., None]]:
         """A progress line on stderr while the block runs, on a terminal only; it leaves nothing behind.
 
-        Yields ``advance(count=1, note="")``, for example
-        ``with console.progress("decoding", 31) as advance: ... advance()``.
+        Yields ``advance(count=1, note="", total=None)``, for example
+        ``with console.progress("decoding", 31) as advance: ... advance()``; a total replaces the one before.
         """
         if self.quiet or not is_terminal(sys.stderr):
-            yield lambda count=1, note="": None
+            yield lambda count=1, note="", total=None: None
             return
-        done, shown = 0, 0.0
+        done, shown, most = 0, 0.0, total
 
-        def advance(count: int = 1, note: str = "") -> None:
-            nonlocal done, shown
-            done += count
-            if (now := time.monotonic()) - shown > 0.05 or done >= total:
+        def advance(count: int = 1, note: str = "", total: int | None = None) -> None:
+            nonlocal done, shown, most
+            done, most = done + count, total or most
+            if (now := time.monotonic()) - shown > 0.05 or done >= most:
                 shown = now
-                filled = 24 * min(done, total) // max(total, 1)
+                filled = 24 * min(done, most) // max(most, 1)
                 bar = _paint("━" * filled, "33") + _paint("━" * (24 - filled), "90")
-                sys.stderr.write(f"\r\x1b[K{label} {bar} {done}/{total} {note}")
+                sys.stderr.write(f"\r\x1b[K{label} {bar} {done}/{most} {note}")
                 sys.stderr.flush()
 
         try:
@@ -172,6 +172,11 @@ def fail(error: BaseException) -> int:
     if hint:
         print(f"  {printable(hint)}", file=sys.stderr)
     return code
+
+
+def _cleared() -> str:
+    """What a line begins with, so that it takes the place of a progress line."""
+    return "\r\x1b[K" if is_terminal(sys.stderr) else ""
 
 
 def _paint(text: str, code: str) -> str:

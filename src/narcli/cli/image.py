@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from ..prompts import collect
-from ..settings import BATCH_SIZE
 from . import options
 from .options import Dtype, FrontierFormat
 from .run import Run
@@ -30,7 +29,7 @@ def image(
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
-    batch_size: options.BatchSize = BATCH_SIZE,
+    batch_size: options.BatchSize = None,
     model: options.Model = None,
     tokenizer: options.Tokenizer = None,
     text_encoder: options.TextEncoder = None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import registry
+from .. import conversions, registry
 from ..errors import CheckpointError, HubError, NarError, UsageError
 from . import options
 from .console import Console, bytes_text, is_terminal
@@ -39,8 +39,10 @@ def list_models(as_json: Json = False) -> None:
     """Show the known models: their size, license, whether they are on disk, and the defaults."""
     console, chosen = Console(), registry.defaults()
     rows = [_row(model, chosen) for model in registry.MODELS.values()]
+    copies = _held(folder := conversions.cache_folder())
     if as_json:
-        console.json({"models": rows, "defaults": chosen})
+        converted = {"folder": str(folder), "bytes": copies}
+        console.json({"models": rows, "converted": converted, "defaults": chosen})
         return
     titles = ("NAME", "KIND", "SIZE", "ON DISK", "LICENSE", "NOTE")
     lines = [
@@ -59,6 +61,8 @@ def list_models(as_json: Json = False) -> None:
     console.result("")
     for kind, name in chosen.items():
         console.result(f"default {kind} model: {name or _none(kind)}")
+    if copies:
+        console.result(f"converted copies: {bytes_text(copies)} in {folder}")
 
 
 @app.command()
@@ -283,6 +287,7 @@ def verify(
     """Check models on disk: the hashes of their files, and that every tensor is there and fits.
 
     Nothing is downloaded. The exit code is 4 where something is damaged; `narcli models pull` mends it.
+    Converted copies go, and are made anew by the next run.
     """
     from .. import hub
 
@@ -307,6 +312,7 @@ def verify(
                     )
                 continue
             path, commit, files = str(found.path), found.commit, _check_files(found)
+            conversions.forget(found.path)  # which are compared with nothing
             if damaged := [file["path"] for file in files if not file["ok"]]:
                 error = f"{damaged[0]} is not what was downloaded: its hash differs."
             else:
@@ -532,6 +538,7 @@ def _row(model: registry.Model, chosen: dict[str, str | None], revision: str | N
         "path": str(found.path) if found else None,
         "commit": found.commit if found else None,
         "bytes": held if held is not None else model.size,
+        "bytes_converted": sum(map(_held, conversions.copies(found.path))) if found else 0,
         "bytes_to_fetch": 0 if found or model.repo is None else model.size,
         "tokenizer": model.tokenizer,
         "text_encoder": model.text_encoder,

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
+from ..settings import check_batch_size
 
 
 class Dtype(str, Enum):
@@ -43,6 +44,16 @@ def _check_device(name: str) -> str:
             f"There is no device {name[:40]!r}.", "Choose auto, cpu, mps, cuda, or cuda:1 and so on."
         )
     return name
+
+
+def _read_batch_size(text: str) -> int | None:
+    """``"8"`` -> 8; None is auto."""
+    if text == "auto":
+        return None
+    try:
+        return check_batch_size(int(text))
+    except ValueError:
+        raise UsageError(f"--batch-size is {text[:40]!r}, expected auto or a whole number.") from None
 
 
 def whole_numbers(text: str, option: str, example: str) -> tuple[int, ...]:
@@ -105,7 +116,15 @@ TopP = Annotated[
         help="Draw from the likeliest tokens of this probability; 1 is all.", show_default=MODELS_OWN
     ),
 ]
-BatchSize = Annotated[int, typer.Option(help="Samples decoded together.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        parser=_read_batch_size,
+        help="Samples decoded together; auto looks at the memory.",
+        show_default="auto",
+    ),
+]
 
 # --- what it runs with ----------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from ..encoding import all_cached
 from ..errors import NarError, UsageError
 from ..metadata import MAX_HASHES, MAX_TOKENS, SCHEMA
 from ..prompts import Prompt, slug
-from ..settings import Sample, SamplingSettings, check_batch_size, plan_samples
+from ..settings import Sample, SamplingSettings, plan_samples
 from ..sources import choose
 from .console import Console, is_terminal
 from .options import Dtype, FrontierFormat, FrontierMode
@@ -80,7 +80,7 @@ class Run:
     temperature: float | None
     top_k: int | None
     top_p: float | None
-    batch_size: int
+    batch_size: int | None
     model: str | None
     tokenizer: str | None
     text_encoder: str | None = None
@@ -166,7 +166,8 @@ class Run:
             if note:
                 self.console.warn(note)
         if not budget.networks.runs:  # a repository that says its sizes only now
-            Budget(self, found).check()
+            budget = Budget(self, found)
+            budget.check()
         with self.timed("import"):
             from ..pipeline import load_files, prompt_encoder
         place = self.text_device or self.device
@@ -188,7 +189,7 @@ class Run:
         settings = pipeline.settings(**self.sampling)
         self.common = pipeline.metadata(settings) | self.fit()
         self.check_metadata()
-        self.finish(self.sampled(pipeline, settings))
+        self.finish(self.sampled(pipeline, settings, budget.batch_size or 1))
 
     def hand_over(self, other: Run, files: Files, text_dtype: str) -> Pipeline | None:
         """Let go of the model, and of the samples kept; to another run, if that is the model it needs.
@@ -266,7 +267,6 @@ class Run:
             UsageError: an option that is missing, out of range, or does not go with another.
         """
         SamplingSettings(**self.sampling)
-        check_batch_size(self.batch_size)
         if self.save_tokens and self.no_metadata:
             raise UsageError(
                 "--save-tokens and --no-metadata exclude each other: settings tell what the tokens mean.",
@@ -350,17 +350,18 @@ class Run:
             encode_metadata(self.about_all() | {"samples_sha256": hashes})
 
     def sampled(
-        self, pipeline: Pipeline, settings: SamplingSettings
+        self, pipeline: Pipeline, settings: SamplingSettings, batch_size: int
     ) -> Generator[Sequence[Result], None, None]:
         """Sample batch by batch."""
-        steps = ceil(len(self.samples) / self.batch_size) * len(pipeline.order.steps)
+        steps, done = len(pipeline.order.steps), 0
         spent = dict(self.seconds)
-        with self.console.progress("decoding", steps) as advance:
-            for progress in pipeline.run(self.samples, settings, self.batch_size):
+        with self.console.progress("decoding", ceil(len(self.samples) / batch_size) * steps) as advance:
+            for progress in pipeline.run(self.samples, settings, batch_size, self.console.note):
                 self.seconds |= {phase: spent[phase] + more for phase, more in progress.seconds.items()}
                 if progress.results:
                     yield progress.results
-                advance(note="steps")
+                before, done = done, progress.batch * steps + progress.step.index + 1
+                advance(done - before, "steps", progress.batches * steps)
 
     def write_all(self, results: Sequence[Result]) -> None:
         """Write the samples of a batch; one that cannot be written keeps none of the others from it.

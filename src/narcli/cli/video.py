@@ -22,7 +22,6 @@ FPS, QUALITY = 8.0, 80
 MIN_FPS, MAX_FPS = 0.1, 240.0
 FORMAT_FPS = {".gif": 50.0}  # many players refuse a single hundredth of a second
 BEATS = {".gif": 100, ".webp": 1000}  # what these formats count, in a second
-BATCH_SIZE = 4  # clips decoded together: their grids are larger than those of pictures
 
 
 class ClipFormat(str, Enum):
@@ -48,7 +47,7 @@ def video(
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
-    batch_size: options.BatchSize = BATCH_SIZE,
+    batch_size: options.BatchSize = None,
     model: options.Model = None,
     tokenizer: options.Tokenizer = None,
     revision: options.Revision = None,
