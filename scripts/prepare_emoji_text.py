@@ -7,8 +7,7 @@ Writes
 
 - ``DATA/all``: every picture as ``images.npy`` (uint8, N x 128 x 128 x 3, on white), and ``items.tsv``: what
   each is of (key, subject, attributes), a caption, and for 150 of them that they are set aside;
-- ``DATA/train``: those that are not, with ``captions.tsv`` (a line a picture, tabs between captions) and
-  ``labels.npy`` (equal for pictures of one subject).
+- ``DATA/train``: those that are not, with ``captions.tsv`` (a line a picture, tabs between captions).
 
 A subject is what pictures that differ in gender, skin tone or colour have in common. Set aside are
 combinations of a subject and attributes of which every part, and all parts but one, appear elsewhere.
@@ -308,14 +307,11 @@ def main(source: Path, data: Path) -> None:
             row = (item.stem, item.key, item.subject, "|".join(item.attributes), item.kind)
             writer.writerow((*row, int(item.key in held), texts[0]))
     kept = [index for index, item in enumerate(items) if item.key not in held]
-    subjects = {
-        subject: number for number, subject in enumerate(dict.fromkeys(item.subject for item in items))
-    }
     train = data / "train"
     train.mkdir(exist_ok=True)
     np.save(train / "images.npy", images[kept])
-    np.save(train / "labels.npy", np.array([subjects[items[index].subject] for index in kept]))
     (train / "captions.tsv").write_text("".join("\t".join(lines[i]) + "\n" for i in kept), encoding="utf-8")
+    subjects = {item.subject for item in items}
     print(f"{len(items)} pictures of {len(subjects)} subjects, {len(kept)} for training")
     print(f"{len(held)} combinations are set aside:", dict(Counter(i.kind for i in items if i.key in held)))
     print(

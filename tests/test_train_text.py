@@ -18,7 +18,16 @@ from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.models.vq import VQConfig, VQTokenizer
 from narcli.sampling import SamplingSettings, generate
 from narcli.training.loop import TrainSettings
-from narcli.training.text import TextNAR, begin, byte_encoder, load_captions, train_text
+from narcli.training.text import (
+    Reader,
+    TextNAR,
+    begin,
+    byte_encoder,
+    learn_to_read,
+    load_captions,
+    looks_of,
+    train_text,
+)
 
 VQ = VQConfig(32, (1, 1), 1, 32, codebook_size=16)
 CLASSES = TransformerConfig((2, 2), 32, 2, 2, 16, 64, num_classes=3, position="absolute")
@@ -86,8 +95,9 @@ def test_captions_are_learned_by_both_networks(tmp_path):
     encoder = byte_encoder(64, 1)
     before = encoder.model.shared.weight.detach().clone()
     model, encoder = train_text(
-        tokens, captions, torch.arange(3), VQTokenizer(VQ).eval(), start(), encoder, 12,
-        settings(steps=80, batch_size=12, learning_rate=1e-2, bfloat16=False), tmp_path, 0.0, quiet=True,
+        tokens, captions, torch.eye(3, 256), VQTokenizer(VQ).eval(), start(), encoder, 12,
+        settings(steps=80, batch_size=12, learning_rate=1e-2, bfloat16=False), tmp_path, dropout=0.0,
+        quiet=True,
     )  # fmt: skip
     assert not torch.equal(before, encoder.model.shared.weight)
     texts = ["a red dot", "no dot", "blue dot"]
@@ -100,13 +110,44 @@ def test_captions_are_learned_by_both_networks(tmp_path):
         assert sheet.size == (40, 16)
     with pytest.raises(CheckpointError, match="differs in: data"):
         train_text(
-            tokens, [["x"], ["y"], ["z"]], torch.arange(3), VQTokenizer(VQ), start(), byte_encoder(64, 1), 12,
-            settings(steps=80, batch_size=12, learning_rate=1e-2, bfloat16=False), tmp_path, 0.0,
+            tokens, [["x"], ["y"], ["z"]], torch.eye(3, 256), VQTokenizer(VQ), start(),
+            byte_encoder(64, 1), 12,
+            settings(steps=80, batch_size=12, learning_rate=1e-2, bfloat16=False), tmp_path, dropout=0.0,
         )  # fmt: skip
 
 
+def test_looks_tell_pictures_apart_also_by_details():
+    images = np.random.default_rng(0).integers(0, 256, (300, 32, 32, 3), np.uint8)
+    images[1] = images[0]
+    images[1, 8:12, 8:12] = 255 - images[0, 8:12, 8:12]
+    looks = looks_of(images)
+    assert looks.shape == (300, 256)
+    torch.testing.assert_close(looks.norm(dim=1), torch.ones(300))
+    alike = looks @ looks.T
+    assert (
+        torch.equal(alike.argmax(1), torch.arange(300)) and alike[0].argsort()[-2] == 1 and alike[0, 1] < 0.99
+    )
+
+
+def test_an_encoder_learns_which_caption_is_of_which_picture(tmp_path):
+    torch.manual_seed(0)
+    encoder, looks = (
+        byte_encoder(64, 1),
+        looks_of(np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)),
+    )
+    texts = [["red dot", "a red dot"], ["blue dot"], ["no dot"], ["a fox"], ["a house"], ["two houses"]]
+    ids = [[torch.tensor(encoder.tokenizer(text).input_ids) for text in of_one] for of_one in texts]
+    learn_to_read(encoder, ids, looks, settings(steps=60, bfloat16=False), tmp_path, quiet=True)
+    assert not encoder.model.training
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    reader = Reader(encoder)
+    reader.load_state_dict(state["model"] | state["average"])
+    assert reader([row for rows in ids for row in rows], looks).argmax(1).tolist() == [0, 0, 1, 2, 3, 4, 5]
+
+
 def test_captions_that_are_too_long_are_refused(encoder, tmp_path):
-    arguments = (torch.zeros(1, 4, dtype=torch.int64), [["twelve bytes"]], torch.arange(1), VQTokenizer(VQ))
+    tokens, captions = torch.zeros(1, 4, dtype=torch.int64), [["twelve bytes"]]
+    arguments = (tokens, captions, torch.eye(1, 256), VQTokenizer(VQ))
     with pytest.raises(UsageError, match="13 tokens, and --caption-tokens is 12") as caught:
         train_text(*arguments, start(), encoder, 12, settings(), tmp_path)
     assert "--caption-tokens 13" in caught.value.hint
@@ -138,7 +179,7 @@ def test_from_captions_to_a_picture(tiny, tmp_path):
 
     run = narcli(
         "train", "text", data, "-o", tmp_path / "run", "--start", tiny, "--steps", 2, "--encoder-dim", 64,
-        "--encoder-layers", 1, "--caption-tokens", 12, "--batch-size", 2, "-q",
+        "--encoder-layers", 1, "--encoder-steps", 2, "--caption-tokens", 12, "--batch-size", 2, "-q",
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     folder = Path(run.stdout.strip())

@@ -58,7 +58,10 @@ Compile = Annotated[bool, typer.Option("--compile", help="Use torch.compile: slo
 
 Dropout = Annotated[float, typer.Option(min=0, max=0.9, help="Token, attention and FFN dropout.")]
 TokenNoise = Annotated[
-    float, typer.Option(min=0, max=1, help="Largest share of input tokens exchanged for other pictures'.")
+    float,
+    typer.Option(
+        min=0, max=2, help="Largest share of input tokens exchanged for other pictures'; all of them above 1."
+    ),
 ]
 Muon = Annotated[
     bool, typer.Option("--muon", help="Muon for the layers' matrices: fewer steps; needs torch 2.9.")
@@ -221,9 +224,7 @@ def nar(
 
 @app.command()
 def text(
-    data: Annotated[
-        Path, typer.Argument(help="Folder with images.npy, captions.tsv (a line a picture) and labels.npy.")
-    ],
+    data: Annotated[Path, typer.Argument(help="Folder with images.npy and captions.tsv, a line a picture.")],
     output: Output,
     start: Annotated[
         Path, typer.Option(help="A trained model of classes: its blocks are the start, its tokenizer serves.")
@@ -233,6 +234,12 @@ def text(
     learning_rate: LearningRate = 1e-3,
     encoder_dim: Annotated[int, typer.Option(min=64, help="Width of the encoder, a multiple of 64.")] = 256,
     encoder_layers: Annotated[int, typer.Option(min=1, help="Layers of the encoder.")] = 4,
+    encoder_steps: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Steps in which the encoder first learns which caption is of which picture."
+        ),
+    ] = 1000,
     caption_tokens: Annotated[
         int, typer.Option(min=2, help="Longest caption in bytes, and one for its end.")
     ] = 80,
@@ -253,7 +260,7 @@ def text(
     from ..training.data import load_pictures
     from ..training.loop import TrainSettings
     from ..training.nar import tokenize
-    from ..training.text import byte_encoder, load_captions, train_text
+    from ..training.text import byte_encoder, load_captions, looks_of, train_text
 
     pictures = load_pictures(data)
     captions = load_captions(data, len(pictures))
@@ -268,12 +275,11 @@ def text(
     tokens = tokenize(pictures, vq, output)
     import torch
 
-    labels = pictures.labels
-    groups = torch.arange(len(tokens)) if labels is None else torch.from_numpy(labels)
     torch.manual_seed(seed)
     model, encoder = train_text(
-        tokens, captions, groups, vq, blocks, byte_encoder(encoder_dim, encoder_layers), caption_tokens,
-        settings, output, dropout, token_noise, quiet,
+        tokens, captions, looks_of(pictures.images), vq, blocks,
+        byte_encoder(encoder_dim, encoder_layers), caption_tokens,
+        settings, output, encoder_steps, dropout, token_noise, quiet,
     )  # fmt: skip
     folder = save_model(
         output / "model", transformer=model, tokenizer=vq, text_encoder=encoder, defaults={"cfg_scale": 2.0},

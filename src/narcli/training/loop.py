@@ -23,6 +23,8 @@ from tqdm import tqdm
 from ..errors import CheckpointError, NarError, UsageError
 from ..writers import write_atomic
 
+SLOW = 0.1  # of the learning rate, for parts that need a lower one
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -95,6 +97,7 @@ def train(
     after_step: Callable[[int], None] = lambda step: None,
     memory: Mapping[str, Tensor] | None = None,
     about: Mapping[str, object] | None = None,
+    slow: str = "",
     quiet: bool = False,
 ) -> nn.Module:
     """Optimise ``model`` and return it with its averaged weights.
@@ -108,6 +111,7 @@ def train(
         after_step: called after each optimiser step, under ``no_grad``.
         memory: tensors that these callbacks keep from step to step; saved, and restored in place.
         about: what else the result depends on (sizes, data), in plain values; must be the same to go on.
+        slow: how names of parameters begin that learn by AdamW at ``SLOW`` times the rate; empty for none.
         quiet: no progress display.
 
     Raises:
@@ -115,7 +119,7 @@ def train(
         NarError: the loss is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    optimizers = optimizers_of(model, settings)
+    optimizers = optimizers_of(model, settings, slow)
     average = {name: p.detach().clone() for name, p in model.named_parameters()}
     memory = memory or {}
     about = {**(about or {}), **asdict(settings)}
@@ -131,7 +135,7 @@ def train(
             torch.manual_seed((settings.seed * 1_000_003 + step) % 2**63)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = settings.rate(step)
+                    group["lr"] = settings.rate(step) * group["share"]
             with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
                 loss, figures = loss_of(step)
             loss.backward()
@@ -178,22 +182,24 @@ def train(
     return model
 
 
-def optimizers_of(model: nn.Module, settings: TrainSettings) -> list[torch.optim.Optimizer]:
-    """AdamW; with ``settings.muon`` Muon besides, for the matrices of the layers."""
+def optimizers_of(model: nn.Module, settings: TrainSettings, slow: str = "") -> list[torch.optim.Optimizer]:
+    """AdamW; with ``settings.muon`` Muon besides, for the layers' matrices. ``slow`` as in ``train``."""
     matrices: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
+    rest: dict[tuple[float, float], list[nn.Parameter]] = {}  # by share of the rate, and weight decay
     for name, parameter in model.named_parameters():
-        hidden = parameter.ndim == 2 and "layer" in name and "relative" not in name
-        (matrices if settings.muon and hidden else rest).append(parameter)
+        share = SLOW if slow and name.startswith(slow) else 1.0
+        if settings.muon and share == 1 and parameter.ndim == 2 and "layers." in name:
+            matrices.append(parameter)
+        else:
+            decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
+            rest.setdefault((share, decay), []).append(parameter)
     decay, rate = settings.weight_decay, settings.learning_rate
-    groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    groups = [{"params": each, "share": share, "weight_decay": d} for (share, d), each in rest.items()]
     adamw = torch.optim.AdamW(groups, lr=rate, betas=settings.betas, fused=True)
     if not settings.muon:
         return [adamw]
-    return [adamw, torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")]
+    muon = [{"params": matrices, "share": 1.0}]
+    return [adamw, torch.optim.Muon(muon, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")]
 
 
 def resume(

@@ -48,7 +48,7 @@ def train_nar(
         settings: of the optimisation.
         folder: where the run lives.
         dropout: on token embeddings, attention outputs and feed-forward outputs, in [0, 1).
-        token_noise: largest share of a picture's input tokens that is exchanged, in [0, 1]; see ``Noise``.
+        token_noise: largest share of a picture's input tokens that is exchanged, in [0, 2]; see ``Noise``.
         quiet: no progress display.
     """
     torch.manual_seed(settings.seed)
@@ -96,8 +96,9 @@ class Noise:
     Args:
         tokens: (items, N) int64.
         labels: (items,) int64.
-        most: largest share of a picture's tokens that is exchanged; each picture's own is uniform below it.
-            Half of the exchanged tokens come from the same class, half from any.
+        most: largest share of a picture's tokens that is exchanged; each picture's own is uniform below it,
+            and all its tokens where that exceeds 1. Half of the exchanged tokens come from the same class,
+            half from any.
     """
 
     def __init__(self, tokens: Tensor, labels: Tensor, most: float) -> None:

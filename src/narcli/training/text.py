@@ -1,18 +1,21 @@
 """Training of a transformer and its text encoder together, on pictures with captions.
 
 The released models read a large T5 that was trained on text alone. A small model has none to start from, so a
-small T5 that reads bytes learns together with the transformer, whose blocks start from a model of
-classes: only the class embedding gives way to the captions. The loss is that of ``nar``.
+small T5 that reads bytes first learns which caption belongs to which picture, and then together with the
+transformer, whose blocks start from a model of classes: only the class embedding gives way to the captions.
+The loss is that of ``nar``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,6 +30,8 @@ from .nar import LABEL_DROPOUT, Noise, weights_digest
 
 CAPTIONS = "captions.tsv"
 HEAD_DIM = 64  # of the encoder, as in the released T5s
+READER_BATCH, READER_RATE = 128, 2e-3  # of the encoder's own training, which comes first
+LOOKS, SIDE = 256, 16  # numbers that say how a picture looks, from thumbnails of SIDE x SIDE pixels
 
 
 def load_captions(folder: Path, count: int) -> list[list[str]]:
@@ -75,6 +80,92 @@ def byte_encoder(width: int, layers: int) -> T5Encoder:
     return T5Encoder(T5EncoderModel(sizes), letters)
 
 
+def looks_of(images: np.ndarray) -> Tensor:
+    """How pictures look, in numbers that tell them apart: (N, H, W, 3) uint8 -> (N, LOOKS).
+
+    Principal components of thumbnails, all of the same variance, so that details count; rows have norm 1.
+    """
+    small = [
+        F.adaptive_avg_pool2d(torch.from_numpy(np.array(part)).movedim(-1, 1).float() / 255, SIDE).flatten(1)
+        for part in np.array_split(images, -(-len(images) // 256))
+    ]
+    thumbnails = torch.cat(small)
+    thumbnails -= thumbnails.mean(0)
+    variances, directions = torch.linalg.eigh(thumbnails.T @ thumbnails / len(thumbnails))
+    variances, directions = variances[-LOOKS:], directions[:, -LOOKS:]
+    return F.normalize(thumbnails @ directions * (variances + 1e-6).rsqrt(), dim=1)
+
+
+class Reader(nn.Module):
+    """An encoder that says which picture a caption is of."""
+
+    def __init__(self, encoder: T5Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder.model
+        self.look = nn.Linear(encoder.width, LOOKS)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
+
+    def forward(self, ids: Sequence[Tensor], looks: Tensor) -> Tensor:
+        """Token ids of B captions, and (N, LOOKS) of all pictures -> logits (B, N)."""
+        encoded, seen = encode(self.encoder, ids)
+        mean = (encoded.float() * seen[..., None]).sum(1) / seen.sum(1, keepdim=True)
+        found = F.normalize(self.look(mean).float(), dim=-1)
+        return self.log_scale.exp() * (found @ looks.T)
+
+
+def encode(encoder: nn.Module, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Token ids of B captions -> the last hidden state (B, L, width), and 0 where it is padding (B, L)."""
+    rows = nn.utils.rnn.pad_sequence(list(ids), batch_first=True)
+    lengths = torch.tensor([len(row) for row in ids])
+    seen = (torch.arange(rows.shape[1]) < lengths[:, None]).long()
+    return encoder(input_ids=rows, attention_mask=seen).last_hidden_state, seen
+
+
+def learn_to_read(
+    encoder: T5Encoder, ids: Sequence[Sequence[Tensor]], looks: Tensor, settings: TrainSettings, folder: Path,
+    quiet: bool = False,
+) -> None:  # fmt: skip
+    """Train an encoder, in place, to tell from a caption which picture it belongs to.
+
+    A step costs a small part of one of the transformer. Without it that learns to continue pictures from
+    their own beginnings, long before the encoder has anything to say.
+
+    Args:
+        encoder: what is trained.
+        ids: token ids of the captions of each picture.
+        looks: (N, LOOKS) of the pictures; see ``looks_of``.
+        settings: of the optimisation.
+        folder: see ``loop.train``.
+        quiet: no progress display.
+    """
+    captions = [(item, row) for item, rows in enumerate(ids) for row in rows]
+    lengths = torch.tensor([len(row) for _, row in captions])
+    reader = Reader(encoder).train()
+    count = min(settings.batch_size, len(captions))
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
+        # Captions of about the same length, so that hardly any padding is read.
+        order = (lengths + 4 * torch.rand(len(lengths))).argsort()
+        begin = int(torch.randint(len(order) - count + 1, ()))
+        picked = [captions[index] for index in order[begin : begin + count].tolist()]
+        logits = reader([row for _, row in picked], looks)
+        return F.cross_entropy(logits, torch.tensor([item for item, _ in picked])), {}
+
+    about = {
+        "encoder": sizes_of(encoder),
+        "data": sha256(
+            repr([row.tolist() for _, row in captions]).encode() + looks.numpy().tobytes()
+        ).hexdigest(),
+    }
+    train(reader, loss_of, settings, folder, lambda model, path: None, about=about, quiet=quiet)
+    encoder.model.eval()
+
+
+def sizes_of(encoder: T5Encoder) -> dict[str, int]:
+    """Of the network of an encoder."""
+    return {name: getattr(encoder.model.config, name) for name in ("d_model", "num_layers", "d_ff")}
+
+
 class TextNAR(nn.Module):
     """What is trained: the transformer and the encoder of its captions."""
 
@@ -84,11 +175,8 @@ class TextNAR(nn.Module):
 
     def features(self, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Token ids of B captions -> the condition (B, C, width), left-padded, and its padding (B, C)."""
-        rows = nn.utils.rnn.pad_sequence(list(ids), batch_first=True)
-        lengths = torch.tensor([len(row) for row in ids])
-        seen = (torch.arange(rows.shape[1]) < lengths[:, None]).long()
-        encoded = self.encoder(input_ids=rows, attention_mask=seen).last_hidden_state
-        valid = [row[:length] for row, length in zip(encoded, lengths.tolist(), strict=True)]
+        encoded, _ = encode(self.encoder, ids)
+        valid = [row[: len(there)] for row, there in zip(encoded, ids, strict=True)]
         return left_pad(valid, self.nar.config.condition_tokens)
 
 
@@ -102,7 +190,10 @@ def begin(start: NARTransformer, config: TransformerConfig, dropout: float = 0.0
     """
     model = NARTransformer(config, dropout)
     model.init_weights()
-    nn.init.normal_(cast(TextCondition, model.condition).uncond_embedding)  # features have that size, too
+    condition = cast(TextCondition, model.condition)
+    nn.init.normal_(condition.uncond_embedding)  # features have that size, too
+    # As large as a class embedding, or the captions are lost in the position embedding.
+    nn.init.normal_(condition.fc1.weight, std=config.caption_dim**-0.5)
     kept = {name: value for name, value in start.state_dict().items() if not name.startswith("condition.")}
     if config.position == "absolute":
         places = kept["position_embedding"]
@@ -118,13 +209,14 @@ def begin(start: NARTransformer, config: TransformerConfig, dropout: float = 0.0
 def train_text(
     tokens: Tensor,
     captions: Sequence[Sequence[str]],
-    groups: Tensor,
+    looks: Tensor,
     tokenizer: VQTokenizer,
     start: NARTransformer,
     encoder: T5Encoder,
     condition_tokens: int,
     settings: TrainSettings,
     folder: Path,
+    encoder_steps: int = 0,
     dropout: float = 0.1,
     token_noise: float = 0.0,
     quiet: bool = False,
@@ -134,15 +226,16 @@ def train_text(
     Args:
         tokens: (items, N) int64 codes in raster order.
         captions: cleaned ones of each item, of which each step takes one at random.
-        groups: (items,) int64, equal for pictures that are much alike; for ``token_noise``.
+        looks: (items, LOOKS), see ``looks_of``.
         tokenizer: decodes the sample sheets.
         start: the model of classes whose blocks it starts from.
         encoder: trained with it, in place.
         condition_tokens: longest caption in tokens of the encoder, the end token counted.
         settings: of the optimisation.
         folder: where the run lives.
+        encoder_steps: of ``learn_to_read``, before the transformer begins.
         dropout: on token embeddings, attention outputs and feed-forward outputs, in [0, 1).
-        token_noise: largest share of a picture's input tokens that is exchanged, in [0, 1]; see ``Noise``.
+        token_noise: largest share of a picture's input tokens that is exchanged, in [0, 2]; see ``Noise``.
         quiet: no progress display.
 
     Raises:
@@ -156,11 +249,19 @@ def train_text(
             f"The longest caption has {longest} tokens, and --caption-tokens is {condition_tokens}.",
             f"Give --caption-tokens {longest}, or shorten it.",
         )
+    if encoder_steps:
+        reading = replace(
+            settings, steps=encoder_steps, batch_size=READER_BATCH, learning_rate=READER_RATE, muon=False,
+            compile=False,
+        )  # fmt: skip
+        learn_to_read(encoder, ids, looks, reading, folder / "encoder", quiet)
     config = replace(
         start.config, condition="text", num_classes=0, condition_tokens=condition_tokens,
         caption_dim=encoder.width,
     )  # fmt: skip
-    noise = Noise(tokens, groups, token_noise)
+    # Not from the same picture or one much like it: that would say what the caption says.
+    anyone = torch.zeros(len(tokens), dtype=torch.int64)
+    noise = Noise(tokens, anyone, token_noise)
     model = TextNAR(begin(start, config, dropout), encoder.model).train()
     nar, condition = model.nar, cast(TextCondition, model.nar.condition)
     forward = torch.compile(nar.forward_train) if settings.compile else nar.forward_train
@@ -174,7 +275,7 @@ def train_text(
         dropped = torch.rand(len(items), 1, 1) < LABEL_DROPOUT
         features = torch.where(dropped, condition.uncond_embedding.to(features.dtype), features)
         target = tokens[items]
-        logits = forward(condition(features), noise(target, groups[items]), padding)
+        logits = forward(condition(features), noise(target, anyone[items]), padding)
         return F.cross_entropy(logits.flatten(0, 1), target.flatten()), {}
 
     def sheet(trained: nn.Module, path: Path) -> None:
@@ -186,15 +287,16 @@ def train_text(
             features, padding = trained.features([ids[item][0] for item in picks])
         sample_sheet(trained.nar, tokenizer, path, features, padding)
 
-    known = sha256(tokens.numpy().tobytes() + groups.numpy().tobytes() + repr(captions).encode())
+    known = sha256(tokens.numpy().tobytes() + repr(captions).encode())
     about: dict[str, Any] = {
         "transformer": asdict(config),
-        "encoder": {name: getattr(encoder.model.config, name) for name in ("d_model", "num_layers", "d_ff")},
+        "encoder": sizes_of(encoder) | {"steps": encoder_steps},
         "start": weights_digest(start).hexdigest(),
         "dropout": dropout,
         "token_noise": token_noise,
         "data": known.hexdigest(),
     }
-    train(model, loss_of, settings, folder, sheet, about=about, quiet=quiet)
+    # A T5 does not scale its attention, which the transformer's rates break: each byte would see one other.
+    train(model, loss_of, settings, folder, sheet, about=about, slow="encoder.", quiet=quiet)
     model.eval()
     return nar, encoder

@@ -95,7 +95,7 @@ def train_tokenizer(
     about = {"tokenizer": asdict(config), "data": pictures.digest()}
     if start is not None:
         about["start"] = weights_digest(start).hexdigest()
-    train(model, loss_of, settings, folder, sheet, reseed, {"used": used}, about, quiet)
+    train(model, loss_of, settings, folder, sheet, reseed, {"used": used}, about, quiet=quiet)
     return model.eval()
 
 
