@@ -25,7 +25,7 @@ WORDS = ["--class", "dog", "--seed", "1", "--scale", "1", "-o", "a.png"]
 WHOLE = ["a.png", "a_frontier.gif"]
 PAUSE = """
 import os, time
-def pause(*_):
+def pause(*_, **__):
     os.write(2, b"now\\n")
     time.sleep(300)
 """

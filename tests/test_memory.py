@@ -127,11 +127,14 @@ def test_memory_grows_with_the_batch_and_shrinks_with_the_dtype():
     rows = 15 * 2
     assert sixteen.sampling - one.sampling > 37 * 2 * rows * 256 * 1280 * 4
     assert estimate(networks, torch.float32, 16, guided=False).sampling < sixteen.sampling
-    # What is converted takes memory; of what is not, the tokenizer's encoder stays in its file.
+    # The tokenizer's encoder stays in its file, or in its converted copy.
     half, decoder = estimate(networks, torch.bfloat16, 1).weights, one.weights - 4 * 815_991_040
-    assert half == 2 * (815_991_040 + 71_883_403) and 0 < decoder < 4 * 71_883_403
+    assert half == one.weights / 2 and 0 < decoder < 4 * 71_883_403
+    small = Networks(networks.transformer, VQConfig(32, (1, 1), 1, 32, codebook_size=96))
+    assert estimate(small, torch.bfloat16, 1).weights == 2 * sum(small.parameters.values())  # no copy of that
     larp = Networks(networks.transformer, LARPConfig())
     assert estimate(larp, torch.float32, 1).weights == 4 * 815_991_040
+    assert estimate(larp, torch.bfloat16, 1).weights == 2 * 815_991_040
     assert estimate(larp, torch.float32, 1, device="cuda").weights == 4 * sum(larp.parameters.values())
     assert estimate(networks, torch.float32, 1, device="cuda").base == 0
 

@@ -137,12 +137,46 @@ def test_an_encoder_learns_which_caption_is_of_which_picture(tmp_path):
     )
     texts = [["red dot", "a red dot"], ["blue dot"], ["no dot"], ["a fox"], ["a house"], ["two houses"]]
     ids = [[torch.tensor(encoder.tokenizer(text).input_ids) for text in of_one] for of_one in texts]
-    learn_to_read(encoder, ids, looks, settings(steps=60, bfloat16=False), tmp_path, quiet=True)
+    learn_to_read(encoder, ids, looks, settings(steps=60, bfloat16=False), tmp_path, "", quiet=True)
     assert not encoder.model.training
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     reader = Reader(encoder)
     reader.load_state_dict(state["model"] | state["average"])
     assert reader([row for rows in ids for row in rows], looks).argmax(1).tolist() == [0, 0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("where", ["while the encoder learns", "between", "after"])
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(where, tmp_path, monkeypatch):
+    tokens = torch.randint(0, 16, (3, 4), generator=torch.Generator().manual_seed(0))
+    texts = [["red dot", "a red dot"], ["blue dot"], ["no dot"]]
+
+    def run(folder):
+        torch.manual_seed(0)
+        return train_text(
+            tokens, texts, torch.eye(3, 256), VQTokenizer(VQ).eval(), start(), byte_encoder(64, 1), 12,
+            settings(save_every=2), tmp_path / folder, encoder_steps=4, token_noise=1.5, quiet=True,
+        )  # fmt: skip
+
+    whole = run("whole")
+    steps = {"while the encoder learns": 3, "between": 4, "after": 7}[where]
+    seen, original = [], TrainSettings.rate
+
+    def rate(self, step):
+        if seen[-1:] != [step]:
+            seen.append(step)
+        if len(seen) > steps:
+            raise KeyboardInterrupt
+        return original(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainSettings, "rate", rate)
+        with pytest.raises(KeyboardInterrupt):
+            run("stopped")
+    again = run("stopped")
+    for one, other in zip(whole, again, strict=True):
+        model, same = (getattr(each, "model", each) for each in (one, other))
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, same.state_dict()[name]), name
 
 
 def test_captions_that_are_too_long_are_refused(encoder, tmp_path):

@@ -22,7 +22,7 @@ from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.models.vq import VQConfig, VQTokenizer
 from narcli.sampling import SamplingSettings, generate
 from narcli.training.data import Pictures, load_pictures
-from narcli.training.loop import TrainSettings, batch_indices, optimizers_of
+from narcli.training.loop import SLOW, TrainSettings, batch_indices, optimizers_of, train
 from narcli.training.nar import Noise, tokenize, train_nar
 from narcli.training.tokenizer import edges, psnr, train_tokenizer
 
@@ -207,6 +207,33 @@ def test_muon_takes_the_layers_matrices_and_goes_on_where_it_stopped(tmp_path, m
     resumed = run("stopped")
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_slow_parts_learn_with_adamw_at_a_share_of_the_rate(tmp_path):
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
+    model = torch.nn.ModuleDict(
+        {name: torch.nn.ModuleDict({"layers": torch.nn.Linear(4, 4)}) for name in ("fast", "slow")}
+    )
+    adamw, muon = optimizers_of(model, settings(muon=True), "slow.")
+    assert [p is model["fast"]["layers"].weight for p in muon.param_groups[0]["params"]] == [True]
+    shares = {id(p): group["share"] for group in adamw.param_groups for p in group["params"]}
+    slow = model["slow"]["layers"]
+    assert shares == {id(model["fast"]["layers"].bias): 1.0, id(slow.weight): SLOW, id(slow.bias): SLOW}
+
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    loss_of = lambda step: (sum(p.sum() for p in model.parameters()), {})  # noqa: E731
+    train(
+        model,
+        loss_of,
+        settings(steps=1, warmup=0, ema=0.0),
+        tmp_path,
+        lambda *_: None,
+        slow="slow.",
+        quiet=True,
+    )
+    moved = {name: (p - before[name]).abs().max().item() for name, p in model.named_parameters()}
+    assert moved["slow.layers.bias"] == pytest.approx(SLOW * moved["fast.layers.bias"], rel=1e-3)
 
 
 def test_a_torch_without_muon_says_so(monkeypatch):

@@ -133,8 +133,8 @@ def model_files(row: Model, tokenizer: str | None, dtype: torch.dtype) -> Iterat
             f"--tokenizer is given, and {row.name} is measured with random weights.", "Leave it out."
         )
     with tempfile.TemporaryDirectory(prefix="narcli-bench-", ignore_cleanup_errors=True) as place:
-        decoder: Tokenizer = LARPTokenizer(LARPConfig()) if row.kind == "video" else VQTokenizer(VQConfig())
         network = random_model(row, dtype, torch.device("cpu"))
+        decoder: Tokenizer = LARPTokenizer(LARPConfig()) if row.kind == "video" else VQTokenizer(VQConfig())
         folder = save_model(
             Path(place) / row.name, transformer=network, tokenizer=decoder.to(dtype), defaults=row.defaults
         )

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from . import conversions
 from .checkpoints import build, load_tokenizer, transformer_config
 from .configs import CONFIG, TEXT_ENCODER
 from .errors import MemoryLimitError
@@ -113,12 +114,13 @@ class Networks:
         """Parameters of transformer and tokenizer that take memory besides the pages of their files.
 
         A transformer is laid out anew, and so is the decoder of a convolutional tokenizer; what is left of a
-        tokenizer stays mapped, unless it is converted or moved.
+        tokenizer stays mapped, a large one of another dtype from its converted copy, unless it is moved.
         """
         assert self.tokenizer is not None
-        held = self.parameters["transformer"]
-        if dtype != self.stored or device != "cpu":
-            return held + self.parameters["tokenizer"]
+        held, count = self.parameters["transformer"], self.parameters["tokenizer"]
+        copied = dtype.itemsize < self.stored.itemsize and count * self.stored.itemsize >= conversions.LEAST
+        if device != "cpu" or (dtype != self.stored and not copied):
+            return held + count
         return held + (_count(self.tokenizer, "decoder.") if isinstance(self.tokenizer, VQConfig) else 0)
 
 
@@ -178,24 +180,28 @@ def _decoding(tokenizer: VQConfig | LARPConfig, grid: tuple[int, ...]) -> int:
     return PLANES * pixels * math.ceil(max(tokenizer.ch * m / 4**i for i, m in enumerate(tokenizer.ch_mult)))
 
 
-def available(device: torch.device) -> int | None:
-    """Bytes that a run may take on a device, what this process holds already included; None where not known.
+def available(device: torch.device, own: bool = True) -> int | None:
+    """Bytes that a run may take on a device; None where not known.
 
     On a CPU: what Linux calls available, and swap, within the limits of the process and its control group.
+
+    Args:
+        device: where it runs.
+        own: whether what this process holds already is included.
     """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0]) + torch.cuda.memory_reserved(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + own * torch.cuda.memory_reserved(device)
     try:
         system = sizes_told(Path("/proc/meminfo"))
-        own = sizes_told(Path("/proc/self/status"))
+        process = sizes_told(Path("/proc/self/status"))
     except OSError:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     import resource
 
-    held, limit = own.get("RssAnon", 0), resource.getrlimit(resource.RLIMIT_AS)[0]
+    held, limit = own * process.get("RssAnon", 0), resource.getrlimit(resource.RLIMIT_AS)[0]
     found = [system.get("MemAvailable", 0) + system.get("SwapFree", 0) + held]
     if limit != resource.RLIM_INFINITY:
-        found.append(limit - own.get("VmSize", 0) + held)
+        found.append(limit - process.get("VmSize", 0) + held)
     return max(0, min([*found, *(most - taken + held for most, taken in _control_groups())]))
 
 
@@ -231,22 +237,25 @@ def choose_batch_size(
     *,
     guided: bool = True,
     encode: bool = False,
+    loaded: bool = False,
 ) -> int:
     """As many samples decoded together as are of use, as the memory holds, and as there are; at least 1.
 
     Args:
         networks: what runs.
         samples: how many are wanted; None where that is not known yet.
+        loaded: whether the weights are in memory already, with whatever else the process holds.
 
     The other arguments are those of ``estimate``.
     """
     assert networks.transformer is not None
     most = min(max(1, CELLS // networks.transformer.order.widest), samples or CELLS)
-    if most == 1 or (free := available(device)) is None:
+    if most == 1 or (free := available(device, own=not loaded)) is None:
         return most
 
     def needed(size: int) -> int:
-        return estimate(networks, dtype, size, guided=guided, device=device.type, encode=encode).total
+        taken = estimate(networks, dtype, size, guided=guided, device=device.type, encode=encode)
+        return max(taken.sampling, taken.decoding) if loaded else taken.total
 
     return next((size for size in range(most, 1, -1) if needed(size) <= ROOM * free), 1)
 

@@ -395,8 +395,9 @@ class Pipeline(Decodes):
         samples, chosen = plan_samples(self._entries(classes, prompts), seed, num), self.settings(**settings)
         if batch_size is None:
             networks, dtype = Networks(self.model.config, self.tokenizer.config), self._dtype
-            guided = chosen.guided(0)
-            batch_size = choose_batch_size(networks, dtype, self.device, len(samples), guided=guided)
+            batch_size = choose_batch_size(
+                networks, dtype, self.device, len(samples), guided=chosen.guided(0), loaded=True
+            )
         return self.run(samples, chosen, check_batch_size(batch_size))
 
     def _entries(
@@ -439,10 +440,12 @@ class Pipeline(Decodes):
             try:
                 for decoded in self._decode_batch(batch, condition, padding, settings, seconds):
                     yield Progress(number, batches, batch, *decoded, dict(seconds))
+                    del decoded
             except MemoryLimitError:
                 if len(batch) == 1:
                     raise
                 batch_size = len(batch) // 2
+                del condition, padding  # before the smaller batch needs the room
                 tell(f"Not enough memory for {len(batch)} samples together; going on with {batch_size}.")
             else:
                 start, number = start + len(batch), number + 1

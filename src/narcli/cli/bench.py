@@ -64,16 +64,16 @@ def bench(
     console = Console(quiet)
     place = choose_device(device)
     numbers = choose_dtype(dtype.value, place)
-    with memory_guard("Try smaller --batch-sizes, a smaller model or --dtype bfloat16."):
+    with (
+        memory_guard("Try smaller --batch-sizes, a smaller model or --dtype bfloat16."),
+        bench.model_files(row, tokenizer, numbers) as files,
+        console.progress("measuring", len(sizes) * len(chosen) * (repeats + 1)) as advance,
+    ):
         limits = bench.measure_limits(place, numbers)
-        with (
-            bench.model_files(row, tokenizer, numbers) as files,
-            console.progress("measuring", len(sizes) * len(chosen) * (repeats + 1)) as advance,
-        ):
-            known = files.model.model
-            settings = SamplingSettings(**{**known.defaults, **given})
-            config = transformer_config(files.model.path, grid=known.grid)
-            cases = bench.measure(files, chosen, sizes, settings, place, numbers, limits, repeats, advance)
+        known = files.model.model
+        settings = SamplingSettings(**{**known.defaults, **given})
+        config = transformer_config(files.model.path, grid=known.grid)
+        cases = bench.measure(files, chosen, sizes, settings, place, numbers, limits, repeats, advance)
     machine = bench.machine(place, numbers, limits)
     document: dict[str, Any] = {
         "model": row.name,

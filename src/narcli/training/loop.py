@@ -120,9 +120,10 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     optimizers = optimizers_of(model, settings, slow)
+    shares = [[group.pop("share") for group in optimizer.param_groups] for optimizer in optimizers]
     average = {name: p.detach().clone() for name, p in model.named_parameters()}
     memory = memory or {}
-    about = {**(about or {}), **asdict(settings)}
+    about = {**(about or {}), **asdict(settings), **({"slow": SLOW} if slow else {})}
     for name in ("save_every", "compile"):  # these may change on the way
         del about[name]
     step = resume(folder, model, optimizers, average, memory, about)
@@ -133,9 +134,9 @@ def train(
     with tqdm(total=settings.steps, initial=step, **shows) as bar:
         while step < settings.steps:
             torch.manual_seed((settings.seed * 1_000_003 + step) % 2**63)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = settings.rate(step) * group["share"]
+            for optimizer, of_rate in zip(optimizers, shares, strict=True):
+                for group, share in zip(optimizer.param_groups, of_rate, strict=True):
+                    group["lr"] = settings.rate(step) * share
             with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
                 loss, figures = loss_of(step)
             loss.backward()

@@ -123,7 +123,7 @@ def encode(encoder: nn.Module, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 def learn_to_read(
     encoder: T5Encoder, ids: Sequence[Sequence[Tensor]], looks: Tensor, settings: TrainSettings, folder: Path,
-    quiet: bool = False,
+    data: str, quiet: bool = False,
 ) -> None:  # fmt: skip
     """Train an encoder, in place, to tell from a caption which picture it belongs to.
 
@@ -136,6 +136,7 @@ def learn_to_read(
         looks: (N, LOOKS) of the pictures; see ``looks_of``.
         settings: of the optimisation.
         folder: see ``loop.train``.
+        data: what tells these pictures and captions from others.
         quiet: no progress display.
     """
     captions = [(item, row) for item, rows in enumerate(ids) for row in rows]
@@ -146,18 +147,15 @@ def learn_to_read(
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         # Captions of about the same length, so that hardly any padding is read.
         order = (lengths + 4 * torch.rand(len(lengths))).argsort()
-        begin = int(torch.randint(len(order) - count + 1, ()))
+        begin = int(torch.randint(1 - count, len(order), ()).clamp(0, len(order) - count))
         picked = [captions[index] for index in order[begin : begin + count].tolist()]
         logits = reader([row for _, row in picked], looks)
         return F.cross_entropy(logits, torch.tensor([item for item, _ in picked])), {}
 
-    about = {
-        "encoder": sizes_of(encoder),
-        "data": sha256(
-            repr([row.tolist() for _, row in captions]).encode() + looks.numpy().tobytes()
-        ).hexdigest(),
-    }
-    train(reader, loss_of, settings, folder, lambda model, path: None, about=about, quiet=quiet)
+    about = {"encoder": sizes_of(encoder), "data": data}
+    # Another machine may find components of the other sign.
+    memory = {"looks": looks}
+    train(reader, loss_of, settings, folder, lambda *_: None, memory=memory, about=about, quiet=quiet)
     encoder.model.eval()
 
 
@@ -249,12 +247,14 @@ def train_text(
             f"The longest caption has {longest} tokens, and --caption-tokens is {condition_tokens}.",
             f"Give --caption-tokens {longest}, or shorten it.",
         )
+    data = sha256(tokens.numpy().tobytes() + repr(captions).encode()).hexdigest()
     if encoder_steps:
         reading = replace(
             settings, steps=encoder_steps, batch_size=READER_BATCH, learning_rate=READER_RATE, muon=False,
             compile=False,
         )  # fmt: skip
-        learn_to_read(encoder, ids, looks, reading, folder / "encoder", quiet)
+        learn_to_read(encoder, ids, looks, reading, folder / "encoder", data, quiet)
+        torch.manual_seed(settings.seed)  # whether or not that went on from a checkpoint
     config = replace(
         start.config, condition="text", num_classes=0, condition_tokens=condition_tokens,
         caption_dim=encoder.width,
@@ -287,14 +287,13 @@ def train_text(
             features, padding = trained.features([ids[item][0] for item in picks])
         sample_sheet(trained.nar, tokenizer, path, features, padding)
 
-    known = sha256(tokens.numpy().tobytes() + repr(captions).encode())
     about: dict[str, Any] = {
         "transformer": asdict(config),
         "encoder": sizes_of(encoder) | {"steps": encoder_steps},
         "start": weights_digest(start).hexdigest(),
         "dropout": dropout,
         "token_noise": token_noise,
-        "data": known.hexdigest(),
+        "data": data,
     }
     # A T5 does not scale its attention, which the transformer's rates break: each byte would see one other.
     train(model, loss_of, settings, folder, sheet, about=about, slow="encoder.", quiet=quiet)
