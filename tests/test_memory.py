@@ -147,7 +147,7 @@ def test_a_batch_size_is_chosen_by_use_memory_and_samples(name, monkeypatch):
     networks, most = networks_of(MODELS[name]), RELEASED[name]
 
     def chosen(room, samples=None, guided=True):
-        monkeypatch.setattr(memory, "available", lambda device: room)
+        monkeypatch.setattr(memory, "available", lambda device, own: room)
         cpu = torch.device("cpu")
         return memory.choose_batch_size(networks, torch.bfloat16, cpu, samples, guided=guided)
 
@@ -162,6 +162,25 @@ def test_a_batch_size_is_chosen_by_use_memory_and_samples(name, monkeypatch):
         assert chosen(room, guided=False) >= size
     assert chosen(round(needed[0] / memory.ROOM) + 1) < most  # what decoding takes would hold some
     assert chosen(needed[0] // 2) == 1  # which `check` then refuses
+
+
+def test_a_program_that_has_the_weights_shares_what_is_left_only(monkeypatch):
+    networks, asked = networks_of(MODELS["nar-b-256"]), []
+    own = estimate(networks, torch.bfloat16, 4, encode=False)
+    room = max(own.sampling, own.decoding) / memory.ROOM + 1
+
+    def available(device, own):
+        asked.append(own)
+        return room
+
+    monkeypatch.setattr(memory, "available", available)
+    cpu = torch.device("cpu")
+    assert memory.choose_batch_size(networks, torch.bfloat16, cpu, loaded=True) >= 4
+    assert memory.choose_batch_size(networks, torch.bfloat16, cpu) == 1
+    assert asked == [False, True]
+    monkeypatch.undo()
+    if os.path.exists("/proc/self/status"):  # noqa: PTH110
+        assert memory.available(cpu) - memory.available(cpu, own=False) > 50e6  # torch alone takes more
 
 
 def test_text_encoders_come_before_the_other_weights():
