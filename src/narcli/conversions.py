@@ -145,7 +145,9 @@ def of(source: Path, dtype: str) -> Conversion | None:
 
 def copies(source: Path) -> list[Path]:
     """The copies of a file as it is now, or of the files of a folder."""
-    files = [source] if source.is_file() else source.rglob("*")
+    files = [source] if source.is_file() else []
+    with suppress(OSError):  # of a folder that is being removed
+        files += source.rglob("*")
     known = [of(file, dtype) for file in files for dtype in FORMATS]
     return [copy.path for copy in known if copy is not None and copy.path.is_file()]
 
