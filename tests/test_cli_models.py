@@ -361,6 +361,61 @@ def test_everything_on_disk_is_verified_in_every_revision(released, here, tiny, 
     assert "Not checked, for narcli does not read them: you/bert." in out
     assert f"narcli models pull nar-b-256 --revision {old}" in out
 
+    def damage(pattern, data=b""):
+        path = next(online.cache.glob(pattern)).resolve()
+        whole = path.read_bytes()
+        path.write_bytes(data or whole[: len(whole) // 2])
+        return path, whole
+
+    def verified():
+        result = CliRunner().invoke(app, ["models", "verify", "--json"])
+        said = json.loads(result.stdout)
+        assert (result.exit_code == 4) is not said["ok"]
+        return {row["name"] for row in said["models"] if not row["ok"]}, said["others"], result.stderr
+
+    online.commit = old
+    run("models", "pull", "me/tiny")
+    Path(file["path"]).resolve().write_bytes(DATA.joinpath("c2i.json").read_bytes())
+    assert verified()[:2] == (set(), ["you/bert"])
+    t5 = [
+        f"me--t5/snapshots/*/{name}" for name in ("config.json", "model.safetensors", "tokenizer_config.json")
+    ]
+    for pattern in ("me--vq/snapshots/*/vq.pt", *t5):
+        for data in (b"", b"{}"):
+            path, whole = damage(f"models--{pattern}", data)
+            broken, others, hint = verified()
+            name = pattern.split("/")[0].replace("--", "/")
+            assert (broken, others) == ({name}, ["you/bert"])
+            path.write_bytes(b"")
+            if "narcli models pull" in hint:
+                run("models", "pull", name)
+            else:
+                assert f"narcli models rm {name}" in hint
+                path.write_bytes(whole)
+            assert verified()[0] == set()
+
+
+def test_what_narcli_does_not_read_is_named_and_not_hashed(online, here, tiny, monkeypatch):
+    online.repos["me/tiny"] = {path.name: path.read_bytes() for path in tiny.iterdir()}
+    hub_module.fetch(registry.resolve("me/tiny", None))
+    online.repos["you/bert"] = {"config.json": b'{"model_type": "bert"}', "model.safetensors": WEIGHTS}
+    online.repos["chenfeng1271/NAR-imagenet-256-B"] = {"config.json": CONFIG, "last_version.pt": WEIGHTS}
+    hub_module.fetch(registry.resolve("you/bert", None))
+    hub_module.fetch(registry.MODELS["nar-b-256"])
+    next(online.cache.glob("models--chenfeng1271*/snapshots/*/last_version.pt")).unlink()
+    online.commit, online.repos["me/tiny"] = "d" * 40, {"config.json": CONFIG, "weights.pt": b"notes" * 100}
+    hub_module.fetch(registry.resolve("me/tiny", None), revision="d" * 40)
+    hashed, hash_file = [], hub_module.hash_file
+    monkeypatch.setattr(hub_module, "hash_file", lambda *given: hashed.append(given[0]) or hash_file(*given))
+    said = json.loads(run("models", "verify", "--json"))
+    assert said["ok"] and said["incomplete"] == ["chenfeng1271/NAR-imagenet-256-B"]
+    assert said["others"] == [f"me/tiny at {'d' * 40}", "you/bert"]
+    assert not [path for path in hashed if "bert" in str(path) and path.suffix == ".safetensors"]
+    out = run_both("models", "verify", code=0)
+    assert "interrupted download leaves it: chenfeng1271/NAR-imagenet-256-B." in out
+    next(online.cache.glob(f"models--me--tiny/snapshots/{'d' * 40}/weights.pt")).resolve().write_bytes(b"x")
+    assert f"me/tiny at {'d' * 40}: " in run_both("models", "verify", code=4)
+
 
 def test_a_branch_that_moves_during_a_download_is_one_commit_or_none(online, monkeypatch):
     old, download = online.commit, hub_module._download

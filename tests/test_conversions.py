@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -143,6 +144,39 @@ def test_a_damaged_copy_is_written_anew(model, cache, damage):
     assert damage == "folder" or copy.read_bytes() == data
 
 
+def test_a_link_that_is_changed_meanwhile_does_not_mix_files_up(model, cache, monkeypatch):
+    link, other = model[0].with_name("link.pt"), model[0].with_name("other.pt")
+    shutil.copy(model[0], other)
+    change(other)
+    link.symlink_to(model[0])
+    find = conversions.of
+
+    def then_change(*given):
+        found = find(*given)
+        link.unlink()
+        link.symlink_to(other)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(conversions, "of", then_change)
+        weights(link)
+    assert conversions.copies(model[0])
+    for path in (model[0], other, link):
+        assert same(weights(path), weights(path, keep=False))
+    link.write_bytes(b"PK\x03\x04" + bytes(100))
+    with pytest.raises(narcli.errors.CheckpointError, match=r"link\.pt is cut off"):
+        weights(link)
+
+
+def test_a_file_has_settled_before_it_is_read_not_while(model, cache, monkeypatch):
+    monkeypatch.setattr(conversions, "SETTLED", 3600.0)
+    key = conversions.of(model[0], "bfloat16")
+    monkeypatch.setattr(conversions, "SETTLED", -1.0)  # reading took an hour
+    tensors = {"x": torch.zeros(2)}
+    assert key.converted(tensors) is tensors and not copies(cache)
+    assert conversions.of(model[0], "bfloat16").converted(tensors) is not tensors
+
+
 def test_what_changes_while_it_is_copied_is_not_kept(model, cache, monkeypatch):
     write = conversions.write_atomic
 
@@ -198,15 +232,30 @@ def test_the_oldest_go_beyond_a_limit(model, cache):
     os.utime(old, (1, 1))
     os.utime(new, (2, 2))
     weights(model[0])  # used again
+    part = cache / ".narcli-of-another-process.part"
+    part.write_bytes(b"123")
+    os.utime(part, (time.time() - 60,) * 2)
     conversions.prune(most=old.stat().st_size)
-    assert copies(cache) == [old]
+    assert copies(cache) == sorted([part, old])
+    conversions.prune(most=0)
+    assert copies(cache) == [part]
 
 
-def test_models_list_counts_copies_and_rm_removes_them(model, cache, tmp_path, monkeypatch):
+def test_what_would_go_at_once_is_not_written(model, cache, monkeypatch):
+    monkeypatch.setattr(conversions, "MOST", conversions.HEADER)
+    monkeypatch.setattr(conversions, "write_atomic", lambda *_, **__: pytest.fail("written"))
+    assert same(weights(model[0]), weights(model[0], keep=False))
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+def test_models_list_counts_copies_and_rm_removes_them(model, cache, tmp_path, monkeypatch, shared):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     folder = tmp_path / "hub" / "models--chenfeng1271--NAR-imagenet-256-B"
     (folder / "blobs").mkdir(parents=True)
-    shutil.copy(model[0], folder / "blobs" / ("a" * 64))
+    shutil.copy(model[0], blob := folder / "blobs" / ("a" * 64))
+    if shared:  # with what is elsewhere, and stays
+        blob.replace(tmp_path / "elsewhere")
+        blob.symlink_to(tmp_path / "elsewhere")
     snapshot = folder / "snapshots" / ("c" * 40)
     snapshot.mkdir(parents=True)
     (snapshot / "last_version.pt").symlink_to(Path("../../blobs") / ("a" * 64))
@@ -223,11 +272,17 @@ def test_models_list_counts_copies_and_rm_removes_them(model, cache, tmp_path, m
     assert listed() == 0 and "converted" not in CliRunner().invoke(app, ["models", "list"]).stdout
     weights(snapshot / "last_version.pt")
     (copy,) = copies(cache)
+    (cache / ".narcli-new.part").write_bytes(b"123")
     assert listed() == copy.stat().st_size
+    assert conversions.held([copy, cache / "gone.safetensors"]) == copy.stat().st_size
+    (cache / ".narcli-new.part").unlink()
     assert f"in {cache}" in CliRunner().invoke(app, ["models", "list"]).stdout
     CliRunner().invoke(app, ["models", "verify", "nar-b-256"])
     assert not copies(cache)
     weights(snapshot / "last_version.pt")
-    size, blob = copy.stat().st_size, (folder / "blobs" / ("a" * 64)).stat().st_size
+    weights(model[1], load=load_tokenizer)  # whose file goes too, but was not asked for
+    model[1].unlink()
+    sizes = [copy, snapshot / "config.json"] + [blob] * (not shared)
+    size = sum(path.stat().st_size for path in sizes)
     freed = hub.remove(Model("nar-b-256", "image", "chenfeng1271/NAR-imagenet-256-B"))
-    assert not copies(cache) and freed >= size + blob and not folder.exists()
+    assert not copies(cache) and freed == size and not folder.exists()

@@ -12,6 +12,7 @@ import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
@@ -438,7 +439,10 @@ def _open(
     beside = Path(config) if config else file.with_name(CONFIG)
     said = read_config(beside) if config or beside.is_file() else ModelConfig()
     copy = conversions.of(file, str(kept).removeprefix("torch."))  # the state before it is read
-    return file, said, read_tensors(file), copy
+    if copy is not None:
+        with suppress(CheckpointError):  # which would not name the file as it was given
+            return file, said, read_tensors(copy.source), copy  # a link may lead elsewhere by now
+    return file, said, read_tensors(file), None
 
 
 def _expect(file: Path, tensors: Tensors, families: tuple[str, ...], wanted: str) -> str:

@@ -11,9 +11,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,11 +49,13 @@ class Conversion:
         source: the file, links resolved.
         dtype: name of the number format.
         key: of the state that the file was in.
+        settled: whether it could not change any more, from when the key was taken, without another key.
     """
 
     source: Path
     dtype: str
     key: str
+    settled: bool = field(compare=False)
 
     @property
     def path(self) -> Path:
@@ -95,11 +97,11 @@ class Conversion:
 
     def _write(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
         size = sum(tensor.numel() for tensor in tensors.values()) * dtype.itemsize
+        if not self.settled or size + HEADER > MOST:
+            return
         with suppress(OSError, NarError):
-            stat = self.source.stat()
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            settled = time.time() - max(stat.st_mtime, stat.st_ctime) >= SETTLED
-            if settled and shutil.disk_usage(self.path.parent).free >= 2 * size:
+            if shutil.disk_usage(self.path.parent).free >= 2 * size:
                 write_atomic(self.path, lambda part: self._fill(part, tensors, dtype), overwrite=True)
                 prune()
 
@@ -127,6 +129,7 @@ class Conversion:
 
 def of(source: Path, dtype: str) -> Conversion | None:
     """The copy of a file as it is now; None of a small file, and in formats that nothing is converted to."""
+    now = time.time()
     try:
         source = source.resolve()
         stat = source.stat()
@@ -136,21 +139,38 @@ def of(source: Path, dtype: str) -> Conversion | None:
         return None
     state = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     about = "\0".join(map(str, (__version__, dtype, source, *state)))
-    return Conversion(source, dtype, sha256(about.encode(errors="surrogateescape")).hexdigest())
+    key = sha256(about.encode(errors="surrogateescape")).hexdigest()
+    return Conversion(source, dtype, key, now - max(stat.st_mtime, stat.st_ctime) >= SETTLED)
 
 
 def copies(source: Path) -> list[Path]:
     """The copies of a file as it is now, or of the files of a folder."""
-    files = [source] if source.is_file() else source.rglob("*")
+    files = [source] if source.is_file() else []
+    with suppress(OSError):  # of a folder that is being removed
+        files += source.rglob("*")
     known = [of(file, dtype) for file in files for dtype in FORMATS]
     return [copy.path for copy in known if copy is not None and copy.path.is_file()]
 
 
-def forget(source: Path) -> None:
-    """Remove the copies of a file or a folder; the next run makes them anew."""
+def held(paths: Iterable[Path] | None = None) -> int:
+    """Bytes of these copies, or of all; other runs may write and remove some meanwhile."""
+    total = 0
     with suppress(OSError):
-        for path in copies(source):
-            path.unlink(missing_ok=True)
+        for path in cache_folder().glob("*.safetensors") if paths is None else paths:
+            with suppress(OSError):
+                total += path.stat().st_size
+    return total
+
+
+def forget(paths: Iterable[Path]) -> int:
+    """Remove these copies; the next run makes them anew. Bytes freed."""
+    freed = 0
+    for path in paths:
+        with suppress(OSError):
+            size = path.stat().st_size
+            path.unlink()
+            freed += size
+    return freed
 
 
 def prune(most: int | None = None) -> int:
@@ -164,7 +184,7 @@ def prune(most: int | None = None) -> int:
                 if abandoned if path.suffix == ".part" else not _is_current(path):
                     path.unlink(missing_ok=True)
                     freed += stat.st_size
-                else:
+                elif path.suffix != ".part":  # a newer one is being written
                     kept.append((stat.st_mtime, stat.st_size, path))
         total = sum(size for _, size, _ in kept)
         for _, size, path in sorted(kept):

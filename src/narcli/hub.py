@@ -226,12 +226,18 @@ def cached(model: Model, revision: str | None = None) -> Fetched | None:
     if model.repo is None:
         there = model.path is not None and model.path.exists()
         return Fetched(complete(model, model.path), model.path) if there and model.path else None
-    folder = _snapshot(model.repo, revision or "main")
+    files = chosen(model, revision)
+    return _fetched(model, files[-1]) if files else None
+
+
+def chosen(model: Model, revision: str | None = None) -> list[Path]:
+    """The files of the cache that a model is read from, the weights last; [] where these are missing."""
+    folder = _snapshot(model.repo or "", revision or "main")
     names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()] if folder else []
     try:
-        return _fetched(model, folder / choose(model, names)[-1]) if folder else None
+        return [folder / name for name in choose(model, names)] if folder else []
     except HubError:
-        return None
+        return []
 
 
 def files_of(found: Fetched) -> list[Path]:
@@ -290,6 +296,7 @@ def remove(model: Model) -> int:
     from huggingface_hub.errors import CacheNotFound
 
     folder, content = _folder(model.repo or ""), _content(model.repo or "")
+    copies = [copy for path in content for copy in conversions.copies(path)]
     try:
         with _quiet(False):
             with suppress(CacheNotFound):
@@ -303,7 +310,9 @@ def remove(model: Model) -> int:
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         raise NarError(f"Could not remove {folder}: {why}.", "Check whose it is.") from error
-    return sum(size for path, size in content.items() if not path.exists()) + conversions.prune()
+    freed = sum(size for path, size in content.items() if not path.exists()) + conversions.forget(copies)
+    conversions.prune()  # of other files; this is not what was asked for, and not counted
+    return freed
 
 
 def choose(model: Model, names: Iterable[str]) -> list[str]:
@@ -591,6 +600,12 @@ def stored_hash(path: Path) -> str | None:
     """The hash that a file of the Hub's cache had when it arrived: the name of what it links to."""
     name = _first_link(path).name
     return name if path.is_symlink() and _HASH.fullmatch(name) else None
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether a file of the Hub's cache is another than the one that arrived."""
+    expected = stored_hash(path)
+    return expected is not None and hash_file(path, expected) != expected
 
 
 def _first_link(path: Path) -> Path:

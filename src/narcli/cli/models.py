@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import conversions, registry
+from ..configs import CONFIG
 from ..errors import CheckpointError, HubError, NarError, UsageError
 from . import options
 from .console import Console, bytes_text, is_terminal
@@ -39,7 +41,7 @@ def list_models(as_json: Json = False) -> None:
     """Show the known models: their size, license, whether they are on disk, and the defaults."""
     console, chosen = Console(), registry.defaults()
     rows = [_row(model, chosen) for model in registry.MODELS.values()]
-    copies = _held(folder := conversions.cache_folder())
+    folder, copies = conversions.cache_folder(), conversions.held()
     if as_json:
         converted = {"folder": str(folder), "bytes": copies}
         console.json({"models": rows, "converted": converted, "defaults": chosen})
@@ -292,15 +294,15 @@ def verify(
     from .. import hub
 
     console = Console()
-    others: list[str] = []
+    others, incomplete = list[str](), list[str]()
     if name is not None:
         model = registry.resolve(name, None)
         chosen = [(model, revision), *((part, None) for part in _companions(model))]
     elif revision is not None:
         raise UsageError("--revision goes with the name of a model.", "Name one.")
     else:
-        chosen, others = _on_disk()
-    rows, broken = [], list[tuple[str, str | None]]()
+        chosen, others, incomplete = _on_disk()
+    rows, broken = [], list[tuple[registry.Model, str | None]]()
     for index, (model, wanted) in enumerate(chosen):
         error, files, path, commit = None, [], None, None
         try:
@@ -312,7 +314,7 @@ def verify(
                     )
                 continue
             path, commit, files = str(found.path), found.commit, _check_files(found)
-            conversions.forget(found.path)  # which are compared with nothing
+            conversions.forget(conversions.copies(found.path))  # which are compared with nothing
             if damaged := [file["path"] for file in files if not file["ok"]]:
                 error = f"{damaged[0]} is not what was downloaded: its hash differs."
             else:
@@ -325,21 +327,25 @@ def verify(
         })  # fmt: skip
         pinned = wanted not in (None, "main")
         if error is not None:
-            broken.append((model.name, wanted if pinned else None))
+            broken.append((model, wanted if pinned else None))
         if not as_json:
             size = bytes_text(sum(file["bytes"] for file in files))
             which = f"{model.name} at {wanted}" if pinned else model.name
             console.result(f"{which}: {error or f'whole, {size}, {_compared(files)}'}")
     if as_json:
-        console.json({"models": rows, "others": others, "ok": not broken})
-    elif others:
-        console.note(f"Not checked, for narcli does not read them: {', '.join(others)}.")
+        console.json({"models": rows, "others": others, "incomplete": incomplete, "ok": not broken})
+    else:
+        if incomplete:
+            console.note(f"Without weights, as an interrupted download leaves it: {', '.join(incomplete)}.")
+        if others:
+            console.note(f"Not checked, for narcli does not read them: {', '.join(others)}.")
     if broken:
-        name, wanted = broken[0]
-        raise CheckpointError(
-            f"Damaged: {', '.join(dict.fromkeys(name for name, _ in broken))}.",
-            f"Fetch again: narcli models pull {name}" + (f" --revision {wanted}" if wanted else ""),
-        )
+        model, wanted = broken[0]
+        hint = f"Fetch again: narcli models pull {model.name}" + (f" --revision {wanted}" if wanted else "")
+        if name is None and model.name not in registry.MODELS and model.kind != "image":
+            # pull would take it for an image model.
+            hint = f"Remove it, to fetch it again: narcli models rm {model.name}"
+        raise CheckpointError(f"Damaged: {', '.join(dict.fromkeys(m.name for m, _ in broken))}.", hint)
 
 
 @app.command("rm")
@@ -433,34 +439,58 @@ def _companions(model: registry.Model) -> list[registry.Model]:
     return [registry.MODELS[name] for name in (model.tokenizer, model.text_encoder) if name]
 
 
-def _on_disk() -> tuple[list[tuple[registry.Model, str | None]], list[str]]:
-    """The models on this machine, each with its revisions; and the repositories that hold none for narcli."""
+def _on_disk() -> tuple[list[tuple[registry.Model, str | None]], list[str], list[str]]:
+    """Models on disk, each with its revisions; what narcli does not read; what lacks its weights."""
     from .. import hub
 
     chosen: list[tuple[registry.Model, str | None]] = []
     chosen += [(row, None) for row in registry.MODELS.values() if row.path]
-    others = []
+    others, incomplete = list[str](), list[str]()
     for repo in hub.repositories():
         rows = [row for row in registry.MODELS.values() if row.repo == repo]
-        there = [(row, each) for each in hub.revisions(repo) for row in rows or _read_as(repo, each)]
-        chosen += there
-        others += [] if there else [repo]
-    return chosen, others
+        there = {
+            each: [row for row in rows if hub.chosen(row, each)] if rows else _read_as(repo, each)
+            for each in hub.revisions(repo)
+        }
+        chosen += [(model, each) for each, found in there.items() for model in found]
+        left = [f"{repo} at {each}" for each, found in there.items() if not found]
+        (incomplete if rows else others).extend(left if any(there.values()) else [repo])
+    return chosen, others, incomplete
 
 
 def _read_as(repo: str, revision: str) -> list[registry.Model]:
     """What narcli takes a revision in the cache for, of a repository that it does not know; [] if nothing."""
     from .. import hub
 
-    for kind in ("image", "image-tokenizer", "text-encoder"):
-        model = registry.Model(repo, kind, repo)
+    models = [registry.Model(repo, kind, repo) for kind in ("image", "image-tokenizer", "text-encoder")]
+    for model in models:
         with suppress(NarError):
             if (found := hub.cached(model, revision)) is None:
                 continue
-            if found.path.is_file() or kind == "text-encoder":  # a folder of narcli says itself what it is
+            if (
+                found.path.is_file() or model.kind == "text-encoder"
+            ):  # a folder of narcli says itself what it is
                 _load_on_meta(found)
             return [model]
+    whole = set[Path]()
+    for model in models:  # damage may hide what a file is
+        for path in hub.chosen(model, revision):
+            if path in whole:
+                continue
+            if hub.is_damaged(path):
+                return [model]
+            if path.name == CONFIG and _is_foreign(path):
+                return []
+            whole.add(path)
     return []
+
+
+def _is_foreign(config: Path) -> bool:
+    """Whether a config.json is of another network of ``transformers``, whose weights narcli never reads."""
+    with suppress(OSError, ValueError, RecursionError):
+        said = json.loads(config.read_text(encoding="utf-8"))
+        return isinstance(said, dict) and said.get("model_type") not in (None, "t5")
+    return False
 
 
 def _list_files(found: Fetched) -> list[dict[str, Any]]:
@@ -538,7 +568,7 @@ def _row(model: registry.Model, chosen: dict[str, str | None], revision: str | N
         "path": str(found.path) if found else None,
         "commit": found.commit if found else None,
         "bytes": held if held is not None else model.size,
-        "bytes_converted": sum(map(_held, conversions.copies(found.path))) if found else 0,
+        "bytes_converted": conversions.held(conversions.copies(found.path)) if found else 0,
         "bytes_to_fetch": 0 if found or model.repo is None else model.size,
         "tokenizer": model.tokenizer,
         "text_encoder": model.text_encoder,
