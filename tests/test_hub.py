@@ -170,6 +170,14 @@ def test_a_dropped_connection_is_taken_up_again(hub, fetch):
     assert [method for method, _, _ in hub.requests].count("GET") == 3  # the list, half, the rest
 
 
+def test_a_damaged_file_is_replaced_for_another_commit_that_shares_it(hub, fetch):
+    path = Path(fetch()["path"])
+    path.resolve().write_bytes(b"x" + WEIGHTS[1:])
+    hub.commit = "d" * 40
+    new = fetch()
+    assert new["commit"] == hub.commit and Path(new["path"]).read_bytes() == WEIGHTS
+
+
 # --- what goes wrong -----------------------------------------------------------------------------
 
 

@@ -493,7 +493,7 @@ def _download(
     url = hf_hub_url(repo, file.name, revision=revision)
     get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     if len(file.hash or "") == SHA256:
-        size = _download_large(repo, file, url, damaged, tell)
+        size = _download_large(repo, file, url, tell)
         if damaged and path is not None and not path.is_symlink():
             path.unlink()  # a copy, where there are no links
         return Path(hf_hub_download(repo, file.name, revision=revision)), size
@@ -505,11 +505,12 @@ def _download(
     return path, path.stat().st_size
 
 
-def _download_large(repo: str, file: File, url: str, anew: bool, tell: Callable[[str], None]) -> int:
+def _download_large(repo: str, file: File, url: str, tell: Callable[[str], None]) -> int:
     """Bring a large file into the cache, going on where an interrupted download stopped; the bytes that came.
 
     The client itself would start again. What has arrived is kept under a name of its own, which `hf cache
-    prune` knows, and gets the final one when the hash is right; ``anew`` replaces a damaged file.
+    prune` knows, and gets the final one when the hash is right. A damaged file is replaced, whichever commit
+    brought it.
     """
     from huggingface_hub import constants
     from huggingface_hub.file_download import http_get
@@ -520,9 +521,8 @@ def _download_large(repo: str, file: File, url: str, anew: bool, tell: Callable[
     lock = Path(constants.HF_HUB_CACHE, ".locks", blob.parents[1].name, f"{blob.name}.lock")
     for folder in (blob.parent, lock.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    before = blob.stat().st_ino if anew and blob.exists() else None
     with _locked(lock, lambda: tell(f"Waiting for another process that downloads {file.name} of {repo}.")):
-        if blob.exists() and blob.stat().st_ino != before:
+        if blob.exists() and _damage(blob, file, check=True) is None:
             return 0
         part = _part(blob)
         with part.open("ab") as opened:
