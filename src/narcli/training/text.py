@@ -295,7 +295,7 @@ def train_text(
         "token_noise": token_noise,
         "data": data,
     }
-    # A T5 does not scale its attention, which the transformer's rates break: each byte would see one other.
+    # A T5 does not scale its attention: at the transformer's rates its queries grew to 16 times their size.
     train(model, loss_of, settings, folder, sheet, about=about, slow="encoder.", quiet=quiet)
     model.eval()
     return nar, encoder
