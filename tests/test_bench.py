@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from narcli import bench, memory
 from narcli.checkpoints import save_model
 from narcli.cli import app
+from narcli.errors import NarError
 from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.models.vq import VQConfig, VQTokenizer
 from narcli.registry import MODELS, resolve
@@ -172,6 +173,29 @@ def test_random_weights_are_read_from_a_file_that_goes_away(monkeypatch):
             assert files.model.model.defaults == row.defaults
             assert model.config == memory.released_config(row) and tokenizer.config.codebook_size == 16384
         assert not path.exists()
+
+
+def test_random_weights_need_room_before_they_are_made(monkeypatch):
+    monkeypatch.setitem(memory.SIZES, "XL", (1, 2, 128))
+    monkeypatch.setattr(bench, "VQConfig", lambda: VQConfig(32, (1, 1), 1, 32))
+    row, usage = MODELS["nar-xl-256"], shutil.disk_usage
+    with bench.model_files(row, None, torch.bfloat16) as files:
+        held = sum(path.stat().st_size for path in files.model.path.glob("*.safetensors"))
+
+    def leave(free):
+        monkeypatch.setattr(bench.shutil, "disk_usage", lambda path: usage(path)._replace(free=free))
+
+    leave(held)
+    with bench.model_files(row, None, torch.bfloat16):
+        pass
+    leave(held // 2)
+    monkeypatch.setattr(bench, "save_model", pytest.fail)
+    with (
+        pytest.raises(NarError, match=r"nar-xl-256 take .* GB in bfloat16, .* free") as caught,
+        bench.model_files(row, None, torch.bfloat16),
+    ):
+        pass
+    assert "TMPDIR" in caught.value.hint
 
 
 KINDS = {

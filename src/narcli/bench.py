@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 import statistics
 import sys
 import tempfile
@@ -29,7 +30,7 @@ from . import __version__
 from .allocator import give_back
 from .checkpoints import Tokenizer, kind_of, save_model, transformer_config
 from .devices import release
-from .errors import UsageError
+from .errors import NarError, UsageError
 from .hub import Fetched, fetch
 from .memory import released_config, sizes_told
 from .models.larp import LARPConfig, LARPTokenizer
@@ -121,6 +122,7 @@ def model_files(row: Model, tokenizer: str | None, dtype: torch.dtype) -> Iterat
     Raises:
         UsageError: a model whose size is not known, or no tokenizer.
         CheckpointError: a file that cannot be used, or two that do not belong together.
+        NarError: the disk cannot hold the random weights.
     """
     if row.path is not None:
         kind = kind_of(transformer_config(row.path, grid=row.grid))
@@ -133,10 +135,20 @@ def model_files(row: Model, tokenizer: str | None, dtype: torch.dtype) -> Iterat
             f"--tokenizer is given, and {row.name} is measured with random weights.", "Leave it out."
         )
     with tempfile.TemporaryDirectory(prefix="narcli-bench-", ignore_cleanup_errors=True) as place:
-        network = random_model(row, dtype, torch.device("cpu"))
         decoder: Tokenizer = LARPTokenizer(LARPConfig()) if row.kind == "video" else VQTokenizer(VQConfig())
+        decoder.to(dtype)
+        parts: list[nn.Module] = [random_model(row, dtype, torch.device("meta")), decoder]
+        needed = sum(tensor.nbytes for part in parts for tensor in part.state_dict().values())
+        free = shutil.disk_usage(place).free
+        if needed > free:
+            raise NarError(
+                f"Random weights of {row.name} take {needed / 1e9:,.2f} GB in {str(dtype)[6:]}, and "
+                f"the disk of {place} has {free / 1e9:,.2f} GB free.",
+                "Set TMPDIR to a folder on another disk, or measure a smaller model.",
+            )
+        network = random_model(row, dtype, torch.device("cpu"))
         folder = save_model(
-            Path(place) / row.name, transformer=network, tokenizer=decoder.to(dtype), defaults=row.defaults
+            Path(place) / row.name, transformer=network, tokenizer=decoder, defaults=row.defaults
         )
         del network, decoder
         model = Fetched(resolve(folder, row.kind), folder)
