@@ -2,7 +2,8 @@
 
     python benchmarks/soak.py [--num 300] [--model MODEL] [--warm 20]
 
-Runs ``narcli image --num NUM`` with the built-in model, looking at its memory and its pictures from outside.
+Runs ``narcli image --num NUM`` with the built-in model, watching its memory from outside, and looking at the
+times of its files afterwards.
 Prints one JSON line; exits with 1 if after the first ``--warm`` pictures the memory grew by more than 5 %,
 if the later half of the pictures came more than 10 % slower than the earlier, or if anything but the pictures
 is left.
@@ -22,6 +23,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+LOOK = 0.05  # seconds between two looks at the memory
 CLI = [sys.executable, "-c", "from narcli.cli import main; raise SystemExit(main())"]
 
 
@@ -42,23 +44,23 @@ def main() -> int:
         process = subprocess.Popen(
             [*CLI, *words], stdout=subprocess.DEVNULL, env=os.environ | {"TMPDIR": str(temporary)}
         )
-        seen: list[tuple[float, int]] = []  # when each picture was there, and the memory then
+        samples: list[tuple[float, int]] = []  # (time, bytes)
         while process.poll() is None:
-            there = sum(1 for _ in out.glob("*.png")) if out.exists() else 0
-            if there > len(seen):
-                held = resident(process.pid)
-                seen += [(time.monotonic(), held)] * (there - len(seen) if held else 0)
-            time.sleep(0.005)
+            if held := resident(process.pid):
+                samples.append((time.time(), held))
+            time.sleep(LOOK)  # seldom, so that looking takes nothing from what is looked at
         pictures = sorted(out.glob("*.png"))
+        times = sorted(path.stat().st_mtime for path in pictures)
         left = [path.name for path in (*out.iterdir(), *temporary.iterdir()) if path not in pictures]
     if process.returncode or len(pictures) != given.num:
         print(f"exit code {process.returncode}, {len(pictures)} of {given.num} pictures")
         return 1
-    counted = seen[given.warm :]
-    quarter = max(1, len(counted) // 4)
-    before = statistics.median(held for _, held in counted[:quarter])
-    growth = statistics.median(held for _, held in counted[-quarter:]) / before - 1
-    took = [later[0] - earlier[0] for earlier, later in pairwise(counted)]
+    times = times[given.warm :]
+    sizes = [held for when, held in samples if when >= times[0]]
+    quarter = max(1, len(sizes) // 4)
+    before = statistics.median(sizes[:quarter])
+    growth = statistics.median(sizes[-quarter:]) / before - 1
+    took = [later - earlier for earlier, later in pairwise(times)]
     first, second = (statistics.median(part) for part in (took[: len(took) // 2], took[len(took) // 2 :]))
     said = {
         "pictures": given.num,
