@@ -1,0 +1,50 @@
+"""Does the time of an image grow faster than the work, from a grid of 16x16 tokens to 32x32?
+
+    python benchmarks/grids.py [--model nar-b-256] [--sides 16,24,32] [--repeats 3] [--dtype auto]
+
+The network of a released class model with random weights, in next-neighbor order, guidance 2, one image. The
+work is what the machine's limits leave for it, as `narcli bench` counts it, measured anew beside each grid.
+Prints one JSON document; exits with 1 if a larger grid takes a smaller share of its limit, by more than a
+tenth, than the smallest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+
+from narcli import bench
+from narcli.allocator import keep_memory
+from narcli.devices import choose_device, choose_dtype
+from narcli.registry import MODELS
+from narcli.settings import SamplingSettings
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default="nar-b-256")
+    parser.add_argument("--sides", default="16,24,32")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--dtype", default="auto")
+    given = parser.parse_args()
+    keep_memory()
+    device = choose_device("auto")
+    dtype = choose_dtype(given.dtype, device)
+    cases = []
+    for side in map(int, given.sides.split(",")):
+        row = replace(MODELS[given.model], grid=(side, side))
+        limits = bench.measure_limits(device, dtype)
+        settings = SamplingSettings(cfg_scale=2.0)
+        with bench.model_files(row, None, dtype) as files:
+            (case,) = bench.measure(files, ["nar"], [1], settings, device, dtype, limits, given.repeats)
+        cases.append({"grid": [side, side], **case.document([case]), "limits": vars(limits)})
+    shares = [case["share_of_limit"] for case in cases]
+    passed = min(shares) >= 0.9 * shares[0]
+    about = {"model": given.model, "repeats": given.repeats, **bench.machine(device, dtype, limits)}
+    print(json.dumps(about | {"cases": cases, "passed": passed}))
+    return int(not passed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
