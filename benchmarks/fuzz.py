@@ -60,14 +60,8 @@ from narcli.metadata import lines, runs_of
 from narcli.models.text import T5Encoder
 from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.models.vq import VQConfig, VQTokenizer
-from narcli.writers import (
-    read_metadata,
-    read_tokens,
-    write_gif,
-    write_mp4,
-    write_png,
-    write_webp,
-)
+from narcli.readers import read_metadata, read_tokens
+from narcli.writers import write_gif, write_mp4, write_png, write_webp
 
 ADDRESSES = 2**32  # bytes that a worker may map besides what it has at its start: more than it may fill
 GROWTH = 2**28  # bytes that one input may fill

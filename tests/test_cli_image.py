@@ -18,7 +18,8 @@ import narcli
 from conftest import hold_at_most
 from narcli import cli, hub, pipeline, writers
 from narcli.cli import app
-from narcli.writers import SCHEMA, read_metadata
+from narcli.metadata import SCHEMA
+from narcli.readers import read_metadata
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(narcli.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 PROLOGUE = "import sys; sys.argv[0] = 'narcli'\nfrom narcli.cli import main\n"

@@ -18,7 +18,7 @@ from narcli.cli import app, console
 from narcli.cli.console import LARGE, Console
 from narcli.errors import NarError, UsageError
 from narcli.models.text import T5Encoder
-from narcli.writers import read_metadata
+from narcli.readers import read_metadata
 
 MAIN = "import sys; sys.argv[0] = 'narcli'; from narcli.cli import main; sys.exit(main())"
 

@@ -18,7 +18,7 @@ import narcli
 from narcli import writers
 from narcli.cli import app
 from narcli.errors import NarError
-from narcli.writers import read_metadata
+from narcli.readers import read_metadata
 from test_cli_image import ENVIRONMENT, MAIN, PROLOGUE, names
 
 DATA = Path(__file__).with_name("data")

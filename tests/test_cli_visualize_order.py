@@ -25,8 +25,8 @@ from narcli import cli
 from narcli.cli import app, console, visualize_order
 from narcli.errors import CheckpointError, HubError, MemoryLimitError, NarError, UsageError
 from narcli.order import Order
+from narcli.readers import read_metadata
 from narcli.style import caption
-from narcli.writers import read_metadata
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(narcli.__file__).parents[1])}
 COMMAND = [

@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from narcli.cli import app
-from narcli.writers import read_metadata
+from narcli.readers import read_metadata
 from test_cli_image import ENVIRONMENT, MAIN, PROLOGUE, names
 from test_faults import one_message
 
@@ -231,7 +231,7 @@ def test_paths_of_any_letters_in_any_locale(utf, tiny, here):
 
 def test_names_are_of_letters_that_the_file_system_can_write(here):
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    code = "from narcli.writers import clean_name; open(clean_name('pi\\xf1ata'), 'w'); sys.exit()\n"
+    code = "from narcli.outputs import clean_name; open(clean_name('pi\\xf1ata'), 'w'); sys.exit()\n"
     process = start(code, environment=locale)
     assert (process.communicate(timeout=60)[1], process.returncode) == (b"", 0)
     assert names(here) == ["pi_ata"]

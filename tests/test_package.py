@@ -102,7 +102,7 @@ def test_an_installed_narcli_is_the_wheels(installed, plain, tmp_path):
 def test_an_installed_narcli_makes_a_picture_of_a_dog(installed, plain, tmp_path):
     from PIL import Image
 
-    from narcli.writers import read_metadata
+    from narcli.readers import read_metadata
 
     command = (installed / "narcli", "image", "--class", "207", "--seed", "0", "--json")
     document = json.loads(run(*command, env=plain, cwd=tmp_path))

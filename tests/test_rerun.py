@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 
 from conftest import small_transformer
 from hub_server import COMMIT
-from narcli import pipeline, writers
+from narcli import pipeline, readers, writers
 from narcli.checkpoints import load_tokenizer, save_model
 from narcli.classes import load_table
 from narcli.cli import app
@@ -41,8 +41,9 @@ from narcli.cli.video import shown_fps, video
 from narcli.errors import CheckpointError, NarError, UsageError
 from narcli.hub import fetch
 from narcli.metadata import FIELDS, RUN, SAMPLE, check_fields, lines, pack_tokens, unpack_tokens
+from narcli.readers import read_metadata
 from narcli.registry import MODELS
-from narcli.writers import read_metadata, write_png
+from narcli.writers import write_png
 from test_cli_image import ENVIRONMENT, PROLOGUE, names
 
 #: What a run is told of this machine, and of where its files go: nothing that a file says.
@@ -590,7 +591,7 @@ def test_bombs_and_endless_files_are_refused_quickly(here):
         "deep.json": b'{"schema": "narcli.run/1", "x": ' + b"[" * 100_000,
         "number.json": b'{"schema": "narcli.run/1", "seed": ' + b"9" * 100_000 + b"}",
         "nan.json": b'{"schema": "narcli.run/1", "fps": NaN}',
-        "large.json": b'{"schema": "narcli.run/1", "x": "' + b"x" * writers.MAX_DOCUMENT + b'"}',
+        "large.json": b'{"schema": "narcli.run/1", "x": "' + b"x" * readers.MAX_DOCUMENT + b'"}',
     }
     for name, content in files.items():
         (here / name).write_bytes(content)

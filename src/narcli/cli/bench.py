@@ -44,7 +44,8 @@ def bench(
     A released model that is named is measured with random weights of its size; nothing is downloaded.
     A built-in model, a file or a folder is measured with its own. The last line is one JSON document.
     """
-    from ..writers import resolve_outputs, write_png
+    from ..outputs import resolve_outputs
+    from ..writers import write_png
 
     sizes = sorted(set(whole_numbers(batch_sizes, "--batch-sizes", "1,8")))
     chosen = list(dict.fromkeys(name.strip() for name in orders.split(",")))

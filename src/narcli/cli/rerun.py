@@ -111,7 +111,7 @@ def rerun(
     Any other option goes before what the file says; they are those of narcli image and narcli video. Nothing
     is overwritten unless asked: a name that is taken gets a number.
     """
-    from ..writers import read_metadata
+    from ..readers import read_metadata
 
     given, console = _given(given), Console(given["quiet"])
     if verify and given["dry_run"]:
@@ -153,7 +153,7 @@ def show(
 ) -> None:
     """Print what a file says about itself."""
     from ..metadata import lines
-    from ..writers import read_metadata
+    from ..readers import read_metadata
 
     about, console = read_metadata(file), Console()
     if as_json:
@@ -174,7 +174,7 @@ def decode(
 
     It needs the tokenizer only. Beside each it writes an animation of the decoding order.
     """
-    from ..writers import read_metadata
+    from ..readers import read_metadata
 
     given, console = _given(given), Console(given["quiet"])
     abouts = [read_metadata(path) for path in tokens]
@@ -541,7 +541,7 @@ def _decode(
 
     from .. import __version__
     from ..pipeline import Result, hash_tokens
-    from ..writers import read_tokens
+    from ..readers import read_tokens
 
     _needs(path, about, "kind", "narcli", "model", "tokenizer", "sampling", "grid", "steps", "seed")
     _needs(path, about, "tokens_sha256")

@@ -27,9 +27,9 @@ from .options import Dtype, FrontierFormat, FrontierMode
 
 if TYPE_CHECKING:
     from ..classes import ClassTable
+    from ..outputs import Outputs
     from ..pipeline import Clip, Decodes, Pipeline, Result
     from ..sources import Files
-    from ..writers import Outputs
 
 MAX_SCALE = 16
 PHASES = ("import", "load", "sample", "decode", "write")
@@ -296,7 +296,7 @@ class Run:
 
     def name_files(self, model: str) -> None:
         """Choose a file for each sample; those with ``endings`` are named after the first."""
-        from ..writers import default_name, resolve_outputs
+        from ..outputs import default_name, resolve_outputs
 
         named = [{**_words(sample.entry), "seed": sample.seed, "model": model} for sample in self.samples]
         self.outputs = resolve_outputs(

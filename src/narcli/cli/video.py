@@ -160,8 +160,9 @@ class Clips(Run):
         Raises:
             NarError: it failed, and where the frames are.
         """
+        from ..outputs import companion
         from ..pipeline import describe
-        from ..writers import companion, write_frames, write_gif, write_mp4, write_webp
+        from ..writers import write_frames, write_gif, write_mp4, write_webp
 
         frames = clip[: self.common["frames"]]
         words = describe(metadata) if metadata is not None else ""

@@ -86,8 +86,9 @@ def document(order: Order, *, with_cells: bool = True) -> dict[str, Any]:
 def write_order(order: Order, output: str, *, overwrite: bool, reserved: Iterable[Path] = ()) -> Path:
     """Write the order in the format that the suffix names."""
     from .. import writers
+    from ..outputs import resolve_outputs
 
-    chosen = writers.resolve_outputs(
+    chosen = resolve_outputs(
         output,
         [{}],
         default=f"nar-order_{format_grid(order.sizes)}",
