@@ -34,9 +34,10 @@ from narcli.checkpoints import load_tokenizer, save_model
 from narcli.classes import load_table
 from narcli.cli import app
 from narcli.cli.console import Console
+from narcli.cli.decode import _decode
 from narcli.cli.image import image
 from narcli.cli.options import FrontierFormat
-from narcli.cli.rerun import _decode, _plan, _recorded, rerun
+from narcli.cli.rerun import _plan, _recorded, rerun
 from narcli.cli.video import shown_fps, video
 from narcli.errors import CheckpointError, NarError, UsageError
 from narcli.hub import fetch

@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import NarError
-from . import bench, classes, image, models, rerun, train, video, visualize_order
+from . import bench, classes, decode, image, models, rerun, show, train, video, visualize_order
 from .console import fail
 
 
@@ -47,8 +47,8 @@ app = typer.Typer(
 app.command("image")(image.image)
 app.command("video")(video.video)
 app.command("rerun")(rerun.rerun)
-app.command("decode")(rerun.decode)
-app.command("show")(rerun.show)
+app.command("decode")(decode.decode)
+app.command("show")(show.show)
 app.command("bench")(bench.bench)
 app.command("visualize-order")(visualize_order.visualize_order)
 app.command("classes")(classes.classes)

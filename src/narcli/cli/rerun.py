@@ -1,4 +1,4 @@
-"""``narcli rerun``, ``decode`` and ``show``: a file made again, decoded again from its tokens, or explained.
+"""``narcli rerun``: a file made again from what it says about itself.
 
 What a file says is not trusted. It chooses no name of an output, and no model but those that narcli knows
 or that are on this machine: other ones have to be named by a person. Every field is checked before use.
@@ -7,7 +7,6 @@ or that are on this machine: other ones have to be named by a person. Every fiel
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -18,15 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from .. import registry
-from ..classes import ClassEntry
-from ..configs import MAX_CELLS
 from ..errors import CheckpointError, NarError, UsageError
-from ..metadata import RUN, SAMPLE, SCHEMA, runs_of, unpack_tokens
+from ..metadata import SCHEMA, runs_of, unpack_tokens
 from ..order import Order, format_grid
 from ..prompts import Prompt, parse_prompt
-from ..settings import Sample
-from . import options
-from .console import Console, is_terminal
+from .console import Console
 from .image import Pictures, image
 from .options import Dtype, FrontierFormat, FrontierMode
 from .run import MAX_SCALE, Run
@@ -35,7 +30,7 @@ from .visualize_order import check_size, write_order
 from .visualize_order import document as order_document
 
 if TYPE_CHECKING:
-    from ..pipeline import TokenDecoder
+    pass
 
 About = Mapping[str, Any]
 Recorded = tuple[tuple[int, ...], str, tuple[int, ...] | None]  # grid, hash and tokens of a sample
@@ -49,27 +44,11 @@ _SAMPLES = (*_SUBJECT, "num", "seed")
 _SPELLED = {"classes": "class", "as_json": "json"}
 _PARTS = {"model": "model", "tokenizer": "tokenizer", "text_encoder": "text encoder"}
 _HASHES = ("commit", "sha256", "sha256_of_size_and_ends", "sha256_of_names_and_ends")
-#: Of ``narcli decode``: what is left to choose once the tokens are there.
-_DECODING = (
-    *("tokenizer", "device", "dtype", "frames", "fps", "format", "quality", "scale"),
-    *(
-        "frontier",
-        "frontier_mode",
-        "output",
-        "no_metadata",
-        "overwrite",
-        "as_json",
-        "quiet",
-        "offline",
-        "yes",
-    ),
-)
 SHOWN = 20  # cells named in a message
-_AXES = {"image": 2, "video": 3}
 MANY = 1000  # samples that a file may have made without being asked
 
 
-def _takes(names: Collection[str] | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes(names: Collection[str] | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of ``image`` and ``video``, or some of them; None is "not given"."""
     found = {}
     for command in (image, video):
@@ -94,7 +73,7 @@ def _takes(names: Collection[str] | None = None) -> Callable[[Callable[..., None
     return give
 
 
-@_takes()
+@takes()
 def rerun(
     files: Annotated[
         list[Path],
@@ -113,7 +92,7 @@ def rerun(
     """
     from ..readers import read_metadata
 
-    given, console = _given(given), Console(given["quiet"])
+    given, console = options_given(given), Console(given["quiet"])
     if verify and given["dry_run"]:
         raise UsageError("--verify compares tokens, and --dry-run draws none.", "Drop one of them.")
     if verify and (named := [name for name in _SAMPLES if name in given]):
@@ -124,7 +103,7 @@ def rerun(
     verdicts: list[bool] = []
     made: list[Path] = []
     previous: Run | None = None
-    with _collected(given, console) as documents:
+    with collected(given, console) as documents:
         for (path, about), run, before in zip(abouts, runs, recorded, strict=True):
             if run is None:
                 documents.append(_order_again(path, about, given, console, made))
@@ -136,7 +115,7 @@ def rerun(
             if run.dry_run:
                 continue
             previous = run
-            _warn_of_others(path, about, run.common, given, console)
+            warn_of_others(path, about, run.common, given, console)
             run.report()
             verdicts += _verify(path, before, run, documents[-1] if run.as_json else {}, console)
     if not all(verdicts):
@@ -147,51 +126,8 @@ def rerun(
         )
 
 
-def show(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that narcli wrote.")],
-    as_json: options.Json = False,
-) -> None:
-    """Print what a file says about itself."""
-    from ..metadata import lines
-    from ..readers import read_metadata
-
-    about, console = read_metadata(file), Console()
-    if as_json:
-        console.json(about)
-        return
-    for line in lines(about):
-        console.result(line)
-
-
-@_takes(_DECODING)
-def decode(
-    tokens: Annotated[
-        list[Path], typer.Argument(metavar="TOKENS...", help="Files that --save-tokens wrote.")
-    ],
-    **given: Any,
-) -> None:
-    """Turn saved tokens into pictures or clips, without drawing them again.
-
-    It needs the tokenizer only. Beside each it writes an animation of the decoding order.
-    """
-    from ..readers import read_metadata
-
-    given, console = _given(given), Console(given["quiet"])
-    abouts = [read_metadata(path) for path in tokens]
-    made: list[Path] = []
-    decoders: dict[Any, tuple[TokenDecoder, dict[str, Any]]] = {}
-    with _collected(given, console) as documents:
-        for path, about in zip(tokens, abouts, strict=True):
-            run = _decode(path, about, given, console, decoders, made)
-            made += run.files
-            documents.append(run.document())
-            sample, seconds = run.samples[0], run.seconds["total"]
-            if not run.as_json:
-                console.note(f"{sample.entry}, seed {sample.seed}: decoded in {seconds:.1f} s")
-
-
 @contextmanager
-def _collected(given: Mapping[str, Any], console: Console) -> Iterator[list[dict[str, Any]]]:
+def collected(given: Mapping[str, Any], console: Console) -> Iterator[list[dict[str, Any]]]:
     """A list of documents, one a run; with ``--json`` they are printed, even where a later run failed."""
     documents: list[dict[str, Any]] = []
     try:
@@ -204,7 +140,7 @@ def _collected(given: Mapping[str, Any], console: Console) -> Iterator[list[dict
 # --- from metadata to options --------------------------------------------------------------------
 
 
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+def options_given(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that were given, and the switches."""
     return {name: value for name, value in options.items() if value is not None and value != []}
 
@@ -213,7 +149,8 @@ def _flag(option: str) -> str:
     return "--" + _SPELLED.get(option, option).replace("_", "-")
 
 
-def _needs(path: Path, about: About, *names: str) -> None:
+def needs(path: Path, about: About, *names: str) -> None:
+    """Refuse a file that does not say these fields."""
     for name in names:
         if name not in about:
             raise CheckpointError(f"{path} does not say its {name}.", "Get the original file again.")
@@ -222,7 +159,7 @@ def _needs(path: Path, about: About, *names: str) -> None:
 def _plan(path: Path, about: About, given: Mapping[str, Any], console: Console) -> Run | None:
     """The run that a file tells of, with the options given; None for a file of ``visualize-order``."""
     if about.get("command") == "visualize-order":
-        _needs(path, about, "grid")
+        needs(path, about, "grid")
         check_size(tuple(about["grid"]))
         allowed = {"output", "overwrite", "as_json", "quiet"}
         if other := [name for name in given if name not in allowed and given[name] is not False]:
@@ -230,9 +167,9 @@ def _plan(path: Path, about: About, given: Mapping[str, Any], console: Console) 
         return None
     if "command" in about:
         raise UsageError(f"{path} is of `narcli {about['command'][:40]}`, not of a run that can be repeated.")
-    _needs(path, about, "kind", "model", "tokenizer", "sampling", "dtype", "grid")
+    needs(path, about, "kind", "model", "tokenizer", "sampling", "dtype", "grid")
     entries, seed, num = _subject(path, about)
-    said = dict(about["sampling"]) | _looks(about, given) | {"seed": seed, "num": num}
+    said = dict(about["sampling"]) | looks_of(about, given) | {"seed": seed, "num": num}
     said |= {"device": about.get("device", "auto"), "dtype": Dtype(about["dtype"])}
     if "frontier" in about:
         said["frontier"] = FrontierFormat(about["frontier"]["format"])
@@ -250,14 +187,14 @@ def _plan(path: Path, about: About, given: Mapping[str, Any], console: Console) 
         found = _models(path, about, "text" if of_text else about["kind"], given, console)
         said |= {part: name for part, (name, _) in found.items()} | {"revision": found["model"][1]}
         pins = {part: commit for part, (_, commit) in found.items()}
-    run = _build(about["kind"], said, given)
+    run = build_run(about["kind"], said, given)
     run.pins = pins
     asked = (1 if of_others else len(entries)) * (1 if "num" in given else num)
     if asked > MANY and not run.yes:
         each = " for each class or prompt" * of_others
         raise UsageError(f"{path} asks for {asked:,} samples{each}.", "Add --yes to make all of them.")
     if of_text and not of_others:
-        run.prompts = [_prompt(path, text) for text in entries]
+        run.prompts = [prompt_of(path, text) for text in entries]
     if not {"model", "dtype", "text_encoder"} & set(given) and "text_encoder" in about:
         run.text_dtype = about["text_encoder"].get("dtype")
     if "device" not in given and run.device not in ("cpu", "auto"):
@@ -265,7 +202,7 @@ def _plan(path: Path, about: About, given: Mapping[str, Any], console: Console) 
     return run
 
 
-def _build(kind: str, said: Mapping[str, Any], given: Mapping[str, Any]) -> Run:
+def build_run(kind: str, said: Mapping[str, Any], given: Mapping[str, Any]) -> Run:
     """A run with the options given, else those that the file says, else the command's defaults."""
     made, command = _RUNS[kind]
     defaults = {name: parameter.default for name, parameter in inspect.signature(command).parameters.items()}
@@ -275,7 +212,7 @@ def _build(kind: str, said: Mapping[str, Any], given: Mapping[str, Any]) -> Run:
     return made(**{name: chosen.get(name, said.get(name, value)) for name, value in defaults.items()})
 
 
-def _looks(about: About, given: Mapping[str, Any]) -> dict[str, Any]:
+def looks_of(about: About, given: Mapping[str, Any]) -> dict[str, Any]:
     """What the file says of how pictures and clips are written; less where it is another format now."""
     said = {name: about[name] for name in ("scale", "frames", "fps", "quality") if name in about}
     if said.get("scale", 0) > MAX_SCALE:  # that of a very small picture, which nobody chose
@@ -302,7 +239,7 @@ def _subject(path: Path, about: About) -> tuple[list[Any], int, int]:
         CheckpointError: it does not say.
     """
     if "samples" in about:
-        each = [(_entry(path, sample), sample["seed"]) for sample in about["samples"]]
+        each = [(entry_of(path, sample), sample["seed"]) for sample in about["samples"]]
         num = 1
         while num < len(each) and each[num] == (each[0][0], each[0][1] + num):
             num += 1
@@ -313,7 +250,7 @@ def _subject(path: Path, about: About) -> tuple[list[Any], int, int]:
             )
         seed: int = each[0][1]
     else:
-        _needs(path, about, "seed")
+        needs(path, about, "seed")
         seed, num = about["seed"], about.get("num", 1)
         if "classes" in about:
             entries = [{"id": id} for id in about["classes"]]
@@ -325,19 +262,21 @@ def _subject(path: Path, about: About) -> tuple[list[Any], int, int]:
                     "Rerun the files of the samples.",
                 )
         else:
-            entries = [_entry(path, about)]
+            entries = [entry_of(path, about)]
     if not entries or len({type(entry) for entry in entries}) > 1:
         raise CheckpointError(f"{path} does not say what it is of.", "Get the original file again.")
     return entries, seed, num
 
 
-def _entry(path: Path, sample: About) -> Any:
+def entry_of(path: Path, sample: About) -> Any:
+    """The prompt, or the class as metadata, that a sample is of."""
     if "prompt" not in sample:
-        _needs(path, sample, "class")
+        needs(path, sample, "class")
     return sample["prompt"] if "prompt" in sample else sample["class"]
 
 
-def _prompt(path: Path, text: str) -> Prompt:
+def prompt_of(path: Path, text: str) -> Prompt:
+    """A prompt of a file, cleaned again."""
     try:
         return parse_prompt(text)
     except UsageError as error:
@@ -362,16 +301,16 @@ def _models(
     path: Path, about: About, kind: str, given: Mapping[str, Any], console: Console
 ) -> dict[str, tuple[str, str | None]]:
     """The options ``model``, ``tokenizer`` and ``text_encoder`` for what a file names, and their commits."""
-    found = {"model": _find(path, about, "model", kind, given, console)}
+    found = {"model": find(path, about, "model", kind, given, console)}
     part_kinds = {"tokenizer": f"{about['kind']}-tokenizer", "text_encoder": "text-encoder"}
     for part, part_kind in part_kinds.items():
         # One in the model's own folder has its name.
         if part in about and part not in given and about[part]["name"] != about["model"]["name"]:
-            found[part] = _find(path, about, part, part_kind, given, console)
+            found[part] = find(path, about, part, part_kind, given, console)
     return found
 
 
-def _find(
+def find(
     path: Path, about: About, part: str, kind: str, given: Mapping[str, Any], console: Console
 ) -> tuple[str, str | None]:
     """What a person would give as ``--model`` (or another part) for what a file names, and the commit.
@@ -446,7 +385,7 @@ def _default(kind: str) -> registry.Model | None:
     return model if model.path is not None else None
 
 
-def _warn_of_others(
+def warn_of_others(
     path: Path, about: About, common: About, given: Mapping[str, Any], console: Console
 ) -> None:
     """Say which parts are not those that made the file, unless ones of other names were asked for."""
@@ -509,7 +448,7 @@ def _verify(
         yield equal
 
 
-# --- orders and tokens ---------------------------------------------------------------------------
+# --- orders ---------------------------------------------------------------------------
 
 
 def _order_again(
@@ -526,103 +465,3 @@ def _order_again(
         console.result(made)
     about = {"schema": SCHEMA, "command": "visualize-order"}
     return about | order_document(order, with_cells=False) | {"file": str(made)}
-
-
-def _decode(
-    path: Path,
-    about: About,
-    given: Mapping[str, Any],
-    console: Console,
-    decoders: dict[Any, tuple[TokenDecoder, dict[str, Any]]],
-    reserved: Sequence[Path],
-) -> Run:
-    """Decode one file of tokens; ``decoders`` is the one that is loaded already."""
-    import torch
-
-    from .. import __version__
-    from ..pipeline import Result, hash_tokens
-    from ..readers import read_tokens
-
-    _needs(path, about, "kind", "narcli", "model", "tokenizer", "sampling", "grid", "steps", "seed")
-    _needs(path, about, "tokens_sha256")
-    grid, said = tuple(about["grid"]), _entry(path, about)
-    if len(grid) != _AXES[about["kind"]] or prod(grid) > MAX_CELLS:
-        raise CheckpointError(
-            f"{path} is of a {format_grid(grid)} grid, which no {about['kind']} has.",
-            "Get the original file.",
-        )
-    array = read_tokens(path)
-    tokens = torch.from_numpy(array.reshape(-1)).long()
-    if array.shape != grid or hash_tokens(tokens) != about["tokens_sha256"]:
-        raise CheckpointError(f"{path}: its tokens are not those of its hash.", "Get the original file.")
-    run = _build(about["kind"], _looks(about, given) | {"classes": [said]}, given)
-    if isinstance(said, str):
-        run.classes, run.prompts = None, [_prompt(path, said)]
-    run.check()
-    run.reserved = reserved
-    entry = run.prompts[0] if run.prompts else _class(said)
-    run.samples = [Sample(entry, about["seed"])]
-    run.name_files(about["model"]["name"])
-
-    name, commit = given.get("tokenizer"), None
-    if name is None:
-        name, commit = _find(path, about, "tokenizer", f"{about['kind']}-tokenizer", given, console)
-    key = (name, commit, grid)
-    if key not in decoders:
-        decoders.clear()  # one at a time
-        decoders[key] = _load_decoder(name, commit, grid, run)
-    decoder, source = decoders[key]
-    _warn_of_others(path, about, {"tokenizer": source}, given, console)
-    if not 0 <= int(tokens.min()) <= int(tokens.max()) < decoder.tokenizer.config.codebook_size:
-        raise CheckpointError(
-            f"{path} has tokens beyond the {decoder.tokenizer.config.codebook_size} of the tokenizer.",
-            "They do not belong together; give the right --tokenizer.",
-        )
-    run.pipeline = decoder
-    dtype = str(next(decoder.tokenizer.parameters()).dtype).removeprefix("torch.")
-    by = {"narcli": __version__, "device": decoder.device.type, "dtype": dtype}
-    told = {field.name: about[field.name] for field in RUN if field.name in about}
-    for name in ("schema", "scale", "filter", "format", "frames", "model_frames", "fps", "quality"):
-        told.pop(name, None)
-    run.common = told | {"tokenizer": source, "decoded": by} | run.fit()
-    run.check_metadata()
-    sample = {field.name: about[field.name] for field in SAMPLE if field.name in about}
-
-    def results() -> Any:
-        with run.timed("decode"):
-            (clip,) = decoder.decode(tokens[None])
-        yield [Result(clip, entry, about["seed"], tokens, sample)]
-
-    run.finish(results())
-    return run
-
-
-def _load_decoder(
-    name: str | Path, commit: str | None, grid: tuple[int, ...], run: Run
-) -> tuple[TokenDecoder, dict[str, Any]]:
-    """A tokenizer of that name, and what metadata says of it."""
-    from ..devices import choose_device
-    from ..hub import check_disk, locate
-    from ..memory import check_decoding
-    from ..pipeline import load_decoder
-    from ..sources import Files
-
-    built_in = registry.MODELS.get(str(name).lower())
-    if built_in is not None and built_in.path is not None:  # a model whose folder has its tokenizer
-        name = built_in.path
-    known = registry.resolve(name, f"{run.kind}-tokenizer")
-    located = locate(known, revision=commit, offline=run.offline)
-    check_disk([located])
-    if located.missing and not run.yes:
-        run.console.approve_download({known.name: located.missing})
-    here = located.fetch(progress=not run.quiet and is_terminal(sys.stderr), tell=run.console.note)
-    if here.note:
-        run.console.warn(here.note)
-    check_decoding(here, grid, choose_device(run.device))
-    with run.timed("load"):
-        decoder = load_decoder(here.path, grid, run.device, run.dtype.value)
-    return decoder, Files(here, here).about()["tokenizer"]
-
-
-def _class(said: About) -> ClassEntry:
-    return ClassEntry(said["label"], said["id"], said["name"], said.get("stands_for"))
