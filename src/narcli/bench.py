@@ -142,9 +142,9 @@ def model_files(row: Model, tokenizer: str | None, dtype: torch.dtype) -> Iterat
         free = shutil.disk_usage(place).free
         if needed > free:
             raise NarError(
-                f"Random weights of {row.name} take {needed / 1e9:,.2f} GB in {str(dtype)[6:]}, and "
-                f"the disk of {place} has {free / 1e9:,.2f} GB free.",
-                "Set TMPDIR to a folder on another disk, or measure a smaller model.",
+                f"Random weights of {row.name} take {needed / 1e9:,.2f} GB in {str(dtype).removeprefix('torch.')}, "
+                f"and the disk of {Path(place).parent} has {free / 1e9:,.2f} GB free.",
+                "Free some space, set TMPDIR to a folder on another disk, or measure a smaller model.",
             )
         network = random_model(row, dtype, torch.device("cpu"))
         folder = save_model(

@@ -22,7 +22,7 @@ from .settings import MAX_SAMPLES, SEEDS, SamplingSettings
 
 SCHEMA = "narcli.run/1"
 MAX_METADATA = 100_000  # bytes of JSON; also what fits one argument of a command line
-DESCRIPTION = 0x010E  # EXIF's ImageDescription, which holds them in WebP
+DESCRIPTION = 0x010E  # EXIF's ImageDescription, which holds the settings in WebP
 MAX_TEXT = 100_000  # characters
 MAX_DEPTH = 16  # of objects and lists inside one another
 MAX_TOKENS = 4096  # cells of a grid whose tokens are held in the metadata

@@ -26,11 +26,11 @@ from .rerun import (
     build_run,
     collected,
     entry_of,
-    find,
+    find_part,
     looks_of,
-    needs,
     options_given,
     prompt_of,
+    require,
     takes,
     warn_of_others,
 )
@@ -89,8 +89,8 @@ def _decode(
     from ..pipeline import Result, hash_tokens
     from ..readers import read_tokens
 
-    needs(path, about, "kind", "narcli", "model", "tokenizer", "sampling", "grid", "steps", "seed")
-    needs(path, about, "tokens_sha256")
+    require(path, about, "kind", "narcli", "model", "tokenizer", "sampling", "grid", "steps", "seed")
+    require(path, about, "tokens_sha256")
     grid, said = tuple(about["grid"]), entry_of(path, about)
     if len(grid) != _AXES[about["kind"]] or prod(grid) > MAX_CELLS:
         raise CheckpointError(
@@ -112,7 +112,7 @@ def _decode(
 
     name, commit = given.get("tokenizer"), None
     if name is None:
-        name, commit = find(path, about, "tokenizer", f"{about['kind']}-tokenizer", given, console)
+        name, commit = find_part(path, about, "tokenizer", f"{about['kind']}-tokenizer", given, console)
     key = (name, commit, grid)
     if key not in decoders:
         decoders.clear()  # one at a time

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from copy import copy
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -28,9 +28,6 @@ from .run import MAX_SCALE, Run
 from .video import ClipFormat, Clips, video
 from .visualize_order import check_size, write_order
 from .visualize_order import document as order_document
-
-if TYPE_CHECKING:
-    pass
 
 About = Mapping[str, Any]
 Recorded = tuple[tuple[int, ...], str, tuple[int, ...] | None]  # grid, hash and tokens of a sample
@@ -149,7 +146,7 @@ def _flag(option: str) -> str:
     return "--" + _SPELLED.get(option, option).replace("_", "-")
 
 
-def needs(path: Path, about: About, *names: str) -> None:
+def require(path: Path, about: About, *names: str) -> None:
     """Refuse a file that does not say these fields."""
     for name in names:
         if name not in about:
@@ -159,7 +156,7 @@ def needs(path: Path, about: About, *names: str) -> None:
 def _plan(path: Path, about: About, given: Mapping[str, Any], console: Console) -> Run | None:
     """The run that a file tells of, with the options given; None for a file of ``visualize-order``."""
     if about.get("command") == "visualize-order":
-        needs(path, about, "grid")
+        require(path, about, "grid")
         check_size(tuple(about["grid"]))
         allowed = {"output", "overwrite", "as_json", "quiet"}
         if other := [name for name in given if name not in allowed and given[name] is not False]:
@@ -167,7 +164,7 @@ def _plan(path: Path, about: About, given: Mapping[str, Any], console: Console) 
         return None
     if "command" in about:
         raise UsageError(f"{path} is of `narcli {about['command'][:40]}`, not of a run that can be repeated.")
-    needs(path, about, "kind", "model", "tokenizer", "sampling", "dtype", "grid")
+    require(path, about, "kind", "model", "tokenizer", "sampling", "dtype", "grid")
     entries, seed, num = _subject(path, about)
     said = dict(about["sampling"]) | looks_of(about, given) | {"seed": seed, "num": num}
     said |= {"device": about.get("device", "auto"), "dtype": Dtype(about["dtype"])}
@@ -250,7 +247,7 @@ def _subject(path: Path, about: About) -> tuple[list[Any], int, int]:
             )
         seed: int = each[0][1]
     else:
-        needs(path, about, "seed")
+        require(path, about, "seed")
         seed, num = about["seed"], about.get("num", 1)
         if "classes" in about:
             entries = [{"id": id} for id in about["classes"]]
@@ -271,7 +268,7 @@ def _subject(path: Path, about: About) -> tuple[list[Any], int, int]:
 def entry_of(path: Path, sample: About) -> Any:
     """The prompt, or the class as metadata, that a sample is of."""
     if "prompt" not in sample:
-        needs(path, sample, "class")
+        require(path, sample, "class")
     return sample["prompt"] if "prompt" in sample else sample["class"]
 
 
@@ -301,16 +298,16 @@ def _models(
     path: Path, about: About, kind: str, given: Mapping[str, Any], console: Console
 ) -> dict[str, tuple[str, str | None]]:
     """The options ``model``, ``tokenizer`` and ``text_encoder`` for what a file names, and their commits."""
-    found = {"model": find(path, about, "model", kind, given, console)}
+    found = {"model": find_part(path, about, "model", kind, given, console)}
     part_kinds = {"tokenizer": f"{about['kind']}-tokenizer", "text_encoder": "text-encoder"}
     for part, part_kind in part_kinds.items():
         # One in the model's own folder has its name.
         if part in about and part not in given and about[part]["name"] != about["model"]["name"]:
-            found[part] = find(path, about, part, part_kind, given, console)
+            found[part] = find_part(path, about, part, part_kind, given, console)
     return found
 
 
-def find(
+def find_part(
     path: Path, about: About, part: str, kind: str, given: Mapping[str, Any], console: Console
 ) -> tuple[str, str | None]:
     """What a person would give as ``--model`` (or another part) for what a file names, and the commit.
@@ -448,7 +445,7 @@ def _verify(
         yield equal
 
 
-# --- orders ---------------------------------------------------------------------------
+# --- orders ----------------------------------------------------------------------------------------
 
 
 def _order_again(

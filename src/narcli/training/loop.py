@@ -187,6 +187,8 @@ def optimizers_of(
     model: nn.Module, settings: TrainSettings, slow: tuple[str, ...] = ()
 ) -> list[torch.optim.Optimizer]:
     """AdamW; with ``settings.muon`` Muon besides, for the layers' matrices. ``slow`` as in ``train``."""
+    names = [name for name, _ in model.named_parameters()]
+    assert all(any(name.startswith(part) for name in names) for part in slow)
     matrices: list[nn.Parameter] = []
     rest: dict[tuple[float, float], list[nn.Parameter]] = {}  # by share of the rate, and weight decay
     for name, parameter in model.named_parameters():
