@@ -141,8 +141,9 @@ def model_files(row: Model, tokenizer: str | None, dtype: torch.dtype) -> Iterat
         needed = sum(tensor.nbytes for part in parts for tensor in part.state_dict().values())
         free = shutil.disk_usage(place).free
         if needed > free:
+            numbers = str(dtype).removeprefix("torch.")
             raise NarError(
-                f"Random weights of {row.name} take {needed / 1e9:,.2f} GB in {str(dtype).removeprefix('torch.')}, "
+                f"Random weights of {row.name} take {needed / 1e9:,.2f} GB in {numbers}, "
                 f"and the disk of {Path(place).parent} has {free / 1e9:,.2f} GB free.",
                 "Free some space, set TMPDIR to a folder on another disk, or measure a smaller model.",
             )
