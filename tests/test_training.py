@@ -215,7 +215,7 @@ def test_slow_parts_learn_with_adamw_at_a_share_of_the_rate(tmp_path):
     model = torch.nn.ModuleDict(
         {name: torch.nn.ModuleDict({"layers": torch.nn.Linear(4, 4)}) for name in ("fast", "slow")}
     )
-    adamw, muon = optimizers_of(model, settings(muon=True), ("slow.",))
+    adamw, muon = optimizers_of(model, settings(muon=True), "slow.")
     assert [p is model["fast"]["layers"].weight for p in muon.param_groups[0]["params"]] == [True]
     shares = {id(p): group["share"] for group in adamw.param_groups for p in group["params"]}
     slow = model["slow"]["layers"]
@@ -229,7 +229,7 @@ def test_slow_parts_learn_with_adamw_at_a_share_of_the_rate(tmp_path):
         settings(steps=1, warmup=0, ema=0.0),
         tmp_path,
         lambda *_: None,
-        slow=("slow.",),
+        slow="slow.",
         quiet=True,
     )
     moved = {name: (p - before[name]).abs().max().item() for name, p in model.named_parameters()}

@@ -97,7 +97,7 @@ def train(
     after_step: Callable[[int], None] = lambda step: None,
     memory: Mapping[str, Tensor] | None = None,
     about: Mapping[str, object] | None = None,
-    slow: tuple[str, ...] = (),
+    slow: str = "",
     quiet: bool = False,
 ) -> nn.Module:
     """Optimise ``model`` and return it with its averaged weights.
@@ -111,7 +111,7 @@ def train(
         after_step: called after each optimiser step, under ``no_grad``.
         memory: tensors that these callbacks keep from step to step; saved, and restored in place.
         about: what else the result depends on (sizes, data), in plain values; must be the same to go on.
-        slow: how names of parameters begin that learn by AdamW at ``SLOW`` times the rate.
+        slow: how names of parameters begin that learn by AdamW at ``SLOW`` times the rate; empty for none.
         quiet: no progress display.
 
     Raises:
@@ -123,7 +123,7 @@ def train(
     shares = [[group.pop("share") for group in optimizer.param_groups] for optimizer in optimizers]
     average = {name: p.detach().clone() for name, p in model.named_parameters()}
     memory = memory or {}
-    about = {**(about or {}), **asdict(settings), **({"slow": [SLOW, *slow]} if slow else {})}
+    about = {**(about or {}), **asdict(settings), **({"slow": SLOW} if slow else {})}
     for name in ("save_every", "compile"):  # these may change on the way
         del about[name]
     step = resume(folder, model, optimizers, average, memory, about)
@@ -183,16 +183,12 @@ def train(
     return model
 
 
-def optimizers_of(
-    model: nn.Module, settings: TrainSettings, slow: tuple[str, ...] = ()
-) -> list[torch.optim.Optimizer]:
+def optimizers_of(model: nn.Module, settings: TrainSettings, slow: str = "") -> list[torch.optim.Optimizer]:
     """AdamW; with ``settings.muon`` Muon besides, for the layers' matrices. ``slow`` as in ``train``."""
-    names = [name for name, _ in model.named_parameters()]
-    assert all(any(name.startswith(part) for name in names) for part in slow)
     matrices: list[nn.Parameter] = []
     rest: dict[tuple[float, float], list[nn.Parameter]] = {}  # by share of the rate, and weight decay
     for name, parameter in model.named_parameters():
-        share = SLOW if name.startswith(slow) else 1.0
+        share = SLOW if slow and name.startswith(slow) else 1.0
         if settings.muon and share == 1 and parameter.ndim == 2 and "layers." in name:
             matrices.append(parameter)
         else:

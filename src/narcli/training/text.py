@@ -303,8 +303,6 @@ def train_text(
         "data": data,
     }
     # A T5 does not scale its attention: at the transformer's rates its queries grew to 16 times their size.
-    # What is behind it learned at its rate in the runs that worked.
-    slow = ("encoder.", "nar.condition.")
-    train(model, loss_of, settings, folder, sheet, about=about, slow=slow, quiet=quiet)
+    train(model, loss_of, settings, folder, sheet, about=about, slow="encoder.", quiet=quiet)
     model.eval()
     return nar, encoder
