@@ -88,21 +88,6 @@ def test_training_sees_what_inference_gives(encoder):
     assert torch.equal(trained[1], asked[1]) and (~trained[1]).sum(1).tolist() == [10, 3, 5]
 
 
-@pytest.mark.parametrize("position", ["absolute", "rotary"])
-def test_condition_tokens_that_are_padding_everywhere_may_be_left_out(position):
-    sizes = {"condition": "text", "num_classes": 0, "condition_tokens": 12, "caption_dim": 64}
-    nar = begin(start(position), replace(start(position).config, **sizes)).eval()
-    for parameter in nar.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    features, tokens = torch.randn(2, 12, 64), torch.randint(13, (2, 4))
-    padding = torch.arange(12) < torch.tensor([[7], [9]])
-    with torch.no_grad():
-        whole = nar.forward_train(nar.condition(features), tokens, padding)
-        short = nar.forward_train(nar.condition(features[:, 7:]), tokens, padding[:, 7:])
-    assert whole.std() > 0.1
-    torch.testing.assert_close(short, whole, rtol=1e-4, atol=1e-4)
-
-
 def test_captions_are_learned_by_both_networks(tmp_path):
     torch.manual_seed(0)
     tokens = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]])

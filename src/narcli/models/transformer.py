@@ -188,30 +188,28 @@ class NARTransformer(nn.Module):
         """Teacher forcing: the logits of every cell given all cells of earlier steps.
 
         Args:
-            condition: (B, C, D), from ``self.condition``; the first tokens may be left out where they are
-                padding in all rows.
+            condition: (B, C, D), from ``self.condition``.
             tokens: (B, N) int64 in raster order.
-            padding: of as many condition tokens, bool, true where one is padding; None without any.
+            padding: (B, C) bool, true where a condition token is padding; None without any.
 
         Returns:
             (B, N, V) in raster order.
         """
         plan = self.plan
         x = torch.cat([condition, self.token_embedding(tokens).to(condition.dtype)], 1)
-        first = self.config.condition_tokens - condition.shape[1]
         if self.config.position == "absolute":
-            x = x + self.position_embedding[:, first:]
-        mask = plan.train_mask[first:, first:].to(x.device)
+            x = x + self.position_embedding
+        mask = plan.train_mask.to(x.device)
         if padding is not None:
             mask = hide_padding(mask, F.pad(padding, (0, tokens.shape[1])))
-        rotary = plan.train_rotary(x.device, first)
+        rotary = plan.train_rotary(x.device)
         x = self.dropout(x)
         states = []
         for index, layer in enumerate(self.ordered_layers):
             x = layer.forward_train(x, rotary, mask)
             if (head := index + 1 - self.config.layers) >= 0:
                 normed = self.ordered_heads[head].norm(x)
-                sources = plan.train_sources[:, head].to(x.device) - first
+                sources = plan.train_sources[:, head].to(x.device)
                 weights = plan.train_weights[:, head, None].to(x.device, x.dtype)
                 states.append(normed[:, sources] * weights)
         # One product for all heads: hidden states side by side times weights side by side.
@@ -482,12 +480,12 @@ class Plan:
         cos, sin = self._generation_table
         return cos[rows].to(device), sin[rows].to(device)
 
-    def train_rotary(self, device: torch.device, first: int = 0) -> tuple[Tensor, Tensor] | None:
-        """Tables of condition, from token ``first`` on, and cells in raster order; None without rotary."""
+    def train_rotary(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """Tables of condition and cells in raster order; None without rotary."""
         if self.config.position != "rotary":
             return None
         cos, sin = self._raster_table
-        return cos[first:].to(device), sin[first:].to(device)
+        return cos.to(device), sin.to(device)
 
 
 # Positions: interleaved pairs are rotated; the condition's tables are zero, not angle zero.

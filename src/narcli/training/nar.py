@@ -7,7 +7,6 @@ its own and earlier steps, gives every head's prediction of every cell; one cros
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -62,14 +61,15 @@ def train_nar(
         spread = torch.randn(codes.shape[1], config.dim) * 0.02
         model.token_embedding.weight[: config.vocab_size] += codes @ spread
     model.train()
-    objective = objective_of(model, settings.compile)
+    forward = torch.compile(model.forward_train) if settings.compile else model.forward_train
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         indices = torch.from_numpy(batch_indices(len(tokens), settings, step))
         target = tokens[indices]
         dropped = torch.rand(len(target)) < LABEL_DROPOUT
         condition = model.condition(labels[indices].masked_fill(dropped, config.num_classes))
-        return objective(condition, noise(target, labels[indices]), target), {}
+        logits = forward(condition, noise(target, labels[indices]))
+        return F.cross_entropy(logits.flatten(0, 1), target.flatten()), {}
 
     def sheet(model: nn.Module, path: Path) -> None:
         from .sheets import sample_sheet
@@ -85,21 +85,6 @@ def train_nar(
     }
     train(model, loss_of, settings, folder, sheet, about=about, quiet=quiet)
     return model.eval()
-
-
-def objective_of(model: NARTransformer, compiled: bool) -> Callable[..., Tensor]:
-    """The loss of a batch as one function, so that ``torch.compile`` joins the loss to what is before it.
-
-    It takes condition, input tokens, targets and perhaps padding, as ``NARTransformer.forward_train`` has
-    them, and returns the mean cross entropy of all cells.
-    """
-
-    def objective(condition: Tensor, tokens: Tensor, target: Tensor, padding: Tensor | None = None) -> Tensor:
-        logits = model.forward_train(condition, tokens, padding)
-        return F.cross_entropy(logits.float().flatten(0, 1), target.flatten())
-
-    # One program for each length of condition: those for any length are slower.
-    return torch.compile(objective, dynamic=False) if compiled else objective
 
 
 class Noise:

@@ -26,12 +26,11 @@ from ..models.transformer import NARTransformer, TextCondition, TransformerConfi
 from ..models.vq import VQTokenizer
 from ..prompts import parse_prompt
 from .loop import TrainSettings, batch_indices, train
-from .nar import LABEL_DROPOUT, Noise, objective_of, weights_digest
+from .nar import LABEL_DROPOUT, Noise, weights_digest
 
 CAPTIONS = "captions.tsv"
 HEAD_DIM = 64  # of the encoder, as in the released T5s
 READER_BATCH, READER_RATE = 128, 2e-3  # of the encoder's own training, which comes first
-STEP_OF_LENGTH = 16  # tokens; batches of captions are padded to a multiple of it
 LOOKS, SIDE = 256, 16  # numbers that say how a picture looks, from thumbnails of SIDE x SIDE pixels
 
 
@@ -172,14 +171,11 @@ class TextNAR(nn.Module):
         super().__init__()
         self.nar, self.encoder = nar, encoder
 
-    def features(self, ids: Sequence[Tensor], tokens: int | None = None) -> tuple[Tensor, Tensor]:
-        """Token ids of B captions -> the condition (B, C, width), left-padded, and its padding (B, C).
-
-        C is that of the transformer unless ``tokens`` says less.
-        """
+    def features(self, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Token ids of B captions -> the condition (B, C, width), left-padded, and its padding (B, C)."""
         encoded, _ = encode(self.encoder, ids)
         valid = [row[: len(there)] for row, there in zip(encoded, ids, strict=True)]
-        return left_pad(valid, tokens or self.nar.config.condition_tokens)
+        return left_pad(valid, self.nar.config.condition_tokens)
 
 
 def begin(start: NARTransformer, config: TransformerConfig, dropout: float = 0.0) -> NARTransformer:
@@ -268,22 +264,19 @@ def train_text(
     noise = Noise(tokens, anyone, token_noise)
     model = TextNAR(begin(start, config, dropout), encoder.model).train()
     nar, condition = model.nar, cast(TextCondition, model.nar.condition)
-    objective = objective_of(nar, settings.compile)
+    forward = torch.compile(nar.forward_train) if settings.compile else nar.forward_train
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         items = torch.from_numpy(batch_indices(len(tokens), settings, step))
         picks = torch.rand(len(items)).tolist()
-        chosen = [
-            ids[item][int(pick * len(ids[item]))] for item, pick in zip(items.tolist(), picks, strict=True)
-        ]
-        # Few lengths, or each would be compiled anew.
-        length = min(condition_tokens, -(-max(map(len, chosen)) // STEP_OF_LENGTH) * STEP_OF_LENGTH)
-        features, padding = model.features(chosen, length)
+        features, padding = model.features(
+            [ids[item][int(pick * len(ids[item]))] for item, pick in zip(items.tolist(), picks, strict=True)]
+        )
         dropped = torch.rand(len(items), 1, 1) < LABEL_DROPOUT
-        nothing = condition.uncond_embedding[-length:].to(features.dtype)
-        features = torch.where(dropped, nothing, features)
+        features = torch.where(dropped, condition.uncond_embedding.to(features.dtype), features)
         target = tokens[items]
-        return objective(condition(features), noise(target, anyone[items]), target, padding), {}
+        logits = forward(condition(features), noise(target, anyone[items]), padding)
+        return F.cross_entropy(logits.flatten(0, 1), target.flatten()), {}
 
     def sheet(trained: nn.Module, path: Path) -> None:
         from .sheets import sample_sheet
