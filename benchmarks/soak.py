@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class Run:
     """One process that makes pictures, and what it holds."""
 
     def __init__(self, place: Path, model: str, num: int) -> None:
-        self.out, self.temporary, self.num = place / "out", place / "tmp", num
+        self.out, self.temporary = place / "out", place / "tmp"
         self.temporary.mkdir(parents=True)
         words = ["image", "--class", "dog", "--seed", "0", "--num", str(num), "--batch-size", "1"]
         words += ["--model", model, "--frontier", "none", "--quiet", "--output", f"{self.out}/"]
@@ -72,11 +73,13 @@ def main() -> int:
     last = TURNS * (EACH + 3)  # pictures of the turns, those across a stop included
     if given.num < given.warm + 2 * last:
         parser.error(f"--num is {given.num}, expected at least {given.warm + 2 * last}")
-    with tempfile.TemporaryDirectory(prefix="narcli-soak-") as folder:
+    with tempfile.TemporaryDirectory(prefix="narcli-soak-") as folder, ExitStack() as at_end:
         old = Run(Path(folder) / "old", given.model, given.num)
+        at_end.callback(old.process.kill)  # also after Ctrl-C, which a stopped one would not hear
         old.until(given.num - last, given.warm)
         old.process.send_signal(signal.SIGSTOP)
         young = Run(Path(folder) / "young", given.model, given.warm + last)
+        at_end.callback(young.process.kill)
         young.until(given.warm, given.warm)
         young.process.send_signal(signal.SIGSTOP)
         took: dict[Run, list[float]] = {old: [], young: []}
@@ -85,7 +88,7 @@ def main() -> int:
                 took[run] += run.turn(given.warm)
         for run in took:
             run.process.send_signal(signal.SIGCONT)
-        young.process.terminate()
+        young.process.kill()
         young.process.wait()
         old.until(given.num + 1, given.warm)
         pictures = old.pictures()
