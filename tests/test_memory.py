@@ -69,7 +69,11 @@ def told_and_taken(hub, *command):
     dry = CliRunner().invoke(app, [*map(str, command), "--dry-run"])
     assert dry.exit_code == 0, dry.output
     told = json.loads(dry.stdout)["memory"]["needed"]["total"]
-    taken, _ = peak(hub.start(*command))
+    taken = 0
+    for _ in range(3):  # a busy machine looks away from a short peak
+        taken = max(taken, peak(hub.start(*command))[0])
+        if told / taken < TOLERANCE[1]:
+            break
     assert TOLERANCE[0] < told / taken < TOLERANCE[1], (told, taken)
     return told
 

@@ -63,9 +63,7 @@ TokenNoise = Annotated[
         min=0, max=2, help="Largest share of input tokens exchanged for other pictures'; all of them above 1."
     ),
 ]
-Muon = Annotated[
-    bool, typer.Option("--muon", help="Muon for the layers' matrices: fewer steps; needs torch 2.9.")
-]
+Muon = Annotated[bool, typer.Option("--muon", help="Muon for hidden matrices: fewer steps; needs torch 2.9.")]
 
 
 @app.command()

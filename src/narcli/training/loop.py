@@ -37,7 +37,7 @@ class TrainSettings:
         warmup: steps of linear increase, at most a tenth of all.
         betas: of AdamW; 0.9 and 0.95 as in the paper.
         weight_decay: on tensors of two and more dimensions.
-        muon: the matrices of a transformer's layers go to Muon instead of AdamW, at the same rate (its steps
+        muon: a transformer's hidden matrices go to Muon instead of AdamW, at the same rate (its steps
             are scaled to AdamW's size); needs torch 2.9.
         ema: decay of the averaged weights, which are what is saved as the result.
         clip: largest norm of the gradient.
@@ -184,12 +184,17 @@ def train(
 
 
 def optimizers_of(model: nn.Module, settings: TrainSettings, slow: str = "") -> list[torch.optim.Optimizer]:
-    """AdamW; with ``settings.muon`` Muon besides, for the layers' matrices. ``slow`` as in ``train``."""
+    """AdamW; with ``settings.muon`` Muon besides, for hidden matrices. ``slow`` as in ``train``.
+
+    Those are the layers' and, of a text condition, the projections: AdamW let these grow until their outputs
+    were 40 times as large as token embeddings, and much the same for all captions.
+    """
     matrices: list[nn.Parameter] = []
     rest: dict[tuple[float, float], list[nn.Parameter]] = {}  # by share of the rate, and weight decay
     for name, parameter in model.named_parameters():
         share = SLOW if slow and name.startswith(slow) else 1.0
-        if settings.muon and share == 1 and parameter.ndim == 2 and "layers." in name:
+        hidden = parameter.ndim == 2 and ("layers." in name or "condition.fc" in name)
+        if settings.muon and share == 1 and hidden:
             matrices.append(parameter)
         else:
             decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
