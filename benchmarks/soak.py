@@ -2,12 +2,13 @@
 
     python benchmarks/soak.py [--num 300] [--model MODEL] [--warm 20]
 
-Runs ``narcli image --num NUM`` with the built-in model, watching its memory from outside. A machine does not
-keep its own pace over minutes, and two processes differ by their places in memory: so the process is compared
-with a second one that mostly stands still, when both are young and again near its end, in turns of a few
-pictures while the other is stopped. It slows down if it has lost against that one.
+Runs ``narcli image --num NUM``, by default with the built-in model `emoji`, watching its memory from outside.
+A machine does not keep its own pace over minutes, and two processes differ by their places in memory: so the
+process is compared with a second one that mostly stands still, when both are young and again near its end, in
+turns of a few pictures while the other is stopped. It slows down if it has lost against that one.
 Prints one JSON line; exits with 1 if after the first --warm pictures the memory grew by more than 5 %, if a
-picture takes more than 10 % longer in the end, or if anything but the pictures is left.
+picture takes more than 8 % longer in the end (10 % but for what the second one, with a fifth of the pictures
+between, may have lost itself), or if anything but the pictures is left.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Run:
         words = ["image", "--class", "dog", "--seed", "0", "--num", str(num), "--batch-size", "1"]
         words += ["--model", model, "--frontier", "none", "--quiet", "--output", f"{self.out}/"]
         environment = os.environ | {"TMPDIR": str(self.temporary)}
+        self.num = num
         self.process = subprocess.Popen([*CLI, *words], stdout=subprocess.DEVNULL, env=environment)
         self.held: list[int] = []  # bytes at each look, once it is warm
 
@@ -47,13 +49,16 @@ class Run:
         return list(self.out.glob("*.png"))
 
     def go_on(self, count: int, warm: int) -> None:
-        """Run until there are so many pictures, or the end; then stand still."""
+        """Run until there are so many pictures, then stand still; or to the end if there are no more."""
         self.process.send_signal(signal.SIGCONT)
         while (there := len(self.pictures())) < count and self.process.poll() is None:
             if there >= warm and (held := resident(self.process.pid)):
                 self.held.append(held)
             time.sleep(LOOK)
         self.process.send_signal(signal.SIGSTOP)
+        code, there = self.process.returncode, len(self.pictures())
+        if code or (code is not None and there < min(count, self.num)):
+            raise SystemExit(f"exit code {code}, {there} of {self.num} pictures")
 
     def turn(self, warm: int) -> list[float]:
         """Go on for some pictures; the seconds of those that were made in one go."""
@@ -67,7 +72,7 @@ def main() -> int:
     """Run it, look, and judge."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num", type=int, default=300)
-    parser.add_argument("--model", default="emoji")
+    parser.add_argument("--model", default="emoji", help="one of images of classes")
     parser.add_argument("--warm", type=int, default=20, help="pictures before memory and pace count")
     given = parser.parse_args()
     last = TURNS * (EACH + 3)  # pictures of all turns of one comparison, those across a stop included
@@ -88,9 +93,6 @@ def main() -> int:
         soaked.go_on(given.num + 1, given.warm)
         pictures = soaked.pictures()
         left = [p.name for p in (*soaked.out.iterdir(), *soaked.temporary.iterdir()) if p not in pictures]
-    if soaked.process.returncode or len(pictures) != given.num:
-        print(f"exit code {soaked.process.returncode}, {len(pictures)} of {given.num} pictures")
-        return 1
     quarter = max(1, len(soaked.held) // 4)
     before = statistics.median(soaked.held[:quarter])
     growth = statistics.median(soaked.held[-quarter:]) / before - 1
@@ -105,7 +107,7 @@ def main() -> int:
         },
         "slower_percent": round(100 * slower, 1),
         "left_over": left,
-        "passed": growth <= 0.05 and slower <= 0.1 and not left,
+        "passed": growth <= 0.05 and slower <= 0.08 and not left,
     }
     print(json.dumps(said))
     return int(not said["passed"])

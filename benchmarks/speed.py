@@ -1,4 +1,4 @@
-"""Measure what docs/speed.md reports: the built-in model from the shell, and NAR-B at 256 px.
+"""Measure what docs/speed.md reports: the built-in model `emoji` from the shell, and NAR-B at 256 px.
 
     python benchmarks/speed.py [--repeats 7]
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import time
 
 import pytest
@@ -71,6 +72,8 @@ def told_and_taken(hub, *command):
     told = json.loads(dry.stdout)["memory"]["needed"]["total"]
     taken = 0
     for _ in range(3):  # a busy machine looks away from a short peak
+        # Or the second run would find its prompt encoded.
+        shutil.rmtree(hub.environment["XDG_CACHE_HOME"], ignore_errors=True)
         taken = max(taken, peak(hub.start(*command))[0])
         if told / taken < TOLERANCE[1]:
             break

@@ -17,7 +17,7 @@ from narcli.models.text import T5Encoder, left_pad
 from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.models.vq import VQConfig, VQTokenizer
 from narcli.sampling import SamplingSettings, generate
-from narcli.training.loop import TrainSettings
+from narcli.training.loop import TrainSettings, optimizers_of
 from narcli.training.text import (
     Reader,
     TextNAR,
@@ -59,6 +59,20 @@ def start(position="absolute"):
 def encoder():
     torch.manual_seed(0)
     return byte_encoder(64, 1)
+
+
+def test_muon_takes_blocks_and_projections_and_nothing_of_the_encoder(encoder):
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
+    config = replace(CLASSES, condition="text", num_classes=0, condition_tokens=4, caption_dim=64)
+    model = TextNAR(begin(start(), config), encoder.model)
+    _, muon = optimizers_of(model, settings(muon=True), "encoder.")
+    taken = {id(p) for group in muon.param_groups for p in group["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in taken}
+    matrices = {name for name, p in model.named_parameters() if p.ndim == 2}
+    hidden = tuple(f"nar.{part}" for part in ("layers.", "condition.fc1.", "condition.fc2."))
+    assert names == {name for name in matrices if name.startswith(hidden)} and len(names) > 5
+    assert any(name.startswith("encoder.") for name in matrices)
 
 
 @pytest.mark.parametrize("position", ["absolute", "rotary"])

@@ -180,20 +180,6 @@ def test_a_transformer_learns_its_tokens_by_heart_and_generates_them(muon, tmp_p
         assert sheet.size == (80, 32)
 
 
-def test_muon_takes_the_projections_of_a_text_condition():
-    if not hasattr(torch.optim, "Muon"):
-        pytest.skip("this torch has no Muon")
-    sizes = {"condition": "text", "condition_tokens": 4, "caption_dim": 8}
-    model = NARTransformer(TransformerConfig((4, 4), 32, 1, 2, 16, 64, **sizes))
-    _, muon = optimizers_of(model, settings(muon=True))
-    taken = {id(p) for group in muon.param_groups for p in group["params"]}
-    there = {name for name, p in model.named_parameters() if id(p) in taken}
-    assert {name for name in there if "layers." not in name} == {
-        "condition.fc1.weight",
-        "condition.fc2.weight",
-    }
-
-
 def test_muon_takes_the_layers_matrices_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     if not hasattr(torch.optim, "Muon"):
         pytest.skip("this torch has no Muon")

@@ -1,7 +1,7 @@
 """Class names: what ``--class 207`` or ``--class "golden retriever"`` means for a model.
 
 A table has one row for each class that a model knows, in the order of its embedding. The ids that
-people type are not always these labels: the built-in model's classes are emoji, and each stands for
+people type are not always these labels: those of the built-in model `emoji`, and each stands for
 the ImageNet classes that it can depict, so that 207 means (some kind of) dog everywhere. No torch here.
 """
 
