@@ -1,8 +1,8 @@
 """Class names: what ``--class 207`` or ``--class "golden retriever"`` means for a model.
 
 A table has one row for each class that a model knows, in the order of its embedding. The ids that
-people type are not always these labels: those of the built-in model `emoji`, and each stands for
-the ImageNet classes that it can depict, so that 207 means (some kind of) dog everywhere. No torch here.
+people type are not always these labels: each class of the built-in model `emoji` stands for the
+ImageNet classes that it can depict, so that 207 means (some kind of) dog everywhere. No torch here.
 """
 
 from __future__ import annotations
