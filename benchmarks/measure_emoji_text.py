@@ -1,4 +1,4 @@
-"""Measure the built-in model `emoji-text` (docs/text-to-image.md).
+"""Measure the built-in model `emoji-text` (docs/builtin-models.md).
 
     python benchmarks/measure_emoji_text.py DATA [--model FOLDER] [--sheet docs/images/emoji-text-heldout.png]
 

@@ -84,7 +84,7 @@ def test_the_list_says_what_there_is_and_what_it_takes(here):
     assert "522 MB" in rows["nar-b-256"] and "to fetch" in rows["nar-b-256"]
     assert "yes" in rows["vq16-c2i"] and " 1 MB " in rows["vq16-c2i"]
     assert rows["emoji"].startswith("emoji *") and "MIT" in rows["emoji"]
-    assert "default text model: none is built in" in text and "\x1b" not in text
+    assert "default text model: emoji-text" in text and "\x1b" not in text
 
     said = json.loads(run("models", "list", "--json"))
     assert said["defaults"] == BUILT_IN
@@ -96,7 +96,7 @@ def test_the_list_says_what_there_is_and_what_it_takes(here):
     assert models["nar-b-256"]["bytes_to_fetch"] == 522_000_000 and not models["nar-b-256"]["on_disk"]
 
 
-BUILT_IN = {"image": "emoji", "text": None, "video": "emoji-video"}
+BUILT_IN = {"image": "emoji", "text": "emoji-text", "video": "emoji-video"}
 
 
 def test_a_damaged_model_does_not_hide_the_others(here):
@@ -111,7 +111,7 @@ def test_defaults_are_shown_chosen_and_forgotten(monkeypatch):
     assert "nar-l-ucf101" in run("models", "default", "video")
     assert "nar-l-ucf101 *" in run("models", "list")
     assert "emoji-video" in run("models", "default", "video", "none")
-    assert "none is built in" in run("models", "default", "text", "none")
+    assert "emoji-text" in run("models", "default", "text", "none")
     monkeypatch.setenv("NARCLI_IMAGE_MODEL", "nar-l-256")
     result = CliRunner().invoke(app, ["models", "default", "image", "nar-b-256"])
     assert "NARCLI_IMAGE_MODEL=nar-l-256" in result.stderr and "nar-l-256" in result.stdout
@@ -348,7 +348,7 @@ def test_everything_on_disk_is_verified_in_every_revision(released, here, tiny, 
     rows = [(row["name"], row["commit"]) for row in said["models"] if row["commit"]]
     new = [("nar-b-256", "d" * 40), ("nar-b-256", old)]
     assert rows == [*new, ("me/t5", old), ("me/tiny", old), ("me/vq", old)]
-    assert {row["name"] for row in said["models"]} - {name for name, _ in rows} == {"emoji", "emoji-video"}
+    assert {row["name"] for row in said["models"]} - {name for name, _ in rows} == set(BUILT_IN.values())
 
     (file,) = (file for row in said["models"] if row["commit"] == old for file in row["files"]
                if row["name"] == "nar-b-256" and file["path"].endswith(".json"))  # fmt: skip

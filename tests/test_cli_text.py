@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -61,6 +62,25 @@ def test_a_prompt_makes_a_picture_that_says_what_it_is_of(run, here, tiny_text):
     pipe = narcli.load(tiny_text)
     (again,) = pipe.images(prompts=about["prompt"], seed=about["seed"], **about["sampling"])
     assert again.metadata["tokens_sha256"] == about["tokens_sha256"]
+
+
+def test_the_built_in_model_draws_what_the_words_say(run, here, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_settings_file", lambda: tmp_path / "models.json")
+    monkeypatch.delenv("NARCLI_TEXT_MODEL", raising=False)
+    wanted = {"a red apple": 0, "a blue square": 2}  # and the channel that is largest then
+    arguments = [word for prompt in wanted for word in ("--prompt", prompt)]
+    result = run(*arguments, "--seed", 0, "--frontier", "none", "--offline", model=None)
+    assert result.exit_code == 0, result.stderr
+    for prompt, channel in wanted.items():
+        path = here / f"nar-image_{prompt.replace(' ', '-')}_s0.png"
+        about = read_metadata(path)
+        assert about["model"]["name"] == "emoji-text" and about["prompt"] == prompt
+        with Image.open(path) as picture:
+            colours = np.array(picture.convert("RGB"), int).reshape(-1, 3)
+        drawn = colours[colours.min(1) < 200]  # not the white around
+        assert len(drawn) > len(colours) / 5
+        others = np.delete(drawn, channel, 1).max(1)
+        assert np.median(drawn[:, channel] - others) > 40
 
 
 def test_many_prompts_are_one_run(run, here):

@@ -401,16 +401,6 @@ def test_a_holistic_tokenizer_of_another_number_of_tokens_is_refused(larp, tmp_p
         narcli.load(model, tokenizer=larp[1])
 
 
-def test_without_a_video_model_one_is_asked_for(run, here, monkeypatch):
-    monkeypatch.setattr(narcli.registry, "_chosen", dict)
-    monkeypatch.delenv("NARCLI_VIDEO_MODEL", raising=False)
-    monkeypatch.setattr(narcli.registry, "MODELS", {
-        name: row for name, row in narcli.registry.MODELS.items() if row.path is None
-    })  # fmt: skip
-    result = run("--class", 5, model=None)
-    assert result.exit_code == 1 and "No video model is built in" in result.stderr and names(here) == []
-
-
 # --- what fails ----------------------------------------------------------------------------------
 
 

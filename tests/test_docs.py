@@ -20,6 +20,7 @@ import narcli
 from narcli import errors as errors_of_narcli
 from narcli import metadata, registry
 from narcli.cli import app
+from narcli.cli.models import MAKES
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(narcli.__file__).parents[1]
@@ -51,19 +52,11 @@ def commands(command=None, path=""):
 
 
 def table_of_models():
-    makes = {
-        "image": "images of classes",
-        "text": "",
-        "video": "videos of classes",
-        "image-tokenizer": "image tokenizer",
-        "video-tokenizer": "video tokenizer",
-        "text-encoder": "text encoder",
-    }
     titles = ("name", "makes", "repository", "file", "to fetch, about", "tokenizer")
     lines = [titles, ("---",) * len(titles)]
     for row in registry.MODELS.values():
-        what, note = makes[row.kind], row.note if row.repo else ""
-        what += (" " if row.kind.endswith(("tokenizer", "encoder")) else ", " if what and note else "") + note
+        what, note = MAKES[row.kind], row.note if row.repo else ""
+        what += (" " if row.kind.endswith(("tokenizer", "encoder")) else ", " if note else "") + note
         repo = f"`{row.repo}`" if row.repo else "built in"
         file = f"`{row.file}`" if row.file else "only one" if row.repo else ""
         size = "nothing" if not row.repo else f"{row.size / 1e6:,.0f} MB" if row.size else "not known"

@@ -16,7 +16,8 @@ from narcli import __version__, registry
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ("config.json", "model.safetensors", "tokenizer.safetensors")
-MAX_WEIGHTS = 30_000_000  # bytes of a model
+ENCODER = ("config.json", "model.safetensors", "tokenizer_config.json")
+MAX_WEIGHTS = {"emoji": 30e6, "emoji-text": 40e6, "emoji-video": 30e6}  # bytes
 
 
 def run(*command, **options):
@@ -73,8 +74,9 @@ def test_the_wheel_has_the_data_and_nothing_else(wheel):
     }
     assert packed == there
     assert {f"narcli/classes/{name}" for name in ("emoji.tsv", "imagenet1k.txt", "ucf101.txt")} <= packed
-    for model in ("emoji", "emoji-video"):
+    for model in MAX_WEIGHTS:
         assert {f"narcli/weights/{model}/{name}" for name in WEIGHTS} <= packed
+    assert {f"narcli/weights/emoji-text/text_encoder/{name}" for name in ENCODER} <= packed
     others = {name for name in names - packed if not name.startswith(f"narcli-{__version__}.dist-info/")}
     assert not others
     assert {f"narcli-{__version__}.dist-info/licenses/{name}" for name in ("LICENSE", "NOTICE")} <= names
@@ -86,8 +88,15 @@ def test_the_wheel_states_the_version_and_dependencies(wheel):
 
 
 def test_the_built_in_weights_are_small():
-    for model in registry.WEIGHTS.iterdir():
-        assert sum(path.stat().st_size for path in model.iterdir()) <= MAX_WEIGHTS, model
+    assert {model.name for model in registry.WEIGHTS.iterdir()} == MAX_WEIGHTS.keys()
+    for name, limit in MAX_WEIGHTS.items():
+        files = [path for path in (registry.WEIGHTS / name).rglob("*") if path.is_file()]
+        assert sum(path.stat().st_size for path in files) <= limit, name
+
+
+def test_the_text_model_has_the_tokenizer_of_the_class_model():
+    first, second = (registry.WEIGHTS / name / "tokenizer.safetensors" for name in ("emoji", "emoji-text"))
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_an_installed_narcli_is_the_wheels(installed, plain, tmp_path):
@@ -113,3 +122,12 @@ def test_an_installed_narcli_makes_a_picture_of_a_dog(installed, plain, tmp_path
     assert read_metadata(picture)["class"]["stands_for"] == "golden retriever"
     with Image.open(frontier) as animation:
         assert animation.n_frames >= 31
+
+
+def test_an_installed_narcli_makes_a_picture_of_words(installed, plain, tmp_path):
+    from narcli.readers import read_metadata
+
+    words = ("image", "--prompt", "a red apple", "--seed", "0", "--frontier", "none", "--json")
+    document = json.loads(run(installed / "narcli", *words, env=plain, cwd=tmp_path))
+    (picture,) = document["files"]
+    assert read_metadata(tmp_path / picture)["model"]["name"] == "emoji-text"

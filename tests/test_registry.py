@@ -148,22 +148,13 @@ def test_a_folder_says_what_it_is(tmp_path):
 
 
 def test_the_built_in_models_are_the_defaults_of_their_kinds():
-    assert default_model("image") == "emoji" and default_model("video") == "emoji-video"
-    with pytest.raises(NarError, match="No text model is built in") as caught:
-        default_model("text")
-    assert "narcli models default" in caught.value.hint
-
-
-def test_a_built_in_model_of_a_kind_would_be_its_default(monkeypatch, tmp_path):
-    row = Model("words", "text", path=tmp_path)
-    monkeypatch.setattr(registry, "MODELS", MODELS | {"words": row})
-    assert default_model("text") == "words" and default_model("image") == "emoji"
+    assert registry.defaults() == {"image": "emoji", "text": "emoji-text", "video": "emoji-video"}
 
 
 def test_a_default_is_remembered_and_the_environment_goes_before_it(monkeypatch, settings):
     set_default("image", "NAR-B-256")
     set_default("video", "nar-lp-ucf101")
-    assert registry.defaults() == {"image": "nar-b-256", "text": None, "video": "nar-lp-ucf101"}
+    assert registry.defaults() == {"image": "nar-b-256", "text": "emoji-text", "video": "nar-lp-ucf101"}
     monkeypatch.setenv("NARCLI_IMAGE_MODEL", "nar-l-256")
     assert default_model("image") == "nar-l-256"
     monkeypatch.setenv("NARCLI_IMAGE_MODEL", "")
@@ -202,12 +193,22 @@ def test_a_built_in_model_that_is_missing_is_said_to_be(monkeypatch, tmp_path):
         resolve("gone", "image")
 
 
-@pytest.mark.parametrize(("name", "kind"), [("emoji", "image"), ("emoji-video", "video")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("emoji", "image"), ("emoji-text", "text"), ("emoji-video", "video")]
+)
 def test_a_built_in_model_is_complete(name, kind):
     model = resolve(name, kind)
-    assert model.classes == name and model.tokenizer is None
-    assert sum(p.stat().st_size for p in model.path.iterdir()) <= 30e6
+    assert model.classes == (None if kind == "text" else name) and model.tokenizer is None
     assert registry.has_own_tokenizer(model.path)
+    assert registry.has_own_encoder(model.path) == (kind == "text")
+    assert json.loads((model.path / "config.json").read_text())["name"] == name
+
+
+def test_smaller_models_are_told_from_the_largest_to_the_built_in_one():
+    large = MODELS["nar-xl-t2i-512"]
+    assert registry.smaller_models(large, lambda row: True) == ["nar-xl-t2i-256", "emoji-text"]
+    images = registry.smaller_models(MODELS["nar-xl-256"], lambda row: row.name != "nar-l-256")
+    assert images == ["nar-xxl-256", "nar-m-256", "nar-b-256", "emoji"]
 
 
 def test_the_settings_are_in_the_users_config_folder(tmp_path, monkeypatch):

@@ -74,6 +74,7 @@ TEXT_ENCODER_OF_RELEASED = "flan-t5-xl"
 # fmt: off
 _ROWS = (
     Model("emoji", "image", classes="emoji", license="MIT", note="built in", path=WEIGHTS / "emoji"),
+    Model("emoji-text", "text", license="MIT", note="built in", path=WEIGHTS / "emoji-text"),
     Model("emoji-video", "video", classes="emoji-video", license="MIT", note="built in",
           path=WEIGHTS / "emoji-video"),
     Model("nar-b-256", "image", "chenfeng1271/NAR-imagenet-256-B", "last_version.pt", 522_000_000,
@@ -87,10 +88,10 @@ _ROWS = (
     Model("nar-xxl-256", "image", "chenfeng1271/NAR-imagenet-256-XXL", None, 5_840_000_000,
           (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="1.46 B parameters", scale="XXL"),
     Model("nar-xl-t2i-256", "text", "yefly/NAR-XL-t2i-stage1", None, None,
-          (16, 16), "vq16-t2i", None, TEXT, note="text to 256 px images, 0.8 B parameters",
+          (16, 16), "vq16-t2i", None, TEXT, note="256 px, 0.8 B parameters",
           scale="XL", text_encoder=TEXT_ENCODER_OF_RELEASED),
     Model("nar-xl-t2i-512", "text", "yefly/NAR-XL-t2i-stage2", None, None,
-          (32, 32), "vq16-t2i", None, TEXT, note="text to 512 px images, 0.8 B parameters",
+          (32, 32), "vq16-t2i", None, TEXT, note="512 px, 0.8 B parameters",
           scale="XL", text_encoder=TEXT_ENCODER_OF_RELEASED),
     Model("nar-l-ucf101", "video", "chenfeng1271/NAR-ucf101-256-L", None, 1_480_000_000,
           (4, 16, 16), "larp-long", "ucf101", VIDEO, note="16 frames of 128 px, 369 M parameters", scale="L"),
@@ -221,9 +222,9 @@ def no_tokenizer(model: Model) -> UsageError:
 
 
 def smaller_models(model: Model, fits: Callable[[Model], bool]) -> list[str]:
-    """Names of known models of the same kind that fit, the largest first; not the model itself."""
+    """Names of known models of the same kind that fit, the largest first, built-in ones last; not its own."""
     rows = [row for row in MODELS.values() if row.kind == model.kind and row.name != model.name and fits(row)]
-    return [row.name for row in sorted(rows, key=lambda row: row.size or 0, reverse=True)]
+    return [row.name for row in sorted(rows, key=lambda row: (row.path is None, row.size or 0), reverse=True)]
 
 
 def _row_of(repo: str, file: str | None) -> Model | None:
@@ -257,21 +258,17 @@ def default_model(kind: str) -> str:
         kind: ``image``, ``text`` or ``video``.
 
     Raises:
-        NarError: none is built in and none was chosen, or the settings are damaged.
+        UsageError: not a kind.
+        NarError: the settings are damaged.
     """
-    name = _default(kind)
-    if name is None:
-        known = ", ".join(row.name for row in MODELS.values() if row.kind == kind)
-        raise NarError(
-            f"No {kind} model is built in, and none is chosen.",
-            f"Name one with --model ({known}), or choose: narcli models default {kind} NAME.",
-        )
-    return name
+    check_kind(kind)
+    built_in = next(row.name for row in MODELS.values() if row.kind == kind and row.path)
+    return from_environment(kind) or _chosen().get(kind) or built_in
 
 
-def defaults() -> dict[str, str | None]:
-    """The default of each kind; None where there is none."""
-    return {kind: _default(kind) for kind in DEFAULT_KINDS}
+def defaults() -> dict[str, str]:
+    """The default of each kind."""
+    return {kind: default_model(kind) for kind in DEFAULT_KINDS}
 
 
 def set_default(kind: str, name: str | None) -> None:
@@ -296,12 +293,6 @@ def set_default(kind: str, name: str | None) -> None:
 def variable(kind: str) -> str:
     """The environment variable that overrides the default of a kind."""
     return f"NARCLI_{kind.upper()}_MODEL"
-
-
-def _default(kind: str) -> str | None:
-    check_kind(kind)
-    built_in = next((row.name for row in MODELS.values() if row.kind == kind and row.path), None)
-    return from_environment(kind) or _chosen().get(kind) or built_in
 
 
 def from_environment(kind: str) -> str | None:

@@ -62,7 +62,7 @@ def list_models(as_json: Json = False) -> None:
         console.result(line)
     console.result("")
     for kind, name in chosen.items():
-        console.result(f"default {kind} model: {name or _none(kind)}")
+        console.result(f"default {kind} model: {name}")
     if copies:
         console.result(f"converted copies: {bytes_text(copies)} in {folder}")
 
@@ -86,7 +86,7 @@ def default(
     if as_json:
         console.json(chosen)
     else:
-        for line in _columns([(each, model or _none(each)) for each, model in chosen.items()]):
+        for line in _columns(list(chosen.items())):
             console.result(line)
     if kind is not None and name is not None and (by := registry.from_environment(kind)):
         console.warn(f"{registry.variable(kind)}={by} is set, and goes before this choice.")
@@ -253,7 +253,7 @@ def show(
         return
     size = bytes_text(sum(file["bytes"] or 0 for file in files)) if files else None
     rows = {
-        "name": f"{about['name']} ({_MAKES[about['kind']]})",
+        "name": f"{about['name']} ({MAKES[about['kind']]})",
         "note": about["note"],
         "repository": about["page"],
         "revision": about["commit"] and f"{about['revision']}, commit {about['commit']}",
@@ -424,7 +424,7 @@ def remove(
             console.warn(f"{chosen} is still the default {kind} model; `narcli models default` changes it.")
 
 
-_MAKES = {
+MAKES = {
     "image": "images of classes",
     "text": "images from text",
     "video": "videos of classes",
@@ -548,7 +548,7 @@ def _count(number: int) -> str:
     return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.{int(number < 1e7)}f} M"
 
 
-def _row(model: registry.Model, chosen: dict[str, str | None], revision: str | None = None) -> dict[str, Any]:
+def _row(model: registry.Model, chosen: dict[str, str], revision: str | None = None) -> dict[str, Any]:
     from ..hub import cached
 
     note = model.note
@@ -580,10 +580,6 @@ def _row(model: registry.Model, chosen: dict[str, str | None], revision: str | N
 def _held(path: Path) -> int:
     """Bytes of a file, or of the files in a folder."""
     return sum(p.stat().st_size for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file())
-
-
-def _none(kind: str) -> str:
-    return f"none is built in; choose one with `narcli models default {kind} NAME`"
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
