@@ -222,7 +222,7 @@ def no_tokenizer(model: Model) -> UsageError:
 
 
 def smaller_models(model: Model, fits: Callable[[Model], bool]) -> list[str]:
-    """Names of known models of the same kind that fit, the largest first, built-in ones last; not its own."""
+    """Names of known models of the same kind that fit, the largest first, built-in ones last; not itself."""
     rows = [row for row in MODELS.values() if row.kind == model.kind and row.name != model.name and fits(row)]
     return [row.name for row in sorted(rows, key=lambda row: (row.path is None, row.size or 0), reverse=True)]
 
