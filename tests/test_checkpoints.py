@@ -640,6 +640,7 @@ def test_conversion_takes_a_tokenizer_and_a_number_format(tmp_path, released):
     assert load_tokenizer(folder).config.codebook_size == 96
     again = convert(folder, tmp_path / "again")
     assert (again / "tokenizer.safetensors").is_file()
+    assert [read_config(made / "config.json").name for made in (folder, again)] == ["out", "again"]
     alone = convert(DATA / "vq.pt", tmp_path / "alone")
     assert read_config(alone / "config.json").kind == "image-tokenizer"
     second = convert(alone, tmp_path / "second", dtype=torch.float16)

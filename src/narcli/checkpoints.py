@@ -537,20 +537,18 @@ def save_model(
     text_encoder: T5Encoder | None = None,
     classes: str | Sequence[str] | None = None,
     defaults: Mapping[str, float] | None = None,
-    name: str = "",
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a narcli folder; it is there whole or not at all.
 
     Args:
-        folder: the folder to make; one that is empty is replaced.
+        folder: the folder to make; one that is empty is replaced. The model is called as it is.
         transformer: the model; without one the folder holds a tokenizer only.
         tokenizer: the tokenizer that belongs to it.
         text_encoder: of a model of images from text, where it has one of its own.
         classes: name of a class table, or the class names.
         defaults: sampling settings (cfg_scale, temperature, top_k, top_p, cfg_interval).
-        name: what the model is called; by default the folder's name.
         dtype: of the stored tensors; None keeps each as it is.
         overwrite: replace an older narcli folder.
 
@@ -566,7 +564,7 @@ def save_model(
     said: dict[str, Any] = {
         "format": FORMAT,
         "kind": _kind(transformer, tokenizer),
-        "name": name or folder.name,
+        "name": folder.name,
     }
     parts: dict[str, dict[str, Tensor]] = {}
     if transformer is not None:
@@ -643,7 +641,7 @@ def convert(
         if tokenizer is not None:
             raise UsageError(f"{file} is a tokenizer already.", "Leave --tokenizer out.")
         alone = load_tokenizer(file, config=config, dtype=dtype)
-        return save_model(folder, tokenizer=alone, name=said.name, overwrite=overwrite)
+        return save_model(folder, tokenizer=alone, overwrite=overwrite)
     model = load_transformer(file, grid=grid, config=config, dtype=dtype)
     if tokenizer is None and file.name == MODEL and file.with_name(TOKENIZER).is_file():
         tokenizer = file.with_name(TOKENIZER)
@@ -654,7 +652,6 @@ def convert(
         text_encoder=T5Encoder.load(own, None) if (own := file.with_name(TEXT_ENCODER)).is_dir() else None,
         classes=said.classes or RELEASED_TABLES.get((_kind(model), model.config.num_classes)),
         defaults=said.defaults if said.kind else RELEASED_DEFAULTS[_kind(model)],
-        name=said.name,
         dtype=dtype,
         overwrite=overwrite,
     )

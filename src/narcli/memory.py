@@ -43,7 +43,7 @@ ENCODERS = {TEXT_ENCODER_OF_RELEASED: 1_223_527_424}
 BASE = 220 * 10**6  # bytes of Python, torch and the other libraries, and of pictures on their way to files
 TRANSFORMERS = 80 * 10**6  # bytes of the library that runs text encoders
 LOGITS = 8  # copies of a step's logits that drawing holds at once
-PLANES = 10  # copies of its largest layer, in float32, that a convolutional decoder holds at once
+PLANES = 10  # copies of its largest layer that a convolutional decoder holds at once
 
 #: Cells that a batch chosen here decodes at once, at most: 16 images of 16x16 tokens, 4 clips of 4x16x16.
 #: With so many rows, twice as many under guidance, computing takes longer than reading the weights, on CPUs
@@ -165,19 +165,22 @@ def estimate(
         base=BASE + TRANSFORMERS * encode if device == "cpu" else 0,
         weights=networks.held(dtype, device) * size,
         sampling=keys_and_values + logits + hidden,
-        decoding=at_once * _decoding(tokenizer, c.grid) * 4,  # whatever the dtype, as measured
+        decoding=at_once * _decoding(tokenizer, c.grid, dtype),
         encoding=encoding,
     )
 
 
-def _decoding(tokenizer: VQConfig | LARPConfig, grid: tuple[int, ...]) -> int:
-    """Numbers held at once while one sample is decoded."""
+def _decoding(
+    tokenizer: VQConfig | LARPConfig, grid: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> int:
+    """Bytes held at once while one sample is decoded."""
     if isinstance(tokenizer, LARPConfig):
         tokens = tokenizer.bottleneck_token_num + math.prod(tokenizer.decoder_patches)
-        return 16 * tokens * tokenizer.decoder_hidden_size
+        return 16 * tokens * tokenizer.decoder_hidden_size * 4  # whatever the dtype, as measured
     pixels = math.prod(grid) * (tokenizer.downsampling // tokenizer.patch) ** 2
     # Each level has a quarter of the pixels of the one before.
-    return PLANES * pixels * math.ceil(max(tokenizer.ch * m / 4**i for i, m in enumerate(tokenizer.ch_mult)))
+    largest = pixels * math.ceil(max(tokenizer.ch * m / 4**i for i, m in enumerate(tokenizer.ch_mult)))
+    return PLANES * largest * dtype.itemsize
 
 
 def available(device: torch.device, own: bool = True) -> int | None:
@@ -309,7 +312,7 @@ def check_decoding(tokenizer: Fetched, grid: tuple[int, ...], device: torch.devi
     """
     config, free = networks_of(tokenizer).tokenizer, available(device)
     assert config is not None
-    needed = (BASE if device.type == "cpu" else 0) + _decoding(config, grid) * 4
+    needed = (BASE if device.type == "cpu" else 0) + _decoding(config, grid)
     if free is not None and needed > free:
         raise MemoryLimitError(
             f"Decoding a grid of {math.prod(grid):,} tokens needs about {needed / 1e9:,.1f} GB of memory, "
