@@ -497,7 +497,7 @@ def test_a_clip_is_the_slices_that_its_stacked_frames_are(tmp_path):
             one = clips.encode(video[:, :, 4 * t : 4 * t + 4])
             assert torch.equal(codes.view(2, 3, -1)[:, t], one)
         decoded = clips.decode(codes, (3, 4, 6))
-        assert decoded.shape == video.shape and clips.clip_size((3, 4, 6)) == (12, 16, 24)
+        assert decoded.shape == video.shape and clips.config.clip_size((3, 4, 6)) == (12, 16, 24)
         last = clips.decode(codes.view(2, 3, -1)[:, 2], (1, 4, 6))
         torch.testing.assert_close(decoded[:, :, 8:], last)
     # Frame by frame of the stack: a decoder that gives the channels of one frame gives that frame.

@@ -94,9 +94,9 @@ def test_the_mp4_is_what_players_open(run, pipe):
     assert result.exit_code == 0, result.stderr
     said = probe("a.mp4")
     stream = next(line for line in said.splitlines() if "Video:" in line)
-    assert (
-        "h264" in stream and "yuv420p(tv, bt709" in stream and "256x256" in stream and "12.50 fps" in stream
-    )
+    # Matrix, primaries and transfer: were they different, all three would be named.
+    assert "h264 (High)" in stream and "yuv420p(tv, bt709, progressive)" in stream
+    assert "256x256" in stream and "12.50 fps" in stream
     assert "Duration: 00:00:00.48" in said
     content = Path("a.mp4").read_bytes()
     assert 0 < content.index(b"moov") < content.index(b"mdat")  # it plays before it is whole
@@ -337,12 +337,28 @@ for arguments in {[[str(a) for a in arguments] for arguments, _, _ in MISUSE]!r}
     assert done.returncode == 0, done.stderr
 
 
-def test_more_frames_than_the_model_makes_are_refused_with_the_reason(run, here):
-    result = run("--class", 2, "--frames", 7)
+@pytest.mark.parametrize("dry", [False, True])
+def test_more_frames_than_the_model_makes_are_refused_with_the_reason(run, here, dry):
+    result = run("--class", 2, "--frames", 7, *["--dry-run"] * dry)
     assert result.exit_code == 2 and names(here) == []
     first, second = result.stderr.splitlines()
     assert first == "error: --frames is 7, but the model makes clips of 6 frames."
     assert "cannot go on" in second and "at most 6" in second
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--frames", "17"], "clips of 16 frames"),
+        (["--frontier-mode", "reveal"], "--frontier-mode is reveal"),
+    ],
+)
+def test_what_no_released_model_can_do_is_refused_before_its_download(hub, options, message):
+    hub.repos["chenfeng1271/NAR-ucf101-256-L"] = {"model.pth": b"x"}
+    hub.repos["hywang66/LARP-L-long-tokenizer"] = {"config.json": b"{}", "model.safetensors": b"x"}
+    stderr = hub.narcli("video", "--model", "nar-l-ucf101", "--class", "5", *options, "--yes", code=2)
+    assert message in stderr
+    assert not [path for _, path, _ in hub.requests if "/resolve/" in path]
 
 
 @pytest.mark.parametrize(
@@ -417,7 +433,7 @@ def test_frames_are_kept_where_encoding_fails(run, here, monkeypatch, kind, own)
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
         f"error: Could not write a.{kind}: ffmpeg failed (no reason).",
-        "  The frames are kept in a_frames.",
+        "  The frames are kept in a_frames." + " Write a .gif instead." * own,
     ]
     assert result.stdout.splitlines() == ["a_frames"] == names(here)
     assert names(here / "a_frames") == [f"{n:02}.png" for n in range(5)]
@@ -431,6 +447,10 @@ def test_an_ffmpeg_that_fails_leaves_frames_and_no_half_video(run, here, monkeyp
     result = run("--class", 2, "-o", "a.mp4")
     assert result.exit_code == 1 and "ffmpeg failed (no encoder today)" in result.stderr
     assert names(here) == ["a_frames"]
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(broken.with_name("none")))
+    result = run("--class", 2, "-o", "b.mp4", "--frontier", "none")
+    assert result.exit_code == 1 and "Could not write b.mp4: ffmpeg cannot be started" in result.stderr
+    assert "IMAGEIO_FFMPEG_EXE" in result.stderr and names(here) == ["a_frames", "b_frames"]
 
 
 def test_interrupted_frames_leave_no_folder(here, monkeypatch):

@@ -64,5 +64,5 @@ def test_the_released_video_tokenizer_makes_sixteen_frames_of_128_pixels():
         clips = tokenizer.decode(torch.zeros(2, 1024, dtype=torch.int64))
         codes = tokenizer.encode(clips)
     assert clips.shape == (2, 3, 16, 128, 128) and codes.shape == (2, 1024)
-    assert tokenizer.clip_size((4, 16, 16)) == (16, 128, 128)
+    assert tokenizer.config.clip_size((4, 16, 16)) == (16, 128, 128)
     assert round(count(tokenizer) / 1e6) == 175  # its prior, which is not built here, aside

@@ -37,9 +37,9 @@ from .configs import (
     agree,
     read_config,
 )
-from .containers import first_line, read_tensors
+from .containers import read_tensors
 from .conversions import Conversion
-from .errors import CheckpointError, NarError, UsageError
+from .errors import CheckpointError, NarError, UsageError, first_line
 from .models.larp import LARPConfig, LARPTokenizer
 from .models.text import T5Encoder
 from .models.transformer import NARTransformer, TransformerConfig

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .errors import CheckpointError, MemoryLimitError
+from .errors import CheckpointError, MemoryLimitError, first_line
 
 
 class _Ignored:
@@ -170,11 +170,6 @@ def _explain(path: Path, error: Exception) -> CheckpointError:
         f"{path} is damaged, cut off, or not a checkpoint ({type(error).__name__}: {first_line(error)}).",
         "narcli reads .pt, .pth and .safetensors; get the file again.",
     )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error, for a message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 
 def _find_tensors(path: Path, content: Any) -> dict[str, Tensor]:

@@ -55,3 +55,8 @@ def is_shortage(error: BaseException) -> bool:
     """Whether an error of Python or torch means that there was not enough memory."""
     said = str(error).lower() if isinstance(error, RuntimeError | ImportError | OSError) else ""
     return isinstance(error, MemoryError) or any(words in said for words in _SHORTAGE)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error, for a message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

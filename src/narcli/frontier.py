@@ -198,7 +198,7 @@ class _Scene:
     """The board and the images of a run at any step; arguments as ``run_frames``.
 
     Of images the two stand side by side, or one above the other in a filmstrip (``still``). Of videos the
-    frames of each time slice stand above its panel.
+    panel of each time slice stands above its frames.
     """
 
     def __init__(
@@ -233,15 +233,15 @@ class _Scene:
         return [self.column(s)] if self.is_video else [self.board.at(s), self._images(s)]
 
     def column(self, s: int) -> Pixels:
-        """Both, one above the other."""
-        parts = [self._images(s), self.board.at(s)] if self.is_video else [self.board.at(s), self._images(s)]
+        """The board above the images."""
+        parts = [self.board.at(s), self._images(s)]
         width = max(part.shape[1] for part in parts)
         space = np.full((SPACE, width, 3), BACKGROUND, np.uint8)
         return np.concatenate([_widen(parts[0], width), space, _widen(parts[1], width)])
 
     def label(self, draw: ImageDraw.ImageDraw, place: tuple[int, int]) -> None:
         """Name the time slices of the column at ``place``."""
-        self.board.draw_labels(draw, (place[0], place[1] + self.mosaic.height + SPACE), None)
+        self.board.draw_labels(draw, place, None)
 
     def _images(self, s: int) -> Pixels:
         shown = self.final if self.partials is None else self.mosaic.arrange(self.partials[s])

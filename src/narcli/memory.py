@@ -170,9 +170,7 @@ def estimate(
     )
 
 
-def _decoding(
-    tokenizer: VQConfig | LARPConfig, grid: tuple[int, ...], dtype: torch.dtype = torch.float32
-) -> int:
+def _decoding(tokenizer: VQConfig | LARPConfig, grid: tuple[int, ...], dtype: torch.dtype) -> int:
     """Bytes held at once while one sample is decoded."""
     if isinstance(tokenizer, LARPConfig):
         tokens = tokenizer.bottleneck_token_num + math.prod(tokenizer.decoder_patches)
@@ -304,7 +302,9 @@ def check(
     )
 
 
-def check_decoding(tokenizer: Fetched, grid: tuple[int, ...], device: torch.device) -> None:
+def check_decoding(
+    tokenizer: Fetched, grid: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
     """Refuse to decode the tokens of a grid where the memory cannot hold that.
 
     Raises:
@@ -312,7 +312,7 @@ def check_decoding(tokenizer: Fetched, grid: tuple[int, ...], device: torch.devi
     """
     config, free = networks_of(tokenizer).tokenizer, available(device)
     assert config is not None
-    needed = (BASE if device.type == "cpu" else 0) + _decoding(config, grid)
+    needed = (BASE if device.type == "cpu" else 0) + _decoding(config, grid, dtype)
     if free is not None and needed > free:
         raise MemoryLimitError(
             f"Decoding a grid of {math.prod(grid):,} tokens needs about {needed / 1e9:,.1f} GB of memory, "

@@ -144,7 +144,7 @@ def load_networks(files: Files, device: torch.device, dtype: torch.dtype) -> tup
 
 def _check_grid(who: str, grid: tuple[int, ...], tokenizer: Tokenizer, path: Path) -> None:
     try:
-        tokenizer.clip_size(grid)
+        tokenizer.config.clip_size(grid)
     except ValueError as error:
         raise CheckpointError(
             f"{who} grids of {format_grid(grid)} tokens, and the tokenizer {path} is for {error}.",
@@ -298,14 +298,9 @@ class Decodes(ABC):
         return next(self.tokenizer.parameters()).device
 
     @property
-    def frame_count(self) -> int:
-        """Frames of a clip; 1 for pictures."""
-        return self.tokenizer.clip_size(self.grid)[0]
-
-    @property
     def size(self) -> tuple[int, int]:
         """(width, height) of the pictures or frames."""
-        _, height, width = self.tokenizer.clip_size(self.grid)
+        _, height, width = self.tokenizer.config.clip_size(self.grid)
         return width, height
 
     @cached_property

@@ -23,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from .errors import NarError
+from .errors import NarError, first_line
 from .metadata import DESCRIPTION, MAX_METADATA, SCHEMA, ordered
 from .outputs import companion
 
@@ -200,7 +200,8 @@ def write_mp4(
         frames: RGB pictures of one size.
         metadata: goes into the ``comment`` tag.
         fps: frames per second.
-        quality: 0 to 100, which are the rate factors (CRF) 51 to 0 of x264.
+        quality: 0 to 100, which are the rate factors (CRF) 51 to 1 of x264; at 0 it would be lossless, in a
+            profile that few players know.
         hold_seconds: how much longer the last frame stays.
         overwrite: replace an existing file.
 
@@ -216,23 +217,31 @@ def write_mp4(
     width, height = frames[0].size
     pad = ((0, height % 2), (0, width % 2), (0, 0))
     comment = encode_metadata(metadata) if metadata is not None else ""
+    colours = "setparams=color_primaries=bt709:color_trc=bt709"  # the options alone are not enough
     options = f"""-hide_banner -loglevel error -nostdin -y
         -f rawvideo -pix_fmt rgb24 -s {width + width % 2}x{height + height % 2} -r {fps} -i -
-        -vf scale=out_color_matrix=bt709:out_range=tv,format=yuv420p
-        -c:v libx264 -preset medium -crf {round((100 - quality) * 0.51)} -threads 2
+        -vf scale=out_color_matrix=bt709:out_range=tv,format=yuv420p,{colours}
+        -c:v libx264 -preset medium -crf {max(1, round((100 - quality) * 0.51))} -threads 2
         -colorspace bt709 -color_primaries bt709 -color_trc bt709 -color_range tv
         -movflags +faststart -f mp4""".split()
 
     def encode(target: Path) -> None:
-        command = [get_ffmpeg_exe(), *options, "-metadata", f"comment={comment}", str(target.absolute())]
+        arguments = [*options, "-metadata", f"comment={comment}", str(target.absolute())]
         with TemporaryFile() as messages:  # not a pipe, which would have to be drained meanwhile
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=messages,
-                start_new_session=True,  # Ctrl-C is ours to handle
-            )
+            try:
+                process = subprocess.Popen(
+                    [get_ffmpeg_exe(), *arguments],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=messages,
+                    start_new_session=True,  # Ctrl-C is ours to handle
+                )
+            except (OSError, RuntimeError) as error:  # the latter: imageio-ffmpeg finds none
+                raise NarError(
+                    f"Could not write {path}: ffmpeg cannot be started ({first_line(error)}).",
+                    "Install imageio-ffmpeg again, or let IMAGEIO_FFMPEG_EXE name one that runs; "
+                    "a .gif needs none.",
+                ) from error
             assert process.stdin is not None
             try:
                 with contextlib.suppress(BrokenPipeError), process.stdin as pipe:

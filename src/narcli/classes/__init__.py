@@ -172,7 +172,7 @@ class ClassTable:
         close += [names[key] for key in get_close_matches(_key(text[:60]), names, n=3)]
         if close := list(dict.fromkeys(close))[:3]:
             return f"Did you mean {' or '.join(map(repr, close))}?"
-        return "`narcli classes` lists them; `narcli classes search WORD` searches."
+        return "`narcli classes --model NAME` lists those of a model."
 
     @cached_property
     def _by(self) -> dict[int, int]:

@@ -130,7 +130,7 @@ def _decode(
     told = {field.name: about[field.name] for field in RUN if field.name in about}
     for name in ("schema", "scale", "filter", "format", "frames", "model_frames", "fps", "quality"):
         told.pop(name, None)
-    run.common = told | {"tokenizer": source, "decoded": by} | run.fit()
+    run.common = told | {"tokenizer": source, "decoded": by} | run.fit(grid, decoder.tokenizer.config)
     run.check_metadata()
     sample = {field.name: about[field.name] for field in SAMPLE if field.name in about}
 
@@ -147,7 +147,7 @@ def _load_decoder(
     name: str | Path, commit: str | None, grid: tuple[int, ...], run: Run
 ) -> tuple[TokenDecoder, dict[str, Any]]:
     """A tokenizer of that name, and what metadata says of it."""
-    from ..devices import choose_device
+    from ..devices import choose_device, choose_dtype
     from ..hub import check_disk, locate
     from ..memory import check_decoding
     from ..pipeline import load_decoder
@@ -164,7 +164,8 @@ def _load_decoder(
     here = located.fetch(progress=not run.quiet and is_terminal(sys.stderr), tell=run.console.note)
     if here.note:
         run.console.warn(here.note)
-    check_decoding(here, grid, choose_device(run.device))
+    device = choose_device(run.device)
+    check_decoding(here, grid, choose_dtype(run.dtype.value, device), device)
     with run.timed("load"):
         decoder = load_decoder(here.path, grid, run.device, run.dtype.value)
     return decoder, Files(here, here).about()["tokenizer"]

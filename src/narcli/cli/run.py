@@ -6,7 +6,7 @@ import json
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 from math import ceil
@@ -27,6 +27,8 @@ from .options import Dtype, FrontierFormat, FrontierMode
 
 if TYPE_CHECKING:
     from ..classes import ClassTable
+    from ..models.larp import LARPConfig
+    from ..models.vq import VQConfig
     from ..outputs import Outputs
     from ..pipeline import Clip, Decodes, Pipeline, Result
     from ..sources import Files
@@ -155,6 +157,10 @@ class Run:
             keep_memory()
             from .budget import Budget
         budget = Budget(self, found)
+        sizes = budget.networks
+        if sizes.transformer is not None and sizes.tokenizer is not None:  # refused before the download
+            with suppress(ValueError):  # what does not belong together is, when it is loaded
+                self.check_sizes(sizes.transformer.grid, sizes.tokenizer)
         if self.dry_run:
             budget.tell()
         budget.check()
@@ -187,7 +193,7 @@ class Run:
         if table is None:
             self.plan(pipeline.classes, source.model.name)
         settings = pipeline.settings(**self.sampling)
-        self.common = pipeline.metadata(settings) | self.fit()
+        self.common = pipeline.metadata(settings) | self.fit(pipeline.grid, pipeline.tokenizer.config)
         self.check_metadata()
         self.finish(self.sampled(pipeline, settings, budget.batch_size or 1))
 
@@ -275,7 +281,7 @@ class Run:
         if self.classes is None and not self.prompts:
             raise UsageError(
                 f"Nothing says what to make a {self.noun} of.",
-                f"Give {self.ways}. `narcli classes` lists the classes.",
+                f"Give {self.ways}. `narcli classes --model NAME` lists the classes of a model.",
             )
         if self.scale is not None and not 1 <= self.scale <= MAX_SCALE:
             raise UsageError(f"--scale is {self.scale}, expected a whole factor from 1 to {MAX_SCALE}.")
@@ -310,22 +316,27 @@ class Run:
             reserved=self.reserved,
         )
 
-    def fit(self) -> dict[str, Any]:
-        """Compare the options with the loaded model; what all results' metadata say besides.
+    def check_sizes(self, grid: tuple[int, ...], tokenizer: VQConfig | LARPConfig) -> None:
+        """Compare the options with the sizes of a model.
 
         Raises:
             UsageError: they do not fit.
+            ValueError: the tokenizer does not fit the grid.
         """
-        from ..pictures import auto_scale
-
-        if self.frontier_mode == "reveal" and self.pipeline.tokenizer.holistic:
+        if self.frontier_mode == "reveal" and tokenizer.holistic:
             raise UsageError(
                 "--frontier-mode is reveal, but no token of this model has a place in the frames.",
                 "Use --frontier-mode decode, or --frontier none.",
             )
-        if self.pipeline.tokenizer.holistic and self.frontier != "none":
+
+    def fit(self, grid: tuple[int, ...], tokenizer: VQConfig | LARPConfig) -> dict[str, Any]:
+        """``check_sizes``, and what all results' metadata say besides."""
+        from ..pictures import auto_scale
+
+        self.check_sizes(grid, tokenizer)
+        if tokenizer.holistic and self.frontier != "none":
             self.frontier_mode = FrontierMode.decode
-        scale = self.scale or auto_scale(self.pipeline.size)
+        scale = self.scale or auto_scale(tokenizer.clip_size(grid)[1:])
         return {"scale": scale, **({"filter": "lanczos"} if scale > 1 else {})}
 
     # --- steps -----------------------------------------------------------------------------------
@@ -407,7 +418,7 @@ class Run:
         order, mode = self.pipeline.order, self.frontier_mode or FrontierMode.reveal
         shown = self.kept[: frontier.shown_samples(order)]
         partials = self.decode_partials(shown) if mode == "decode" else None
-        holistic = self.pipeline.tokenizer.holistic
+        holistic = self.pipeline.tokenizer.config.holistic
         about = None if self.no_metadata else self.about_all() | self.about_frontier()
         path, clips = self.outputs.companions[0], [result.frames for result in shown]
         with self.timed("write"):

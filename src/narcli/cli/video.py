@@ -16,6 +16,8 @@ from .options import Dtype, FrontierFormat
 from .run import Run
 
 if TYPE_CHECKING:
+    from ..models.larp import LARPConfig
+    from ..models.vq import VQConfig
     from ..pipeline import Clip
 
 FPS, QUALITY = 8.0, 80
@@ -86,6 +88,7 @@ class Clips(Run):
 
     kind = "video"
     noun = "clip"
+    ways = "a class: --class 5 or --class kangaroo"
     frames: int | None
     fps: float | None
     format: ClipFormat | None
@@ -134,15 +137,20 @@ class Clips(Run):
             for path in self.outputs.paths:
                 check_frames(path)
 
-    def fit(self) -> dict[str, Any]:
+    def check_sizes(self, grid: tuple[int, ...], tokenizer: VQConfig | LARPConfig) -> None:
         """Also the number of frames."""
-        made = self.pipeline.frame_count
+        super().check_sizes(grid, tokenizer)
+        made = tokenizer.clip_size(grid)[0]
         if self.frames is not None and self.frames > made:
             raise UsageError(
                 f"--frames is {self.frames}, but the model makes clips of {made} frames.",
                 "It draws all frames of a clip together and cannot go on after them; "
                 f"give at most {made}, or a lower --fps to make it last longer.",
             )
+
+    def fit(self, grid: tuple[int, ...], tokenizer: VQConfig | LARPConfig) -> dict[str, Any]:
+        """Also the frames and how they are written."""
+        made = tokenizer.clip_size(grid)[0]
         about: dict[str, Any] = {
             "format": self.suffix.removeprefix(".") or "frames",
             "frames": self.frames or made,
@@ -152,7 +160,7 @@ class Clips(Run):
             about |= {"fps": shown_fps(self.suffix, self.fps or FPS)}
         if self.suffix in (".mp4", ".webp"):
             about |= {"quality": QUALITY if self.quality is None else self.quality}
-        return super().fit() | about
+        return super().fit(grid, tokenizer) | about
 
     def write_sample(self, path: Path, clip: Clip, metadata: dict[str, Any] | None) -> Path:
         """The first frames in the format wanted; as PNGs where that fails.
@@ -180,8 +188,9 @@ class Clips(Run):
         except Exception as error:  # encoders fail in many ways
             folder = write_frames(companion(path, "_frames"), frames, metadata, words)
             self.files.append(folder)
-            reason = error.message if isinstance(error, NarError) else f"Could not write {path}: {error}"
-            raise NarError(reason, f"The frames are kept in {folder}.") from error
+            known = error if isinstance(error, NarError) else NarError(f"Could not write {path}: {error}")
+            known.hint = " ".join(filter(None, [f"The frames are kept in {folder}.", known.hint]))
+            raise known from (None if known is error else error)
 
 
 def shown_fps(suffix: str, fps: float) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,8 @@ class LARPConfig:
         decoder_hidden_size, decoder_depth, decoder_num_heads: likewise.
         use_decoder_patch_query_token_type_embed: a learned vector is added to all patch queries.
     """
+
+    holistic: ClassVar[bool] = True
 
     bottleneck_token_num: int = 1024
     codebook_size: int = 8192
@@ -67,11 +70,20 @@ class LARPConfig:
         side = self.input_size // self.decoder_patch_size
         return self.frame_num // self.decoder_temporal_patch_size, side, side
 
+    def clip_size(self, grid: tuple[int, ...]) -> tuple[int, int, int]:
+        """(frames, height, width) of what is decoded from a grid.
+
+        Raises:
+            ValueError: the grid has another number of cells than a clip has tokens.
+        """
+        if prod(grid) != self.bottleneck_token_num:
+            raise ValueError(f"clips of {self.bottleneck_token_num} tokens")
+        return self.frame_num, self.input_size, self.input_size
+
 
 class LARPTokenizer(nn.Module):
     """Clips in [0, 1] to holistic codes and back."""
 
-    holistic = True
     pixel_range = (0.0, 1.0)
 
     def __init__(self, config: LARPConfig) -> None:
@@ -95,16 +107,6 @@ class LARPTokenizer(nn.Module):
     def quantize(self) -> Codebook:
         """The codebook."""
         return self.bottleneck.regularizer
-
-    def clip_size(self, grid: tuple[int, ...]) -> tuple[int, int, int]:
-        """(frames, height, width) of what ``decode`` makes of a grid.
-
-        Raises:
-            ValueError: the grid has another number of cells than a clip has tokens.
-        """
-        if prod(grid) != self.config.bottleneck_token_num:
-            raise ValueError(f"clips of {self.config.bottleneck_token_num} tokens")
-        return self.config.frame_num, self.config.input_size, self.config.input_size
 
     def encode(self, clips: Tensor) -> Tensor:
         """Codes of clips: (B, 3, frames, H, W) in [0, 1] -> (B, N) int64, the nearest of each latent."""

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..configs import check, whole
-from ..containers import first_line, read_tensors
-from ..errors import CheckpointError, is_shortage
+from ..containers import read_tensors
+from ..errors import CheckpointError, first_line, is_shortage
 
 
 @dataclass(frozen=True)

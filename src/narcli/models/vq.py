@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import prod
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,8 @@ class VQConfig:
         frames: consecutive frames that are stacked as channels, one slice of the grid; 1 for images.
     """
 
+    holistic: ClassVar[bool] = False
+
     ch: int = 128
     ch_mult: tuple[int, ...] = field(default=(1, 1, 2, 2, 4))
     num_res_blocks: int = 2
@@ -52,6 +55,16 @@ class VQConfig:
         """Channels that the first convolution reads and the last one makes."""
         return self.in_channels * self.frames * self.patch**2
 
+    def clip_size(self, grid: tuple[int, ...]) -> tuple[int, int, int]:
+        """(frames, height, width) of what is decoded from a grid; a picture has one frame.
+
+        Raises:
+            ValueError: pictures of a tokenizer of clips.
+        """
+        if len(grid) == 2 and self.frames > 1:
+            raise ValueError(f"clips, {self.frames} frames a slice")
+        return self.frames * prod(grid[:-2]), grid[-2] * self.downsampling, grid[-1] * self.downsampling
+
 
 class VQTokenizer(nn.Module):
     """Pictures or clips in [-1, 1] to grids of codes and back.
@@ -60,7 +73,6 @@ class VQTokenizer(nn.Module):
     t slices of ``config.frames`` frames each.
     """
 
-    holistic = False
     pixel_range = (-1.0, 1.0)
 
     def __init__(self, config: VQConfig) -> None:
@@ -71,17 +83,6 @@ class VQTokenizer(nn.Module):
         self.quantize = Codebook(config.codebook_size, config.codebook_dim)
         self.quant_conv = nn.Conv2d(config.z_channels, config.codebook_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.z_channels, 1)
-
-    def clip_size(self, grid: tuple[int, ...]) -> tuple[int, int, int]:
-        """(frames, height, width) of what ``decode`` makes of a grid; a picture has one frame.
-
-        Raises:
-            ValueError: pictures of a tokenizer of clips.
-        """
-        if len(grid) == 2 and self.config.frames > 1:
-            raise ValueError(f"clips, {self.config.frames} frames a slice")
-        frames = self.config.frames * prod(grid[:-2])
-        return frames, grid[-2] * self.config.downsampling, grid[-1] * self.config.downsampling
 
     def features(self, pixels: Tensor) -> Tensor:
         """L2-normalised features before quantisation.
