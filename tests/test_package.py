@@ -131,3 +131,22 @@ def test_an_installed_narcli_makes_a_picture_of_words(installed, plain, tmp_path
     document = json.loads(run(installed / "narcli", *words, env=plain, cwd=tmp_path))
     (picture,) = document["files"]
     assert read_metadata(tmp_path / picture)["model"]["name"] == "emoji-text"
+
+
+def test_an_installed_narcli_makes_a_clip_of_a_kangaroo_that_moves(installed, plain, tmp_path):
+    import numpy as np
+    from imageio_ffmpeg import read_frames
+    from PIL import Image
+
+    command = (installed / "narcli", "video", "--class", "5", "--frames", "16", "--seed", "0", "--json")
+    document = json.loads(run(*command, env=plain, cwd=tmp_path))
+    clip, frontier = (tmp_path / file for file in document["files"])
+    stream = read_frames(str(clip))
+    width, height = next(stream)["size"]
+    frames = np.stack([np.frombuffer(frame, np.uint8) for frame in stream]).astype(int)
+    assert (len(frames), width, height) == (16, 256, 256)
+    changes = np.abs(np.diff(frames, axis=0)).mean(1)
+    assert changes.min() > 1  # levels of 256, over all pixels
+    assert changes.max() < 40  # and no flicker
+    with Image.open(frontier) as animation:
+        assert animation.n_frames >= 34
