@@ -383,14 +383,16 @@ def test_a_model_of_the_other_kind_is_refused(
         tokenizer = ["--tokenizer", str(larp[1] if command == "video" else golden[1])]
     else:
         chosen, tokenizer = (tiny_video if model == "tiny_video" else model), []
-    result = CliRunner().invoke(app, [command, "--model", str(chosen), "--class", "1", *tokenizer])
-    assert (result.exit_code, result.stdout) == (code, ""), result.stderr
-    assert message in result.stderr and len(result.stderr.splitlines()) <= 3
+    for named in (tokenizer, []):  # also before a tokenizer is asked for
+        more = ["--frames", "16"] if command == "video" else ["--frontier-mode", "reveal"]
+        result = CliRunner().invoke(app, [command, "--model", str(chosen), "--class", "1", *named, *more])
+        assert (result.exit_code, result.stdout) == (code, ""), result.stderr
+        assert message in result.stderr and len(result.stderr.splitlines()) <= 3
     assert names(here) == ["models"]
 
 
 def test_tokenizers_that_do_not_fit_are_refused(run, here, tiny_video, larp, tmp_path_factory):
-    result = run("--class", 2, "--tokenizer", larp[1])
+    result = run("--class", 2, "--tokenizer", larp[1], "--frames", 16)
     assert result.exit_code == 4 and "draws from 96 codes" in result.stderr
     folder = tmp_path_factory.mktemp("wide")
     said = json.loads((larp[1] / "config.json").read_text())

@@ -653,10 +653,10 @@ def test_tokens_that_are_not_what_they_say_are_refused(run, here, monkeypatch):
     about = read_metadata(here / "a_tokens.safetensors")
     tokens = load_file("a_tokens.safetensors")["tokens"]
 
-    def refused(array, without=None, code=4, **said):
+    def refused(array, without=None, code=4, dtype="auto", **said):
         lie = {name: value for name, value in (about | said).items() if name != without}
         save_file({"tokens": array}, "x.safetensors", {"narcli": json.dumps(lie)})
-        result = run("decode", "x.safetensors")
+        result = run("decode", "x.safetensors", "--dtype", dtype)
         assert result.exit_code == code, result.output
         return result.stderr
 
@@ -681,7 +681,9 @@ def test_tokens_that_are_not_what_they_say_are_refused(run, here, monkeypatch):
     assert "of a 512x512 grid" in refused(large, grid=[512, 512], tokens_sha256=sha(large))
     monkeypatch.setattr("narcli.memory.available", lambda device: 3 * 10**8)
     large = large[:256, :256].copy()
-    assert "needs about 0.4 GB" in refused(large, code=5, grid=[256, 256], tokens_sha256=sha(large))
+    for dtype, needed in (("float32", 0.6), ("bfloat16", 0.4)):
+        said = refused(large, code=5, dtype=dtype, grid=[256, 256], tokens_sha256=sha(large))
+        assert f"needs about {needed} GB" in said
     save_file({"weights": tokens}, "x.safetensors", {"narcli": json.dumps(about)})
     assert run("decode", "x.safetensors").exit_code == 4
     assert run("decode", "a.png").exit_code == 4

@@ -543,7 +543,7 @@ def save_model(
     """Write a narcli folder; it is there whole or not at all.
 
     Args:
-        folder: the folder to make; one that is empty is replaced. The model is called as it is.
+        folder: the folder to make; one that is empty is replaced. Its name becomes the model's.
         transformer: the model; without one the folder holds a tokenizer only.
         tokenizer: the tokenizer that belongs to it.
         text_encoder: of a model of images from text, where it has one of its own.

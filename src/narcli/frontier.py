@@ -1,7 +1,7 @@
 """Pictures of the decoding order, and of a run as its frontier crosses the grid.
 
 A picture is a *board* (the token grid, one square a cell, one panel a time slice) coloured by
-decoding step, and for a run the images beside it, or the frames of each time slice above its panel. Both
+decoding step, and for a run the images beside it, or the frames of each time slice below its panel. Both
 are maps of step numbers, one for each pixel, so that a frame is one table lookup and one ``where``; no loop
 runs over cells. An image is a clip of one frame here, too.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .classes import ClassTable, load_table
 from .configs import MODEL, TEXT_ENCODER, TOKENIZER, weights_in
@@ -23,6 +23,7 @@ from .registry import (
 )
 
 if TYPE_CHECKING:
+    from .checkpoints import Kind
     from .hub import Fetched, Located
 
 MAX_HASHED = 2**26  # bytes; hashing a larger file would take longer than a picture
@@ -245,6 +246,7 @@ def choose(
 
     Raises:
         UsageError: no such model, one of another kind, or one without a known tokenizer.
+        CheckpointError: a file without a known tokenizer that is of another kind, or no model.
     """
     chosen = resolve(model or default_model(kind or "image"), kind)
     if revision is not None and chosen.repo is None:
@@ -259,6 +261,10 @@ def choose(
         part = "video-tokenizer" if chosen.kind == "video" else "image-tokenizer"
         return Source(chosen, resolve(name, part), revision, encoder)
     if chosen.path is not None and not has_own_tokenizer(chosen.path):
+        from .checkpoints import transformer_config  # only here, where a run ends: it imports torch
+
+        # Another kind of model needs another command, not a tokenizer.
+        transformer_config(chosen.path, kind=cast("Kind | None", kind))
         raise no_tokenizer(chosen)
     return Source(chosen, None, revision, encoder)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from .errors import NarError, first_line
+from .errors import NarError, first_line, is_shortage
 from .metadata import DESCRIPTION, MAX_METADATA, SCHEMA, ordered
 from .outputs import companion
 
@@ -200,13 +200,13 @@ def write_mp4(
         frames: RGB pictures of one size.
         metadata: goes into the ``comment`` tag.
         fps: frames per second.
-        quality: 0 to 100, which are the rate factors (CRF) 51 to 1 of x264; at 0 it would be lossless, in a
-            profile that few players know.
+        quality: 0 to 100, which are the rate factors (CRF) 51 to 1 of x264; a factor of 0 would be
+            lossless, in a profile that few players know.
         hold_seconds: how much longer the last frame stays.
         overwrite: replace an existing file.
 
     Raises:
-        NarError: when ffmpeg fails, with its last words.
+        NarError: when ffmpeg cannot be started, or fails, with its last words.
     """
     from tempfile import TemporaryFile
 
@@ -237,6 +237,8 @@ def write_mp4(
                     start_new_session=True,  # Ctrl-C is ours to handle
                 )
             except (OSError, RuntimeError) as error:  # the latter: imageio-ffmpeg finds none
+                if is_shortage(error) or getattr(error, "errno", None) in (errno.EAGAIN, errno.EMFILE):
+                    raise
                 raise NarError(
                     f"Could not write {path}: ffmpeg cannot be started ({first_line(error)}).",
                     "Install imageio-ffmpeg again, or let IMAGEIO_FFMPEG_EXE name one that runs; "

@@ -79,7 +79,7 @@ def _interrupt(number: int, _: object) -> None:
 
 def main() -> int:
     """Run narcli on ``sys.argv``; the exit code. Nothing but a message for a person ever escapes."""
-    gc.set_threshold(50_000)  # at 700 torch and transformers take a quarter longer to import
+    gc.set_threshold(50_000)  # Python's 700 makes imports of torch a quarter longer; runs make few cycles
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _interrupt)  # ends as Ctrl-C does, with all cleaned up
     for stream in (sys.stdout, sys.stderr):

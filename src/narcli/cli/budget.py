@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints import kind_of
 from ..devices import choose_device, choose_dtype
 from ..hub import check_disk, free_disk
 from ..memory import Memory, available, check, choose_batch_size, estimate, networks_of
@@ -74,6 +76,18 @@ class Budget:
                 self.found.model.model, self.networks, self.dtype, self.batch_size, self.device,
                 guided=self.guided, encode=self.encode,
             )  # fmt: skip
+
+    def check_fit(self, kind: str) -> None:
+        """``Run.check_fit`` before the download, where sizes are known and belong together.
+
+        What does not belong together, or is of another kind than wanted, is refused when it is loaded.
+        """
+        model, tokenizer = self.networks.transformer, self.networks.tokenizer
+        if model is None or tokenizer is None or kind_of(model) != kind:
+            return
+        if model.vocab_size == tokenizer.codebook_size:
+            with suppress(ValueError):
+                self.run.check_fit(model.grid, tokenizer)
 
     def document(self) -> dict[str, Any]:
         """As JSON; null is what is not known before the download."""

@@ -6,7 +6,7 @@ import json
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 from math import ceil
@@ -73,7 +73,7 @@ class Run:
 
     kind: ClassVar[str]
     noun: ClassVar[str]
-    ways: ClassVar[str] = "a class: --class 207 or --class 'golden retriever'"
+    ways: ClassVar[str]
     classes: str | Sequence[Mapping[str, Any]] | None
     num: int
     seed: int | None
@@ -157,10 +157,7 @@ class Run:
             keep_memory()
             from .budget import Budget
         budget = Budget(self, found)
-        sizes = budget.networks
-        if sizes.transformer is not None and sizes.tokenizer is not None:  # refused before the download
-            with suppress(ValueError):  # what does not belong together is, when it is loaded
-                self.check_sizes(sizes.transformer.grid, sizes.tokenizer)
+        budget.check_fit(kind)
         if self.dry_run:
             budget.tell()
         budget.check()
@@ -316,7 +313,7 @@ class Run:
             reserved=self.reserved,
         )
 
-    def check_sizes(self, grid: tuple[int, ...], tokenizer: VQConfig | LARPConfig) -> None:
+    def check_fit(self, grid: tuple[int, ...], tokenizer: VQConfig | LARPConfig) -> None:
         """Compare the options with the sizes of a model.
 
         Raises:
@@ -330,10 +327,10 @@ class Run:
             )
 
     def fit(self, grid: tuple[int, ...], tokenizer: VQConfig | LARPConfig) -> dict[str, Any]:
-        """``check_sizes``, and what all results' metadata say besides."""
+        """``check_fit``, the frontier's mode if tokens leave no choice, and what all metadata say besides."""
         from ..pictures import auto_scale
 
-        self.check_sizes(grid, tokenizer)
+        self.check_fit(grid, tokenizer)
         if tokenizer.holistic and self.frontier != "none":
             self.frontier_mode = FrontierMode.decode
         scale = self.scale or auto_scale(tokenizer.clip_size(grid)[1:])

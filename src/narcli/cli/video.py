@@ -137,9 +137,9 @@ class Clips(Run):
             for path in self.outputs.paths:
                 check_frames(path)
 
-    def check_sizes(self, grid: tuple[int, ...], tokenizer: VQConfig | LARPConfig) -> None:
+    def check_fit(self, grid: tuple[int, ...], tokenizer: VQConfig | LARPConfig) -> None:
         """Also the number of frames."""
-        super().check_sizes(grid, tokenizer)
+        super().check_fit(grid, tokenizer)
         made = tokenizer.clip_size(grid)[0]
         if self.frames is not None and self.frames > made:
             raise UsageError(
@@ -188,9 +188,11 @@ class Clips(Run):
         except Exception as error:  # encoders fail in many ways
             folder = write_frames(companion(path, "_frames"), frames, metadata, words)
             self.files.append(folder)
-            known = error if isinstance(error, NarError) else NarError(f"Could not write {path}: {error}")
-            known.hint = " ".join(filter(None, [f"The frames are kept in {folder}.", known.hint]))
-            raise known from (None if known is error else error)
+            kept = f"The frames are kept in {folder}."
+            if isinstance(error, NarError):
+                error.hint = f"{kept} {error.hint or ''}".rstrip()
+                raise
+            raise NarError(f"Could not write {path}: {error}", kept) from error
 
 
 def shown_fps(suffix: str, fps: float) -> float:
