@@ -7,7 +7,8 @@ Writes
 
 - ``DATA/all``: every picture as ``images.npy`` (uint8, N x 128 x 128 x 3, on white), and ``items.tsv``: what
   each is of (key, subject, attributes), a caption, and for 150 of them that they are set aside;
-- ``DATA/train``: those that are not, with ``captions.tsv`` (a line a picture, tabs between captions).
+- ``DATA/train``: those that are not, with ``captions.tsv`` (a line a picture, tabs between captions) and the
+  subjects as ``labels.npy``.
 
 A subject is what pictures that differ in gender, skin tone or colour have in common. Set aside are
 combinations of a subject and attributes of which every part, and all parts but one, appear elsewhere.
@@ -311,7 +312,8 @@ def main(source: Path, data: Path) -> None:
     train.mkdir(exist_ok=True)
     np.save(train / "images.npy", images[kept])
     (train / "captions.tsv").write_text("".join("\t".join(lines[i]) + "\n" for i in kept), encoding="utf-8")
-    subjects = {item.subject for item in items}
+    subjects = sorted({item.subject for item in items})
+    np.save(train / "labels.npy", np.array([subjects.index(items[i].subject) for i in kept]))
     print(f"{len(items)} pictures of {len(subjects)} subjects, {len(kept)} for training")
     print(f"{len(held)} combinations are set aside:", dict(Counter(i.kind for i in items if i.key in held)))
     print(

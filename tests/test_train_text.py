@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from narcli.checkpoints import load_transformer
@@ -19,6 +21,7 @@ from narcli.models.vq import VQConfig, VQTokenizer
 from narcli.sampling import SamplingSettings, generate
 from narcli.training.loop import TrainSettings, optimizers_of
 from narcli.training.text import (
+    CaptionNoise,
     Reader,
     TextNAR,
     begin,
@@ -90,6 +93,49 @@ def test_the_blocks_start_from_the_model_of_classes(position):
         assert all(torch.equal(new_places[0, k], old_places[0, 0]) for k in range(5))
 
 
+def test_a_model_of_text_goes_on_as_it_is():
+    sizes = {"condition": "text", "num_classes": 0, "condition_tokens": 5, "caption_dim": 64}
+    old = begin(start(), replace(CLASSES, **sizes))
+    before, after = old.state_dict(), begin(old, old.config).state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.floats(0, 2), st.integers(0, 99))
+def test_caption_noise_keeps_places_and_the_items_asked_for(subjects, most, seed):
+    torch.manual_seed(seed)
+    tokens = torch.arange(len(subjects))[:, None] * 100 + torch.arange(50)  # (item, place), told apart
+    items = torch.randint(len(subjects), (7,))
+    noisy = CaptionNoise(tokens, torch.tensor(subjects), most)(items)
+    assert torch.equal(noisy % 100, tokens[items] % 100)
+    assert (noisy != tokens[items]).float().mean(1).max() <= min(most + 0.25, 1)
+
+
+def test_half_of_the_caption_noise_is_from_one_other_picture_of_the_subject():
+    torch.manual_seed(0)
+    subjects = torch.arange(1000) // 10 % 90  # some twenty times, some ten
+    tokens = torch.arange(1000)[:, None].expand(1000, 40)
+    noise = CaptionNoise(tokens, subjects, 2.0)
+    noisy = noise(torch.arange(1000))
+    whole = (noisy != tokens).all(1)  # nothing of the picture itself left
+    donors = noisy[whole]
+    single = (donors == donors[:, :1]).all(1)
+    assert single.float().mean().item() == pytest.approx(0.5, abs=0.06)
+    assert torch.equal(subjects[donors[single, 0]], subjects[whole][single])
+    assert (subjects[donors[~single]] == subjects[whole][~single, None]).float().mean() < 0.05
+    assert torch.equal(CaptionNoise(tokens, subjects, 0.0)(torch.arange(1000)), tokens)
+
+
+def test_a_picture_alone_of_its_subject_gets_tokens_of_any():
+    torch.manual_seed(0)
+    tokens = torch.arange(100)[:, None].expand(100, 40)
+    noisy = CaptionNoise(tokens, torch.arange(100), 2.0)(torch.arange(100))
+    changed = noisy != tokens
+    assert changed.float().mean().item() == pytest.approx(0.74, abs=0.06)  # a share of 0 to 2, at most 1
+    assert all(
+        len(row[other].unique()) > 1 for row, other in zip(noisy, changed, strict=True) if other.sum() > 9
+    )
+
+
 def test_training_sees_what_inference_gives(encoder):
     nar = NARTransformer(replace(CLASSES, condition="text", condition_tokens=12, caption_dim=64))
     texts = ["a red dot", "é", "blue"]
@@ -109,7 +155,7 @@ def test_captions_are_learned_by_both_networks(tmp_path):
     encoder = byte_encoder(64, 1)
     before = encoder.model.shared.weight.detach().clone()
     model, encoder = train_text(
-        tokens, captions, torch.eye(3, 256), VQTokenizer(VQ).eval(), start(), encoder, 12,
+        tokens, captions, torch.arange(3), torch.eye(3, 256), VQTokenizer(VQ).eval(), start(), encoder, 12,
         settings(steps=80, batch_size=12, learning_rate=1e-2, bfloat16=False), tmp_path, dropout=0.0,
         quiet=True,
     )  # fmt: skip
@@ -124,7 +170,7 @@ def test_captions_are_learned_by_both_networks(tmp_path):
         assert sheet.size == (40, 16)
     with pytest.raises(CheckpointError, match="differs in: data"):
         train_text(
-            tokens, [["x"], ["y"], ["z"]], torch.eye(3, 256), VQTokenizer(VQ), start(),
+            tokens, [["x"], ["y"], ["z"]], torch.arange(3), torch.eye(3, 256), VQTokenizer(VQ), start(),
             byte_encoder(64, 1), 12,
             settings(steps=80, batch_size=12, learning_rate=1e-2, bfloat16=False), tmp_path, dropout=0.0,
         )  # fmt: skip
@@ -167,8 +213,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(where, tmp_path, monkeypatc
     def run(folder):
         torch.manual_seed(0)
         return train_text(
-            tokens, texts, torch.eye(3, 256), VQTokenizer(VQ).eval(), start(), byte_encoder(64, 1), 12,
-            settings(save_every=2), tmp_path / folder, encoder_steps=4, token_noise=1.5, quiet=True,
+            tokens, texts, torch.tensor([0, 0, 1]), torch.eye(3, 256), VQTokenizer(VQ).eval(), start(),
+            byte_encoder(64, 1), 12, settings(save_every=2), tmp_path / folder, encoder_steps=4,
+            token_noise=1.5, quiet=True,
         )  # fmt: skip
 
     whole = run("whole")
@@ -195,7 +242,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(where, tmp_path, monkeypatc
 
 def test_captions_that_are_too_long_are_refused(encoder, tmp_path):
     tokens, captions = torch.zeros(1, 4, dtype=torch.int64), [["twelve bytes"]]
-    arguments = (tokens, captions, torch.eye(1, 256), VQTokenizer(VQ))
+    arguments = (tokens, captions, torch.zeros(1, dtype=torch.int64), torch.eye(1, 256), VQTokenizer(VQ))
     with pytest.raises(UsageError, match="13 tokens, and --caption-tokens is 12") as caught:
         train_text(*arguments, start(), encoder, 12, settings(), tmp_path)
     assert "--caption-tokens 13" in caught.value.hint
@@ -239,6 +286,16 @@ def test_from_captions_to_a_picture(tiny, tmp_path):
     assert run.returncode == 0, run.stderr
     with Image.open(tmp_path / "red.png") as picture:
         assert picture.size == (256, 256)
+    np.save(data / "labels.npy", np.array([0, 0, 1]))
+    run = narcli("train", "text", data, "-o", tmp_path / "on", "--start", folder, "--steps", 2, "-q")
+    assert run.returncode == 0, run.stderr
+    further = Path(run.stdout.strip())
+    assert json.loads((further / "config.json").read_text())["transformer"] == said["transformer"]
+    assert not (tmp_path / "on" / "encoder").exists()  # it has learned to read
+    letters = [T5Encoder.load(each / "text_encoder").model.shared.weight for each in (folder, further)]
+    assert not torch.equal(*letters)
+    run = narcli("train", "text", data, "-o", tmp_path / "on", "--start", folder, "--caption-tokens", 12)
+    assert run.returncode == 2 and "--caption-tokens is given, and --start has its own" in run.stderr
     run = narcli("train", "text", data, "-o", tmp_path / "run", "--start", tiny, "--encoder-dim", 100)
     assert run.returncode == 2 and "multiple of 64" in run.stderr
 

@@ -113,10 +113,7 @@ def tokenizer(
         raise UsageError(f"--frames is {frames}, and {str(data)!r} holds no clips.", "Leave it out.")
     before = vq_tokenizer(start) if start else None
     if before:
-        for name in ("channels", "multipliers", "blocks", "patch", "codes", "frames"):
-            source = context.get_parameter_source(name)
-            if source and source.name == "COMMANDLINE":
-                raise UsageError(f"--{name} is given, and --start has its own.", "Leave one of them out.")
+        refuse_sizes(context, "channels", "multipliers", "blocks", "patch", "codes", "frames")
         config = before.config
     else:
         stacked = (frames or FRAMES) if pictures.frames else 1
@@ -222,24 +219,28 @@ def nar(
 
 @app.command()
 def text(
+    context: typer.Context,
     data: Annotated[Path, typer.Argument(help="Folder with images.npy and captions.tsv, a line a picture.")],
     output: Output,
     start: Annotated[
-        Path, typer.Option(help="A trained model of classes: its blocks are the start, its tokenizer serves.")
+        Path,
+        typer.Option(
+            help="A trained model of classes, whose blocks and tokenizer it takes, or one of text to go on."
+        ),
     ],
     steps: Steps = 10_000,
     batch_size: BatchSize = 32,
     learning_rate: LearningRate = 1e-3,
-    encoder_dim: Annotated[int, typer.Option(min=64, help="Width of the encoder, a multiple of 64.")] = 256,
-    encoder_layers: Annotated[int, typer.Option(min=1, help="Layers of the encoder.")] = 4,
+    encoder_dim: Annotated[int, typer.Option(min=64, help="Width of a new encoder, a multiple of 64.")] = 256,
+    encoder_layers: Annotated[int, typer.Option(min=1, help="Layers of a new encoder.")] = 4,
     encoder_steps: Annotated[
         int,
         typer.Option(
-            min=0, help="Steps in which the encoder first learns which caption is of which picture."
+            min=0, help="Steps in which a new encoder first learns which caption is of which picture."
         ),
     ] = 1000,
     caption_tokens: Annotated[
-        int, typer.Option(min=2, help="Longest caption in bytes, and one for its end.")
+        int, typer.Option(min=2, help="Longest caption of a new encoder, in bytes and one for its end.")
     ] = 80,
     dropout: Dropout = 0.1,
     token_noise: TokenNoise = 0.0,
@@ -254,7 +255,11 @@ def text(
     if encoder_dim % 64:
         raise UsageError(f"--encoder-dim is {encoder_dim}, expected a multiple of 64 (attention heads).")
     keep_memory()
+    import numpy as np
+
     from ..checkpoints import load_transformer, save_model
+    from ..configs import TEXT_ENCODER
+    from ..models.text import T5Encoder
     from ..training.data import load_pictures
     from ..training.loop import TrainSettings
     from ..training.nar import tokenize
@@ -262,7 +267,11 @@ def text(
 
     pictures = load_pictures(data)
     captions = load_captions(data, len(pictures))
-    blocks, vq = load_transformer(start, kind="image"), vq_tokenizer(start)
+    blocks, vq = load_transformer(start), vq_tokenizer(start)
+    goes_on = blocks.config.condition == "text"
+    if goes_on:
+        refuse_sizes(context, "encoder_dim", "encoder_layers", "encoder_steps", "caption_tokens")
+        caption_tokens, encoder_steps = blocks.config.condition_tokens, 0
     if grid_of(pictures, vq.config) != blocks.config.grid:
         raise UsageError(f"The pictures in {str(data)!r} are not of the size that {start} makes.")
     settings = TrainSettings(
@@ -274,16 +283,35 @@ def text(
     import torch
 
     torch.manual_seed(seed)
+    encoder = (
+        T5Encoder.load(start / TEXT_ENCODER, torch.float32)
+        if goes_on
+        else byte_encoder(encoder_dim, encoder_layers)
+    )
+    # Without subjects every picture has one of its own.
+    labels = np.arange(len(pictures)) if pictures.labels is None else pictures.labels
     model, encoder = train_text(
-        tokens, captions, looks_of(pictures.images), vq, blocks,
-        byte_encoder(encoder_dim, encoder_layers), caption_tokens,
-        settings, output, encoder_steps, dropout, token_noise, quiet,
+        tokens, captions, torch.from_numpy(labels), looks_of(pictures.images), vq, blocks, encoder,
+        caption_tokens, settings, output, encoder_steps, dropout, token_noise, quiet,
     )  # fmt: skip
     folder = save_model(
         output / "model", transformer=model, tokenizer=vq, text_encoder=encoder, defaults={"cfg_scale": 2.0},
         overwrite=True,
     )  # fmt: skip
     report(Console(quiet), folder, as_json, {})
+
+
+def refuse_sizes(context: typer.Context, *names: str) -> None:
+    """Refuse options that say what a model is like that --start brings.
+
+    Raises:
+        UsageError: one of them is given.
+    """
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source and source.name == "COMMANDLINE":
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"{option} is given, and --start has its own.", "Leave one of them out.")
 
 
 def check_sizes(rules: Mapping[str, configs.Rule], sizes: Mapping[str, Any]) -> None:

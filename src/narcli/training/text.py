@@ -3,7 +3,7 @@
 The released models read a large T5 that was trained on text alone. A small model has none to start from, so a
 small T5 that reads bytes first learns which caption belongs to which picture, and then together with the
 transformer, whose blocks start from a model of classes: only the class embedding gives way to the captions.
-The loss is that of ``nar``.
+A model of text goes on as it is. The loss is that of ``nar``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..models.transformer import NARTransformer, TextCondition, TransformerConfi
 from ..models.vq import VQTokenizer
 from ..prompts import parse_prompt
 from .loop import TrainSettings, batch_indices, train
-from .nar import LABEL_DROPOUT, Noise, weights_digest
+from .nar import LABEL_DROPOUT, weights_digest
 
 CAPTIONS = "captions.tsv"
 HEAD_DIM = 64  # of the encoder, as in the released T5s
@@ -179,14 +179,17 @@ class TextNAR(nn.Module):
 
 
 def begin(start: NARTransformer, config: TransformerConfig, dropout: float = 0.0) -> NARTransformer:
-    """A model of text with the blocks, heads and token embeddings of a model of classes.
+    """A model of text with blocks, heads and token embeddings of one of classes, or with all of one of text.
 
     Args:
-        start: the model of classes; its sizes are those of ``config`` but for the condition.
+        start: its sizes are those of ``config``, but for the condition of a model of classes.
         config: of the new model.
         dropout: as ``train_nar``.
     """
     model = NARTransformer(config, dropout)
+    if start.config.condition == "text":
+        model.load_state_dict(start.state_dict())
+        return model
     model.init_weights()
     condition = cast(TextCondition, model.condition)
     nn.init.normal_(condition.uncond_embedding)  # features have that size, too
@@ -204,9 +207,45 @@ def begin(start: NARTransformer, config: TransformerConfig, dropout: float = 0.0
     return model
 
 
+class CaptionNoise:
+    """Exchanges some input tokens for those of other pictures, as ``nar.Noise`` does.
+
+    Those of any pictures are seen to be wrong, and leave it to the caption to tell what is there. In half of
+    the pictures all come from one other picture of the subject, where there is one: then the tokens speak
+    for two colours, say, and the caption decides.
+
+    Args:
+        tokens: (items, N) int64.
+        subjects: (items,) int64, equal for pictures of the same subject that differ in attributes.
+        most: largest share of a picture's tokens that is exchanged; each picture's own is uniform below it,
+            and all its tokens where that exceeds 1.
+    """
+
+    def __init__(self, tokens: Tensor, subjects: Tensor, most: float) -> None:
+        self.tokens, self.subjects, self.most = tokens, subjects, most
+        self.order = subjects.argsort(stable=True)
+        self.count = torch.bincount(subjects)
+        self.start = self.count.cumsum(0) - self.count
+        self.place = self.order.argsort() - self.start[subjects]  # of an item among those of its subject
+
+    def __call__(self, items: Tensor) -> Tensor:
+        """(B,) -> (B, N)."""
+        tokens, subjects = self.tokens[items], self.subjects[items]
+        if not self.most:
+            return tokens
+        count = self.count[subjects]
+        ahead = 1 + (torch.rand(len(items)) * (count - 1)).long()
+        sibling = self.order[self.start[subjects] + (self.place[items] + ahead) % count]
+        alike = (count > 1) & (torch.rand(len(items)) < 0.5)
+        donors = torch.where(alike[:, None], sibling[:, None], torch.randint(len(self.tokens), tokens.shape))
+        exchanged = torch.rand(tokens.shape) < torch.rand(len(items), 1) * self.most
+        return torch.where(exchanged, self.tokens[donors, torch.arange(tokens.shape[1])], tokens)
+
+
 def train_text(
     tokens: Tensor,
     captions: Sequence[Sequence[str]],
+    subjects: Tensor,
     looks: Tensor,
     tokenizer: VQTokenizer,
     start: NARTransformer,
@@ -223,17 +262,19 @@ def train_text(
 
     Args:
         tokens: (items, N) int64 codes in raster order.
-        captions: cleaned ones of each item, of which each step takes one at random.
+        captions: cleaned ones of each item, of which a step takes the first or, half of the time, any.
+        subjects: (items,) int64, see ``CaptionNoise``.
         looks: (items, LOOKS), see ``looks_of``.
         tokenizer: decodes the sample sheets.
-        start: the model of classes whose blocks it starts from.
-        encoder: trained with it, in place.
+        start: the model of classes whose blocks it starts from, or the model of text that goes on.
+        encoder: trained with it, in place; that of such a model of text.
         condition_tokens: longest caption in tokens of the encoder, the end token counted.
         settings: of the optimisation.
         folder: where the run lives.
         encoder_steps: of ``learn_to_read``, before the transformer begins.
         dropout: on token embeddings, attention outputs and feed-forward outputs, in [0, 1).
-        token_noise: largest share of a picture's input tokens that is exchanged, in [0, 2]; see ``Noise``.
+        token_noise: largest share of a picture's input tokens that is exchanged, in [0, 2]; see
+            ``CaptionNoise``.
         quiet: no progress display.
 
     Raises:
@@ -247,7 +288,7 @@ def train_text(
             f"The longest caption has {longest} tokens, and --caption-tokens is {condition_tokens}.",
             f"Give --caption-tokens {longest}, or shorten it.",
         )
-    data = sha256(tokens.numpy().tobytes() + repr(captions).encode()).hexdigest()
+    data = sha256(tokens.numpy().tobytes() + subjects.numpy().tobytes() + repr(captions).encode()).hexdigest()
     if encoder_steps:
         reading = replace(
             settings, steps=encoder_steps, batch_size=READER_BATCH, learning_rate=READER_RATE, muon=False,
@@ -259,9 +300,7 @@ def train_text(
         start.config, condition="text", num_classes=0, condition_tokens=condition_tokens,
         caption_dim=encoder.width,
     )  # fmt: skip
-    # Not from the same picture or one much like it: that would say what the caption says.
-    anyone = torch.zeros(len(tokens), dtype=torch.int64)
-    noise = Noise(tokens, anyone, token_noise)
+    noise = CaptionNoise(tokens, subjects, token_noise)
     model = TextNAR(begin(start, config, dropout), encoder.model).train()
     nar, condition = model.nar, cast(TextCondition, model.nar.condition)
     forward = torch.compile(nar.forward_train) if settings.compile else nar.forward_train
@@ -269,13 +308,17 @@ def train_text(
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         items = torch.from_numpy(batch_indices(len(tokens), settings, step))
         picks = torch.rand(len(items)).tolist()
+        chosen = [ids[item] for item in items.tolist()]
         features, padding = model.features(
-            [ids[item][int(pick * len(ids[item]))] for item, pick in zip(items.tolist(), picks, strict=True)]
+            [
+                of_one[max(0, int((2 * pick - 1) * len(of_one)))]
+                for of_one, pick in zip(chosen, picks, strict=True)
+            ]
         )
         dropped = torch.rand(len(items), 1, 1) < LABEL_DROPOUT
         features = torch.where(dropped, condition.uncond_embedding.to(features.dtype), features)
         target = tokens[items]
-        logits = forward(condition(features), noise(target, anyone[items]), padding)
+        logits = forward(condition(features), noise(items), padding)
         return F.cross_entropy(logits.flatten(0, 1), target.flatten()), {}
 
     def sheet(trained: nn.Module, path: Path) -> None:
