@@ -1,6 +1,7 @@
 """Training on captions: the encoder learns with the transformer, and inference sees what training saw."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,8 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from typer.testing import CliRunner
 
 from narcli.checkpoints import load_transformer
+from narcli.cli import app
 from narcli.errors import CheckpointError, UsageError
 from narcli.models.text import T5Encoder, left_pad
 from narcli.models.transformer import NARTransformer, TransformerConfig
@@ -29,6 +32,7 @@ from narcli.training.text import (
     learn_to_read,
     load_captions,
     looks_of,
+    pick,
     train_text,
 )
 
@@ -112,17 +116,24 @@ def test_caption_noise_keeps_places_and_the_items_asked_for(subjects, most, seed
 
 def test_half_of_the_caption_noise_is_from_one_other_picture_of_the_subject():
     torch.manual_seed(0)
-    subjects = torch.arange(1000) // 10 % 90  # some twenty times, some ten
+    subjects = (torch.arange(1000) // 2 * 3)[torch.randperm(1000)]  # pairs, with gaps between the numbers
     tokens = torch.arange(1000)[:, None].expand(1000, 40)
-    noise = CaptionNoise(tokens, subjects, 2.0)
-    noisy = noise(torch.arange(1000))
+    noisy = CaptionNoise(tokens, subjects, 2.0)(torch.arange(1000))
     whole = (noisy != tokens).all(1)  # nothing of the picture itself left
     donors = noisy[whole]
     single = (donors == donors[:, :1]).all(1)
+    # Half of the shares are 1 or more. One that is not of itself would leave fewer such rows.
+    assert whole.float().mean().item() == pytest.approx(0.5, abs=0.05)
     assert single.float().mean().item() == pytest.approx(0.5, abs=0.06)
     assert torch.equal(subjects[donors[single, 0]], subjects[whole][single])
     assert (subjects[donors[~single]] == subjects[whole][~single, None]).float().mean() < 0.05
     assert torch.equal(CaptionNoise(tokens, subjects, 0.0)(torch.arange(1000)), tokens)
+
+
+def test_the_first_caption_is_taken_half_of_the_time():
+    found = [pick("abcd", number) for number in (0.0, 0.3, 0.499, 0.5, 0.62, 0.63, 0.76, 0.88, 0.9999)]
+    assert found == ["a", "a", "a", "a", "a", "b", "c", "d", "d"]
+    assert [pick("a", number) for number in (0.0, 0.5, 0.9999)] == ["a", "a", "a"]
 
 
 def test_a_picture_alone_of_its_subject_gets_tokens_of_any():
@@ -286,18 +297,70 @@ def test_from_captions_to_a_picture(tiny, tmp_path):
     assert run.returncode == 0, run.stderr
     with Image.open(tmp_path / "red.png") as picture:
         assert picture.size == (256, 256)
-    np.save(data / "labels.npy", np.array([0, 0, 1]))
-    run = narcli("train", "text", data, "-o", tmp_path / "on", "--start", folder, "--steps", 2, "-q")
-    assert run.returncode == 0, run.stderr
-    further = Path(run.stdout.strip())
-    assert json.loads((further / "config.json").read_text())["transformer"] == said["transformer"]
-    assert not (tmp_path / "on" / "encoder").exists()  # it has learned to read
-    letters = [T5Encoder.load(each / "text_encoder").model.shared.weight for each in (folder, further)]
-    assert not torch.equal(*letters)
-    run = narcli("train", "text", data, "-o", tmp_path / "on", "--start", folder, "--caption-tokens", 12)
-    assert run.returncode == 2 and "--caption-tokens is given, and --start has its own" in run.stderr
     run = narcli("train", "text", data, "-o", tmp_path / "run", "--start", tiny, "--encoder-dim", 100)
     assert run.returncode == 2 and "multiple of 64" in run.stderr
+
+
+@pytest.fixture
+def captioned(tmp_path):
+    """Pictures of 8 pixels with captions and subjects."""
+    data = tmp_path / "captioned"
+    data.mkdir()
+    np.save(data / "images.npy", np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8))
+    (data / "captions.tsv").write_text("red dot\nblue dot\nno dot\n")
+    np.save(data / "labels.npy", np.array([7, 7, 9]))
+    return data
+
+
+def train(data, start, output, *more):
+    command = ("train", "text", data, "--start", start, "-o", output, *more, "-q")
+    return CliRunner().invoke(app, list(map(str, command)))
+
+
+def test_a_model_of_text_and_its_encoder_go_on(captioned, tiny_text, tmp_path):
+    command = (captioned, tiny_text, tmp_path / "run", "--steps", 2, "--token-noise", 1.5)
+    run = train(*command)
+    assert run.exit_code == 0, run.stderr
+    after = Path(run.stdout.strip())
+    said = [json.loads((folder / "config.json").read_text()) for folder in (tiny_text, after)]
+    assert said[0]["transformer"] == said[1]["transformer"] and said[0]["defaults"] == said[1]["defaults"]
+    assert not (tmp_path / "run" / "encoder").exists()  # it has learned to read already
+    encoders = [
+        T5Encoder.load(folder / "text_encoder", None).model.state_dict() for folder in (tiny_text, after)
+    ]
+    models = [load_transformer(folder, dtype=None).state_dict() for folder in (tiny_text, after)]
+    for old, new in (encoders, models):
+        moved = [(old[name] - new[name]).abs().max().item() for name in old]
+        assert all(tensor.dtype == torch.float32 for tensor in new.values())
+        assert 0 < max(moved) < 0.01  # steps of the learning rate, no fresh weights
+    np.save(captioned / "labels.npy", np.array([7, 9, 9]))
+    run = train(*command)
+    assert run.exit_code == 4 and "differs in: subjects" in run.stderr
+
+
+@pytest.mark.parametrize(
+    "option", ["--encoder-dim=64", "--encoder-layers=1", "--encoder-steps=0", "--caption-tokens=12"]
+)
+def test_what_is_for_a_new_encoder_is_refused_when_a_model_goes_on(option, captioned, tiny_text, tmp_path):
+    run = train(captioned, tiny_text, tmp_path / "run", option)
+    assert run.exit_code == 2 and "is for a new network, and --start brings one" in run.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_models_that_cannot_go_on_are_refused(captioned, tiny_text, tiny_video, tmp_path):
+    broken = shutil.copytree(tiny_text, tmp_path / "broken")
+    shutil.rmtree(broken / "text_encoder")
+    run = train(captioned, broken, tmp_path / "run")
+    assert run.exit_code == 4 and "has no text encoder of its own" in run.stderr
+    byte_encoder(64, 1).save(broken / "text_encoder")
+    run = train(captioned, broken, tmp_path / "run")
+    assert run.exit_code == 4 and "features of 64 numbers, and the model takes 16" in run.stderr
+    run = train(captioned, tiny_video, tmp_path / "run")
+    assert run.exit_code == 4 and "makes videos" in run.stderr
+    assert not (tmp_path / "run").exists()
+    (captioned / "captions.tsv").write_text(f"red dot\nblue dot\n{'d' * 24}\n")
+    run = train(captioned, tiny_text, tmp_path / "run", "--steps", 1)
+    assert run.exit_code == 2 and "25 tokens, and the model takes 24" in run.stderr
 
 
 # --- the captions of the built-in model ----------------------------------------------------------
@@ -333,6 +396,12 @@ def test_subjects_are_what_is_left_without_attributes(prepare):
     assert (one.subject, one.attributes, one.kind) == ("cook", ("woman", "dark"), "gender and tone")
     assert items["cook()"].attributes == ("person",) and items["cook()"].kind == ""
     assert (items["light blue heart"].subject, items["light blue heart"].colour) == ("heart", "light blue")
+
+
+def test_labels_are_shared_by_different_pictures_of_a_subject_only(prepare):
+    names = [("a", "x"), ("b", "y"), ("c", "x"), ("d", "z"), ("d", "z")]  # d is there twice
+    found = prepare.labels_of([prepare.Item(key, key, key, subject) for key, subject in names]).tolist()
+    assert found[0] == found[2] and len(set(found)) == 4
 
 
 def test_every_part_of_what_is_set_aside_is_seen_elsewhere(prepare, monkeypatch):

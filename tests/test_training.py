@@ -433,7 +433,7 @@ def test_from_clips_to_a_video(clips, tmp_path, monkeypatch):
         (["tokenizer", "pictures", "--size", 16, "--loop-starts", 2], "--loop-starts is 2"),
         (
             ["tokenizer", "clips", "--start", "tok", "--codes", 16],
-            "--codes is given, and --start has its own",
+            "--codes is for a new network, and --start brings one",
         ),
         (["nar", "clips", "--position", "rotary", "--tokenizer", "tok"], "--position is rotary"),
         (["nar", "pictures", "--size", 16, "--tokenizer", "tok"], "The tokenizer is one of clips"),

@@ -12,11 +12,12 @@ import typer
 
 from .. import configs
 from ..allocator import keep_memory
-from ..errors import UsageError
+from ..errors import CheckpointError, UsageError
 from .console import Console
 from .options import Json, Quiet, whole_numbers
 
 if TYPE_CHECKING:
+    from ..models.text import T5Encoder
     from ..models.vq import VQConfig, VQTokenizer
     from ..training.data import Pictures
 
@@ -113,7 +114,7 @@ def tokenizer(
         raise UsageError(f"--frames is {frames}, and {str(data)!r} holds no clips.", "Leave it out.")
     before = vq_tokenizer(start) if start else None
     if before:
-        refuse_sizes(context, "channels", "multipliers", "blocks", "patch", "codes", "frames")
+        refuse_beside_start(context, "channels", "multipliers", "blocks", "patch", "codes", "frames")
         config = before.config
     else:
         stacked = (frames or FRAMES) if pictures.frames else 1
@@ -220,7 +221,9 @@ def nar(
 @app.command()
 def text(
     context: typer.Context,
-    data: Annotated[Path, typer.Argument(help="Folder with images.npy and captions.tsv, a line a picture.")],
+    data: Annotated[
+        Path, typer.Argument(help="Folder with images.npy, captions.tsv and perhaps labels.npy.")
+    ],
     output: Output,
     start: Annotated[
         Path,
@@ -257,9 +260,7 @@ def text(
     keep_memory()
     import numpy as np
 
-    from ..checkpoints import load_transformer, save_model
-    from ..configs import TEXT_ENCODER
-    from ..models.text import T5Encoder
+    from ..checkpoints import kind_of, load_transformer, save_model
     from ..training.data import load_pictures
     from ..training.loop import TrainSettings
     from ..training.nar import tokenize
@@ -267,13 +268,20 @@ def text(
 
     pictures = load_pictures(data)
     captions = load_captions(data, len(pictures))
+    start = start.expanduser()
     blocks, vq = load_transformer(start), vq_tokenizer(start)
-    goes_on = blocks.config.condition == "text"
-    if goes_on:
-        refuse_sizes(context, "encoder_dim", "encoder_layers", "encoder_steps", "caption_tokens")
-        caption_tokens, encoder_steps = blocks.config.condition_tokens, 0
+    kind = kind_of(blocks.config)
+    if kind == "video":
+        raise CheckpointError(f"{start} makes videos.", "Give a model of images as --start.")
     if grid_of(pictures, vq.config) != blocks.config.grid:
         raise UsageError(f"The pictures in {str(data)!r} are not of the size that {start} makes.")
+    own = None
+    defaults: Mapping[str, float] = {"cfg_scale": 2.0}
+    if kind == "text":
+        refuse_beside_start(context, "encoder_dim", "encoder_layers", "encoder_steps", "caption_tokens")
+        own = own_encoder(start, blocks.config.caption_dim)
+        caption_tokens, encoder_steps = blocks.config.condition_tokens, 0
+        defaults = configs.read_config(start / configs.CONFIG).defaults
     settings = TrainSettings(
         steps=steps, batch_size=batch_size, learning_rate=learning_rate,
         muon=muon, save_every=save_every, seed=seed, compile=compile,
@@ -283,26 +291,22 @@ def text(
     import torch
 
     torch.manual_seed(seed)
-    encoder = (
-        T5Encoder.load(start / TEXT_ENCODER, torch.float32)
-        if goes_on
-        else byte_encoder(encoder_dim, encoder_layers)
-    )
-    # Without subjects every picture has one of its own.
-    labels = np.arange(len(pictures)) if pictures.labels is None else pictures.labels
+    # Without labels every picture has a subject of its own.
+    subjects = np.arange(len(pictures)) if pictures.labels is None else pictures.labels
     model, encoder = train_text(
-        tokens, captions, torch.from_numpy(labels), looks_of(pictures.images), vq, blocks, encoder,
-        caption_tokens, settings, output, encoder_steps, dropout, token_noise, quiet,
+        tokens, captions, torch.from_numpy(subjects), looks_of(pictures.images) if encoder_steps else None,
+        vq, blocks, own or byte_encoder(encoder_dim, encoder_layers), caption_tokens,
+        settings, output, encoder_steps, dropout, token_noise, quiet,
     )  # fmt: skip
     folder = save_model(
-        output / "model", transformer=model, tokenizer=vq, text_encoder=encoder, defaults={"cfg_scale": 2.0},
+        output / "model", transformer=model, tokenizer=vq, text_encoder=encoder, defaults=defaults,
         overwrite=True,
     )  # fmt: skip
     report(Console(quiet), folder, as_json, {})
 
 
-def refuse_sizes(context: typer.Context, *names: str) -> None:
-    """Refuse options that say what a model is like that --start brings.
+def refuse_beside_start(context: typer.Context, *names: str) -> None:
+    """Refuse options for what --start brings.
 
     Raises:
         UsageError: one of them is given.
@@ -311,7 +315,34 @@ def refuse_sizes(context: typer.Context, *names: str) -> None:
         source = context.get_parameter_source(name)
         if source and source.name == "COMMANDLINE":
             option = "--" + name.replace("_", "-")
-            raise UsageError(f"{option} is given, and --start has its own.", "Leave one of them out.")
+            raise UsageError(
+                f"{option} is for a new network, and --start brings one.", f"Leave {option} out."
+            )
+
+
+def own_encoder(folder: Path, width: int) -> T5Encoder:
+    """The text encoder of a model that `narcli train text` made, in float32.
+
+    Raises:
+        CheckpointError: it has none, or one that makes features of another width.
+    """
+    import torch
+
+    from ..models.text import T5Encoder
+
+    path = folder / configs.TEXT_ENCODER
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{folder} has no text encoder of its own.", "Only a model that `narcli train text` made goes on."
+        )
+    encoder = T5Encoder.load(path, torch.float32)
+    if encoder.width != width:
+        raise CheckpointError(
+            f"The text encoder in {folder} makes features of {encoder.width} numbers, and the model takes "
+            f"{width}.",
+            "They do not belong together.",
+        )
+    return encoder
 
 
 def check_sizes(rules: Mapping[str, configs.Rule], sizes: Mapping[str, Any]) -> None:

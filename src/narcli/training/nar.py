@@ -103,9 +103,8 @@ class Noise:
 
     def __init__(self, tokens: Tensor, labels: Tensor, most: float) -> None:
         self.most = most
-        self.sorted = tokens[labels.argsort(stable=True)]
-        self.count = torch.bincount(labels)
-        self.start = self.count.cumsum(0) - self.count
+        order, self.start, self.count = grouped(labels)
+        self.sorted = tokens[order]
 
     def __call__(self, tokens: Tensor, labels: Tensor) -> Tensor:
         """(B, N) tokens of (B,) labels -> (B, N)."""
@@ -115,8 +114,19 @@ class Noise:
         siblings = self.start[labels, None] + (torch.rand(shape) * self.count[labels, None]).long()
         anyone = torch.randint(len(self.sorted), shape)
         donors = torch.where(torch.rand(shape) < 0.5, siblings, anyone)
-        share = torch.rand(len(tokens), 1) * self.most
-        return torch.where(torch.rand(shape) < share, self.sorted[donors, torch.arange(shape[1])], tokens)
+        return exchange(tokens, self.sorted[donors, torch.arange(shape[1])], self.most)
+
+
+def grouped(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Items by label: (items,) places in order, and where each label's begin there and how many they are."""
+    count = torch.bincount(labels)
+    return labels.argsort(stable=True), count.cumsum(0) - count, count
+
+
+def exchange(tokens: Tensor, others: Tensor, most: float) -> Tensor:
+    """(B, N) with a share of each row, uniform below ``most``, taken from ``others``."""
+    share = torch.rand(len(tokens), 1) * most
+    return torch.where(torch.rand(tokens.shape) < share, others, tokens)
 
 
 @torch.inference_mode()

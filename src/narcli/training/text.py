@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from ..models.transformer import NARTransformer, TextCondition, TransformerConfi
 from ..models.vq import VQTokenizer
 from ..prompts import parse_prompt
 from .loop import TrainSettings, batch_indices, train
-from .nar import LABEL_DROPOUT, weights_digest
+from .nar import LABEL_DROPOUT, exchange, grouped, weights_digest
 
 CAPTIONS = "captions.tsv"
 HEAD_DIM = 64  # of the encoder, as in the released T5s
@@ -212,7 +212,8 @@ class CaptionNoise:
 
     Those of any pictures are seen to be wrong, and leave it to the caption to tell what is there. In half of
     the pictures all come from one other picture of the subject, where there is one: then the tokens speak
-    for two colours, say, and the caption decides.
+    for two colours, say, and the caption decides. Never from the same picture or one just like it: that
+    would say what the caption says.
 
     Args:
         tokens: (items, N) int64.
@@ -222,11 +223,10 @@ class CaptionNoise:
     """
 
     def __init__(self, tokens: Tensor, subjects: Tensor, most: float) -> None:
-        self.tokens, self.subjects, self.most = tokens, subjects, most
-        self.order = subjects.argsort(stable=True)
-        self.count = torch.bincount(subjects)
-        self.start = self.count.cumsum(0) - self.count
-        self.place = self.order.argsort() - self.start[subjects]  # of an item among those of its subject
+        self.tokens, self.most = tokens, most
+        self.subjects = subjects.unique(return_inverse=True)[1]
+        self.order, self.start, self.count = grouped(self.subjects)
+        self.place = self.order.argsort() - self.start[self.subjects]  # of an item among those of its subject
 
     def __call__(self, items: Tensor) -> Tensor:
         """(B,) -> (B, N)."""
@@ -238,15 +238,22 @@ class CaptionNoise:
         sibling = self.order[self.start[subjects] + (self.place[items] + ahead) % count]
         alike = (count > 1) & (torch.rand(len(items)) < 0.5)
         donors = torch.where(alike[:, None], sibling[:, None], torch.randint(len(self.tokens), tokens.shape))
-        exchanged = torch.rand(tokens.shape) < torch.rand(len(items), 1) * self.most
-        return torch.where(exchanged, self.tokens[donors, torch.arange(tokens.shape[1])], tokens)
+        return exchange(tokens, self.tokens[donors, torch.arange(tokens.shape[1])], self.most)
+
+
+T = TypeVar("T")
+
+
+def pick(captions: Sequence[T], number: float) -> T:
+    """The first caption for a number in [0, 0.5), any of them, as likely as the others, up to 1."""
+    return captions[max(0, int((2 * number - 1) * len(captions)))]
 
 
 def train_text(
     tokens: Tensor,
     captions: Sequence[Sequence[str]],
     subjects: Tensor,
-    looks: Tensor,
+    looks: Tensor | None,
     tokenizer: VQTokenizer,
     start: NARTransformer,
     encoder: T5Encoder,
@@ -264,7 +271,7 @@ def train_text(
         tokens: (items, N) int64 codes in raster order.
         captions: cleaned ones of each item, of which a step takes the first or, half of the time, any.
         subjects: (items,) int64, see ``CaptionNoise``.
-        looks: (items, LOOKS), see ``looks_of``.
+        looks: (items, LOOKS), see ``looks_of``; None without ``encoder_steps``.
         tokenizer: decodes the sample sheets.
         start: the model of classes whose blocks it starts from, or the model of text that goes on.
         encoder: trained with it, in place; that of such a model of text.
@@ -283,13 +290,19 @@ def train_text(
     torch.manual_seed(settings.seed)
     ids = [[torch.tensor(encoder.tokenizer(text).input_ids) for text in texts] for texts in captions]
     longest = max(len(row) for rows in ids for row in rows)
+    goes_on = start.config.condition == "text"
     if longest > condition_tokens:
         raise UsageError(
-            f"The longest caption has {longest} tokens, and --caption-tokens is {condition_tokens}.",
-            f"Give --caption-tokens {longest}, or shorten it.",
+            f"The longest caption has {longest} tokens, and "
+            f"{'the model takes' if goes_on else '--caption-tokens is'} {condition_tokens}.",
+            "Shorten it." if goes_on else f"Give --caption-tokens {longest}, or shorten it.",
         )
-    data = sha256(tokens.numpy().tobytes() + subjects.numpy().tobytes() + repr(captions).encode()).hexdigest()
+    data = sha256(tokens.numpy().tobytes() + repr(captions).encode()).hexdigest()
+    digest = weights_digest(start)
+    if goes_on:
+        digest = weights_digest(encoder.model, digest.digest())
     if encoder_steps:
+        assert looks is not None
         reading = replace(
             settings, steps=encoder_steps, batch_size=READER_BATCH, learning_rate=READER_RATE, muon=False,
             compile=False,
@@ -307,13 +320,9 @@ def train_text(
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         items = torch.from_numpy(batch_indices(len(tokens), settings, step))
-        picks = torch.rand(len(items)).tolist()
-        chosen = [ids[item] for item in items.tolist()]
+        numbers = torch.rand(len(items)).tolist()
         features, padding = model.features(
-            [
-                of_one[max(0, int((2 * pick - 1) * len(of_one)))]
-                for of_one, pick in zip(chosen, picks, strict=True)
-            ]
+            [pick(ids[item], number) for item, number in zip(items.tolist(), numbers, strict=True)]
         )
         dropped = torch.rand(len(items), 1, 1) < LABEL_DROPOUT
         features = torch.where(dropped, condition.uncond_embedding.to(features.dtype), features)
@@ -333,10 +342,11 @@ def train_text(
     about: dict[str, Any] = {
         "transformer": asdict(config),
         "encoder": sizes_of(encoder) | {"steps": encoder_steps},
-        "start": weights_digest(start).hexdigest(),
+        "start": digest.hexdigest(),
         "dropout": dropout,
         "token_noise": token_noise,
         "data": data,
+        "subjects": sha256(noise.subjects.numpy().tobytes()).hexdigest(),
     }
     # A T5 does not scale its attention: at the transformer's rates its queries grew to 16 times their size.
     train(model, loss_of, settings, folder, sheet, about=about, slow="encoder.", quiet=quiet)
