@@ -34,11 +34,10 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), in the weight's dtype; a row's result depends on no other row."""
         rows = x.flatten(0, -2)
-        least, multiple = row_counts(self.dtype)
-        most = least if len(rows) <= least else most_rows(*self.shape, self.dtype)
+        most = len(rows) if len(rows) <= SAME_KERNEL else most_rows(*self.shape, self.dtype)
         products = []
         for part in rows.split(most):
-            count = max(least, -(-len(part) // multiple) * multiple)
+            count = padded_count(len(part), self.dtype)
             if count > len(part):
                 padded = part.new_empty(count, part.shape[1])
                 padded[: len(part)] = part  # what stands in the other rows does not matter
@@ -58,16 +57,22 @@ def multiply(rows: Tensor, packed: Tensor) -> Tensor:
 # products have a number of rows for which the sums are the same.
 
 
-@cache
-def row_counts(dtype: torch.dtype) -> tuple[int, int]:
-    """Least rows of a product, and what their number is a multiple of.
+#: In bfloat16 there may be another kernel above this.
+SAME_KERNEL = 32
 
-    A single row in float32 is summed by itself. In bfloat16 there is another kernel above 32 rows; with AMX
-    it takes hardly longer for 48 rows than the one below for 8.
+
+@cache
+def padded_count(rows: int, dtype: torch.dtype) -> int:
+    """Rows of the product that is made for ``rows`` of them.
+
+    A single row may be summed in another order. In bfloat16 many are multiples of 16, few enough to be tried,
+    and with AMX the kernel for many takes hardly longer for 48 than the one for few does for 8.
     """
     if dtype == torch.float32:
-        return 2, 1
-    return (48, 16) if torch.cpu._is_amx_tile_supported() else (1, 1)
+        return max(rows, 2)
+    if torch.cpu._is_amx_tile_supported():
+        rows = max(rows, 48)
+    return max(rows, 2) if rows <= SAME_KERNEL else -(-rows // 16) * 16
 
 
 @cache
@@ -78,19 +83,17 @@ def most_rows(out: int, columns: int, dtype: torch.dtype) -> int:
     """
     if dtype == torch.float32:
         return 4096
-    least, multiple = row_counts(dtype)
-    if multiple == 1:
-        return 32
+    least = padded_count(SAME_KERNEL, dtype)
     generator = torch.Generator().manual_seed(0)
     # The terms of a sum cancel in pairs, and what is left, rounding errors, shows the order of the additions.
     places = torch.randperm(columns, generator=generator)
     half = torch.randn(least, -(-columns // 2), generator=generator)
-    x = torch.cat([half, half], 1)[:, places].to(dtype).repeat(4, 1)  # every row at several places
+    x = torch.cat([half, half], 1)[:, places].to(dtype).repeat(192 // least, 1)  # every row at several places
     half = torch.randn(64, half.shape[1], generator=generator)
     weight = torch.cat([half, -half], 1)[:, places].to(dtype).repeat(-(-out // 64), 1)[:out]
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-    expected = multiply(x[:least], packed).repeat(4, 1)
-    counts = range(least + multiple, len(x) + 1, multiple)
+    expected = multiply(x[:least], packed).repeat(192 // least, 1)
+    counts = range(least + 16, len(x) + 1, 16)
     same = takewhile(lambda n: torch.equal(multiply(x[:n], packed), expected[:n]), counts)
     return max(same, default=least)
 
