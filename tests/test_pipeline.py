@@ -16,6 +16,7 @@ import narcli
 from conftest import hold_at_most
 from narcli import devices, memory, pipeline, sources
 from narcli.errors import CheckpointError, MemoryLimitError, UsageError
+from narcli.models import packed
 from narcli.models.transformer import NARTransformer
 from narcli.pictures import auto_scale, contact_sheet, enlarge
 from narcli.pipeline import hash_tokens, to_clips
@@ -55,23 +56,37 @@ def test_a_sample_is_the_same_in_any_batch_as_alone(pipe, batch_size):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("columns", "out"), [(1024, 64), (2048, 768), (3456, 1280)])
-def test_wide_layers_do_not_depend_on_the_batch_either(dtype, columns, out):
+def test_wide_layers_do_not_depend_on_the_batch_either(dtype, columns, out, monkeypatch):
     """oneDNN sums products of some sizes in another order: one row, more than 32, long sums of many rows."""
-    from narcli.models.packed import PackedLinear, can_pack
-
-    if not can_pack(dtype):
+    if not packed.can_pack(dtype):
         pytest.skip("this machine has no packed layers")
     torch.manual_seed(0)
-    layer = PackedLinear(torch.randn(out, columns).to(dtype))
-    x = torch.randn(16, 12, columns).to(dtype)
+    layer = packed.PackedLinear(torch.randn(out, columns).to(dtype))
+    x = torch.randn(17, 12, columns).to(dtype)
     with torch.inference_mode():
         whole = layer(x)
-        assert whole.shape == (16, 12, out)
+        assert whole.shape == (17, 12, out) and layer(x[:0]).shape == (0, 12, out)
         assert torch.equal(whole[3:5], layer(x[3:5]))
         rows = whole.flatten(0, 1)
-        for n in (1, 2, 32, 33, 48, 49, 64, 100, 150):
+        for n in (1, 2, 3, 7, 15, 16, 17, 31, 32, 33, 48, 49, 64, 65, 100, 150, 192, 193):
             assert torch.equal(layer(x.flatten(0, 1)[:n]), rows[:n]), n
-            assert torch.equal(layer(x.flatten(0, 1)[None, 40 : 40 + n])[0], rows[40 : 40 + n]), n
+            assert torch.equal(layer(x.flatten(0, 1)[None, 11 : 11 + n])[0], rows[11 : 11 + n]), n
+        monkeypatch.setattr(packed, "most_rows", lambda *_: 48)  # products in pieces, the last of one row
+        for n in (49, 97):
+            assert torch.equal(layer(x.flatten(0, 1)[:n]), rows[:n]), n
+
+
+@pytest.mark.parametrize(
+    ("dtype", "amx", "counts"),
+    [
+        (torch.float32, False, {1: 2, 2: 2, 33: 33}),
+        (torch.bfloat16, False, {1: 2, 2: 2, 31: 31, 32: 32, 33: 48, 48: 48, 49: 64}),
+        (torch.bfloat16, True, {1: 48, 32: 48, 48: 48, 49: 64}),
+    ],
+)
+def test_products_have_numbers_of_rows_that_are_summed_alike(dtype, amx, counts, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert {n: packed.padded_count.__wrapped__(n, dtype) for n in counts} == counts
 
 
 def test_a_seed_is_drawn_when_none_is_given_and_makes_the_sample_again(plain):

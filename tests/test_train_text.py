@@ -111,7 +111,7 @@ def test_caption_noise_keeps_places_and_the_items_asked_for(subjects, most, seed
     items = torch.randint(len(subjects), (7,))
     noisy = CaptionNoise(tokens, torch.tensor(subjects), most)(items)
     assert torch.equal(noisy % 100, tokens[items] % 100)
-    assert (noisy != tokens[items]).float().mean(1).max() <= min(most + 0.25, 1)
+    assert most or torch.equal(noisy, tokens[items])
 
 
 def test_half_of_the_caption_noise_is_from_one_other_picture_of_the_subject():
@@ -122,7 +122,7 @@ def test_half_of_the_caption_noise_is_from_one_other_picture_of_the_subject():
     whole = (noisy != tokens).all(1)  # nothing of the picture itself left
     donors = noisy[whole]
     single = (donors == donors[:, :1]).all(1)
-    # Half of the shares are 1 or more. One that is not of itself would leave fewer such rows.
+    # Half of the shares are 1 or more. If a picture could be its own donor, fewer rows would change wholly.
     assert whole.float().mean().item() == pytest.approx(0.5, abs=0.05)
     assert single.float().mean().item() == pytest.approx(0.5, abs=0.06)
     assert torch.equal(subjects[donors[single, 0]], subjects[whole][single])

@@ -57,7 +57,7 @@ def multiply(rows: Tensor, packed: Tensor) -> Tensor:
 # products have a number of rows for which the sums are the same.
 
 
-#: In bfloat16 there may be another kernel above this.
+#: Products of two to this many rows are summed alike; in bfloat16 there may be another kernel above.
 SAME_KERNEL = 32
 
 
@@ -65,8 +65,9 @@ SAME_KERNEL = 32
 def padded_count(rows: int, dtype: torch.dtype) -> int:
     """Rows of the product that is made for ``rows`` of them.
 
-    A single row may be summed in another order. In bfloat16 many are multiples of 16, few enough to be tried,
-    and with AMX the kernel for many takes hardly longer for 48 than the one for few does for 8.
+    A single row may be summed in another order. In bfloat16 more than ``SAME_KERNEL`` become a multiple of 16,
+    so that few numbers have to be tried, and with AMX there are at least 48, for which the kernel for many
+    rows takes hardly longer than the one for few does for 8.
     """
     if dtype == torch.float32:
         return max(rows, 2)
@@ -77,7 +78,7 @@ def padded_count(rows: int, dtype: torch.dtype) -> int:
 
 @cache
 def most_rows(out: int, columns: int, dtype: torch.dtype) -> int:
-    """Most rows of a product with a weight (out, columns) that are summed as in the smallest product.
+    """Most rows of a product with a weight (out, columns) that are summed as in one of few rows.
 
     In bfloat16 long sums are cut in pieces from some number on, which is tried here.
     """

@@ -212,8 +212,8 @@ class CaptionNoise:
 
     Those of any pictures are seen to be wrong, and leave it to the caption to tell what is there. In half of
     the pictures all come from one other picture of the subject, where there is one: then the tokens speak
-    for two colours, say, and the caption decides. Never from the same picture or one just like it: that
-    would say what the caption says.
+    for two colours, say, and the caption decides. That one is never the picture itself; pictures that look
+    the same must not share a subject, as their tokens would say what the caption should.
 
     Args:
         tokens: (items, N) int64.
