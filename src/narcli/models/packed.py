@@ -65,9 +65,9 @@ SAME_KERNEL = 32
 def padded_count(rows: int, dtype: torch.dtype) -> int:
     """Rows of the product that is made for ``rows`` of them.
 
-    A single row may be summed in another order. In bfloat16 more than ``SAME_KERNEL`` become a multiple of 16,
-    so that few numbers have to be tried, and with AMX there are at least 48, for which the kernel for many
-    rows takes hardly longer than the one for few does for 8.
+    A single row may be summed in another order. In bfloat16 more than ``SAME_KERNEL`` become a multiple of
+    16, so that few numbers have to be tried; with AMX there are at least 48, as the kernel for many rows
+    takes hardly longer for these than the one for few does for 8.
     """
     if dtype == torch.float32:
         return max(rows, 2)
