@@ -356,7 +356,9 @@ def test_models_that_cannot_go_on_are_refused(captioned, tiny_text, tiny_video, 
     run = train(captioned, broken, tmp_path / "run")
     assert run.exit_code == 4 and "features of 64 numbers, and the model takes 16" in run.stderr
     run = train(captioned, tiny_video, tmp_path / "run")
-    assert run.exit_code == 4 and "makes videos" in run.stderr
+    assert run.exit_code == 4 and "kind 'video', expected 'image' or 'text'" in run.stderr
+    run = train(captioned, tiny_text / "model.safetensors", tmp_path / "run")
+    assert run.exit_code == 4 and "is not a model in narcli's own format" in run.stderr
     assert not (tmp_path / "run").exists()
     (captioned / "captions.tsv").write_text(f"red dot\nblue dot\n{'d' * 24}\n")
     run = train(captioned, tiny_text, tmp_path / "run", "--steps", 1)

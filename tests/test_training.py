@@ -425,6 +425,64 @@ def test_from_clips_to_a_video(clips, tmp_path, monkeypatch):
         assert clip.size == (256, 256)
 
 
+@pytest.fixture
+def trained(tmp_path):
+    """A model of the clips' two classes, with random weights in float16."""
+    torch.manual_seed(1)
+    config = TransformerConfig((2, 8, 8), 32, 1, 2, 16, 64, num_classes=2, position="absolute")
+    return save_model(
+        tmp_path / "trained", transformer=NARTransformer(config), tokenizer=VQTokenizer(CLIP),
+        classes=["bar", "beam"], defaults={"cfg_scale": 1.5, "temperature": 0.4}, dtype=torch.float16,
+    )  # fmt: skip
+
+
+def train_nar_command(*arguments):
+    return CliRunner().invoke(app, ["train", "nar", *map(str, arguments), "-q"])
+
+
+def test_a_model_of_classes_goes_on(clips, trained, tmp_path):
+    before = load_transformer(trained).state_dict()
+    moved = {}
+    for rate in (0, 1e-3):
+        command = (clips, "--start", trained, "-o", tmp_path / f"{rate}", "--steps", 2)
+        run = train_nar_command(*command, "--learning-rate", rate)
+        assert run.exit_code == 0, run.stderr
+        after = load_transformer(run.stdout.strip(), dtype=None).state_dict()
+        assert all(tensor.dtype == torch.float32 for tensor in after.values())
+        moved[rate] = max(float((after[name] - before[name]).abs().max()) for name in before)
+    assert moved[0] == 0 < moved[1e-3] < 0.01  # steps of the learning rate, no fresh weights
+    folders = trained, Path(run.stdout.strip())
+    was, now = (json.loads((path / "config.json").read_text()) for path in folders)
+    assert all(was[part] == now[part] for part in ("transformer", "tokenizer", "classes", "defaults"))
+    was, now = (load_tokenizer(path).state_dict() for path in folders)
+    assert all(torch.equal(was[name], now[name]) for name in was)
+    command = (clips, "--start", run.stdout.strip(), "-o", tmp_path / "0", "--steps", 2)
+    run = train_nar_command(*command, "--learning-rate", 0)
+    assert run.exit_code == 4 and "differs in: start" in run.stderr
+
+
+def test_models_that_do_not_fit_the_clips_do_not_go_on(clips, trained, tmp_path):
+    def says(*arguments):
+        run = train_nar_command(*arguments, "-o", tmp_path / "run")
+        assert run.exit_code == 2, run.output
+        return run.stderr
+
+    assert "--layers is for a new network" in says(clips, "--start", trained, "--layers", 1)
+    assert "--tokenizer is for a new network" in says(clips, "--start", trained, "--tokenizer", trained)
+    assert "--tokenizer is missing" in says(clips)
+    (clips / "classes.txt").write_text("bar\nbean\n")
+    assert "The classes of" in says(clips, "--start", trained)
+    (clips / "classes.txt").unlink()
+    np.save(clips / "labels.npy", np.arange(6) % 3)
+    assert "has 2 classes, the labels 3" in says(clips, "--start", trained)
+    np.save(clips / "images.npy", np.zeros((6, 2, 16, 16, 3), np.uint8))
+    assert "is not of the size that" in says(clips, "--start", trained)
+    np.save(clips / "images.npy", np.zeros((6, 16, 16, 3), np.uint8))
+    run = train_nar_command(clips, "--start", trained, "-o", tmp_path / "run")
+    assert run.exit_code == 4 and "kind 'video', expected 'image'" in run.stderr
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

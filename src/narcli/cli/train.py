@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -18,6 +18,7 @@ from .options import Json, Quiet, whole_numbers
 
 if TYPE_CHECKING:
     from ..models.text import T5Encoder
+    from ..models.transformer import NARTransformer
     from ..models.vq import VQConfig, VQTokenizer
     from ..training.data import Pictures
 
@@ -136,9 +137,16 @@ def tokenizer(
 
 @app.command()
 def nar(
+    context: typer.Context,
     data: Data,
     output: Output,
-    tokenizer: Annotated[Path, typer.Option(help="A trained tokenizer: a narcli folder.")],
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A trained tokenizer: a narcli folder. Needed for a new model.")
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="A trained model of classes to go on with: its sizes, tokenizer and class names."),
+    ] = None,
     size: Size = None,
     steps: Steps = 10_000,
     batch_size: BatchSize = 32,
@@ -170,6 +178,8 @@ def nar(
     quiet: Quiet = False,
 ) -> None:
     """Train a class-conditional NAR transformer with teacher forcing."""
+    if start:
+        refuse_beside_start(context, "tokenizer", "dim", "layers", "heads", "ffn", "position", "classes")
     if dim % heads or dim // heads % 4:
         raise UsageError(
             f"--dim {dim} with --heads {heads} gives heads of width {dim / heads:g}.",
@@ -184,22 +194,37 @@ def nar(
     from ..training.nar import tokenize, train_nar
 
     pictures = load_pictures(data, size).loops(loop_starts)
-    if pictures.frames and position == "rotary":
-        raise UsageError("--position is rotary, which has two axes; clips have three.", "Leave it out.")
-    position = position or (Position.absolute if pictures.frames else Position.rotary)
     if pictures.item_labels is None:
         raise UsageError(
             f"The pictures in {str(data)!r} have no classes.", "Put them into folders named by class."
         )
-    names = len(load_table(classes)) if classes else pictures.num_classes
-    if names < pictures.num_classes:
-        raise UsageError(f"The table {classes} has {names} classes, the labels {pictures.num_classes}.")
-    vq = vq_tokenizer(tokenizer)
-    config = TransformerConfig(
-        grid_of(pictures, vq.config), dim, layers, heads, vq.config.codebook_size, ffn or ffn_dim(dim, 64),
-        num_classes=names, position=position.value,
-    )  # fmt: skip
-    check_sizes(configs.TRANSFORMER, asdict(config))
+    before: NARTransformer | None = None
+    table: str | Sequence[str] | None
+    defaults: Mapping[str, float]
+    if start:
+        before, vq, known = load_start(start, ["video" if pictures.frames else "image"], pictures, data)
+        config, table, defaults = before.config, known.classes, known.defaults
+        if config.num_classes < pictures.num_classes:
+            raise UsageError(f"{start} has {config.num_classes} classes, the labels {pictures.num_classes}.")
+        if pictures.names and table and [*pictures.names] != [row.names[0] for row in load_table(table).rows]:
+            raise UsageError(f"The classes of {str(data)!r} are not those of {start}.", "Train a new model.")
+    else:
+        if not tokenizer:
+            raise UsageError("--tokenizer is missing.", "Give it, or --start to go on with a model.")
+        if pictures.frames and position == "rotary":
+            raise UsageError("--position is rotary, which has two axes; clips have three.", "Leave it out.")
+        position = position or (Position.absolute if pictures.frames else Position.rotary)
+        names = len(load_table(classes)) if classes else pictures.num_classes
+        if names < pictures.num_classes:
+            raise UsageError(f"The table {classes} has {names} classes, the labels {pictures.num_classes}.")
+        vq = vq_tokenizer(tokenizer)
+        config = TransformerConfig(
+            grid_of(pictures, vq.config), dim, layers, heads, vq.config.codebook_size,
+            ffn or ffn_dim(dim, 64), num_classes=names, position=position.value,
+        )  # fmt: skip
+        check_sizes(configs.TRANSFORMER, asdict(config))
+        table = classes or pictures.names or [f"class {n}" for n in range(names)]
+        defaults = {"cfg_scale": 2.0}
     settings = TrainSettings(
         steps=steps, batch_size=batch_size, learning_rate=learning_rate,
         muon=muon, save_every=save_every, seed=seed, compile=compile,
@@ -209,9 +234,7 @@ def nar(
     import torch
 
     labels = torch.from_numpy(pictures.item_labels)
-    model = train_nar(tokens, labels, vq, config, settings, output, dropout, token_noise, quiet)
-    table = classes or list(pictures.names) or [f"class {label}" for label in range(names)]
-    defaults = {"cfg_scale": 2.0}
+    model = train_nar(tokens, labels, vq, config, settings, output, before, dropout, token_noise, quiet)
     folder = save_model(
         output / "model", transformer=model, tokenizer=vq, classes=table, defaults=defaults, overwrite=True
     )
@@ -260,7 +283,7 @@ def text(
     keep_memory()
     import numpy as np
 
-    from ..checkpoints import kind_of, load_transformer, save_model
+    from ..checkpoints import save_model
     from ..training.data import load_pictures
     from ..training.loop import TrainSettings
     from ..training.nar import tokenize
@@ -268,20 +291,14 @@ def text(
 
     pictures = load_pictures(data)
     captions = load_captions(data, len(pictures))
-    start = start.expanduser()
-    blocks, vq = load_transformer(start), vq_tokenizer(start)
-    kind = kind_of(blocks.config)
-    if kind == "video":
-        raise CheckpointError(f"{start} makes videos.", "Give a model of images as --start.")
-    if grid_of(pictures, vq.config) != blocks.config.grid:
-        raise UsageError(f"The pictures in {str(data)!r} are not of the size that {start} makes.")
+    blocks, vq, known = load_start(start, ["image", "text"], pictures, data)
     own = None
     defaults: Mapping[str, float] = {"cfg_scale": 2.0}
-    if kind == "text":
+    if known.kind == "text":
         refuse_beside_start(context, "encoder_dim", "encoder_layers", "encoder_steps", "caption_tokens")
         own = own_encoder(start, blocks.config.caption_dim)
         caption_tokens, encoder_steps = blocks.config.condition_tokens, 0
-        defaults = configs.read_config(start / configs.CONFIG).defaults
+        defaults = known.defaults
     settings = TrainSettings(
         steps=steps, batch_size=batch_size, learning_rate=learning_rate,
         muon=muon, save_every=save_every, seed=seed, compile=compile,
@@ -318,6 +335,34 @@ def refuse_beside_start(context: typer.Context, *names: str) -> None:
             raise UsageError(
                 f"{option} is for a new network, and --start brings one.", f"Leave {option} out."
             )
+
+
+def load_start(
+    folder: Path, kinds: Sequence[str], pictures: Pictures, data: Path
+) -> tuple[NARTransformer, VQTokenizer, configs.ModelConfig]:
+    """A model that goes on learning: its transformer in float32, its tokenizer, what its folder says.
+
+    Raises:
+        CheckpointError: it is not in narcli's own format, not of one of these kinds, or cannot be read.
+        UsageError: it does not make what ``pictures`` are.
+    """
+    from ..checkpoints import load_transformer
+
+    if not (folder / configs.CONFIG).is_file():
+        raise CheckpointError(
+            f"{folder} is not a model in narcli's own format.",
+            "`narcli models convert` makes one of a released model.",
+        )
+    known = configs.read_config(folder / configs.CONFIG)
+    if known.kind not in kinds:
+        raise CheckpointError(
+            f"{folder} is of the kind {known.kind!r}, expected {' or '.join(map(repr, kinds))}.",
+            "Give another --start.",
+        )
+    model, vq = load_transformer(folder), vq_tokenizer(folder)
+    if grid_of(pictures, vq.config) != model.config.grid:
+        raise UsageError(f"What is in {str(data)!r} is not of the size that {folder} makes.")
+    return model, vq, known
 
 
 def own_encoder(folder: Path, width: int) -> T5Encoder:

@@ -34,6 +34,7 @@ def train_nar(
     config: TransformerConfig,
     settings: TrainSettings,
     folder: Path,
+    start: NARTransformer | None = None,
     dropout: float = 0.1,
     token_noise: float = 0.0,
     quiet: bool = False,
@@ -43,10 +44,11 @@ def train_nar(
     Args:
         tokens: (items, N) int64 codes in raster order.
         labels: (items,) int64.
-        tokenizer: whose codes the token embeddings start from; decodes the sample sheets.
+        tokenizer: whose codes the token embeddings of a new network start from; decodes the sample sheets.
         config: sizes of the network.
         settings: of the optimisation.
         folder: where the run lives.
+        start: a network of those sizes that goes on; it stays as it is. None for a new one.
         dropout: on token embeddings, attention outputs and feed-forward outputs, in [0, 1).
         token_noise: largest share of a picture's input tokens that is exchanged, in [0, 2]; see ``Noise``.
         quiet: no progress display.
@@ -54,12 +56,15 @@ def train_nar(
     torch.manual_seed(settings.seed)
     noise = Noise(tokens, labels, token_noise)
     model = NARTransformer(config, dropout)
-    model.init_weights()
-    with torch.no_grad():
-        # Codes that look alike start alike, which saves the network from learning it token by token.
-        codes = tokenizer.quantize(torch.arange(config.vocab_size))
-        spread = torch.randn(codes.shape[1], config.dim) * 0.02
-        model.token_embedding.weight[: config.vocab_size] += codes @ spread
+    if start:
+        model.load_state_dict(start.state_dict())
+    else:
+        model.init_weights()
+        with torch.no_grad():
+            # Codes that look alike start alike, which saves the network from learning it token by token.
+            codes = tokenizer.quantize(torch.arange(config.vocab_size))
+            spread = torch.randn(codes.shape[1], config.dim) * 0.02
+            model.token_embedding.weight[: config.vocab_size] += codes @ spread
     model.train()
     forward = torch.compile(model.forward_train) if settings.compile else model.forward_train
 
@@ -82,6 +87,7 @@ def train_nar(
         "dropout": dropout,
         "token_noise": token_noise,
         "data": sha256(tokens.numpy().tobytes() + labels.numpy().tobytes()).hexdigest(),
+        **({"start": weights_digest(start).hexdigest()} if start else {}),
     }
     train(model, loss_of, settings, folder, sheet, about=about, quiet=quiet)
     return model.eval()
