@@ -159,7 +159,8 @@ def test_training_sees_what_inference_gives(encoder):
     assert torch.equal(trained[1], asked[1]) and (~trained[1]).sum(1).tolist() == [10, 3, 5]
 
 
-def test_captions_are_learned_by_both_networks(tmp_path):
+@pytest.mark.parametrize("rollouts", [0.0, 0.5])
+def test_captions_are_learned_by_both_networks(rollouts, tmp_path):
     torch.manual_seed(0)
     tokens = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]])
     captions = [["red dot", "a red dot"], ["blue dot"], ["no dot"]]
@@ -168,7 +169,7 @@ def test_captions_are_learned_by_both_networks(tmp_path):
     model, encoder = train_text(
         tokens, captions, torch.arange(3), torch.eye(3, 256), VQTokenizer(VQ).eval(), start(), encoder, 12,
         settings(steps=80, batch_size=12, learning_rate=1e-2, bfloat16=False), tmp_path, dropout=0.0,
-        quiet=True,
+        rollouts=rollouts, quiet=True,
     )  # fmt: skip
     assert not torch.equal(before, encoder.model.shared.weight)
     texts = ["a red dot", "no dot", "blue dot"]
@@ -185,6 +186,19 @@ def test_captions_are_learned_by_both_networks(tmp_path):
             byte_encoder(64, 1), 12,
             settings(steps=80, batch_size=12, learning_rate=1e-2, bfloat16=False), tmp_path, dropout=0.0,
         )  # fmt: skip
+
+
+def test_the_encoder_learns_in_a_step_that_began_with_samples(tmp_path):
+    torch.manual_seed(0)
+    tokens, texts = torch.randint(0, 16, (3, 4)), [["red dot"], ["blue dot"], ["no dot"]]
+    encoder = byte_encoder(64, 1)
+    before = {name: tensor.clone() for name, tensor in encoder.model.state_dict().items()}
+    train_text(
+        tokens, texts, torch.arange(3), None, VQTokenizer(VQ).eval(), start(), encoder, 12,
+        settings(steps=1, warmup=0), tmp_path, rollouts=1.0, quiet=True,
+    )  # fmt: skip
+    after = encoder.model.state_dict()
+    assert not any(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_looks_tell_pictures_apart_also_by_details():
@@ -226,7 +240,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(where, tmp_path, monkeypatc
         return train_text(
             tokens, texts, torch.tensor([0, 0, 1]), torch.eye(3, 256), VQTokenizer(VQ).eval(), start(),
             byte_encoder(64, 1), 12, settings(save_every=2), tmp_path / folder, encoder_steps=4,
-            token_noise=1.5, quiet=True,
+            token_noise=1.5, rollouts=0.5, quiet=True,
         )  # fmt: skip
 
     whole = run("whole")

@@ -23,7 +23,7 @@ from narcli.models.vq import VQConfig, VQTokenizer
 from narcli.sampling import SamplingSettings, generate
 from narcli.training.data import Pictures, load_pictures
 from narcli.training.loop import SLOW, TrainSettings, batch_indices, optimizers_of, train
-from narcli.training.nar import Noise, tokenize, train_nar
+from narcli.training.nar import ROLLOUT_STEPS, Noise, Rollouts, tokenize, train_nar
 from narcli.training.tokenizer import edges, psnr, train_tokenizer
 
 SMALL = VQConfig(32, (1, 1), 1, 32, codebook_size=16)
@@ -207,6 +207,62 @@ def test_muon_takes_the_layers_matrices_and_goes_on_where_it_stopped(tmp_path, m
     resumed = run("stopped")
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_samples_of_the_network_are_its_input_and_become_the_nearest_picture():
+    torch.manual_seed(0)
+    tokens, labels = torch.randint(0, 16, (6, 16)), torch.tensor([1, 0, 1, 0, 1, 0])
+    noise = Noise(tokens, labels, 0.0)
+    near = tokens.clone()
+    near[:, :5] = 0
+    assert torch.equal(noise.nearest(near, labels), torch.arange(6))
+    assert torch.equal(labels[noise.nearest(near, 1 - labels)], 1 - labels)  # only pictures of the class
+
+    model = NARTransformer(TransformerConfig((4, 4), 32, 1, 2, 16, 64, num_classes=2))
+    model.init_weights()
+    asked = []
+
+    def sampled(network, items, seeds):
+        assert not torch.is_grad_enabled() and not network.training
+        asked.append((items, seeds))
+        return 5 - items, tokens[items] + 100
+
+    chosen = settings(steps=100, batch_size=4)
+    own = Rollouts(model, tokens, sampled, chosen, 0.5)
+    for step in range(2 * ROLLOUT_STEPS):
+        expected = torch.from_numpy(batch_indices(6, chosen, step))
+        items, drawn = own(step)
+        assert torch.equal(items[2:], expected[2:])
+        assert torch.equal(items[:2], 5 - expected[:2]) and torch.equal(drawn, tokens[expected[:2]] + 100)
+        mixed = own.mix(tokens[items] + 50, tokens[items], drawn)
+        assert torch.equal(mixed[2:], tokens[items[2:]] + 50)
+        assert ((mixed[:2] == drawn) | (mixed[:2] == tokens[items[:2]])).all()
+    assert len({int(seed) for _, seeds in asked for seed in seeds}) == 2 * ROLLOUT_STEPS * 2  # none twice
+    items, drawn = Rollouts(model, tokens, sampled, chosen, 0.0)(3)
+    assert drawn is None and torch.equal(items, torch.from_numpy(batch_indices(6, chosen, 3)))
+
+
+def test_a_run_with_samples_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    tokens, labels = torch.randint(0, 16, (6, 16)), torch.arange(6)
+    config = TransformerConfig((4, 4), 32, 1, 2, 16, 64, num_classes=6)
+    tokenizer = VQTokenizer(SMALL)
+
+    def run(folder, rollouts=0.5):
+        return train_nar(
+            tokens, labels, tokenizer, config, settings(), tmp_path / folder, rollouts=rollouts, quiet=True
+        ).state_dict()
+
+    whole, without = run("whole"), run("without", 0.0)
+    assert not all(torch.equal(whole[name], without[name]) for name in whole)
+    original = Rollouts.__call__
+    monkeypatch.setattr(Rollouts, "__call__", lambda own, step: original(own, step if step < 4 else 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        run("stopped")
+    monkeypatch.setattr(Rollouts, "__call__", original)
+    resumed = run("stopped")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    with pytest.raises(CheckpointError, match="differs in: rollouts"):
+        run("stopped", 0.25)
 
 
 def test_slow_parts_learn_with_adamw_at_a_share_of_the_rate(tmp_path):

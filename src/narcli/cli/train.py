@@ -65,6 +65,10 @@ TokenNoise = Annotated[
         min=0, max=2, help="Largest share of input tokens exchanged for other pictures'; all of them above 1."
     ),
 ]
+Rollouts = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="Share of examples whose input tokens the network itself has drawn."),
+]
 Muon = Annotated[bool, typer.Option("--muon", help="Muon for hidden matrices: fewer steps; needs torch 2.9.")]
 
 
@@ -169,6 +173,7 @@ def nar(
     ] = None,
     loop_starts: LoopStarts = 1,
     token_noise: TokenNoise = 0.0,
+    rollouts: Rollouts = 0.0,
     muon: Muon = False,
     classes: Annotated[str | None, typer.Option(help="Class table of the labels, such as emoji.")] = None,
     save_every: SaveEvery = 500,
@@ -234,7 +239,9 @@ def nar(
     import torch
 
     labels = torch.from_numpy(pictures.item_labels)
-    model = train_nar(tokens, labels, vq, config, settings, output, before, dropout, token_noise, quiet)
+    model = train_nar(
+        tokens, labels, vq, config, settings, output, before, dropout, token_noise, rollouts, quiet
+    )
     folder = save_model(
         output / "model", transformer=model, tokenizer=vq, classes=table, defaults=defaults, overwrite=True
     )
@@ -270,6 +277,7 @@ def text(
     ] = 80,
     dropout: Dropout = 0.1,
     token_noise: TokenNoise = 0.0,
+    rollouts: Rollouts = 0.0,
     muon: Muon = False,
     save_every: SaveEvery = 500,
     seed: Seed = 0,
@@ -313,7 +321,7 @@ def text(
     model, encoder = train_text(
         tokens, captions, torch.from_numpy(subjects), looks_of(pictures.images) if encoder_steps else None,
         vq, blocks, own or byte_encoder(encoder_dim, encoder_layers), caption_tokens,
-        settings, output, encoder_steps, dropout, token_noise, quiet,
+        settings, output, encoder_steps, dropout, token_noise, rollouts, quiet,
     )  # fmt: skip
     folder = save_model(
         output / "model", transformer=model, tokenizer=vq, text_encoder=encoder, defaults=defaults,

@@ -6,7 +6,9 @@ its own and earlier steps, gives every head's prediction of every cell; one cros
 
 from __future__ import annotations
 
+import copy
 import io
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -17,14 +19,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..models.packed import pack
 from ..models.transformer import NARTransformer, TransformerConfig
 from ..models.vq import VQTokenizer
+from ..sampling import generate
+from ..settings import SamplingSettings
 from ..writers import write_atomic
 from .data import Pictures
 from .loop import TrainSettings, batch_indices, train
 
 #: Share of labels replaced by the unconditional one, for guidance.
 LABEL_DROPOUT = 0.1
+ROLLOUT_STEPS = 20  # for which samples are drawn at once
+ROLLOUT_BATCH = 32
+ROLLOUT_SETTINGS = SamplingSettings(temperature=0.5)
 
 
 def train_nar(
@@ -37,6 +45,7 @@ def train_nar(
     start: NARTransformer | None = None,
     dropout: float = 0.1,
     token_noise: float = 0.0,
+    rollouts: float = 0.0,
     quiet: bool = False,
 ) -> NARTransformer:
     """Train a class-conditional transformer; see ``loop.train`` for what ``folder`` keeps.
@@ -51,6 +60,7 @@ def train_nar(
         start: a network of those sizes that goes on; it stays as it is. None for a new one.
         dropout: on token embeddings, attention outputs and feed-forward outputs, in [0, 1).
         token_noise: largest share of a picture's input tokens that is exchanged, in [0, 2]; see ``Noise``.
+        rollouts: share of examples whose input the network drew, in [0, 1]; see ``Rollouts``.
         quiet: no progress display.
     """
     torch.manual_seed(settings.seed)
@@ -68,12 +78,18 @@ def train_nar(
     model.train()
     forward = torch.compile(model.forward_train) if settings.compile else model.forward_train
 
+    def sampled(network: NARTransformer, items: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        drawn = sample(network, labels[items], seeds.tolist())
+        return noise.nearest(drawn, labels[items]), drawn
+
+    own = Rollouts(model, tokens, sampled, settings, rollouts)
+
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        indices = torch.from_numpy(batch_indices(len(tokens), settings, step))
-        target = tokens[indices]
+        items, drawn = own(step)
+        target = tokens[items]
         dropped = torch.rand(len(target)) < LABEL_DROPOUT
-        condition = model.condition(labels[indices].masked_fill(dropped, config.num_classes))
-        logits = forward(condition, noise(target, labels[indices]))
+        condition = model.condition(labels[items].masked_fill(dropped, config.num_classes))
+        logits = forward(condition, own.mix(noise(target, labels[items]), target, drawn))
         return F.cross_entropy(logits.flatten(0, 1), target.flatten()), {}
 
     def sheet(model: nn.Module, path: Path) -> None:
@@ -86,10 +102,11 @@ def train_nar(
         "transformer": asdict(config),
         "dropout": dropout,
         "token_noise": token_noise,
+        **own.about,
         "data": sha256(tokens.numpy().tobytes() + labels.numpy().tobytes()).hexdigest(),
         **({"start": weights_digest(start).hexdigest()} if start else {}),
     }
-    train(model, loss_of, settings, folder, sheet, about=about, quiet=quiet)
+    train(model, loss_of, settings, folder, sheet, memory=own.memory, about=about, quiet=quiet)
     return model.eval()
 
 
@@ -109,8 +126,8 @@ class Noise:
 
     def __init__(self, tokens: Tensor, labels: Tensor, most: float) -> None:
         self.most = most
-        order, self.start, self.count = grouped(labels)
-        self.sorted = tokens[order]
+        self.order, self.start, self.count = grouped(labels)
+        self.sorted = tokens[self.order]
 
     def __call__(self, tokens: Tensor, labels: Tensor) -> Tensor:
         """(B, N) tokens of (B,) labels -> (B, N)."""
@@ -121,6 +138,92 @@ class Noise:
         anyone = torch.randint(len(self.sorted), shape)
         donors = torch.where(torch.rand(shape) < 0.5, siblings, anyone)
         return exchange(tokens, self.sorted[donors, torch.arange(shape[1])], self.most)
+
+    def nearest(self, drawn: Tensor, labels: Tensor) -> Tensor:
+        """Items of (B,) labels that have most tokens of (B, N) in common: (B,)."""
+        return torch.stack(
+            [
+                self.order[begin + (self.sorted[begin : begin + count] == row).sum(1).argmax()]
+                for row, begin, count in zip(drawn, self.start[labels], self.count[labels], strict=True)
+            ]
+        )
+
+
+class Rollouts:
+    """Samples of the network itself as its input (scheduled sampling, arXiv 1506.03099).
+
+    Teacher forcing shows the network nothing but right tokens, or noise; sampling goes on from its own, whose
+    mistakes go together. Here it learns to come back from those to the picture that the sample is of.
+
+    Args:
+        model: what is trained.
+        tokens: (items, N) int64.
+        sampled: samples of a network for items (B,), with a seed each: the items that they are to become
+            (B,), and their tokens (B, N).
+        settings: of the optimisation.
+        share: of the examples of a batch, in [0, 1].
+    """
+
+    def __init__(
+        self,
+        model: NARTransformer,
+        tokens: Tensor,
+        sampled: Callable[[NARTransformer, Tensor, Tensor], tuple[Tensor, Tensor]],
+        settings: TrainSettings,
+        share: float,
+    ) -> None:
+        self.model, self.sampled, self.settings, self.items = model, sampled, settings, len(tokens)
+        self.count = round(share * settings.batch_size)
+        shape = (ROLLOUT_STEPS, self.count)
+        self.targets = torch.zeros(shape, dtype=torch.int64)
+        self.drawn = torch.zeros(*shape, tokens.shape[1], dtype=torch.int64)
+        #: A run that goes on needs them again.
+        self.memory = {"targets": self.targets, "drawn": self.drawn} if self.count else {}
+        self.about = {"rollouts": share} if self.count else {}
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """Items of a step (B,), and the samples (n, N) of the first n of them."""
+        items = self._batch(step)
+        if not self.count:
+            return items, None
+        place = step % ROLLOUT_STEPS
+        if not place:
+            self._renew(step)
+        return torch.cat([self.targets[place], items[self.count :]]), self.drawn[place]
+
+    def mix(self, noisy: Tensor, tokens: Tensor, drawn: Tensor | None) -> Tensor:
+        """(B, N) input: of the first n examples some tokens are the sample's, half of the time all."""
+        if drawn is None:
+            return noisy
+        return torch.cat([exchange(tokens[: len(drawn)], drawn, 2.0), noisy[len(drawn) :]])
+
+    def _batch(self, step: int) -> Tensor:
+        return torch.from_numpy(batch_indices(self.items, self.settings, step))
+
+    def _renew(self, step: int) -> None:
+        network = copy.deepcopy(self.model).bfloat16().eval()
+        pack(network)
+        wanted = torch.cat([self._batch(step + ahead)[: self.count] for ahead in range(ROLLOUT_STEPS)])
+        first = (self.settings.seed * 1_000_003 + step) * len(wanted)
+        parts = zip(
+            wanted.split(ROLLOUT_BATCH), torch.arange(first, first + len(wanted)).split(ROLLOUT_BATCH),
+            strict=True,
+        )  # fmt: skip
+        # Autocast would keep copies of weights without gradients, and the step would use them.
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            targets, drawn = zip(*(self.sampled(network, *part) for part in parts), strict=True)
+        self.targets.copy_(torch.cat(targets).view_as(self.targets))
+        self.drawn.copy_(torch.cat(drawn).view_as(self.drawn))
+
+
+def sample(
+    network: NARTransformer, condition: Tensor, seeds: Sequence[int], padding: Tensor | None = None
+) -> Tensor:
+    """Tokens that ``network`` draws for a condition, see ``generate``: (B, N) in raster order."""
+    drawn = torch.empty(len(seeds), network.config.order.cells, dtype=torch.int64)
+    for step in generate(network, condition, seeds, ROLLOUT_SETTINGS, padding):
+        drawn[:, list(step.cells)] = step.tokens
+    return drawn
 
 
 def grouped(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -25,8 +25,8 @@ from ..models.text import T5Encoder, left_pad
 from ..models.transformer import NARTransformer, TextCondition, TransformerConfig
 from ..models.vq import VQTokenizer
 from ..prompts import parse_prompt
-from .loop import TrainSettings, batch_indices, train
-from .nar import LABEL_DROPOUT, exchange, grouped, weights_digest
+from .loop import TrainSettings, train
+from .nar import LABEL_DROPOUT, Rollouts, exchange, grouped, sample, weights_digest
 
 CAPTIONS = "captions.tsv"
 HEAD_DIM = 64  # of the encoder, as in the released T5s
@@ -263,6 +263,7 @@ def train_text(
     encoder_steps: int = 0,
     dropout: float = 0.1,
     token_noise: float = 0.0,
+    rollouts: float = 0.0,
     quiet: bool = False,
 ) -> tuple[NARTransformer, T5Encoder]:
     """Train a transformer on captions, and its encoder; see ``loop.train`` for what ``folder`` keeps.
@@ -282,6 +283,7 @@ def train_text(
         dropout: on token embeddings, attention outputs and feed-forward outputs, in [0, 1).
         token_noise: largest share of a picture's input tokens that is exchanged, in [0, 2]; see
             ``CaptionNoise``.
+        rollouts: share of examples whose input the network drew, in [0, 1]; see ``nar.Rollouts``.
         quiet: no progress display.
 
     Raises:
@@ -318,16 +320,25 @@ def train_text(
     nar, condition = model.nar, cast(TextCondition, model.nar.condition)
     forward = torch.compile(nar.forward_train) if settings.compile else nar.forward_train
 
-    def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        items = torch.from_numpy(batch_indices(len(tokens), settings, step))
+    def features_of(items: Tensor) -> tuple[Tensor, Tensor]:
         numbers = torch.rand(len(items)).tolist()
-        features, padding = model.features(
+        return model.features(
             [pick(ids[item], number) for item, number in zip(items.tolist(), numbers, strict=True)]
         )
+
+    def sampled(network: NARTransformer, items: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        features, padding = features_of(items)
+        return items, sample(network, features.bfloat16(), seeds.tolist(), padding)
+
+    own = Rollouts(nar, tokens, sampled, settings, rollouts)
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
+        items, drawn = own(step)
+        features, padding = features_of(items)
         dropped = torch.rand(len(items), 1, 1) < LABEL_DROPOUT
         features = torch.where(dropped, condition.uncond_embedding.to(features.dtype), features)
         target = tokens[items]
-        logits = forward(condition(features), noise(items), padding)
+        logits = forward(condition(features), own.mix(noise(items), target, drawn), padding)
         return F.cross_entropy(logits.flatten(0, 1), target.flatten()), {}
 
     def sheet(trained: nn.Module, path: Path) -> None:
@@ -345,10 +356,13 @@ def train_text(
         "start": digest.hexdigest(),
         "dropout": dropout,
         "token_noise": token_noise,
+        **own.about,
         "data": data,
         "subjects": sha256(noise.subjects.numpy().tobytes()).hexdigest(),
     }
     # A T5 does not scale its attention: at the transformer's rates its queries grew to 16 times their size.
-    train(model, loss_of, settings, folder, sheet, about=about, slow="encoder.", quiet=quiet)
+    train(
+        model, loss_of, settings, folder, sheet, memory=own.memory, about=about, slow="encoder.", quiet=quiet
+    )
     model.eval()
     return nar, encoder
