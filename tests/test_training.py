@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -209,37 +210,49 @@ def test_muon_takes_the_layers_matrices_and_goes_on_where_it_stopped(tmp_path, m
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
-def test_samples_of_the_network_are_its_input_and_become_the_nearest_picture():
+def test_the_picture_that_a_sample_is_nearest_to():
     torch.manual_seed(0)
     tokens, labels = torch.randint(0, 16, (6, 16)), torch.tensor([1, 0, 1, 0, 1, 0])
-    noise = Noise(tokens, labels, 0.0)
+    noise, items = Noise(tokens, labels, 0.0), torch.arange(6)
     near = tokens.clone()
     near[:, :5] = 0
-    assert torch.equal(noise.nearest(near, labels), torch.arange(6))
-    assert torch.equal(labels[noise.nearest(near, 1 - labels)], 1 - labels)  # only pictures of the class
+    assert torch.equal(noise.nearest(near, (items + 2) % 6), items)  # whichever of the class was asked for
+    assert torch.equal(labels[noise.nearest(near, 5 - items)], labels[5 - items])  # never of another class
+    assert torch.equal(noise.nearest(torch.full_like(tokens, 99), items), items)
 
+
+def test_samples_are_the_input_of_a_share_of_examples():
+    tokens = torch.randint(0, 16, (6, 16))
     model = NARTransformer(TransformerConfig((4, 4), 32, 1, 2, 16, 64, num_classes=2))
-    model.init_weights()
     asked = []
 
     def sampled(network, items, seeds):
         assert not torch.is_grad_enabled() and not network.training
-        asked.append((items, seeds))
+        asked.extend(seeds.tolist())
         return 5 - items, tokens[items] + 100
 
-    chosen = settings(steps=100, batch_size=4)
-    own = Rollouts(model, tokens, sampled, chosen, 0.5)
+    chosen = settings(steps=100, batch_size=4, seed=2**32 - 1)
+    rollout = Rollouts(model, tokens, sampled, chosen, 0.5)
+    parts = []
     for step in range(2 * ROLLOUT_STEPS):
         expected = torch.from_numpy(batch_indices(6, chosen, step))
-        items, drawn = own(step)
+        items, drawn = rollout(step)
         assert torch.equal(items[2:], expected[2:])
         assert torch.equal(items[:2], 5 - expected[:2]) and torch.equal(drawn, tokens[expected[:2]] + 100)
-        mixed = own.mix(tokens[items] + 50, tokens[items], drawn)
+        mixed = rollout.mix(tokens[items] + 50, tokens[items], drawn)
         assert torch.equal(mixed[2:], tokens[items[2:]] + 50)
         assert ((mixed[:2] == drawn) | (mixed[:2] == tokens[items[:2]])).all()
-    assert len({int(seed) for _, seeds in asked for seed in seeds}) == 2 * ROLLOUT_STEPS * 2  # none twice
+        parts += (mixed[:2] == drawn).float().mean(1).tolist()
+    assert 0.35 < sum(part == 1 for part in parts) / len(parts) < 0.65
+    assert 0.2 < sum(part for part in parts if part < 1) / sum(part < 1 for part in parts) < 0.8
+    assert len(set(asked)) == 2 * ROLLOUT_STEPS * 2  # none twice
+    for share, count in ((0.0, 0), (0.01, 1), (1.0, 4)):
+        assert Rollouts(model, tokens, sampled, chosen, share).count == count
     items, drawn = Rollouts(model, tokens, sampled, chosen, 0.0)(3)
     assert drawn is None and torch.equal(items, torch.from_numpy(batch_indices(6, chosen, 3)))
+    for share in (-0.1, 1.1, float("nan")):
+        with pytest.raises(UsageError, match="from 0 to 1"):
+            Rollouts(model, tokens, sampled, chosen, share)
 
 
 def test_a_run_with_samples_goes_on_where_it_stopped(tmp_path, monkeypatch):
@@ -252,8 +265,7 @@ def test_a_run_with_samples_goes_on_where_it_stopped(tmp_path, monkeypatch):
             tokens, labels, tokenizer, config, settings(), tmp_path / folder, rollouts=rollouts, quiet=True
         ).state_dict()
 
-    whole, without = run("whole"), run("without", 0.0)
-    assert not all(torch.equal(whole[name], without[name]) for name in whole)
+    whole = run("whole")
     original = Rollouts.__call__
     monkeypatch.setattr(Rollouts, "__call__", lambda own, step: original(own, step if step < 4 else 1 / 0))
     with pytest.raises(ZeroDivisionError):
@@ -263,6 +275,24 @@ def test_a_run_with_samples_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     with pytest.raises(CheckpointError, match="differs in: rollouts"):
         run("stopped", 0.25)
+
+
+def test_samples_of_a_class_become_its_nearest_picture(tmp_path):
+    """A network that knows two pictures of a class draws either, and learns from each with that one."""
+    torch.manual_seed(0)
+    tokens, labels = torch.randint(0, 16, (4, 16)), torch.tensor([0, 0, 1, 1])
+    config = TransformerConfig((4, 4), 64, 2, 2, 16, 128, num_classes=2)
+    chosen = settings(steps=141, batch_size=12, learning_rate=3e-3, warmup=10, save_every=141, ema=0.9)
+    train_nar(
+        tokens, labels, VQTokenizer(SMALL), config, chosen, tmp_path, dropout=0.0, rollouts=0.5, quiet=True
+    )
+    memory = torch.load(tmp_path / "state.pt", weights_only=True)["memory"]
+    assert memory["targets"].shape == (ROLLOUT_STEPS, 6) and memory["drawn"].shape == (ROLLOUT_STEPS, 6, 16)
+    equal = memory["drawn"] == tokens[memory["targets"]]
+    assert equal.float().mean() > 0.8  # of a random picture it would be half a class's, 0.53
+    others = memory["drawn"] == tokens[memory["targets"] ^ 1]
+    assert (equal.sum(-1) >= others.sum(-1)).all()
+    assert memory["targets"].unique().numel() == 4
 
 
 def test_slow_parts_learn_with_adamw_at_a_share_of_the_rate(tmp_path):
@@ -517,6 +547,16 @@ def test_a_model_of_classes_goes_on(clips, trained, tmp_path):
     assert run.exit_code == 4 and "differs in: start" in run.stderr
 
 
+def test_what_a_run_was_told_is_in_its_state(clips, trained, tmp_path):
+    run = train_nar_command(
+        clips, "--start", trained, "-o", tmp_path, "--steps", 1, "--dropout", 0.3, "--token-noise", 0.7,
+        "--rollouts", 0.2,
+    )  # fmt: skip
+    assert run.exit_code == 0, run.stderr
+    about = torch.load(tmp_path / "state.pt", weights_only=True)["about"]
+    assert (about["dropout"], about["token_noise"], about["rollouts"]["share"]) == (0.3, 0.7, 0.2)
+
+
 def test_models_that_do_not_fit_the_clips_do_not_go_on(clips, trained, tmp_path):
     def says(*arguments):
         run = train_nar_command(*arguments, "-o", tmp_path / "run")
@@ -527,15 +567,25 @@ def test_models_that_do_not_fit_the_clips_do_not_go_on(clips, trained, tmp_path)
     assert "--tokenizer is for a new network" in says(clips, "--start", trained, "--tokenizer", trained)
     assert "--tokenizer is missing" in says(clips)
     (clips / "classes.txt").write_text("bar\nbean\n")
-    assert "The classes of" in says(clips, "--start", trained)
+    assert "is 'bean', that of" in says(clips, "--start", trained)
     (clips / "classes.txt").unlink()
     np.save(clips / "labels.npy", np.arange(6) % 3)
     assert "has 2 classes, the labels 3" in says(clips, "--start", trained)
     np.save(clips / "images.npy", np.zeros((6, 2, 16, 16, 3), np.uint8))
-    assert "is not of the size that" in says(clips, "--start", trained)
+    assert "makes a grid of 1x8x8 tokens" in says(clips, "--start", trained)
+    assert "Invalid value for '--rollouts'" in says(clips, "--start", trained, "--rollouts", "nan")
     np.save(clips / "images.npy", np.zeros((6, 16, 16, 3), np.uint8))
     run = train_nar_command(clips, "--start", trained, "-o", tmp_path / "run")
     assert run.exit_code == 4 and "kind 'video', expected 'image'" in run.stderr
+    other = VQTokenizer(replace(CLIP, codebook_size=17))
+    shutil.copy(save_model(tmp_path / "codes", tokenizer=other) / "tokenizer.safetensors", trained)
+    said = json.loads((trained / "config.json").read_text())
+    said["tokenizer"]["codebook_size"] = 17
+    (trained / "config.json").write_text(json.dumps(said))
+    np.save(clips / "images.npy", np.zeros((6, 4, 16, 16, 3), np.uint8))
+    np.save(clips / "labels.npy", np.arange(6) % 2)
+    run = train_nar_command(clips, "--start", trained, "-o", tmp_path / "run")
+    assert run.exit_code == 4 and "draws from 16 codes, and the tokenizer has 17" in run.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -79,6 +79,20 @@ def generate(
         hidden = model.decode(tokens.repeat(2, 1) if guided else tokens, index, cache)
 
 
+def sample(
+    model: NARTransformer,
+    condition: Tensor,
+    seeds: Sequence[int],
+    settings: SamplingSettings,
+    padding: Tensor | None = None,
+) -> Tensor:
+    """All tokens of a batch, (B, N) int64 in raster order; arguments and B as in ``generate``."""
+    tokens = torch.empty(len(seeds), model.config.order.cells, dtype=torch.int64)
+    for step in generate(model, condition, seeds, settings, padding):
+        tokens[:, list(step.cells)] = step.tokens.cpu()
+    return tokens
+
+
 def uniform_draws(seeds: Sequence[int], cells: int) -> Tensor:
     """One number in [0, 1) for each sample and cell: float32 (B, cells), the same on every device."""
     return torch.stack([torch.rand(cells, generator=torch.Generator().manual_seed(seed)) for seed in seeds])

@@ -6,17 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from .. import configs
 from ..allocator import keep_memory
 from ..errors import CheckpointError, UsageError
+from ..order import format_grid
 from .console import Console
 from .options import Json, Quiet, whole_numbers
 
 if TYPE_CHECKING:
+    from ..checkpoints import Kind
     from ..models.text import T5Encoder
     from ..models.transformer import NARTransformer
     from ..models.vq import VQConfig, VQTokenizer
@@ -67,7 +69,9 @@ TokenNoise = Annotated[
 ]
 Rollouts = Annotated[
     float,
-    typer.Option(min=0, max=1, help="Share of examples whose input tokens the network itself has drawn."),
+    typer.Option(
+        min=0, max=1, help="Share of examples with some or all input tokens as the network itself drew them."
+    ),
 ]
 Muon = Annotated[bool, typer.Option("--muon", help="Muon for hidden matrices: fewer steps; needs torch 2.9.")]
 
@@ -184,7 +188,10 @@ def nar(
 ) -> None:
     """Train a class-conditional NAR transformer with teacher forcing."""
     if start:
+        start = start.expanduser()
         refuse_beside_start(context, "tokenizer", "dim", "layers", "heads", "ffn", "position", "classes")
+    elif not tokenizer:
+        raise UsageError("--tokenizer is missing.", "Give it, or --start to go on with a model.")
     if dim % heads or dim // heads % 4:
         raise UsageError(
             f"--dim {dim} with --heads {heads} gives heads of width {dim / heads:g}.",
@@ -210,12 +217,19 @@ def nar(
         before, vq, known = load_start(start, ["video" if pictures.frames else "image"], pictures, data)
         config, table, defaults = before.config, known.classes, known.defaults
         if config.num_classes < pictures.num_classes:
-            raise UsageError(f"{start} has {config.num_classes} classes, the labels {pictures.num_classes}.")
-        if pictures.names and table and [*pictures.names] != [row.names[0] for row in load_table(table).rows]:
-            raise UsageError(f"The classes of {str(data)!r} are not those of {start}.", "Train a new model.")
+            raise UsageError(
+                f"{start} has {config.num_classes} classes, the labels {pictures.num_classes}.",
+                "Train a new model.",
+            )
+        known_names = [row.names[0] for row in load_table(table).rows] if table else []
+        for label, (name, expected) in enumerate(zip(pictures.names, known_names, strict=False)):
+            if name != expected:
+                raise UsageError(
+                    f"Class {label} of {str(data)!r} is {name!r}, that of {start} is {expected!r}.",
+                    "Give the pictures that it was trained on, or train a new model.",
+                )
     else:
-        if not tokenizer:
-            raise UsageError("--tokenizer is missing.", "Give it, or --start to go on with a model.")
+        assert tokenizer
         if pictures.frames and position == "rotary":
             raise UsageError("--position is rotary, which has two axes; clips have three.", "Leave it out.")
         position = position or (Position.absolute if pictures.frames else Position.rotary)
@@ -240,8 +254,9 @@ def nar(
 
     labels = torch.from_numpy(pictures.item_labels)
     model = train_nar(
-        tokens, labels, vq, config, settings, output, before, dropout, token_noise, rollouts, quiet
-    )
+        tokens, labels, vq, config, settings, output, before,
+        dropout=dropout, token_noise=token_noise, rollouts=rollouts, quiet=quiet,
+    )  # fmt: skip
     folder = save_model(
         output / "model", transformer=model, tokenizer=vq, classes=table, defaults=defaults, overwrite=True
     )
@@ -299,6 +314,7 @@ def text(
 
     pictures = load_pictures(data)
     captions = load_captions(data, len(pictures))
+    start = start.expanduser()
     blocks, vq, known = load_start(start, ["image", "text"], pictures, data)
     own = None
     defaults: Mapping[str, float] = {"cfg_scale": 2.0}
@@ -321,7 +337,8 @@ def text(
     model, encoder = train_text(
         tokens, captions, torch.from_numpy(subjects), looks_of(pictures.images) if encoder_steps else None,
         vq, blocks, own or byte_encoder(encoder_dim, encoder_layers), caption_tokens,
-        settings, output, encoder_steps, dropout, token_noise, rollouts, quiet,
+        settings, output, encoder_steps,
+        dropout=dropout, token_noise=token_noise, rollouts=rollouts, quiet=quiet,
     )  # fmt: skip
     folder = save_model(
         output / "model", transformer=model, tokenizer=vq, text_encoder=encoder, defaults=defaults,
@@ -352,24 +369,35 @@ def load_start(
 
     Raises:
         CheckpointError: it is not in narcli's own format, not of one of these kinds, or cannot be read.
-        UsageError: it does not make what ``pictures`` are.
+        UsageError: it does not make what ``pictures`` are, or has a LARP tokenizer.
     """
     from ..checkpoints import load_transformer
 
-    if not (folder / configs.CONFIG).is_file():
+    file = folder / configs.CONFIG
+    known = configs.read_config(file) if file.is_file() else configs.ModelConfig()
+    if not known.kind:
         raise CheckpointError(
             f"{folder} is not a model in narcli's own format.",
             "`narcli models convert` makes one of a released model.",
         )
-    known = configs.read_config(folder / configs.CONFIG)
     if known.kind not in kinds:
         raise CheckpointError(
             f"{folder} is of the kind {known.kind!r}, expected {' or '.join(map(repr, kinds))}.",
             "Give another --start.",
         )
-    model, vq = load_transformer(folder), vq_tokenizer(folder)
-    if grid_of(pictures, vq.config) != model.config.grid:
-        raise UsageError(f"What is in {str(data)!r} is not of the size that {folder} makes.")
+    model, vq = load_transformer(folder, kind=cast("Kind", known.kind)), vq_tokenizer(folder)
+    if vq.config.codebook_size != model.config.vocab_size:
+        raise CheckpointError(
+            f"In {folder} the model draws from {model.config.vocab_size} codes, and the tokenizer has "
+            f"{vq.config.codebook_size}.",
+            "They do not belong together.",
+        )
+    if (grid := grid_of(pictures, vq.config)) != model.config.grid:
+        raise UsageError(
+            f"What is in {str(data)!r} makes a grid of {format_grid(grid)} tokens, and {folder} has one of "
+            f"{format_grid(model.config.grid)}.",
+            "Prepare it in the size that the model makes, or train a new model.",
+        )
     return model, vq, known
 
 
@@ -416,7 +444,7 @@ def vq_tokenizer(path: Path) -> VQTokenizer:
 
     vq = load_tokenizer(path)
     if not isinstance(vq, VQTokenizer):
-        raise UsageError(f"{path} is a LARP tokenizer.", "Give one of `narcli train tokenizer`.")
+        raise UsageError(f"{path} is a LARP tokenizer.", "Expected one of `narcli train tokenizer`.")
     return vq
 
 

@@ -1,7 +1,7 @@
 """The training loop that tokenizer and transformer share.
 
-A step depends on its number and the seed only, so a run that was killed goes on from its last
-checkpoint exactly as if nothing had happened.
+A step depends on its number, the seed and what the checkpoint keeps, so a run that was killed goes on from
+its last checkpoint exactly as if nothing had happened.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import UsageError
 from ..models.packed import pack
 from ..models.transformer import NARTransformer, TransformerConfig
 from ..models.vq import VQTokenizer
-from ..sampling import generate
-from ..settings import SamplingSettings
+from ..sampling import SamplingSettings, sample
 from ..writers import write_atomic
 from .data import Pictures
 from .loop import TrainSettings, batch_indices, train
@@ -79,17 +79,17 @@ def train_nar(
     forward = torch.compile(model.forward_train) if settings.compile else model.forward_train
 
     def sampled(network: NARTransformer, items: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
-        drawn = sample(network, labels[items], seeds.tolist())
-        return noise.nearest(drawn, labels[items]), drawn
+        drawn = sample(network, labels[items], seeds.tolist(), ROLLOUT_SETTINGS)
+        return noise.nearest(drawn, items), drawn
 
-    own = Rollouts(model, tokens, sampled, settings, rollouts)
+    rollout = Rollouts(model, tokens, sampled, settings, rollouts)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        items, drawn = own(step)
+        items, drawn = rollout(step)
         target = tokens[items]
         dropped = torch.rand(len(target)) < LABEL_DROPOUT
         condition = model.condition(labels[items].masked_fill(dropped, config.num_classes))
-        logits = forward(condition, own.mix(noise(target, labels[items]), target, drawn))
+        logits = forward(condition, rollout.mix(noise(target, labels[items]), target, drawn))
         return F.cross_entropy(logits.flatten(0, 1), target.flatten()), {}
 
     def sheet(model: nn.Module, path: Path) -> None:
@@ -102,11 +102,11 @@ def train_nar(
         "transformer": asdict(config),
         "dropout": dropout,
         "token_noise": token_noise,
-        **own.about,
+        **rollout.about,
         "data": sha256(tokens.numpy().tobytes() + labels.numpy().tobytes()).hexdigest(),
         **({"start": weights_digest(start).hexdigest()} if start else {}),
     }
-    train(model, loss_of, settings, folder, sheet, memory=own.memory, about=about, quiet=quiet)
+    train(model, loss_of, settings, folder, sheet, memory=rollout.memory, about=about, quiet=quiet)
     return model.eval()
 
 
@@ -126,6 +126,7 @@ class Noise:
 
     def __init__(self, tokens: Tensor, labels: Tensor, most: float) -> None:
         self.most = most
+        self.labels = labels
         self.order, self.start, self.count = grouped(labels)
         self.sorted = tokens[self.order]
 
@@ -139,14 +140,18 @@ class Noise:
         donors = torch.where(torch.rand(shape) < 0.5, siblings, anyone)
         return exchange(tokens, self.sorted[donors, torch.arange(shape[1])], self.most)
 
-    def nearest(self, drawn: Tensor, labels: Tensor) -> Tensor:
-        """Items of (B,) labels that have most tokens of (B, N) in common: (B,)."""
-        return torch.stack(
-            [
-                self.order[begin + (self.sorted[begin : begin + count] == row).sum(1).argmax()]
-                for row, begin, count in zip(drawn, self.start[labels], self.count[labels], strict=True)
-            ]
-        )
+    def nearest(self, drawn: Tensor, items: Tensor) -> Tensor:
+        """Of the class of each item (B,) the one that has most tokens of (B, N) in common: (B,).
+
+        Among equals it is the item itself, so that none is left out.
+        """
+        found = []
+        for row, item in zip(drawn, items, strict=True):
+            begin, count = self.start[self.labels[item]], self.count[self.labels[item]]
+            common = 2 * (self.sorted[begin : begin + count] == row).sum(1)
+            alike = self.order[begin : begin + count]
+            found.append(alike[(common + (alike == item)).argmax()])
+        return torch.stack(found)
 
 
 class Rollouts:
@@ -155,13 +160,19 @@ class Rollouts:
     Teacher forcing shows the network nothing but right tokens, or noise; sampling goes on from its own, whose
     mistakes go together. Here it learns to come back from those to the picture that the sample is of.
 
+    Every ``ROLLOUT_STEPS`` steps the weights of that moment, in bfloat16, draw the samples for the steps to
+    come, with ``ROLLOUT_SETTINGS``.
+
     Args:
         model: what is trained.
         tokens: (items, N) int64.
-        sampled: samples of a network for items (B,), with a seed each: the items that they are to become
-            (B,), and their tokens (B, N).
+        sampled: a network, items (B,) and seeds (B,) -> the items that its samples are to become (B,), and
+            the samples (B, N).
         settings: of the optimisation.
-        share: of the examples of a batch, in [0, 1].
+        share: of the examples of a batch, in [0, 1]; above 0 at least one.
+
+    Raises:
+        UsageError: another share.
     """
 
     def __init__(
@@ -172,17 +183,21 @@ class Rollouts:
         settings: TrainSettings,
         share: float,
     ) -> None:
+        if not 0 <= share <= 1:
+            raise UsageError(f"rollouts is {share}, expected a share from 0 to 1.")
         self.model, self.sampled, self.settings, self.items = model, sampled, settings, len(tokens)
-        self.count = round(share * settings.batch_size)
-        shape = (ROLLOUT_STEPS, self.count)
-        self.targets = torch.zeros(shape, dtype=torch.int64)
-        self.drawn = torch.zeros(*shape, tokens.shape[1], dtype=torch.int64)
-        #: A run that goes on needs them again.
-        self.memory = {"targets": self.targets, "drawn": self.drawn} if self.count else {}
-        self.about = {"rollouts": share} if self.count else {}
+        self.count = max(1, round(share * settings.batch_size)) if share else 0
+        self.targets = torch.zeros(ROLLOUT_STEPS, self.count, dtype=torch.int64)
+        self.drawn = torch.zeros(ROLLOUT_STEPS, self.count, tokens.shape[1], dtype=torch.int64)
+        #: For ``loop.train``: a run that goes on needs the samples again, and the same settings.
+        self.memory: dict[str, Tensor] = {}
+        self.about: dict[str, object] = {}
+        if share:
+            self.memory = {"targets": self.targets, "drawn": self.drawn}
+            self.about = {"rollouts": {"share": share, "every": ROLLOUT_STEPS, **asdict(ROLLOUT_SETTINGS)}}
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """Items of a step (B,), and the samples (n, N) of the first n of them."""
+        """Items of a step (B,), and the samples (n, N) that the first n of them are the targets of."""
         items = self._batch(step)
         if not self.count:
             return items, None
@@ -204,7 +219,7 @@ class Rollouts:
         network = copy.deepcopy(self.model).bfloat16().eval()
         pack(network)
         wanted = torch.cat([self._batch(step + ahead)[: self.count] for ahead in range(ROLLOUT_STEPS)])
-        first = (self.settings.seed * 1_000_003 + step) * len(wanted)
+        first = (self.settings.seed * 1_000_003 + step) * len(wanted) % 2**32
         parts = zip(
             wanted.split(ROLLOUT_BATCH), torch.arange(first, first + len(wanted)).split(ROLLOUT_BATCH),
             strict=True,
@@ -214,16 +229,6 @@ class Rollouts:
             targets, drawn = zip(*(self.sampled(network, *part) for part in parts), strict=True)
         self.targets.copy_(torch.cat(targets).view_as(self.targets))
         self.drawn.copy_(torch.cat(drawn).view_as(self.drawn))
-
-
-def sample(
-    network: NARTransformer, condition: Tensor, seeds: Sequence[int], padding: Tensor | None = None
-) -> Tensor:
-    """Tokens that ``network`` draws for a condition, see ``generate``: (B, N) in raster order."""
-    drawn = torch.empty(len(seeds), network.config.order.cells, dtype=torch.int64)
-    for step in generate(network, condition, seeds, ROLLOUT_SETTINGS, padding):
-        drawn[:, list(step.cells)] = step.tokens
-    return drawn
 
 
 def grouped(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..models.transformer import NARTransformer
 from ..models.vq import VQTokenizer
-from ..sampling import SamplingSettings, generate
+from ..sampling import SamplingSettings, sample
 from ..writers import write_atomic
 from .data import Pictures
 
@@ -51,9 +51,7 @@ def sample_sheet(
     count, columns = (8, 1) if len(model.config.grid) == 3 else (40, 10)
     labels = torch.linspace(0, model.config.num_classes - 1, count).long()
     condition = labels if features is None else features
-    tokens = torch.empty(count, model.config.order.cells, dtype=torch.int64)
-    for step in generate(model, condition, range(count), SamplingSettings(cfg_scale=2.0), padding):
-        tokens[:, list(step.cells)] = step.tokens
+    tokens = sample(model, condition, range(count), SamplingSettings(cfg_scale=2.0), padding)
     model.train(was_training)
     pixels = to_pixels(tokenizer.decode(tokens, model.config.grid))
     rows = pixels.numpy().reshape(-1, columns, *pixels.shape[1:])

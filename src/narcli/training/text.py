@@ -25,8 +25,9 @@ from ..models.text import T5Encoder, left_pad
 from ..models.transformer import NARTransformer, TextCondition, TransformerConfig
 from ..models.vq import VQTokenizer
 from ..prompts import parse_prompt
+from ..sampling import sample
 from .loop import TrainSettings, train
-from .nar import LABEL_DROPOUT, Rollouts, exchange, grouped, sample, weights_digest
+from .nar import LABEL_DROPOUT, ROLLOUT_SETTINGS, Rollouts, exchange, grouped, weights_digest
 
 CAPTIONS = "captions.tsv"
 HEAD_DIM = 64  # of the encoder, as in the released T5s
@@ -328,17 +329,17 @@ def train_text(
 
     def sampled(network: NARTransformer, items: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
         features, padding = features_of(items)
-        return items, sample(network, features.bfloat16(), seeds.tolist(), padding)
+        return items, sample(network, features.bfloat16(), seeds.tolist(), ROLLOUT_SETTINGS, padding)
 
-    own = Rollouts(nar, tokens, sampled, settings, rollouts)
+    rollout = Rollouts(nar, tokens, sampled, settings, rollouts)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        items, drawn = own(step)
+        items, drawn = rollout(step)
         features, padding = features_of(items)
         dropped = torch.rand(len(items), 1, 1) < LABEL_DROPOUT
         features = torch.where(dropped, condition.uncond_embedding.to(features.dtype), features)
         target = tokens[items]
-        logits = forward(condition(features), own.mix(noise(items), target, drawn), padding)
+        logits = forward(condition(features), rollout.mix(noise(items), target, drawn), padding)
         return F.cross_entropy(logits.flatten(0, 1), target.flatten()), {}
 
     def sheet(trained: nn.Module, path: Path) -> None:
@@ -356,13 +357,21 @@ def train_text(
         "start": digest.hexdigest(),
         "dropout": dropout,
         "token_noise": token_noise,
-        **own.about,
+        **rollout.about,
         "data": data,
         "subjects": sha256(noise.subjects.numpy().tobytes()).hexdigest(),
     }
     # A T5 does not scale its attention: at the transformer's rates its queries grew to 16 times their size.
     train(
-        model, loss_of, settings, folder, sheet, memory=own.memory, about=about, slow="encoder.", quiet=quiet
+        model,
+        loss_of,
+        settings,
+        folder,
+        sheet,
+        memory=rollout.memory,
+        about=about,
+        slow="encoder.",
+        quiet=quiet,
     )
     model.eval()
     return nar, encoder
