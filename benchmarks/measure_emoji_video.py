@@ -9,7 +9,9 @@ DATA is what scripts/prepare_emoji.py wrote. Prints one JSON document:
 - nearest: for every class and the seeds from 0, the share of samples whose nearest training clip is of their
   class (mean squared difference of all pixels, all classes, from whichever frame on: the clips are loops);
 - motion: the mean absolute change from frame to frame, divided by that of the class's training clip (from the
-  frame on that is nearest to the sample): the share of samples between 0.6 and 1.6, and percentiles.
+  frame on that is nearest to the sample): the share of samples between 0.6 and 1.6, and percentiles;
+- tokens: the share of a sample's tokens that are those of its class's clip, from the nearest of the four
+  frames on that it was trained from: the mean over the samples and percentiles.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from narcli.pictures import contact_sheet
 from narcli.training.data import load_pictures
 
 LOW, HIGH = 0.6, 1.6
+STARTS = 4  # of the loops in training
 ROWS = 8  # classes of the contact sheet
 SIDE = 64  # pixels of its frames
 
@@ -70,6 +73,11 @@ def main() -> None:
         start = int(distances[index, own].argmin())
         ratios.append(change(sample) / change(clips[own].roll(-start, 0)))
     ratio = torch.tensor(ratios)
+    known = training.loops(STARTS)
+    codes = torch.cat([plain.encode(known.batch(part)) for part in np.split(np.arange(len(known)), STARTS)])
+    equal = torch.stack(
+        [(codes[known.item_labels == r.label] == r.tokens).float().mean(1).amax() for r in results]
+    )
     if given.sheet:
         rows = np.linspace(0, len(names) - 1, ROWS).round().astype(int) * given.samples
         frames = [
@@ -86,6 +94,10 @@ def main() -> None:
         "motion": {
             f"share_from_{LOW}_to_{HIGH}": round(float(((ratio >= LOW) & (ratio <= HIGH)).float().mean()), 4),
             **{f"percentile_{p}": round(float(ratio.quantile(p / 100)), 3) for p in (5, 25, 50, 75, 95)},
+        },
+        "tokens": {
+            "mean": round(float(equal.mean()), 3),
+            **{f"percentile_{p}": round(float(equal.quantile(p / 100)), 3) for p in (5, 25, 50)},
         },
         "settings": {name: getattr(pipeline.settings(**settings), name) for name in settings},
         **machine(pipeline, began),

@@ -22,7 +22,8 @@ from narcli.models.text import T5Encoder, left_pad
 from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.models.vq import VQConfig, VQTokenizer
 from narcli.sampling import SamplingSettings, generate
-from narcli.training.loop import TrainSettings, optimizers_of
+from narcli.training.loop import TrainSettings, batch_indices, optimizers_of
+from narcli.training.nar import ROLLOUT_STEPS
 from narcli.training.text import (
     CaptionNoise,
     Reader,
@@ -170,8 +171,10 @@ def test_captions_are_learned_by_both_networks(tmp_path):
         settings(steps=80, batch_size=12, learning_rate=1e-2, bfloat16=False), tmp_path, dropout=0.0,
         rollouts=0.5, quiet=True,
     )  # fmt: skip
-    memory = torch.load(tmp_path / "state.pt", weights_only=True)["memory"]
-    assert (memory["drawn"] == tokens[memory["targets"]]).float().mean() > 0.9  # samples of their captions
+    drawn = torch.load(tmp_path / "state.pt", weights_only=True)["memory"]["drawn"]
+    chosen = settings(batch_size=12)
+    items = [batch_indices(3, chosen, 60 + ahead)[:6] for ahead in range(ROLLOUT_STEPS)]
+    assert (drawn == tokens[torch.tensor(np.array(items))]).float().mean() > 0.9  # samples of their captions
     assert not torch.equal(before, encoder.model.shared.weight)
     texts = ["a red dot", "no dot", "blue dot"]
     condition, padding = left_pad([encoder.encode(text, 12).features for text in texts], 12)

@@ -229,27 +229,24 @@ def test_samples_are_the_input_of_a_share_of_examples():
     def sampled(network, items, seeds):
         assert not torch.is_grad_enabled() and not network.training
         asked.extend(seeds.tolist())
-        return 5 - items, tokens[items] + 100
+        return tokens[items] + 100
 
     chosen = settings(steps=100, batch_size=4, seed=2**32 - 1)
     rollout = Rollouts(model, tokens, sampled, chosen, 0.5)
     parts = []
     for step in range(2 * ROLLOUT_STEPS):
-        expected = torch.from_numpy(batch_indices(6, chosen, step))
-        items, drawn = rollout(step)
-        assert torch.equal(items[2:], expected[2:])
-        assert torch.equal(items[:2], 5 - expected[:2]) and torch.equal(drawn, tokens[expected[:2]] + 100)
-        mixed = rollout.mix(tokens[items] + 50, tokens[items], drawn)
-        assert torch.equal(mixed[2:], tokens[items[2:]] + 50)
-        assert ((mixed[:2] == drawn) | (mixed[:2] == tokens[items[:2]])).all()
-        parts += (mixed[:2] == drawn).float().mean(1).tolist()
+        right = tokens[torch.from_numpy(batch_indices(6, chosen, step))]
+        mixed = rollout(step, right + 50, right)
+        assert torch.equal(mixed[2:], right[2:] + 50)
+        assert ((mixed[:2] == right[:2] + 100) | (mixed[:2] == right[:2])).all()
+        parts += (mixed[:2] > 50).float().mean(1).tolist()
     assert 0.35 < sum(part == 1 for part in parts) / len(parts) < 0.65
     assert 0.2 < sum(part for part in parts if part < 1) / sum(part < 1 for part in parts) < 0.8
     assert len(set(asked)) == 2 * ROLLOUT_STEPS * 2  # none twice
     for share, count in ((0.0, 0), (0.01, 1), (1.0, 4)):
         assert Rollouts(model, tokens, sampled, chosen, share).count == count
-    items, drawn = Rollouts(model, tokens, sampled, chosen, 0.0)(3)
-    assert drawn is None and torch.equal(items, torch.from_numpy(batch_indices(6, chosen, 3)))
+    noisy = tokens[:4] + 50
+    assert torch.equal(Rollouts(model, tokens, sampled, chosen, 0.0)(3, noisy, tokens[:4]), noisy)
     for share in (-0.1, 1.1, float("nan")):
         with pytest.raises(UsageError, match="from 0 to 1"):
             Rollouts(model, tokens, sampled, chosen, share)
@@ -267,7 +264,11 @@ def test_a_run_with_samples_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
     whole = run("whole")
     original = Rollouts.__call__
-    monkeypatch.setattr(Rollouts, "__call__", lambda own, step: original(own, step if step < 4 else 1 / 0))
+
+    def stop(rollout, step, *tokens):
+        return original(rollout, step if step < 4 else 1 / 0, *tokens)
+
+    monkeypatch.setattr(Rollouts, "__call__", stop)
     with pytest.raises(ZeroDivisionError):
         run("stopped")
     monkeypatch.setattr(Rollouts, "__call__", original)
@@ -277,22 +278,22 @@ def test_a_run_with_samples_goes_on_where_it_stopped(tmp_path, monkeypatch):
         run("stopped", 0.25)
 
 
-def test_samples_of_a_class_become_its_nearest_picture(tmp_path):
-    """A network that knows two pictures of a class draws either, and learns from each with that one."""
+def test_samples_of_a_class_lead_to_the_picture_that_they_are_of(tmp_path):
     torch.manual_seed(0)
     tokens, labels = torch.randint(0, 16, (4, 16)), torch.tensor([0, 0, 1, 1])
     config = TransformerConfig((4, 4), 64, 2, 2, 16, 128, num_classes=2)
-    chosen = settings(steps=141, batch_size=12, learning_rate=3e-3, warmup=10, save_every=141, ema=0.9)
+    chosen = settings(steps=61, batch_size=12, learning_rate=3e-3, warmup=10, save_every=61, ema=0.9)
     train_nar(
         tokens, labels, VQTokenizer(SMALL), config, chosen, tmp_path, dropout=0.0, rollouts=0.5, quiet=True
     )
-    memory = torch.load(tmp_path / "state.pt", weights_only=True)["memory"]
-    assert memory["targets"].shape == (ROLLOUT_STEPS, 6) and memory["drawn"].shape == (ROLLOUT_STEPS, 6, 16)
-    equal = memory["drawn"] == tokens[memory["targets"]]
-    assert equal.float().mean() > 0.8  # of a random picture it would be half a class's, 0.53
-    others = memory["drawn"] == tokens[memory["targets"] ^ 1]
-    assert (equal.sum(-1) >= others.sum(-1)).all()
-    assert memory["targets"].unique().numel() == 4
+    drawn = torch.load(tmp_path / "state.pt", weights_only=True)["memory"]["drawn"]
+    assert drawn.shape == (ROLLOUT_STEPS, 6, 16)
+    asked = [batch_indices(4, chosen, 60 + ahead)[:6] for ahead in range(ROLLOUT_STEPS)]
+    items = torch.from_numpy(np.stack(asked))
+    own, other = ((drawn == tokens[each]).sum(-1) for each in (items, items ^ 1))
+    assert (own >= other).all()  # one of the other picture gave way to the right tokens
+    assert (own < 16).any()  # not all did
+    assert own.float().mean() > 10  # of any network it would be some 9
 
 
 def test_slow_parts_learn_with_adamw_at_a_share_of_the_rate(tmp_path):

@@ -32,7 +32,7 @@ from .loop import TrainSettings, batch_indices, train
 LABEL_DROPOUT = 0.1
 ROLLOUT_STEPS = 20  # for which samples are drawn at once
 ROLLOUT_BATCH = 32
-ROLLOUT_SETTINGS = SamplingSettings(temperature=0.5)
+ROLLOUT_SETTINGS = SamplingSettings(temperature=0.7)
 
 
 def train_nar(
@@ -78,18 +78,20 @@ def train_nar(
     model.train()
     forward = torch.compile(model.forward_train) if settings.compile else model.forward_train
 
-    def sampled(network: NARTransformer, items: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
+    def sampled(network: NARTransformer, items: Tensor, seeds: Tensor) -> Tensor:
         drawn = sample(network, labels[items], seeds.tolist(), ROLLOUT_SETTINGS)
-        return noise.nearest(drawn, items), drawn
+        # A sample of another picture of the class is no way to this one. Were that one the target instead,
+        # the network would draw what it draws most ever more often.
+        return torch.where((noise.nearest(drawn, items) == items)[:, None], drawn, tokens[items])
 
     rollout = Rollouts(model, tokens, sampled, settings, rollouts)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        items, drawn = rollout(step)
+        items = torch.from_numpy(batch_indices(len(tokens), settings, step))
         target = tokens[items]
         dropped = torch.rand(len(target)) < LABEL_DROPOUT
         condition = model.condition(labels[items].masked_fill(dropped, config.num_classes))
-        logits = forward(condition, rollout.mix(noise(target, labels[items]), target, drawn))
+        logits = forward(condition, rollout(step, noise(target, labels[items]), target))
         return F.cross_entropy(logits.flatten(0, 1), target.flatten()), {}
 
     def sheet(model: nn.Module, path: Path) -> None:
@@ -166,8 +168,7 @@ class Rollouts:
     Args:
         model: what is trained.
         tokens: (items, N) int64.
-        sampled: a network, items (B,) and seeds (B,) -> the items that its samples are to become (B,), and
-            the samples (B, N).
+        sampled: a network, items (B,) and seeds (B,) -> samples (B, N) that are to become these items.
         settings: of the optimisation.
         share: of the examples of a batch, in [0, 1]; above 0 at least one.
 
@@ -179,7 +180,7 @@ class Rollouts:
         self,
         model: NARTransformer,
         tokens: Tensor,
-        sampled: Callable[[NARTransformer, Tensor, Tensor], tuple[Tensor, Tensor]],
+        sampled: Callable[[NARTransformer, Tensor, Tensor], Tensor],
         settings: TrainSettings,
         share: float,
     ) -> None:
@@ -187,38 +188,33 @@ class Rollouts:
             raise UsageError(f"rollouts is {share}, expected a share from 0 to 1.")
         self.model, self.sampled, self.settings, self.items = model, sampled, settings, len(tokens)
         self.count = max(1, round(share * settings.batch_size)) if share else 0
-        self.targets = torch.zeros(ROLLOUT_STEPS, self.count, dtype=torch.int64)
         self.drawn = torch.zeros(ROLLOUT_STEPS, self.count, tokens.shape[1], dtype=torch.int64)
         #: For ``loop.train``: a run that goes on needs the samples again, and the same settings.
         self.memory: dict[str, Tensor] = {}
         self.about: dict[str, object] = {}
         if share:
-            self.memory = {"targets": self.targets, "drawn": self.drawn}
+            self.memory = {"drawn": self.drawn}
             self.about = {"rollouts": {"share": share, "every": ROLLOUT_STEPS, **asdict(ROLLOUT_SETTINGS)}}
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """Items of a step (B,), and the samples (n, N) that the first n of them are the targets of."""
-        items = self._batch(step)
+    def __call__(self, step: int, noisy: Tensor, tokens: Tensor) -> Tensor:
+        """Input (B, N) of a step, from that with noise and the right tokens.
+
+        In the first examples some tokens are the sample's, half of the time all.
+        """
         if not self.count:
-            return items, None
+            return noisy
         place = step % ROLLOUT_STEPS
         if not place:
             self._renew(step)
-        return torch.cat([self.targets[place], items[self.count :]]), self.drawn[place]
-
-    def mix(self, noisy: Tensor, tokens: Tensor, drawn: Tensor | None) -> Tensor:
-        """(B, N) input: of the first n examples some tokens are the sample's, half of the time all."""
-        if drawn is None:
-            return noisy
-        return torch.cat([exchange(tokens[: len(drawn)], drawn, 2.0), noisy[len(drawn) :]])
-
-    def _batch(self, step: int) -> Tensor:
-        return torch.from_numpy(batch_indices(self.items, self.settings, step))
+        mixed = exchange(tokens[: self.count], self.drawn[place], 2.0)
+        return torch.cat([mixed, noisy[self.count :]])
 
     def _renew(self, step: int) -> None:
         network = copy.deepcopy(self.model).bfloat16().eval()
         pack(network)
-        wanted = torch.cat([self._batch(step + ahead)[: self.count] for ahead in range(ROLLOUT_STEPS)])
+        ahead = range(step, step + ROLLOUT_STEPS)
+        batches = [batch_indices(self.items, self.settings, later)[: self.count] for later in ahead]
+        wanted = torch.from_numpy(np.concatenate(batches))
         first = (self.settings.seed * 1_000_003 + step) * len(wanted) % 2**32
         parts = zip(
             wanted.split(ROLLOUT_BATCH), torch.arange(first, first + len(wanted)).split(ROLLOUT_BATCH),
@@ -226,8 +222,7 @@ class Rollouts:
         )  # fmt: skip
         # Autocast would keep copies of weights without gradients, and the step would use them.
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            targets, drawn = zip(*(self.sampled(network, *part) for part in parts), strict=True)
-        self.targets.copy_(torch.cat(targets).view_as(self.targets))
+            drawn = [self.sampled(network, *part) for part in parts]
         self.drawn.copy_(torch.cat(drawn).view_as(self.drawn))
 
 

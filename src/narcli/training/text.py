@@ -26,7 +26,7 @@ from ..models.transformer import NARTransformer, TextCondition, TransformerConfi
 from ..models.vq import VQTokenizer
 from ..prompts import parse_prompt
 from ..sampling import sample
-from .loop import TrainSettings, train
+from .loop import TrainSettings, batch_indices, train
 from .nar import LABEL_DROPOUT, ROLLOUT_SETTINGS, Rollouts, exchange, grouped, weights_digest
 
 CAPTIONS = "captions.tsv"
@@ -327,19 +327,19 @@ def train_text(
             [pick(ids[item], number) for item, number in zip(items.tolist(), numbers, strict=True)]
         )
 
-    def sampled(network: NARTransformer, items: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
+    def sampled(network: NARTransformer, items: Tensor, seeds: Tensor) -> Tensor:
         features, padding = features_of(items)
-        return items, sample(network, features.bfloat16(), seeds.tolist(), ROLLOUT_SETTINGS, padding)
+        return sample(network, features.bfloat16(), seeds.tolist(), ROLLOUT_SETTINGS, padding)
 
     rollout = Rollouts(nar, tokens, sampled, settings, rollouts)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        items, drawn = rollout(step)
+        items = torch.from_numpy(batch_indices(len(tokens), settings, step))
         features, padding = features_of(items)
         dropped = torch.rand(len(items), 1, 1) < LABEL_DROPOUT
         features = torch.where(dropped, condition.uncond_embedding.to(features.dtype), features)
         target = tokens[items]
-        logits = forward(condition(features), rollout.mix(noise(items), target, drawn), padding)
+        logits = forward(condition(features), rollout(step, noise(items), target), padding)
         return F.cross_entropy(logits.flatten(0, 1), target.flatten()), {}
 
     def sheet(trained: nn.Module, path: Path) -> None:
