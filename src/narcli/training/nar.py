@@ -62,6 +62,9 @@ def train_nar(
         token_noise: largest share of a picture's input tokens that is exchanged, in [0, 2]; see ``Noise``.
         rollouts: share of examples whose input the network drew, in [0, 1]; see ``Rollouts``.
         quiet: no progress display.
+
+    Raises:
+        UsageError: ``rollouts`` is no share.
     """
     torch.manual_seed(settings.seed)
     noise = Noise(tokens, labels, token_noise)

@@ -288,7 +288,7 @@ def train_text(
         quiet: no progress display.
 
     Raises:
-        UsageError: a caption is longer than that.
+        UsageError: a caption is longer than that, or ``rollouts`` is no share.
     """
     torch.manual_seed(settings.seed)
     ids = [[torch.tensor(encoder.tokenizer(text).input_ids) for text in texts] for texts in captions]
