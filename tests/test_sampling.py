@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from narcli.errors import UsageError
 from narcli.models.transformer import NARTransformer, TransformerConfig, rotate, rotate_all
 from narcli.sampling import SamplingSettings, draw, filter_logits, generate, uniform_draws
+from narcli.sampling import sample as sample_batch
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +21,7 @@ def model():
 
 
 def sample(model, classes, seeds, **settings):
-    tokens = torch.empty(len(classes), model.config.order.cells, dtype=torch.int64)
-    for step in generate(model, torch.tensor(classes), seeds, SamplingSettings(**settings)):
-        tokens[:, list(step.cells)] = step.tokens
-    return tokens
+    return sample_batch(model, torch.tensor(classes), seeds, SamplingSettings(**settings))
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
@@ -57,6 +55,21 @@ def test_seeds_and_classes_make_a_difference(model):
     assert not torch.equal(tokens[0], tokens[1])
     assert not torch.equal(tokens[0], tokens[2])
     assert torch.equal(sample(model, [1], [0])[0], tokens[0])
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_given_tokens_are_taken_and_what_follows_is_drawn_after_them(model, scale):
+    free = sample(model, [1, 2], [5, 6], cfg_scale=scale)
+    settings, classes = SamplingSettings(cfg_scale=scale), torch.tensor([1, 2])
+    given = torch.full_like(free, -1)
+    assert torch.equal(sample_batch(model, classes, [5, 6], settings, given=given), free)
+    given[0, [0, 7]] = (free[0, [0, 7]] + 1) % 50
+    drawn = sample_batch(model, classes, [5, 6], settings, given=given)
+    assert torch.equal(drawn[0, [0, 7]], given[0, [0, 7]])
+    assert torch.equal(drawn[1], free[1])
+    assert (drawn[0] != free[0]).sum() > 5
+    given[0] = drawn[0].roll(1)
+    assert torch.equal(sample_batch(model, classes, [5, 6], settings, given=given)[0], given[0])
 
 
 def test_guidance_interval_counts_tokens_and_the_corner_is_always_guided(model):

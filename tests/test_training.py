@@ -24,7 +24,7 @@ from narcli.models.vq import VQConfig, VQTokenizer
 from narcli.sampling import SamplingSettings, generate
 from narcli.training.data import Pictures, load_pictures
 from narcli.training.loop import SLOW, TrainSettings, batch_indices, optimizers_of, train
-from narcli.training.nar import ROLLOUT_STEPS, Noise, Rollouts, tokenize, train_nar
+from narcli.training.nar import ROLLOUT_STEPS, Noise, Rollouts, mark_starts, tokenize, train_nar
 from narcli.training.tokenizer import edges, psnr, train_tokenizer
 
 SMALL = VQConfig(32, (1, 1), 1, 32, codebook_size=16)
@@ -342,6 +342,20 @@ def test_tokens_are_kept_for_the_same_pictures_and_tokenizer_only(folder, tmp_pa
     assert torch.equal(tokenize(others, first, tmp_path), first.encode(others.batch(np.arange(6))))
 
 
+def test_the_first_token_says_where_a_loop_begins():
+    torch.manual_seed(0)
+    tokenizer = VQTokenizer(SMALL)
+    codes = tokenizer.quantize(torch.arange(SMALL.codebook_size)).detach()
+    near = (codes - codes[5]).norm(dim=1).argsort().tolist()
+    assert near[0] == 5
+    first = [5, near[1], 5, 5, *[5] * 4, 1, 2, 3, 4]
+    tokens = torch.cat([torch.tensor(first)[:, None], torch.randint(0, 16, (12, 63))], 1)
+    marked = mark_starts(tokens, 4, tokenizer)
+    assert marked[:, 0].tolist() == [5, near[1], near[2], near[3], *near[:4], 1, 2, 3, 4]
+    assert torch.equal(marked[:, 1:], tokens[:, 1:]) and tokens[:, 0].tolist() == first
+    assert torch.equal(mark_starts(tokens, 1, tokenizer), tokens)
+
+
 @given(st.integers(0, 99), st.floats(0, 2))
 def test_noise_exchanges_tokens_for_those_of_the_same_place(seed, most):
     torch.manual_seed(seed)
@@ -349,6 +363,7 @@ def test_noise_exchanges_tokens_for_those_of_the_same_place(seed, most):
     tokens = torch.arange(6)[:, None] * 100 + torch.arange(50)  # (item, place), told apart
     noisy = Noise(tokens, labels, most)(tokens, labels)
     assert torch.equal(noisy % 100, tokens % 100)
+    assert torch.equal(noisy[:, 0], tokens[:, 0])
     assert (noisy != tokens).float().mean(1).max() <= min(most + 0.25, 1)
 
 

@@ -43,6 +43,7 @@ def generate(
     seeds: Sequence[int],
     settings: SamplingSettings,
     padding: Tensor | None = None,
+    given: Tensor | None = None,
 ) -> Iterator[Step]:
     """Decode a batch, one frontier at a time.
 
@@ -52,6 +53,8 @@ def generate(
         seeds: B seeds, one a sample.
         settings: how tokens are drawn.
         padding: (B, C) bool, true where a text feature is padding; None without any.
+        given: (B, N) int64 tokens in raster order that are taken as they are, -1 where one is drawn; None
+            to draw all.
 
     Yields:
         A Step for each step of the order.
@@ -69,6 +72,9 @@ def generate(
     for index, cells in enumerate(steps):
         logits = model.predict(hidden, index, settings.cfg_scale if guided else 1.0)
         tokens = draw(logits, draws[:, list(cells)], settings)
+        if given is not None:
+            known = given[:, list(cells)]
+            tokens = torch.where(known < 0, tokens, known)
         done += len(cells)
         yield Step(index, cells, tokens, logits, done)
         if done == model.config.order.cells:
@@ -85,10 +91,11 @@ def sample(
     seeds: Sequence[int],
     settings: SamplingSettings,
     padding: Tensor | None = None,
+    given: Tensor | None = None,
 ) -> Tensor:
     """All tokens of a batch, (B, N) int64 in raster order; arguments and B as in ``generate``."""
     tokens = torch.empty(len(seeds), model.config.order.cells, dtype=torch.int64)
-    for step in generate(model, condition, seeds, settings, padding):
+    for step in generate(model, condition, seeds, settings, padding, given):
         tokens[:, list(step.cells)] = step.tokens.cpu()
     return tokens
 

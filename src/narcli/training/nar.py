@@ -82,7 +82,10 @@ def train_nar(
     forward = torch.compile(model.forward_train) if settings.compile else model.forward_train
 
     def sampled(network: NARTransformer, items: Tensor, seeds: Tensor) -> Tensor:
-        drawn = sample(network, labels[items], seeds.tolist(), ROLLOUT_SETTINGS)
+        # From the first token on, which may say where a loop begins; see ``mark_starts``.
+        given = torch.full_like(tokens[items], -1)
+        given[:, 0] = tokens[items, 0]
+        drawn = sample(network, labels[items], seeds.tolist(), ROLLOUT_SETTINGS, given=given)
         # A sample of another picture of the class is no way to this one. Were that one the target instead,
         # the network would draw what it draws most ever more often.
         return torch.where((noise.nearest(drawn, items) == items)[:, None], drawn, tokens[items])
@@ -116,7 +119,7 @@ def train_nar(
 
 
 class Noise:
-    """Exchanges some input tokens for those that other pictures have in the same place.
+    """Exchanges some input tokens, the first never, for those that other pictures have in the same place.
 
     A network that knows few pictures by heart follows the tokens before it more than the class, and the
     first unusual draw leads it astray. With wrong tokens among its inputs it learns to come back.
@@ -143,7 +146,9 @@ class Noise:
         siblings = self.start[labels, None] + (torch.rand(shape) * self.count[labels, None]).long()
         anyone = torch.randint(len(self.sorted), shape)
         donors = torch.where(torch.rand(shape) < 0.5, siblings, anyone)
-        return exchange(tokens, self.sorted[donors, torch.arange(shape[1])], self.most)
+        noisy = exchange(tokens, self.sorted[donors, torch.arange(shape[1])], self.most)
+        noisy[:, 0] = tokens[:, 0]  # it may say where a loop begins; see ``mark_starts``
+        return noisy
 
     def nearest(self, drawn: Tensor, items: Tensor) -> Tensor:
         """Of the class of each item (B,) the one that has most tokens of (B, N) in common: (B,).
@@ -259,6 +264,33 @@ def tokenize(pictures: Pictures, tokenizer: VQTokenizer, folder: Path, batch_siz
     np.save(buffer, codes.numpy().astype(np.int32))
     write_atomic(cache, buffer.getvalue(), overwrite=True)
     return codes
+
+
+@torch.no_grad()
+def mark_starts(tokens: Tensor, starts: int, tokenizer: VQTokenizer) -> Tensor:
+    """Let the first token of a clip say where its loop begins.
+
+    The first corner mostly shows the background, the same one wherever the loop begins. Then that is drawn
+    only where something moves, in several cells of a frontier at once and in each for itself, and the clip
+    mixes two beginnings. With first tokens that differ, the very first draw decides it.
+
+    Args:
+        tokens: (clips * starts, N) int64, the starts of a clip one after the other.
+        starts: of a clip.
+        tokenizer: whose codes they are. Codes beside each other look the same.
+
+    Returns:
+        The same, but for first tokens that an earlier start of the clip has: (clips * starts, N) with the
+        closest code that none has, as far as there are codes.
+    """
+    codes = tokenizer.quantize(torch.arange(tokenizer.config.codebook_size))
+    marked = tokens.clone()
+    for clip in marked.view(-1, starts, tokens.shape[1]):
+        for place in range(1, starts):
+            distance = (codes - codes[clip[place, 0]]).norm(dim=1)
+            distance[clip[:place, 0]] = torch.inf
+            clip[place, 0] = distance.argmin()
+    return marked
 
 
 def weights_digest(model: nn.Module, before: bytes = b"") -> Any:
