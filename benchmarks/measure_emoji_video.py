@@ -11,7 +11,9 @@ DATA is what scripts/prepare_emoji.py wrote. Prints one JSON document:
 - motion: the mean absolute change from frame to frame, divided by that of the class's training clip (from the
   frame on that is nearest to the sample): the share of samples between 0.6 and 1.6, and percentiles;
 - tokens: the share of a sample's tokens that are those of its class's clip, from the nearest of the four
-  frames on that it was trained from: the mean over the samples and percentiles.
+  frames on that it was trained from: the mean over the samples and percentiles. The first token, which says
+  where the loop begins, is left out;
+- starts: the mean number of different nearest frames that the samples of a class begin from.
 """
 
 from __future__ import annotations
@@ -75,9 +77,10 @@ def main() -> None:
     ratio = torch.tensor(ratios)
     known = training.loops(STARTS)
     codes = torch.cat([plain.encode(known.batch(part)) for part in np.split(np.arange(len(known)), STARTS)])
-    equal = torch.stack(
-        [(codes[known.item_labels == r.label] == r.tokens).float().mean(1).amax() for r in results]
+    alike = torch.stack(  # (S, STARTS)
+        [(codes[known.item_labels == r.label] == r.tokens)[:, 1:].float().mean(1) for r in results]
     )
+    equal, begins = alike.max(1)
     if given.sheet:
         rows = np.linspace(0, len(names) - 1, ROWS).round().astype(int) * given.samples
         frames = [
@@ -99,6 +102,7 @@ def main() -> None:
             "mean": round(float(equal.mean()), 3),
             **{f"percentile_{p}": round(float(equal.quantile(p / 100)), 3) for p in (5, 25, 50)},
         },
+        "starts": round(sum(len(part.unique()) for part in begins.split(given.samples)) / len(names), 3),
         "settings": {name: getattr(pipeline.settings(**settings), name) for name in settings},
         **machine(pipeline, began),
     }

@@ -61,15 +61,15 @@ def test_seeds_and_classes_make_a_difference(model):
 def test_given_tokens_are_taken_and_what_follows_is_drawn_after_them(model, scale):
     free = sample(model, [1, 2], [5, 6], cfg_scale=scale)
     settings, classes = SamplingSettings(cfg_scale=scale), torch.tensor([1, 2])
-    given = torch.full_like(free, -1)
-    assert torch.equal(sample_batch(model, classes, [5, 6], settings, given=given), free)
-    given[0, [0, 7]] = (free[0, [0, 7]] + 1) % 50
-    drawn = sample_batch(model, classes, [5, 6], settings, given=given)
-    assert torch.equal(drawn[0, [0, 7]], given[0, [0, 7]])
+    known = torch.full_like(free, -1)
+    assert torch.equal(sample_batch(model, classes, [5, 6], settings, given=known), free)
+    known[0, [0, 7]] = (free[0, [0, 7]] + 1) % 50
+    drawn = sample_batch(model, classes, [5, 6], settings, given=known)
+    assert torch.equal(drawn[0, [0, 7]], known[0, [0, 7]])
     assert torch.equal(drawn[1], free[1])
     assert (drawn[0] != free[0]).sum() > 5
-    given[0] = drawn[0].roll(1)
-    assert torch.equal(sample_batch(model, classes, [5, 6], settings, given=given)[0], given[0])
+    known[0] = drawn[0].roll(1)
+    assert torch.equal(sample_batch(model, classes, [5, 6], settings, given=known)[0], known[0])
 
 
 def test_guidance_interval_counts_tokens_and_the_corner_is_always_guided(model):

@@ -348,12 +348,38 @@ def test_the_first_token_says_where_a_loop_begins():
     codes = tokenizer.quantize(torch.arange(SMALL.codebook_size)).detach()
     near = (codes - codes[5]).norm(dim=1).argsort().tolist()
     assert near[0] == 5
-    first = [5, near[1], 5, 5, *[5] * 4, 1, 2, 3, 4]
-    tokens = torch.cat([torch.tensor(first)[:, None], torch.randint(0, 16, (12, 63))], 1)
+    clips = [[5, 5, near[1], 5], [5] * 4, [1, 2, 3, 4]]
+    tokens = torch.cat([torch.tensor(clips).view(-1, 1), torch.randint(0, 16, (12, 63))], 1)
+    before = tokens.clone()
     marked = mark_starts(tokens, 4, tokenizer)
-    assert marked[:, 0].tolist() == [5, near[1], near[2], near[3], *near[:4], 1, 2, 3, 4]
-    assert torch.equal(marked[:, 1:], tokens[:, 1:]) and tokens[:, 0].tolist() == first
-    assert torch.equal(mark_starts(tokens, 1, tokenizer), tokens)
+    # One that no start before has is left alone, and no other is moved to it.
+    assert marked[:, 0].view(3, 4).tolist() == [[5, near[2], near[1], near[3]], near[:4], clips[2]]
+    assert torch.equal(marked[:, 1:], tokens[:, 1:]) and torch.equal(tokens, before)
+    with pytest.raises(UsageError, match="--loop-starts is 17, and the tokenizer has 16 codes"):
+        mark_starts(tokens[:1].expand(17, -1), 17, tokenizer)
+
+
+@pytest.mark.parametrize("starts", [1, 3])
+def test_samples_begin_with_the_token_that_says_where_the_loop_begins(tmp_path, starts):
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 16, (6, 16))
+    tokens[:, 0] = 5
+    tokenizer = VQTokenizer(SMALL)
+    config = TransformerConfig((4, 4), 32, 1, 2, 16, 64, num_classes=6)
+    chosen = settings()
+    # A class each, so that no sample is left out.
+    train_nar(
+        tokens, torch.arange(6), tokenizer, config, chosen, tmp_path, loop_starts=starts, rollouts=1.0,
+        quiet=True,
+    )  # fmt: skip
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["about"].get("loop_starts", 1) == starts
+    drawn = state["memory"]["drawn"]
+    items = torch.from_numpy(np.stack([batch_indices(6, chosen, step) for step in range(ROLLOUT_STEPS)]))
+    marked = mark_starts(tokens, starts, tokenizer)
+    assert len(marked[:, 0].unique()) == starts
+    assert torch.equal(drawn[..., 0], marked[items][..., 0]) == (starts > 1)
+    assert (drawn[..., 1:] == marked[items][..., 1:]).float().mean() < 0.5
 
 
 @given(st.integers(0, 99), st.floats(0, 2))
@@ -363,7 +389,9 @@ def test_noise_exchanges_tokens_for_those_of_the_same_place(seed, most):
     tokens = torch.arange(6)[:, None] * 100 + torch.arange(50)  # (item, place), told apart
     noisy = Noise(tokens, labels, most)(tokens, labels)
     assert torch.equal(noisy % 100, tokens % 100)
-    assert torch.equal(noisy[:, 0], tokens[:, 0])
+    kept = Noise(tokens, labels, most, keep_first=True)(tokens, labels)
+    assert torch.equal(kept[:, 0], tokens[:, 0])
+    assert torch.equal(kept % 100, tokens % 100)
     assert (noisy != tokens).float().mean(1).max() <= min(most + 0.25, 1)
 
 
@@ -522,6 +550,7 @@ def test_from_clips_to_a_video(clips, tmp_path, monkeypatch):
         assert sheet.size == (4 * 16, 8 * 16)
     (tokens,) = (tmp_path / "nar").glob("tokens-*.npy")
     assert np.load(tokens).shape == (12, 128)
+    assert torch.load(tmp_path / "nar" / "state.pt", weights_only=True)["about"]["loop_starts"] == 2
     command("video", "--model", model, "--class", "beam", "--frames", 4, "-o", tmp_path / "a.gif", "-q")
     with Image.open(tmp_path / "a.gif") as clip:
         assert clip.size == (256, 256)

@@ -54,13 +54,15 @@ def generate(
         settings: how tokens are drawn.
         padding: (B, C) bool, true where a text feature is padding; None without any.
         given: (B, N) int64 tokens in raster order that are taken as they are, -1 where one is drawn; None
-            to draw all.
+            to draw all. The logits of a step are the network's all the same.
 
     Yields:
         A Step for each step of the order.
     """
     steps = model.config.order.steps
     draws = uniform_draws(seeds, model.config.order.cells).to(condition.device)
+    if given is not None:
+        given = given.to(condition.device)
     guided = settings.guided(0)
     rows = model.condition(condition)
     if guided:

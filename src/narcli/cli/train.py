@@ -203,7 +203,7 @@ def nar(
     from ..models.transformer import TransformerConfig, ffn_dim
     from ..training.data import load_pictures
     from ..training.loop import TrainSettings
-    from ..training.nar import mark_starts, tokenize, train_nar
+    from ..training.nar import tokenize, train_nar
 
     pictures = load_pictures(data, size).loops(loop_starts)
     if pictures.item_labels is None:
@@ -249,13 +249,13 @@ def nar(
         muon=muon, save_every=save_every, seed=seed, compile=compile,
     )  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
-    tokens = mark_starts(tokenize(pictures, vq, output), loop_starts, vq)
+    tokens = tokenize(pictures, vq, output)
     import torch
 
     labels = torch.from_numpy(pictures.item_labels)
     model = train_nar(
         tokens, labels, vq, config, settings, output, before,
-        dropout=dropout, token_noise=token_noise, rollouts=rollouts, quiet=quiet,
+        loop_starts=loop_starts, dropout=dropout, token_noise=token_noise, rollouts=rollouts, quiet=quiet,
     )  # fmt: skip
     folder = save_model(
         output / "model", transformer=model, tokenizer=vq, classes=table, defaults=defaults, overwrite=True

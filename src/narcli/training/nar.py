@@ -43,6 +43,7 @@ def train_nar(
     settings: TrainSettings,
     folder: Path,
     start: NARTransformer | None = None,
+    loop_starts: int = 1,
     dropout: float = 0.1,
     token_noise: float = 0.0,
     rollouts: float = 0.0,
@@ -58,16 +59,21 @@ def train_nar(
         settings: of the optimisation.
         folder: where the run lives.
         start: a network of those sizes that goes on; it stays as it is. None for a new one.
+        loop_starts: of each clip, its items one after the other; above 1 the first token says which one an
+            item is, see ``mark_starts``.
         dropout: on token embeddings, attention outputs and feed-forward outputs, in [0, 1).
         token_noise: largest share of a picture's input tokens that is exchanged, in [0, 2]; see ``Noise``.
         rollouts: share of examples whose input the network drew, in [0, 1]; see ``Rollouts``.
         quiet: no progress display.
 
     Raises:
-        UsageError: ``rollouts`` is no share.
+        UsageError: ``rollouts`` is no share, or a clip has more starts than the tokenizer codes.
     """
     torch.manual_seed(settings.seed)
-    noise = Noise(tokens, labels, token_noise)
+    marked = loop_starts > 1
+    if marked:
+        tokens = mark_starts(tokens, loop_starts, tokenizer)
+    noise = Noise(tokens, labels, token_noise, keep_first=marked)
     model = NARTransformer(config, dropout)
     if start:
         model.load_state_dict(start.state_dict())
@@ -82,10 +88,9 @@ def train_nar(
     forward = torch.compile(model.forward_train) if settings.compile else model.forward_train
 
     def sampled(network: NARTransformer, items: Tensor, seeds: Tensor) -> Tensor:
-        # From the first token on, which may say where a loop begins; see ``mark_starts``.
-        given = torch.full_like(tokens[items], -1)
-        given[:, 0] = tokens[items, 0]
-        drawn = sample(network, labels[items], seeds.tolist(), ROLLOUT_SETTINGS, given=given)
+        known = tokens[items]
+        known[:, 1 if marked else 0 :] = -1
+        drawn = sample(network, labels[items], seeds.tolist(), ROLLOUT_SETTINGS, given=known)
         # A sample of another picture of the class is no way to this one. Were that one the target instead,
         # the network would draw what it draws most ever more often.
         return torch.where((noise.nearest(drawn, items) == items)[:, None], drawn, tokens[items])
@@ -111,6 +116,7 @@ def train_nar(
         "dropout": dropout,
         "token_noise": token_noise,
         **rollout.about,
+        **({"loop_starts": loop_starts} if marked else {}),
         "data": sha256(tokens.numpy().tobytes() + labels.numpy().tobytes()).hexdigest(),
         **({"start": weights_digest(start).hexdigest()} if start else {}),
     }
@@ -119,7 +125,7 @@ def train_nar(
 
 
 class Noise:
-    """Exchanges some input tokens, the first never, for those that other pictures have in the same place.
+    """Exchanges some input tokens for those that other pictures have in the same place.
 
     A network that knows few pictures by heart follows the tokens before it more than the class, and the
     first unusual draw leads it astray. With wrong tokens among its inputs it learns to come back.
@@ -130,10 +136,11 @@ class Noise:
         most: largest share of a picture's tokens that is exchanged; each picture's own is uniform below it,
             and all its tokens where that exceeds 1. Half of the exchanged tokens come from the same class,
             half from any.
+        keep_first: leave every picture its first token, which says where a loop begins.
     """
 
-    def __init__(self, tokens: Tensor, labels: Tensor, most: float) -> None:
-        self.most = most
+    def __init__(self, tokens: Tensor, labels: Tensor, most: float, keep_first: bool = False) -> None:
+        self.most, self.keep_first = most, keep_first
         self.labels = labels
         self.order, self.start, self.count = grouped(labels)
         self.sorted = tokens[self.order]
@@ -147,7 +154,8 @@ class Noise:
         anyone = torch.randint(len(self.sorted), shape)
         donors = torch.where(torch.rand(shape) < 0.5, siblings, anyone)
         noisy = exchange(tokens, self.sorted[donors, torch.arange(shape[1])], self.most)
-        noisy[:, 0] = tokens[:, 0]  # it may say where a loop begins; see ``mark_starts``
+        if self.keep_first:
+            noisy[:, 0] = tokens[:, 0]
         return noisy
 
     def nearest(self, drawn: Tensor, items: Tensor) -> Tensor:
@@ -270,26 +278,34 @@ def tokenize(pictures: Pictures, tokenizer: VQTokenizer, folder: Path, batch_siz
 def mark_starts(tokens: Tensor, starts: int, tokenizer: VQTokenizer) -> Tensor:
     """Let the first token of a clip say where its loop begins.
 
-    The first corner mostly shows the background, the same one wherever the loop begins. Then that is drawn
-    only where something moves, in several cells of a frontier at once and in each for itself, and the clip
-    mixes two beginnings. With first tokens that differ, the very first draw decides it.
+    The first corner mostly shows the background, the same one wherever the loop begins. Where it begins is
+    then decided where something moves, by several cells of a frontier at once and by each for itself, and
+    the clip mixes two beginnings. With first tokens that differ the very first draw decides.
 
     Args:
         tokens: (clips * starts, N) int64, the starts of a clip one after the other.
         starts: of a clip.
-        tokenizer: whose codes they are. Codes beside each other look the same.
+        tokenizer: whose codes they are. Codes close to each other look much the same.
 
     Returns:
-        The same, but for first tokens that an earlier start of the clip has: (clips * starts, N) with the
-        closest code that none has, as far as there are codes.
+        The same tokens, but a first one that an earlier start of the clip has gives way to the closest code
+        that no start of the clip has.
+
+    Raises:
+        UsageError: a clip has more starts than there are codes.
     """
     codes = tokenizer.quantize(torch.arange(tokenizer.config.codebook_size))
+    if starts > len(codes):
+        raise UsageError(
+            f"--loop-starts is {starts}, and the tokenizer has {len(codes)} codes.", "Give fewer starts."
+        )
     marked = tokens.clone()
-    for clip in marked.view(-1, starts, tokens.shape[1]):
+    for first in marked[:, 0].view(-1, starts):
         for place in range(1, starts):
-            distance = (codes - codes[clip[place, 0]]).norm(dim=1)
-            distance[clip[:place, 0]] = torch.inf
-            clip[place, 0] = distance.argmin()
+            if (first[:place] == first[place]).any():
+                distance = (codes - codes[first[place]]).norm(dim=1)
+                distance[first] = torch.inf
+                first[place] = distance.argmin()
     return marked
 
 
