@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .transformer import SwiGLU
+from .attention import attend
+from .transformer import Block, Cache, NARTransformer, Plan, SwiGLU
 from .vq import Upsample, VQTokenizer
 
 #: Rows that the layout is made for; it fits all others too.
@@ -114,6 +115,53 @@ class PackedSwiGLU(nn.Module):
         return out
 
 
+class PackedBlock(nn.Module):
+    """A block whose positions take fewer and longer operations, and whose attention is two products.
+
+    The pairs that a position rotates stand side by side; here all their first halves come first, of all
+    heads, then all second ones. Queries and keys are reordered alike, so their products stay as they are.
+    """
+
+    def __init__(self, plain: Block) -> None:
+        super().__init__()
+        self.head_dim = plain.head_dim
+        weight = plain.qkv.weight.detach()
+        qk, v = weight.tensor_split([2 * len(weight) // 3])
+        pairs = qk.unflatten(0, (2, -1, self.head_dim // 2, 2))  # q or k, head, pair, half
+        self.qkv = PackedLinear(torch.cat([pairs.permute(0, 3, 1, 2, 4).flatten(0, 3), v]))
+        self.out = PackedLinear(plain.out.weight.detach())
+        self.ffn = PackedSwiGLU(plain.ffn)
+        self.attention_norm, self.ffn_norm = plain.attention_norm, plain.ffn_norm
+
+    def decode(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: Cache, layer: int, mask: Tensor | None
+    ) -> Tensor:
+        """As ``Block.decode``, with tables of ``rotary``."""
+        qk, v = self.qkv(self.attention_norm(x)).split([2 * x.shape[2], x.shape[2]], -1)
+        qk = qk.unflatten(-1, (2, 2, -1))  # (B, n, q or k, half, D / 2)
+        if rotary is not None:
+            qk = rotate_halves(qk, *rotary)
+        qk = qk.unflatten(-1, (-1, self.head_dim // 2)).permute(2, 0, 4, 1, 3, 5)
+        q, k = qk.to(v.dtype, memory_format=torch.contiguous_format).flatten(-2)  # (B, heads, n, head_dim)
+        keys, values = cache.append(layer, k, v.unflatten(-1, (-1, self.head_dim)).transpose(1, 2))
+        x = x + self.out(attend(q, keys, values, mask).transpose(1, 2).flatten(2))
+        return x + self.ffn(self.ffn_norm(x))
+
+    @staticmethod
+    def rotary(plan: Plan, places: slice, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Tables for ``rotate_halves``: (n, 1, 1, D / 2) and (n, 1, 2, D / 2)."""
+        cos, sin = plan.generation_rotary_of_halves
+        return cos[places], sin[places]
+
+
+def rotate_halves(qk: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate (B, n, 2, 2, D / 2), first and second halves of pairs, by the tables: float32, same shape."""
+    x = qk.float()
+    partners = x.flip(-2)
+    # Each operation rounds by itself: fused ones differ in vectors and their tails, so between batches.
+    return (x * cos).add_(partners.mul_(sin))
+
+
 class TransposedUpsample(nn.Module):
     """Nearest upsampling and the 3x3 convolution after it as one transposed 4x4 convolution of stride 2.
 
@@ -138,7 +186,7 @@ class TransposedUpsample(nn.Module):
 
 REWRITTEN: dict[type, Callable[[Any], nn.Module]] = {
     nn.Linear: lambda plain: PackedLinear(plain.weight.detach()),
-    SwiGLU: PackedSwiGLU,
+    Block: PackedBlock,
     Upsample: TransposedUpsample,
 }
 
@@ -149,6 +197,8 @@ def pack(model: nn.Module) -> nn.Module:
     The plain weights are let go one by one, so memory hardly grows. A packed model cannot be trained, saved
     or moved to another device.
     """
+    if isinstance(model, NARTransformer):
+        join_outputs(model)
     for name, child in model.named_children():
         if type(child) not in REWRITTEN or getattr(child, "bias", None) is not None:
             pack(child)
@@ -159,10 +209,20 @@ def pack(model: nn.Module) -> nn.Module:
     return model
 
 
+def join_outputs(model: NARTransformer) -> None:
+    """Make one product of all heads' projections, which is summed before it is rounded."""
+    weights = [head.output.weight.detach() for head in model.ordered_heads]
+    if weights[0].device.type == "cpu" and can_pack(weights[0].dtype):
+        model.outputs = PackedLinear(torch.cat(weights, 1))
+        for head in model.ordered_heads:
+            del head.output
+
+
 def pack_tokenizer(tokenizer: nn.Module) -> None:
     """Prepare a tokenizer for decoding, in place: a convolutional decoder is packed, channels last.
 
-    LARP stays as it is: all its positions go through at once, for which plain layers are as quick.
+    LARP stays as it is: all its positions go through at once, for which plain layers are as quick, and its
+    attention chooses by itself.
     """
     if isinstance(tokenizer, VQTokenizer):
         tokenizer.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

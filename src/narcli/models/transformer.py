@@ -97,6 +97,8 @@ class NARTransformer(nn.Module):
             self.position_embedding = nn.Parameter(torch.zeros(1, length, config.dim))
         self.layers = nn.ModuleList(Block(config, dropout) for _ in range(config.total_layers))
         self.heads = nn.ModuleDict({name: Head(config) for name in config.order.heads})
+        #: All heads' projections side by side, where ``packed`` made one of them.
+        self.outputs: nn.Module | None = None
         self.plan = Plan(config)
 
     def init_weights(self, std: float = 0.02) -> None:
@@ -136,7 +138,7 @@ class NARTransformer(nn.Module):
         mask = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         if cache.padding is not None:
             mask = hide_padding(mask, cache.padding)
-        return self._through(x, self.plan.rotary(slice(0, length), x.device), cache, mask)
+        return self._through(x, slice(0, length), cache, mask)
 
     def decode(self, tokens: Tensor, step: int, cache: Cache) -> Tensor:
         """Feed the tokens of one step.
@@ -158,8 +160,7 @@ class NARTransformer(nn.Module):
             # (B, 1, 1, keys): the padding of the condition stays hidden, all else is seen.
             seen = F.pad(cache.padding, (0, cache.length - cache.padding.shape[1] + x.shape[1]))
             mask = ~seen[:, None, None]
-        rows_here = slice(cache.length, cache.length + x.shape[1])
-        return self._through(x, self.plan.rotary(rows_here, x.device), cache, mask)
+        return self._through(x, slice(cache.length, cache.length + x.shape[1]), cache, mask)
 
     def predict(self, hidden: Tensor, step: int, scale: float = 1.0) -> Tensor:
         """Logits of the cells of a step.
@@ -181,6 +182,8 @@ class NARTransformer(nn.Module):
             conditional, unconditional = chosen.chunk(2)
             chosen = unconditional + scale * (conditional - unconditional)
         chosen = chosen.to(hidden.dtype)
+        if self.outputs is not None:
+            return self.outputs(chosen.flatten(2)).float()
         logits = [head.output(chosen[:, :, k]).float() for k, head in enumerate(self.ordered_heads)]
         return sum(logits[1:], logits[0])
 
@@ -216,10 +219,14 @@ class NARTransformer(nn.Module):
         weight = torch.cat([head.output.weight for head in self.ordered_heads], 1)
         return F.linear(torch.cat(states, 2), weight)
 
-    def _through(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: Cache, mask: Tensor | None
-    ) -> Tensor:
-        """(B, n, D) through all layers -> every head's normalised input (B, n, heads, D)."""
+    def _through(self, x: Tensor, places: slice, cache: Cache, mask: Tensor | None) -> Tensor:
+        """(B, n, D) at places of the generation order through all layers -> every head's normalised input.
+
+        That is (B, n, heads, D).
+        """
+        rotary = None
+        if self.config.position == "rotary":
+            rotary = self.ordered_layers[0].rotary(self.plan, places, x.device)
         states = []
         for index, layer in enumerate(self.ordered_layers):
             x = layer.decode(x, rotary, cache, index, mask)
@@ -247,11 +254,11 @@ class Block(nn.Module):
     ) -> Tensor:
         """(B, n, D) -> (B, n, D), appending to the cache of this layer."""
         qkv = self._qkv(x)
+        qk = qkv[:, :, :2]
         if rotary is not None:
-            qkv = rotate_all(qkv, *rotary)
-        keys, values = cache.append(layer, qkv[:, :, 1:])
-        q = qkv[:, :, 0].transpose(1, 2).to(keys.dtype)
-        attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+            qk = rotate(qk, *rotary)
+        keys, values = cache.append(layer, qk[:, :, 1].transpose(1, 2), qkv[:, :, 2].transpose(1, 2))
+        attended = F.scaled_dot_product_attention(qk[:, :, 0].transpose(1, 2), keys, values, attn_mask=mask)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.ffn(self.ffn_norm(x))
 
@@ -264,6 +271,12 @@ class Block(nn.Module):
         attended = attend_train(qk[:, :, 0].transpose(1, 2), qk[:, :, 1].transpose(1, 2), v, mask)
         x = x + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
+
+    @staticmethod
+    def rotary(plan: Plan, places: slice, device: torch.device) -> tuple[Tensor, Tensor]:
+        """What ``decode`` takes of places in generation order, condition first: see ``rotate``."""
+        cos, sin = plan.generation_rotary
+        return cos[places].to(device), sin[places].to(device)
 
     def _qkv(self, x: Tensor) -> Tensor:
         """(B, n, D) -> queries, keys and values without positions: (B, n, 3, heads, head_dim)."""
@@ -363,13 +376,13 @@ class Cache:
         self.length = 0
         self.padding = padding if padding is not None and bool(padding.any()) else None
 
-    def append(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, n, 2, heads, head_dim); the layer's keys and values so far, (B, heads, keys, d)."""
-        end = self.length + kv.shape[1]
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store those of n cells, (B, heads, n, d); the layer's so far, (B, heads, all, d)."""
+        end = self.length + keys.shape[2]
         stored = self.tensors[layer]
-        stored[:, :, :, self.length : end] = kv.permute(2, 0, 3, 1, 4)
-        keys, values = stored[:, :, :, :end]
-        return keys, values
+        stored[0, :, :, self.length : end] = keys
+        stored[1, :, :, self.length : end] = values
+        return stored[0, :, :, :end], stored[1, :, :, :end]
 
     def keep_rows(self, rows: int) -> None:
         """Go on with the first ``rows`` rows only."""
@@ -458,27 +471,24 @@ class Plan:
         return torch.cat([h[:, None] * frequencies, w[:, None] * frequencies], 1)
 
     @cached_property
-    def _generation_table(self) -> tuple[Tensor, Tensor]:
-        """Tables for ``rotate_all``, generation order: twice (C + N, 3, 1, head_dim)."""
-        angles = self._angles[torch.tensor(self.config.order.generation)].repeat_interleave(2, 1)
-        signs = torch.tensor([-1.0, 1.0]).repeat(angles.shape[1] // 2)
-        first = (0, 0, self.config.condition_tokens, 0)
-        cos, sin = F.pad(angles.cos(), first), F.pad(angles.sin() * signs, first)
-        one, zero = torch.ones_like(cos), torch.zeros_like(sin)
-        return torch.stack([cos, cos, one], 1)[:, :, None], torch.stack([sin, sin, zero], 1)[:, :, None]
+    def generation_rotary(self) -> tuple[Tensor, Tensor]:
+        """Tables for ``rotate``, generation order, condition first: twice (C + N, head_dim / 2)."""
+        places = torch.tensor(self.config.order.generation) + self.config.condition_tokens
+        places = torch.cat([torch.arange(self.config.condition_tokens), places])
+        cos, sin = self._raster_table
+        return cos[places], sin[places]
+
+    @cached_property
+    def generation_rotary_of_halves(self) -> tuple[Tensor, Tensor]:
+        """The same for ``packed.rotate_halves``: (C + N, 1, 1, D / 2) and (C + N, 1, 2, D / 2)."""
+        cos, sin = (table.repeat(1, self.config.heads)[:, None, None] for table in self.generation_rotary)
+        return cos, torch.cat([-sin, sin], 2)
 
     @cached_property
     def _raster_table(self) -> tuple[Tensor, Tensor]:
-        """Tables for ``rotate``, raster order: twice (C + N, head_dim / 2)."""
+        """The same in raster order."""
         first = (0, 0, self.config.condition_tokens, 0)
         return F.pad(self._angles.cos(), first), F.pad(self._angles.sin(), first)
-
-    def rotary(self, rows: slice, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """Tables of positions in generation order, condition first; None without rotary."""
-        if self.config.position != "rotary":
-            return None
-        cos, sin = self._generation_table
-        return cos[rows].to(device), sin[rows].to(device)
 
     def train_rotary(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """Tables of condition and cells in raster order; None without rotary."""
@@ -492,21 +502,10 @@ class Plan:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs of (B, n, 2, heads, head_dim) by tables of (n, head_dim / 2); torch can compile it."""
+    """Rotate the pairs of (B, n, 2, heads, head_dim) by tables of (n, head_dim / 2)."""
     cos, sin = cos[:, None, None], sin[:, None, None]
     a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(x.dtype)
-
-
-def rotate_all(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The same in fewer operations, for decoding: (B, n, 3, heads, head_dim) -> float32.
-
-    The tables, (n, 3, 1, head_dim), hold the sign of each partner in the sine; values stay as they are.
-    """
-    x = qkv.float()
-    partners = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    # Each operation rounds by itself: fused ones differ in vectors and their tails, so between batches.
-    return (x * cos).add_(partners.mul_(sin))
 
 
 def attend_train(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

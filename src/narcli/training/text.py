@@ -9,7 +9,8 @@ A model of text goes on as it is. The loss is that of ``nar``.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
@@ -179,6 +180,23 @@ class TextNAR(nn.Module):
         return left_pad(valid, self.nar.config.condition_tokens)
 
 
+def set_dropout(module: nn.Module, share: float) -> None:
+    """Of all dropout layers in a module; its configuration stays as it is."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = share
+
+
+@contextmanager
+def without_dropout(module: nn.Module) -> Iterator[None]:
+    """Within the block, for a module that is being trained."""
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train()
+
+
 def begin(start: NARTransformer, config: TransformerConfig, dropout: float = 0.0) -> NARTransformer:
     """A model of text with blocks, heads and token embeddings of one of classes, or with all of one of text.
 
@@ -281,7 +299,7 @@ def train_text(
         settings: of the optimisation.
         folder: where the run lives.
         encoder_steps: of ``learn_to_read``, before the transformer begins.
-        dropout: on token embeddings, attention outputs and feed-forward outputs, in [0, 1).
+        dropout: on token embeddings, attention outputs and feed-forward outputs of both networks, in [0, 1).
         token_noise: largest share of a picture's input tokens that is exchanged, in [0, 2]; see
             ``CaptionNoise``.
         rollouts: share of examples whose input the network drew, in [0, 1]; see ``nar.Rollouts``.
@@ -318,6 +336,7 @@ def train_text(
     )  # fmt: skip
     noise = CaptionNoise(tokens, subjects, token_noise)
     model = TextNAR(begin(start, config, dropout), encoder.model).train()
+    set_dropout(encoder.model, dropout)
     nar, condition = model.nar, cast(TextCondition, model.nar.condition)
     forward = torch.compile(nar.forward_train) if settings.compile else nar.forward_train
 
@@ -328,7 +347,8 @@ def train_text(
         )
 
     def sampled(network: NARTransformer, items: Tensor, seeds: Tensor) -> Tensor:
-        features, padding = features_of(items)
+        with without_dropout(encoder.model):
+            features, padding = features_of(items)
         return sample(network, features.bfloat16(), seeds.tolist(), ROLLOUT_SETTINGS, padding)
 
     rollout = Rollouts(nar, tokens, sampled, settings, rollouts)
@@ -347,7 +367,7 @@ def train_text(
 
         assert isinstance(trained, TextNAR)
         picks = torch.linspace(0, len(ids) - 1, 40).long().tolist()
-        with torch.inference_mode():
+        with without_dropout(trained.encoder), torch.inference_mode():
             features, padding = trained.features([ids[item][0] for item in picks])
         sample_sheet(trained.nar, tokenizer, path, features, padding)
 
