@@ -14,7 +14,8 @@ from narcli.sampling import SamplingSettings, generate, sample
 
 @pytest.fixture
 def products(monkeypatch):
-    """Attention by products, on any machine."""
+    """Attention by products, on any machine and of any size."""
+    monkeypatch.setattr(attention, "FEW", 0)
     monkeypatch.setattr(attention, "attends_by_products", lambda dtype: True)
 
 
@@ -38,21 +39,16 @@ def test_products_give_what_the_fused_kernel_gives(products, monkeypatch, kind, 
     mask = masks()[kind]
     expected = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
     with torch.inference_mode():
-        torch.testing.assert_close(attention.attend(q, keys, values, mask), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_keys_and_values_may_stand_in_a_cache_with_room_after_them(products):
-    q, keys, values = qkv()
-    kept = torch.full((2, 3, 4, 50, 24), torch.nan)
-    kept[0, :, :, :37], kept[1, :, :, :37] = keys, values
-    with torch.inference_mode():
-        found = attention.attend(q, kept[0, :, :, :37], kept[1, :, :, :37])
-        assert torch.equal(found, attention.attend(q, keys, values))
+        found = attention.attend(q, keys, values, 37, mask)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        # With room behind what is there, as in a cache.
+        room = (F.pad(tensor, (0, 0, 0, 13)) for tensor in (keys, values))
+        torch.testing.assert_close(attention.attend(q, *room, 37, mask), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_training_has_the_kernel_that_has_a_gradient(products):
     q, keys, values = (tensor.requires_grad_() for tensor in qkv())
-    attention.attend(q, keys, values).sum().backward()
+    attention.attend(q, keys, values, 37).sum().backward()
     assert values.grad is not None and values.grad.abs().sum() > 0
 
 
@@ -63,9 +59,9 @@ def test_products_are_for_bfloat16_without_amx_only(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert not tried(torch.bfloat16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr(attention, "by_products", lambda q, keys, values: q + len(q))
+    monkeypatch.setattr(attention, "by_products", lambda q, *_: q + len(q))
     assert not tried(torch.bfloat16)  # results that depend on how many are made at once
-    monkeypatch.setattr(attention, "by_products", lambda q, keys, values: q)
+    monkeypatch.setattr(attention, "by_products", lambda q, *_: q)
     assert tried(torch.bfloat16)
 
 
@@ -74,7 +70,10 @@ def test_products_are_for_bfloat16_without_amx_only(monkeypatch):
     ("grid", "position", "heads"),
     [((16, 16), "rotary", 3), ((4, 8, 8), "absolute", 2), ((9, 5), "rotary", 1)],
 )
-def test_a_packed_model_gives_a_sample_the_same_tokens_in_every_batch(grid, position, heads, dtype):
+def test_a_packed_model_gives_a_sample_the_same_tokens_in_every_batch(
+    grid, position, heads, dtype, monkeypatch
+):
+    monkeypatch.setattr(attention, "FEW", 1000)  # of both kinds
     if not can_pack(dtype):
         pytest.skip("this machine has no packed layers")
     torch.manual_seed(0)
@@ -91,7 +90,8 @@ def test_a_packed_model_gives_a_sample_the_same_tokens_in_every_batch(grid, posi
         assert torch.equal(sample(model, classes[rows], seeds[rows], settings), together[rows])
 
 
-def test_a_packed_model_is_as_near_to_float32_as_a_plain_one():
+def test_a_packed_model_is_as_near_to_float32_as_a_plain_one(monkeypatch):
+    monkeypatch.setattr(attention, "FEW", 0)
     if not can_pack(torch.bfloat16):
         pytest.skip("this machine has no packed layers")
     torch.manual_seed(0)

@@ -21,6 +21,7 @@ from .checkpoints import build, load_tokenizer, transformer_config
 from .configs import CONFIG, TEXT_ENCODER
 from .errors import MemoryLimitError
 from .hub import Fetched, Located, cached
+from .models.attention import SCORES
 from .models.larp import LARPConfig
 from .models.transformer import TransformerConfig, ffn_dim
 from .models.vq import VQConfig
@@ -42,6 +43,7 @@ ENCODERS = {TEXT_ENCODER_OF_RELEASED: 1_223_527_424}
 # Measured on a CPU, see docs/models.md:
 BASE = 220 * 10**6  # bytes of Python, torch and the other libraries, and of pictures on their way to files
 TRANSFORMERS = 80 * 10**6  # bytes of the library that runs text encoders
+SCORE_BYTES = 8  # of a score and its probability, where attention is by products
 LOGITS = 8  # copies of a step's logits that drawing holds at once
 PLANES = 10  # copies of its largest layer that a convolutional decoder holds at once
 
@@ -153,7 +155,9 @@ def estimate(
     assert c is not None and tokenizer is not None
     rows, widest = batch_size * (2 if guided else 1), c.order.widest
     length = c.condition_tokens + c.order.cells - len(c.order.steps[-1])
-    keys_and_values = c.total_layers * 2 * rows * length * c.dim * size
+    # A cache that grows has some room left at its end.
+    keys_and_values = c.total_layers * 2 * rows * (length + max(32, length // 8)) * c.dim * size
+    scores = min(SCORES, rows * c.heads * widest * length) * SCORE_BYTES
     logits = LOGITS * batch_size * widest * c.vocab_size * 4
     hidden = rows * max(widest, c.condition_tokens) * (8 * c.dim + 3 * c.ffn_dim) * 4
     at_once = 1 if device == "cpu" else min(batch_size, DECODED_TOGETHER)
@@ -164,7 +168,7 @@ def estimate(
     return Memory(
         base=BASE + TRANSFORMERS * encode if device == "cpu" else 0,
         weights=networks.held(dtype, device) * size,
-        sampling=keys_and_values + logits + hidden,
+        sampling=keys_and_values + scores + logits + hidden,
         decoding=at_once * _decoding(tokenizer, c.grid, dtype),
         encoding=encoding,
     )
@@ -174,7 +178,8 @@ def _decoding(tokenizer: VQConfig | LARPConfig, grid: tuple[int, ...], dtype: to
     """Bytes held at once while one sample is decoded."""
     if isinstance(tokenizer, LARPConfig):
         tokens = tokenizer.bottleneck_token_num + math.prod(tokenizer.decoder_patches)
-        return 16 * tokens * tokenizer.decoder_hidden_size * 4  # whatever the dtype, as measured
+        scores = min(SCORES, tokenizer.decoder_num_heads * tokens**2) * SCORE_BYTES
+        return scores + 16 * tokens * tokenizer.decoder_hidden_size * 4  # whatever the dtype, as measured
     pixels = math.prod(grid) * (tokenizer.downsampling // tokenizer.patch) ** 2
     # Each level has a quarter of the pixels of the one before.
     largest = pixels * math.ceil(max(tokenizer.ch * m / 4**i for i, m in enumerate(tokenizer.ch_mult)))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import attend
-from .transformer import Block, Cache, NARTransformer, Plan, SwiGLU
+from .transformer import Block, Cache, Head, NARTransformer, Plan, SwiGLU
 from .vq import Upsample, VQTokenizer
 
 #: Rows that the layout is made for; it fits all others too.
@@ -34,22 +34,20 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), in the weight's dtype; a row's result depends on no other row."""
-        rows = x.flatten(0, -2)
-        most = len(rows) if len(rows) <= SAME_KERNEL else most_rows(*self.shape, self.dtype)
+        count = x.shape[:-1].numel()
+        most = count if count <= SAME_KERNEL else most_rows(*self.shape, self.dtype)
+        if count <= most and count == padded_count(count, self.dtype):
+            return multiply(x, self.weight)
         products = []
-        for part in rows.split(most):
-            count = padded_count(len(part), self.dtype)
-            if count > len(part):
-                padded = part.new_empty(count, part.shape[1])
-                padded[: len(part)] = part  # what stands in the other rows does not matter
-            else:
-                padded = part
+        for part in x.flatten(0, -2).split(most):
+            padded = part.new_empty(padded_count(len(part), self.dtype), part.shape[1])
+            padded[: len(part)] = part  # what stands in the other rows does not matter
             products.append(multiply(padded, self.weight)[: len(part)])
         return (products[0] if len(products) == 1 else torch.cat(products)).unflatten(0, x.shape[:-1])
 
 
 def multiply(rows: Tensor, packed: Tensor) -> Tensor:
-    """(n, in) times a packed (out, in): (n, out)."""
+    """(..., in) times a packed (out, in): (..., out)."""
     out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, None, "none", [], "")
     return out
 
@@ -143,8 +141,9 @@ class PackedBlock(nn.Module):
             qk = rotate_halves(qk, *rotary)
         qk = qk.unflatten(-1, (-1, self.head_dim // 2)).permute(2, 0, 4, 1, 3, 5)
         q, k = qk.to(v.dtype, memory_format=torch.contiguous_format).flatten(-2)  # (B, heads, n, head_dim)
-        keys, values = cache.append(layer, k, v.unflatten(-1, (-1, self.head_dim)).transpose(1, 2))
-        x = x + self.out(attend(q, keys, values, mask).transpose(1, 2).flatten(2))
+        v = v.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        attended = attend(q, *cache.append(layer, k, v), mask)
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.ffn(self.ffn_norm(x))
 
     @staticmethod
@@ -197,15 +196,16 @@ def pack(model: nn.Module) -> nn.Module:
     The plain weights are let go one by one, so memory hardly grows. A packed model cannot be trained, saved
     or moved to another device.
     """
-    if isinstance(model, NARTransformer):
-        join_outputs(model)
     for name, child in model.named_children():
         if type(child) not in REWRITTEN or getattr(child, "bias", None) is not None:
-            pack(child)
+            if not isinstance(child, Head):  # these become one, below
+                pack(child)
             continue
         weight = next(child.parameters())
         if weight.device.type == "cpu" and can_pack(weight.dtype):
             setattr(model, name, REWRITTEN[type(child)](child))
+    if isinstance(model, NARTransformer):
+        join_outputs(model)
     return model
 
 

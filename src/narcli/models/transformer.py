@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Literal, cast
 
 import torch
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..order import Order
+from .attention import attend, attends_by_products
 
 #: Base of the rotary frequencies.
 ROTARY_BASE = 10000.0
@@ -257,8 +259,8 @@ class Block(nn.Module):
         qk = qkv[:, :, :2]
         if rotary is not None:
             qk = rotate(qk, *rotary)
-        keys, values = cache.append(layer, qk[:, :, 1].transpose(1, 2), qkv[:, :, 2].transpose(1, 2))
-        attended = F.scaled_dot_product_attention(qk[:, :, 0].transpose(1, 2), keys, values, attn_mask=mask)
+        q, k, v = (part.transpose(1, 2) for part in (*qk.unbind(2), qkv[:, :, 2]))
+        attended = attend(q, *cache.append(layer, k, v), mask)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.ffn(self.ffn_norm(x))
 
@@ -358,7 +360,10 @@ class TextCondition(nn.Module):
 
 
 class Cache:
-    """Keys and values of all layers in generation order, allocated once.
+    """Keys and values of all layers in generation order.
+
+    Memory is taken once. Attention by products reads a layer in one piece, so there it is laid out for some
+    steps at a time, with zeros where nothing is yet; for the fused kernel it is laid out once.
 
     Args:
         model: whose layers are cached.
@@ -370,23 +375,35 @@ class Cache:
         c = model.config
         weight = model.token_embedding.weight
         # The tokens of the last step are never fed, so their keys are never needed.
-        length = c.condition_tokens + c.order.cells - len(c.order.steps[-1])
-        shape = (c.total_layers, 2, rows, c.heads, length, c.head_dim)
-        self.tensors = torch.empty(shape, dtype=weight.dtype, device=weight.device)
+        most = c.condition_tokens + c.order.cells - len(c.order.steps[-1])
+        grows = weight.device.type == "cpu" and attends_by_products(weight.dtype)
+        self.unit = max(32, most // 8) if grows else most
+        size = 2 * rows * c.heads * self._room(most) * c.head_dim
+        self.memory = weight.new_empty(c.total_layers, size)
+        self.layers = [weight.new_empty(2, rows, c.heads, 0, c.head_dim)] * c.total_layers
         self.length = 0
         self.padding = padding if padding is not None and bool(padding.any()) else None
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store those of n cells, (B, heads, n, d); the layer's so far, (B, heads, all, d)."""
-        end = self.length + keys.shape[2]
-        stored = self.tensors[layer]
-        stored[0, :, :, self.length : end] = keys
-        stored[1, :, :, self.length : end] = values
-        return stored[0, :, :, :end], stored[1, :, :, :end]
+    def _room(self, cells: int) -> int:
+        return -(-cells // self.unit) * self.unit
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Store those of n cells, (B, heads, n, d); the layer's, (B, heads, m, d), and how many are there."""
+        begin, end = self.length, self.length + keys.shape[2]
+        stored = self.layers[layer]
+        if end > stored.shape[3]:
+            before = stored.clone()
+            shape = (*before.shape[:3], self._room(end), before.shape[4])
+            stored = self.layers[layer] = self.memory[layer, : prod(shape)].view(shape)
+            stored[..., :begin, :] = before[..., :begin, :]
+            stored[..., begin:, :] = 0
+        stored[0, :, :, begin:end] = keys
+        stored[1, :, :, begin:end] = values
+        return stored[0], stored[1], end
 
     def keep_rows(self, rows: int) -> None:
         """Go on with the first ``rows`` rows only."""
-        self.tensors = self.tensors[:, :, :rows]
+        self.layers = [layer[:, :rows] for layer in self.layers]
         if self.padding is not None:
             self.padding = self.padding[:rows]
 
