@@ -124,7 +124,7 @@ def draw(logits: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:
     # Without the maximum, and not below 1e-30, no temperature makes infinities of different logits equal.
     logits = (logits - logits.amax(-1, keepdim=True)).div_(max(settings.temperature, 1e-30))
     logits = filter_logits(logits, settings.top_k, settings.top_p)
-    cumulative = logits.exp_().cumsum(-1)  # of probabilities, but for a factor
+    cumulative = logits.softmax(-1).cumsum(-1)
     # Strictly below the last value, so that rounding never reaches past the last token kept.
     total = cumulative[..., -1]
     target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..order import Order
-from .attention import attend, attends_by_products
+from .attention import FEW, attend, attends_by_products
 
 #: Base of the rotary frequencies.
 ROTARY_BASE = 10000.0
@@ -376,7 +376,8 @@ class Cache:
         weight = model.token_embedding.weight
         # The tokens of the last step are never fed, so their keys are never needed.
         most = c.condition_tokens + c.order.cells - len(c.order.steps[-1])
-        grows = weight.device.type == "cpu" and attends_by_products(weight.dtype)
+        many = c.heads * c.order.widest * most >= FEW
+        grows = many and weight.device.type == "cpu" and attends_by_products(weight.dtype)
         self.unit = max(32, most // 8) if grows else most
         size = 2 * rows * c.heads * self._room(most) * c.head_dim
         self.memory = weight.new_empty(c.total_layers, size)
