@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 from narcli.models import attention
 from narcli.models.packed import can_pack, pack
-from narcli.models.transformer import NARTransformer, TransformerConfig
-from narcli.sampling import SamplingSettings, generate, sample
+from narcli.models.transformer import NARTransformer, TransformerConfig, cache_unit, cells_kept
+from narcli.sampling import SamplingSettings, generate
+from narcli.sampling import sample as sample_batch
 
 
 @pytest.fixture
@@ -46,10 +47,19 @@ def test_products_give_what_the_fused_kernel_gives(products, monkeypatch, kind, 
         torch.testing.assert_close(attention.attend(q, *room, 37, mask), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_training_has_the_kernel_that_has_a_gradient(products):
+def test_where_a_gradient_is_wanted_and_for_few_scores_it_is_the_fused_kernel(products, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("products")
+
+    monkeypatch.setattr(attention, "by_products", refuse)
     q, keys, values = (tensor.requires_grad_() for tensor in qkv())
     attention.attend(q, keys, values, 37).sum().backward()
     assert values.grad is not None and values.grad.abs().sum() > 0
+    with torch.inference_mode():
+        with pytest.raises(AssertionError, match="products"):
+            attention.attend(q, keys, values, 37)
+        monkeypatch.setattr(attention, "FEW", 4 * 9 * 37 + 1)  # of one sample, however many there are
+        attention.attend(q, keys, values, 37)
 
 
 def test_products_are_for_bfloat16_without_amx_only(monkeypatch):
@@ -65,45 +75,77 @@ def test_products_are_for_bfloat16_without_amx_only(monkeypatch):
     assert tried(torch.bfloat16)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    ("grid", "position", "heads"),
-    [((16, 16), "rotary", 3), ((4, 8, 8), "absolute", 2), ((9, 5), "rotary", 1)],
-)
-def test_a_packed_model_gives_a_sample_the_same_tokens_in_every_batch(
-    grid, position, heads, dtype, monkeypatch
-):
-    monkeypatch.setattr(attention, "FEW", 1000)  # of both kinds
-    if not can_pack(dtype):
-        pytest.skip("this machine has no packed layers")
+def network(grid, heads, dtype, **sizes):
     torch.manual_seed(0)
-    config = TransformerConfig(grid, 64 * heads, 2, heads, 300, 128, num_classes=9, position=position)
-    model = NARTransformer(config).eval()
+    sizes = {"num_classes": 9} | sizes
+    model = NARTransformer(TransformerConfig(grid, 64 * heads, 2, heads, 300, 128, **sizes)).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
-    model = pack(model.to(dtype))
-    classes, seeds = torch.arange(9), list(range(9))
-    settings = SamplingSettings(cfg_scale=2.0, cfg_interval=config.order.cells // 2)
-    together = sample(model, classes, seeds, settings)
+    return model.to(dtype)
+
+
+TEXT = {"condition": "text", "num_classes": 0, "condition_tokens": 40, "caption_dim": 16}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("grid", "heads", "sizes"),
+    [((16, 16), 3, {}), ((4, 8, 8), 2, {"position": "absolute"}), ((9, 5), 1, {}), ((8, 8), 2, TEXT)],
+)
+def test_a_packed_model_gives_a_sample_the_same_tokens_in_every_batch(
+    products, grid, heads, sizes, dtype, monkeypatch
+):
+    """Also with attention of both kinds, a cache that grows, and guidance that ends half way."""
+    if not can_pack(dtype):
+        pytest.skip("this machine has no packed layers")
+    monkeypatch.setattr(attention, "FEW", 150 * heads)
+    model = pack(network(grid, heads, dtype, **sizes))
+    c, seeds = model.config, list(range(9))
+    condition, padding = torch.arange(9), None
+    if c.condition == "text":
+        condition = torch.randn(9, 40, 16).to(dtype)
+        padding = torch.arange(40) < torch.arange(9)[:, None] * 4
+    settings = SamplingSettings(cfg_scale=2.0, cfg_interval=c.order.cells // 2)
+
+    def drawn(rows):
+        return sample_batch(
+            model, condition[rows], seeds[rows], settings, None if padding is None else padding[rows]
+        )
+
+    ways, wide = [], attention.by_products
+    monkeypatch.setattr(attention, "by_products", lambda *a: ways.append(a[1].shape[1] - a[3]) or wide(*a))
+    together = drawn(slice(0, 9))
+    assert 0 < len(ways) < c.total_layers * (len(c.order.steps) + 1) and max(ways) > 0
+    assert cache_unit(c, dtype, "cpu") < cells_kept(c)
     for first, count in ((0, 1), (8, 1), (3, 2), (4, 5)):
         rows = slice(first, first + count)
-        assert torch.equal(sample(model, classes[rows], seeds[rows], settings), together[rows])
+        assert torch.equal(drawn(rows), together[rows])
 
 
-def test_a_packed_model_is_as_near_to_float32_as_a_plain_one(monkeypatch):
-    monkeypatch.setattr(attention, "FEW", 0)
-    if not can_pack(torch.bfloat16):
-        pytest.skip("this machine has no packed layers")
-    torch.manual_seed(0)
-    config = TransformerConfig((8, 8), 128, 4, 2, 400, 256, num_classes=4)
-    exact = NARTransformer(config).eval()
+@pytest.mark.parametrize("sizes", [{}, TEXT, {"position": "absolute"}])
+def test_a_cache_that_grows_gives_the_tokens_of_one_that_does_not(products, sizes):
+    model = network((8, 8), 2, torch.float32, **sizes)
+    condition, padding = torch.arange(4), None
+    if sizes is TEXT:
+        condition, padding = torch.randn(4, 40, 16), torch.arange(40) < torch.tensor([[0], [5], [30], [39]])
+    settings = SamplingSettings(cfg_scale=3.0, cfg_interval=20)
+    found = list(generate(model, condition, range(4), settings, padding))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "attends_by_products", lambda dtype: False)
+        assert cache_unit(model.config, torch.float32, "cpu") == cells_kept(model.config)
+        expected = list(generate(model, condition, range(4), settings, padding))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.tokens, other.tokens)
+        torch.testing.assert_close(one.logits, other.logits, rtol=1e-4, atol=1e-3)
+
+
+def test_bfloat16_by_products_is_as_near_to_float32_as_the_fused_kernel(monkeypatch):
+    exact = network((8, 8), 2, torch.float32)
     exact.init_weights(0.06)
     for head in exact.ordered_heads:
         torch.nn.init.normal_(head.output.weight, std=0.1)
-    plain = copy.deepcopy(exact).bfloat16()
-    packed = pack(copy.deepcopy(plain))
-    classes, settings = torch.arange(4), SamplingSettings(cfg_scale=1.0)
-    tokens = sample(exact, classes, range(4), settings)
+    classes, settings = torch.arange(4), SamplingSettings()
+    tokens = sample_batch(exact, classes, range(4), settings)
 
     def error(model):
         steps = zip(
@@ -113,4 +155,30 @@ def test_a_packed_model_is_as_near_to_float32_as_a_plain_one(monkeypatch):
         )
         return torch.cat([(right.logits - found.logits).flatten() for right, found in steps]).norm().item()
 
-    assert 0 < error(packed) < 1.25 * error(plain)
+    plain = copy.deepcopy(exact).bfloat16()
+    monkeypatch.setattr(attention, "attends_by_products", lambda dtype: False)
+    fused = error(plain)
+    monkeypatch.setattr(attention, "FEW", 0)
+    monkeypatch.setattr(attention, "attends_by_products", lambda dtype: dtype == torch.bfloat16)
+    assert 0 < error(plain) < 1.25 * fused
+    if can_pack(torch.bfloat16):
+        assert 0 < error(pack(plain)) < 1.25 * fused
+
+
+def test_packing_leaves_odd_heads_as_they_are_and_may_be_asked_for_twice():
+    torch.manual_seed(0)
+    config = TransformerConfig((3, 4), 10, 1, 2, 20, 16, num_classes=2, position="absolute")
+    model = NARTransformer(config).eval()  # heads of 5
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    classes, settings = torch.tensor([0, 1]), SamplingSettings()
+    before = sample_batch(model, classes, [0, 1], settings)
+    model = pack(pack(model))
+    assert torch.equal(sample_batch(model, classes, [0, 1], settings), before)
+
+
+def test_a_model_that_has_drawn_can_be_trained():
+    model = network((4, 5), 1, torch.float32)
+    tokens = sample_batch(model, torch.tensor([1]), [0], SamplingSettings())
+    model.forward_train(model.condition(torch.tensor([1])), tokens).sum().backward()
+    assert model.layers[0].qkv.weight.grad.abs().sum() > 0

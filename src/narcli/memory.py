@@ -23,7 +23,7 @@ from .errors import MemoryLimitError
 from .hub import Fetched, Located, cached
 from .models.attention import SCORES
 from .models.larp import LARPConfig
-from .models.transformer import TransformerConfig, ffn_dim
+from .models.transformer import TransformerConfig, cache_unit, cells_kept, ffn_dim
 from .models.vq import VQConfig
 from .registry import MODELS, TEXT_ENCODER_OF_RELEASED, Model, has_own_tokenizer, smaller_models
 from .settings import DECODED_TOGETHER
@@ -43,7 +43,7 @@ ENCODERS = {TEXT_ENCODER_OF_RELEASED: 1_223_527_424}
 # Measured on a CPU, see docs/models.md:
 BASE = 220 * 10**6  # bytes of Python, torch and the other libraries, and of pictures on their way to files
 TRANSFORMERS = 80 * 10**6  # bytes of the library that runs text encoders
-SCORE_BYTES = 8  # of a score and its probability, where attention is by products
+SCORE_BYTES = 10  # of a score and its probability, in both formats, where attention is by products
 LOGITS = 8  # copies of a step's logits that drawing holds at once
 PLANES = 10  # copies of its largest layer that a convolutional decoder holds at once
 
@@ -154,10 +154,11 @@ def estimate(
     c, tokenizer, size = networks.transformer, networks.tokenizer, dtype.itemsize
     assert c is not None and tokenizer is not None
     rows, widest = batch_size * (2 if guided else 1), c.order.widest
-    length = c.condition_tokens + c.order.cells - len(c.order.steps[-1])
-    # A cache that grows has some room left at its end.
-    keys_and_values = c.total_layers * 2 * rows * (length + max(32, length // 8)) * c.dim * size
-    scores = min(SCORES, rows * c.heads * widest * length) * SCORE_BYTES
+    cells, unit = cells_kept(c), cache_unit(c, dtype, device)
+    room = -(-cells // unit) * unit
+    keys_and_values = c.total_layers * 2 * rows * room * c.dim * size
+    most = rows * c.heads * max(widest, c.condition_tokens) * room
+    scores = min(SCORES, most) * SCORE_BYTES if unit < cells else 0
     logits = LOGITS * batch_size * widest * c.vocab_size * 4
     hidden = rows * max(widest, c.condition_tokens) * (8 * c.dim + 3 * c.ffn_dim) * 4
     at_once = 1 if device == "cpu" else min(batch_size, DECODED_TOGETHER)

@@ -114,7 +114,7 @@ class PackedSwiGLU(nn.Module):
 
 
 class PackedBlock(nn.Module):
-    """A block whose positions take fewer and longer operations, and whose attention is two products.
+    """A block whose positions take fewer and longer operations.
 
     The pairs that a position rotates stand side by side; here all their first halves come first, of all
     heads, then all second ones. Queries and keys are reordered alike, so their products stay as they are.
@@ -148,9 +148,9 @@ class PackedBlock(nn.Module):
 
     @staticmethod
     def rotary(plan: Plan, places: slice, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Tables for ``rotate_halves``: (n, 1, 1, D / 2) and (n, 1, 2, D / 2)."""
-        cos, sin = plan.generation_rotary_of_halves
-        return cos[places], sin[places]
+        """Tables for ``rotate_halves``: (n, 1, 1, D / 2), and the sine with its signs (n, 1, 2, D / 2)."""
+        cos, sin = (t[places].repeat(1, plan.config.heads)[:, None, None] for t in plan.generation_rotary)
+        return cos, torch.cat([-sin, sin], 2)
 
 
 def rotate_halves(qk: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -186,6 +186,7 @@ class TransposedUpsample(nn.Module):
 REWRITTEN: dict[type, Callable[[Any], nn.Module]] = {
     nn.Linear: lambda plain: PackedLinear(plain.weight.detach()),
     Block: PackedBlock,
+    SwiGLU: PackedSwiGLU,
     Upsample: TransposedUpsample,
 }
 
@@ -197,16 +198,24 @@ def pack(model: nn.Module) -> nn.Module:
     or moved to another device.
     """
     for name, child in model.named_children():
-        if type(child) not in REWRITTEN or getattr(child, "bias", None) is not None:
-            if not isinstance(child, Head):  # these become one, below
-                pack(child)
+        if isinstance(child, Head):  # these become one, below
+            continue
+        if not can_rewrite(child):
+            pack(child)
             continue
         weight = next(child.parameters())
         if weight.device.type == "cpu" and can_pack(weight.dtype):
             setattr(model, name, REWRITTEN[type(child)](child))
-    if isinstance(model, NARTransformer):
+    if isinstance(model, NARTransformer) and model.outputs is None:
         join_outputs(model)
     return model
+
+
+def can_rewrite(layer: nn.Module) -> bool:
+    """Whether there is another form of a layer: none with a bias, nor blocks whose heads have no halves."""
+    if isinstance(layer, Block) and layer.head_dim % 2:
+        return False
+    return type(layer) in REWRITTEN and getattr(layer, "bias", None) is None
 
 
 def join_outputs(model: NARTransformer) -> None:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..order import Order
-from .attention import FEW, attend, attends_by_products
+from . import attention
 
 #: Base of the rotary frequencies.
 ROTARY_BASE = 10000.0
@@ -260,7 +260,7 @@ class Block(nn.Module):
         if rotary is not None:
             qk = rotate(qk, *rotary)
         q, k, v = (part.transpose(1, 2) for part in (*qk.unbind(2), qkv[:, :, 2]))
-        attended = attend(q, *cache.append(layer, k, v), mask)
+        attended = attention.attend(q, *cache.append(layer, k, v), mask)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.ffn(self.ffn_norm(x))
 
@@ -360,10 +360,7 @@ class TextCondition(nn.Module):
 
 
 class Cache:
-    """Keys and values of all layers in generation order.
-
-    Memory is taken once. Attention by products reads a layer in one piece, so there it is laid out for some
-    steps at a time, with zeros where nothing is yet; for the fused kernel it is laid out once.
+    """Keys and values of all layers in generation order; their memory is allocated once.
 
     Args:
         model: whose layers are cached.
@@ -374,22 +371,24 @@ class Cache:
     def __init__(self, model: NARTransformer, rows: int, padding: Tensor | None = None) -> None:
         c = model.config
         weight = model.token_embedding.weight
-        # The tokens of the last step are never fed, so their keys are never needed.
-        most = c.condition_tokens + c.order.cells - len(c.order.steps[-1])
-        many = c.heads * c.order.widest * most >= FEW
-        grows = many and weight.device.type == "cpu" and attends_by_products(weight.dtype)
-        self.unit = max(32, most // 8) if grows else most
-        size = 2 * rows * c.heads * self._room(most) * c.head_dim
+        self.unit = cache_unit(c, weight.dtype, weight.device.type)
+        size = 2 * rows * c.heads * self._room(cells_kept(c)) * c.head_dim
         self.memory = weight.new_empty(c.total_layers, size)
+        #: Keys and values of each layer, (2, B, heads, m, d), of which ``length`` cells are there, then zeros.
         self.layers = [weight.new_empty(2, rows, c.heads, 0, c.head_dim)] * c.total_layers
         self.length = 0
         self.padding = padding if padding is not None and bool(padding.any()) else None
 
     def _room(self, cells: int) -> int:
+        """Cells that a layer has room for when it is to hold so many."""
         return -(-cells // self.unit) * self.unit
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Store those of n cells, (B, heads, n, d); the layer's, (B, heads, m, d), and how many are there."""
+        """Store those of n cells, (B, heads, n, d), for the B rows that are left.
+
+        Returns:
+            The layer's keys and values, (B, heads, m, d), and how many of the m are there.
+        """
         begin, end = self.length, self.length + keys.shape[2]
         stored = self.layers[layer]
         if end > stored.shape[3]:
@@ -407,6 +406,23 @@ class Cache:
         self.layers = [layer[:, :rows] for layer in self.layers]
         if self.padding is not None:
             self.padding = self.padding[:rows]
+
+
+def cells_kept(c: TransformerConfig) -> int:
+    """Cells, the condition's included, whose keys a run needs: the tokens of the last step are never fed."""
+    return c.condition_tokens + c.order.cells - len(c.order.steps[-1])
+
+
+def cache_unit(c: TransformerConfig, dtype: torch.dtype, device: str) -> int:
+    """Cells by which the room of a cache grows: all at once, or some at a time.
+
+    Attention by products reads a layer in one piece, with what has no key yet, so there it is laid out anew
+    as it fills.
+    """
+    cells = cells_kept(c)
+    scores = c.heads * max(c.order.widest, c.condition_tokens) * cells
+    grows = device == "cpu" and scores >= attention.FEW and attention.attends_by_products(dtype)
+    return max(32, cells // 8) if grows else cells
 
 
 @dataclass(frozen=True)
@@ -491,22 +507,16 @@ class Plan:
     @cached_property
     def generation_rotary(self) -> tuple[Tensor, Tensor]:
         """Tables for ``rotate``, generation order, condition first: twice (C + N, head_dim / 2)."""
-        places = torch.tensor(self.config.order.generation) + self.config.condition_tokens
-        places = torch.cat([torch.arange(self.config.condition_tokens), places])
-        cos, sin = self._raster_table
-        return cos[places], sin[places]
-
-    @cached_property
-    def generation_rotary_of_halves(self) -> tuple[Tensor, Tensor]:
-        """The same for ``packed.rotate_halves``: (C + N, 1, 1, D / 2) and (C + N, 1, 2, D / 2)."""
-        cos, sin = (table.repeat(1, self.config.heads)[:, None, None] for table in self.generation_rotary)
-        return cos, torch.cat([-sin, sin], 2)
+        return self._tables(self._angles[torch.tensor(self.config.order.generation)])
 
     @cached_property
     def _raster_table(self) -> tuple[Tensor, Tensor]:
         """The same in raster order."""
+        return self._tables(self._angles)
+
+    def _tables(self, angles: Tensor) -> tuple[Tensor, Tensor]:
         first = (0, 0, self.config.condition_tokens, 0)
-        return F.pad(self._angles.cos(), first), F.pad(self._angles.sin(), first)
+        return F.pad(angles.cos(), first), F.pad(angles.sin(), first)
 
     def train_rotary(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """Tables of condition and cells in raster order; None without rotary."""

@@ -181,7 +181,7 @@ class TextNAR(nn.Module):
 
 
 def set_dropout(module: nn.Module, share: float) -> None:
-    """Of all dropout layers in a module; its configuration stays as it is."""
+    """Of the dropout layers in a module, not of attention's probabilities; its configuration stays."""
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = share
@@ -189,12 +189,13 @@ def set_dropout(module: nn.Module, share: float) -> None:
 
 @contextmanager
 def without_dropout(module: nn.Module) -> Iterator[None]:
-    """Within the block, for a module that is being trained."""
+    """Within the block."""
+    before = module.training
     module.eval()
     try:
         yield
     finally:
-        module.train()
+        module.train(before)
 
 
 def begin(start: NARTransformer, config: TransformerConfig, dropout: float = 0.0) -> NARTransformer:
@@ -347,8 +348,9 @@ def train_text(
         )
 
     def sampled(network: NARTransformer, items: Tensor, seeds: Tensor) -> Tensor:
+        # Any other caption may leave the subject out, and the sample would be of another picture.
         with without_dropout(encoder.model):
-            features, padding = features_of(items)
+            features, padding = model.features([ids[item][0] for item in items.tolist()])
         return sample(network, features.bfloat16(), seeds.tolist(), ROLLOUT_SETTINGS, padding)
 
     rollout = Rollouts(nar, tokens, sampled, settings, rollouts)
@@ -373,7 +375,7 @@ def train_text(
 
     about: dict[str, Any] = {
         "transformer": asdict(config),
-        "encoder": sizes_of(encoder) | {"steps": encoder_steps},
+        "encoder": sizes_of(encoder) | {"steps": encoder_steps, "dropout": dropout},
         "start": digest.hexdigest(),
         "dropout": dropout,
         "token_noise": token_noise,
