@@ -162,7 +162,6 @@ def split_attributes(items: list[Item]) -> None:
 # --- captions ------------------------------------------------------------------------------------
 
 ADJECTIVES = {"man": "male", "woman": "female"}
-SOMEBODY = {"man": "a male", "woman": "a female", "person": "somebody"}
 
 
 def captions(item: Item, unique: dict[str, set[str]]) -> list[str]:
@@ -228,7 +227,6 @@ def captions(item: Item, unique: dict[str, set[str]]) -> list[str]:
             ]
         else:
             found += [f"{item.tones[0]} and {item.tones[1]} skin tone, {name}"]
-    found += attributes_alone(item)
     # Keywords such as ":'(" and "png" are cleaned away.
     fitting = [
         text
@@ -236,17 +234,6 @@ def captions(item: Item, unique: dict[str, set[str]]) -> list[str]:
         if len(text.encode()) <= MAX_BYTES and any(map(str.isalnum, clean(text)))
     ]
     return fitting or [name[:MAX_BYTES]]
-
-
-def attributes_alone(item: Item) -> list[str]:
-    """Captions that leave the subject out, so that an attribute is learned from all subjects together."""
-    if item.colour:
-        return [f"something {item.colour}"]
-    who = SOMEBODY.get(item.gender, "")
-    if len(set(item.tones)) != 1:
-        return [who] if who and not item.tones else []
-    tone = f"{item.tones[0]} skin tone"
-    return [tone, f"{who}, {tone}"] if who else [tone]
 
 
 def plain_name(item: Item) -> str:

@@ -206,21 +206,6 @@ def test_the_encoder_learns_in_a_step_that_began_with_samples(tmp_path):
     assert not any(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
-def test_dropout_is_for_both_networks_and_for_training_alone(tmp_path):
-    encoder, training = byte_encoder(64, 2), []
-    encoder.model.encoder.block[1].register_forward_hook(lambda layer, *_: training.append(layer.training))
-    torch.manual_seed(0)
-    train_text(
-        torch.randint(0, 16, (3, 4)), [["red dot"], ["blue dot"], ["no dot"]], torch.arange(3), None,
-        VQTokenizer(VQ).eval(), start(), encoder, 12, settings(steps=1, warmup=0), tmp_path,
-        dropout=0.4, rollouts=0.5, quiet=True,
-    )  # fmt: skip
-    assert {part.p for part in encoder.model.modules() if isinstance(part, torch.nn.Dropout)} == {0.4}
-    # A step, its own samples, and the sheet.
-    assert training[0] and not any(training[1:]) and len(training) > 2
-    assert not encoder.model.training and encoder.model.config.dropout_rate == 0
-
-
 def test_looks_tell_pictures_apart_also_by_details():
     images = np.random.default_rng(0).integers(0, 256, (300, 32, 32, 3), np.uint8)
     images[1] = images[0]
@@ -459,15 +444,8 @@ def test_captions_say_the_attributes_in_several_ways(prepare):
     texts = prepare.captions(items["woman astronaut('dark',)"], {})
     assert texts[0] == "woman astronaut, dark skin tone" and len(texts) == len(set(texts)) > 8
     assert {"female astronaut with dark skin", "dark-skinned woman astronaut"} <= set(texts)
-    assert all("dark" in text for text in texts)
-    # Some name nothing but attributes, which are then learned of all subjects together.
-    alone = [text for text in texts if "astronaut" not in text]
-    assert alone == ["dark skin tone", "a female, dark skin tone"]
-    assert prepare.captions(items["cook()"], {})[-1] == "somebody"
+    assert all("dark" in text and "astronaut" in text for text in texts)
     texts = prepare.captions(items["blue heart"], {})
     assert {"blue heart", "a blue heart", "heart, blue", "a heart in blue"} <= set(texts)
-    assert texts[-1] == "something blue"
-    hands = prepare.Item("x", "x", "handshake", "handshake", tones=("light", "dark"))
-    assert all("handshake" in text for text in prepare.captions(hands, {}))  # neither tone alone is it
     flag = prepare.Item("x", "x", "flag: Japan", "flag: Japan")
     assert {"flag of Japan", "Japan flag"} <= set(prepare.captions(flag, {}))

@@ -374,7 +374,7 @@ class Cache:
         self.unit = cache_unit(c, weight.dtype, weight.device.type)
         size = 2 * rows * c.heads * self._room(cells_kept(c)) * c.head_dim
         self.memory = weight.new_empty(c.total_layers, size)
-        #: Keys and values of each layer, (2, B, heads, m, d), of which ``length`` cells are there, then zeros.
+        #: Keys and values of each layer, (2, B, heads, m, d); what is behind ``length`` cells is zero.
         self.layers = [weight.new_empty(2, rows, c.heads, 0, c.head_dim)] * c.total_layers
         self.length = 0
         self.padding = padding if padding is not None and bool(padding.any()) else None

@@ -9,8 +9,7 @@ A model of text goes on as it is. The loss is that of ``nar``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
@@ -180,24 +179,6 @@ class TextNAR(nn.Module):
         return left_pad(valid, self.nar.config.condition_tokens)
 
 
-def set_dropout(module: nn.Module, share: float) -> None:
-    """Of the dropout layers in a module, not of attention's probabilities; its configuration stays."""
-    for part in module.modules():
-        if isinstance(part, nn.Dropout):
-            part.p = share
-
-
-@contextmanager
-def without_dropout(module: nn.Module) -> Iterator[None]:
-    """Within the block."""
-    before = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(before)
-
-
 def begin(start: NARTransformer, config: TransformerConfig, dropout: float = 0.0) -> NARTransformer:
     """A model of text with blocks, heads and token embeddings of one of classes, or with all of one of text.
 
@@ -300,7 +281,7 @@ def train_text(
         settings: of the optimisation.
         folder: where the run lives.
         encoder_steps: of ``learn_to_read``, before the transformer begins.
-        dropout: on token embeddings, attention outputs and feed-forward outputs of both networks, in [0, 1).
+        dropout: on token embeddings, attention outputs and feed-forward outputs, in [0, 1).
         token_noise: largest share of a picture's input tokens that is exchanged, in [0, 2]; see
             ``CaptionNoise``.
         rollouts: share of examples whose input the network drew, in [0, 1]; see ``nar.Rollouts``.
@@ -337,7 +318,6 @@ def train_text(
     )  # fmt: skip
     noise = CaptionNoise(tokens, subjects, token_noise)
     model = TextNAR(begin(start, config, dropout), encoder.model).train()
-    set_dropout(encoder.model, dropout)
     nar, condition = model.nar, cast(TextCondition, model.nar.condition)
     forward = torch.compile(nar.forward_train) if settings.compile else nar.forward_train
 
@@ -348,9 +328,7 @@ def train_text(
         )
 
     def sampled(network: NARTransformer, items: Tensor, seeds: Tensor) -> Tensor:
-        # Any other caption may leave the subject out, and the sample would be of another picture.
-        with without_dropout(encoder.model):
-            features, padding = model.features([ids[item][0] for item in items.tolist()])
+        features, padding = features_of(items)
         return sample(network, features.bfloat16(), seeds.tolist(), ROLLOUT_SETTINGS, padding)
 
     rollout = Rollouts(nar, tokens, sampled, settings, rollouts)
@@ -369,13 +347,13 @@ def train_text(
 
         assert isinstance(trained, TextNAR)
         picks = torch.linspace(0, len(ids) - 1, 40).long().tolist()
-        with without_dropout(trained.encoder), torch.inference_mode():
+        with torch.inference_mode():
             features, padding = trained.features([ids[item][0] for item in picks])
         sample_sheet(trained.nar, tokenizer, path, features, padding)
 
     about: dict[str, Any] = {
         "transformer": asdict(config),
-        "encoder": sizes_of(encoder) | {"steps": encoder_steps, "dropout": dropout},
+        "encoder": sizes_of(encoder) | {"steps": encoder_steps},
         "start": digest.hexdigest(),
         "dropout": dropout,
         "token_noise": token_noise,
