@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from narcli.models import attention
 from narcli.models.packed import can_pack, pack
-from narcli.models.transformer import NARTransformer, TransformerConfig, cache_unit, cells_kept
+from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.sampling import SamplingSettings, generate
 from narcli.sampling import sample as sample_batch
 
@@ -40,11 +40,11 @@ def test_products_give_what_the_fused_kernel_gives(products, monkeypatch, kind, 
     mask = masks()[kind]
     expected = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
     with torch.inference_mode():
-        found = attention.attend(q, keys, values, 37, mask)
+        found = attention.attend(q, keys, values, mask)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-        # With room behind what is there, as in a cache.
-        room = (F.pad(tensor, (0, 0, 0, 13)) for tensor in (keys, values))
-        torch.testing.assert_close(attention.attend(q, *room, 37, mask), expected, rtol=1e-5, atol=1e-5)
+        # With room after each head, as in a cache.
+        kept = (F.pad(tensor, (0, 0, 0, 13), value=torch.nan)[:, :, :37] for tensor in (keys, values))
+        assert torch.equal(attention.attend(q, *kept, mask), found)
 
 
 def test_where_a_gradient_is_wanted_and_for_few_scores_it_is_the_fused_kernel(products, monkeypatch):
@@ -53,13 +53,13 @@ def test_where_a_gradient_is_wanted_and_for_few_scores_it_is_the_fused_kernel(pr
 
     monkeypatch.setattr(attention, "by_products", refuse)
     q, keys, values = (tensor.requires_grad_() for tensor in qkv())
-    attention.attend(q, keys, values, 37).sum().backward()
+    attention.attend(q, keys, values).sum().backward()
     assert values.grad is not None and values.grad.abs().sum() > 0
     with torch.inference_mode():
         with pytest.raises(AssertionError, match="products"):
-            attention.attend(q, keys, values, 37)
+            attention.attend(q, keys, values)
         monkeypatch.setattr(attention, "FEW", 4 * 9 * 37 + 1)  # of one sample, however many there are
-        attention.attend(q, keys, values, 37)
+        attention.attend(q, keys, values)
 
 
 def test_products_are_for_bfloat16_without_amx_only(monkeypatch):
@@ -95,7 +95,7 @@ TEXT = {"condition": "text", "num_classes": 0, "condition_tokens": 40, "caption_
 def test_a_packed_model_gives_a_sample_the_same_tokens_in_every_batch(
     products, grid, heads, sizes, dtype, monkeypatch
 ):
-    """Also with attention of both kinds, a cache that grows, and guidance that ends half way."""
+    """Also with attention of both kinds, and guidance that ends half way."""
     if not can_pack(dtype):
         pytest.skip("this machine has no packed layers")
     monkeypatch.setattr(attention, "FEW", 150 * heads)
@@ -112,18 +112,17 @@ def test_a_packed_model_gives_a_sample_the_same_tokens_in_every_batch(
             model, condition[rows], seeds[rows], settings, None if padding is None else padding[rows]
         )
 
-    ways, wide = [], attention.by_products
-    monkeypatch.setattr(attention, "by_products", lambda *a: ways.append(a[1].shape[1] - a[3]) or wide(*a))
+    products_made, make = [], attention.by_products
+    monkeypatch.setattr(attention, "by_products", lambda *a: products_made.append(a) or make(*a))
     together = drawn(slice(0, 9))
-    assert 0 < len(ways) < c.total_layers * (len(c.order.steps) + 1) and max(ways) > 0
-    assert cache_unit(c, dtype, "cpu") < cells_kept(c)
+    assert 0 < len(products_made) < c.total_layers * len(c.order.steps)
     for first, count in ((0, 1), (8, 1), (3, 2), (4, 5)):
         rows = slice(first, first + count)
         assert torch.equal(drawn(rows), together[rows])
 
 
 @pytest.mark.parametrize("sizes", [{}, TEXT, {"position": "absolute"}])
-def test_a_cache_that_grows_gives_the_tokens_of_one_that_does_not(products, sizes):
+def test_products_give_a_model_the_tokens_that_the_fused_kernel_gives(products, sizes):
     model = network((8, 8), 2, torch.float32, **sizes)
     condition, padding = torch.arange(4), None
     if sizes is TEXT:
@@ -132,7 +131,6 @@ def test_a_cache_that_grows_gives_the_tokens_of_one_that_does_not(products, size
     found = list(generate(model, condition, range(4), settings, padding))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "attends_by_products", lambda dtype: False)
-        assert cache_unit(model.config, torch.float32, "cpu") == cells_kept(model.config)
         expected = list(generate(model, condition, range(4), settings, padding))
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one.tokens, other.tokens)

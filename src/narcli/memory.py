@@ -21,9 +21,9 @@ from .checkpoints import build, load_tokenizer, transformer_config
 from .configs import CONFIG, TEXT_ENCODER
 from .errors import MemoryLimitError
 from .hub import Fetched, Located, cached
-from .models.attention import SCORES
+from .models.attention import FEW, SCORES, attends_by_products
 from .models.larp import LARPConfig
-from .models.transformer import TransformerConfig, cache_unit, cells_kept, ffn_dim
+from .models.transformer import TransformerConfig, ffn_dim
 from .models.vq import VQConfig
 from .registry import MODELS, TEXT_ENCODER_OF_RELEASED, Model, has_own_tokenizer, smaller_models
 from .settings import DECODED_TOGETHER
@@ -154,11 +154,11 @@ def estimate(
     c, tokenizer, size = networks.transformer, networks.tokenizer, dtype.itemsize
     assert c is not None and tokenizer is not None
     rows, widest = batch_size * (2 if guided else 1), c.order.widest
-    cells, unit = cells_kept(c), cache_unit(c, dtype, device)
-    room = -(-cells // unit) * unit
-    keys_and_values = c.total_layers * 2 * rows * room * c.dim * size
-    most = rows * c.heads * max(widest, c.condition_tokens) * room
-    scores = min(SCORES, most) * SCORE_BYTES if unit < cells else 0
+    length = c.condition_tokens + c.order.cells - len(c.order.steps[-1])
+    keys_and_values = c.total_layers * 2 * rows * length * c.dim * size
+    largest = c.heads * max(widest, c.condition_tokens) * length  # scores of a step, of one row
+    products = largest >= FEW and device == "cpu" and attends_by_products(dtype)
+    scores = min(SCORES, rows * largest) * SCORE_BYTES if products else 0
     logits = LOGITS * batch_size * widest * c.vocab_size * 4
     hidden = rows * max(widest, c.condition_tokens) * (8 * c.dim + 3 * c.ffn_dim) * 4
     at_once = 1 if device == "cpu" else min(batch_size, DECODED_TOGETHER)

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from typing import Literal, cast
 
 import torch
@@ -21,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..order import Order
-from . import attention
+from .attention import attend
 
 #: Base of the rotary frequencies.
 ROTARY_BASE = 10000.0
@@ -260,7 +259,7 @@ class Block(nn.Module):
         if rotary is not None:
             qk = rotate(qk, *rotary)
         q, k, v = (part.transpose(1, 2) for part in (*qk.unbind(2), qkv[:, :, 2]))
-        attended = attention.attend(q, *cache.append(layer, k, v), mask)
+        attended = attend(q, *cache.append(layer, k, v), mask)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.ffn(self.ffn_norm(x))
 
@@ -360,7 +359,7 @@ class TextCondition(nn.Module):
 
 
 class Cache:
-    """Keys and values of all layers in generation order; their memory is allocated once.
+    """Keys and values of all layers in generation order, allocated once.
 
     Args:
         model: whose layers are cached.
@@ -371,58 +370,26 @@ class Cache:
     def __init__(self, model: NARTransformer, rows: int, padding: Tensor | None = None) -> None:
         c = model.config
         weight = model.token_embedding.weight
-        self.unit = cache_unit(c, weight.dtype, weight.device.type)
-        size = 2 * rows * c.heads * self._room(cells_kept(c)) * c.head_dim
-        self.memory = weight.new_empty(c.total_layers, size)
-        #: Keys and values of each layer, (2, B, heads, m, d); what is behind ``length`` cells is zero.
-        self.layers = [weight.new_empty(2, rows, c.heads, 0, c.head_dim)] * c.total_layers
+        # The tokens of the last step are never fed, so their keys are never needed.
+        length = c.condition_tokens + c.order.cells - len(c.order.steps[-1])
+        shape = (c.total_layers, 2, rows, c.heads, length, c.head_dim)
+        self.tensors = torch.empty(shape, dtype=weight.dtype, device=weight.device)
         self.length = 0
         self.padding = padding if padding is not None and bool(padding.any()) else None
 
-    def _room(self, cells: int) -> int:
-        """Cells that a layer has room for when it is to hold so many."""
-        return -(-cells // self.unit) * self.unit
-
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Store those of n cells, (B, heads, n, d), for the B rows that are left.
-
-        Returns:
-            The layer's keys and values, (B, heads, m, d), and how many of the m are there.
-        """
-        begin, end = self.length, self.length + keys.shape[2]
-        stored = self.layers[layer]
-        if end > stored.shape[3]:
-            before = stored.clone()
-            shape = (*before.shape[:3], self._room(end), before.shape[4])
-            stored = self.layers[layer] = self.memory[layer, : prod(shape)].view(shape)
-            stored[..., :begin, :] = before[..., :begin, :]
-            stored[..., begin:, :] = 0
-        stored[0, :, :, begin:end] = keys
-        stored[1, :, :, begin:end] = values
-        return stored[0], stored[1], end
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store those of n cells, (B, heads, n, d); the layer's so far, (B, heads, all, d)."""
+        end = self.length + keys.shape[2]
+        stored = self.tensors[layer]
+        stored[0, :, :, self.length : end] = keys
+        stored[1, :, :, self.length : end] = values
+        return stored[0, :, :, :end], stored[1, :, :, :end]
 
     def keep_rows(self, rows: int) -> None:
         """Go on with the first ``rows`` rows only."""
-        self.layers = [layer[:, :rows] for layer in self.layers]
+        self.tensors = self.tensors[:, :, :rows]
         if self.padding is not None:
             self.padding = self.padding[:rows]
-
-
-def cells_kept(c: TransformerConfig) -> int:
-    """Cells, the condition's included, whose keys a run needs: the tokens of the last step are never fed."""
-    return c.condition_tokens + c.order.cells - len(c.order.steps[-1])
-
-
-def cache_unit(c: TransformerConfig, dtype: torch.dtype, device: str) -> int:
-    """Cells by which the room of a cache grows: all at once, or some at a time.
-
-    Attention by products reads a layer in one piece, with what has no key yet, so there it is laid out anew
-    as it fills.
-    """
-    cells = cells_kept(c)
-    scores = c.heads * max(c.order.widest, c.condition_tokens) * cells
-    grows = device == "cpu" and scores >= attention.FEW and attention.attends_by_products(dtype)
-    return max(32, cells // 8) if grows else cells
 
 
 @dataclass(frozen=True)

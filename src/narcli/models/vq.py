@@ -275,7 +275,7 @@ class PixelAttention(nn.Module):
         h = self.norm(x)
         # One head: (B, 1, H * W, C).
         q, k, v = (conv(h).flatten(2).transpose(1, 2).unsqueeze(1) for conv in (self.q, self.k, self.v))
-        h = attend(q, k, v, q.shape[2]).squeeze(1)
+        h = attend(q, k, v).squeeze(1)
         return x + self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]))
 
 
