@@ -18,6 +18,7 @@ from narcli import bench, memory
 from narcli.checkpoints import save_model
 from narcli.cli import app
 from narcli.errors import NarError
+from narcli.models.packed import can_pack
 from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.models.vq import VQConfig, VQTokenizer
 from narcli.registry import MODELS, resolve
@@ -91,6 +92,13 @@ def test_random_weights_are_finite_and_make_finite_logits(monkeypatch):
     for name in ("nar-xl-256", "nar-xl-t2i-256"):
         model = bench.random_model(MODELS[name], torch.float32, CPU)
         assert all((p.isfinite().all() and p.std() > 0) or p.eq(1).all() for p in model.parameters())
+
+
+def test_packed_products_are_among_those_that_tell_the_machines_limit(monkeypatch):
+    if not can_pack(torch.float32):
+        pytest.skip("no packed layers on this machine")
+    monkeypatch.setattr(bench, "multiply", lambda rows, weight: rows)  # in no time
+    assert bench.measure_limits(torch.device("cpu"), torch.float32).products > 1e14
 
 
 def test_the_limit_is_reading_for_one_sample_and_computing_for_many():

@@ -34,7 +34,7 @@ from .errors import NarError, UsageError
 from .hub import Fetched, fetch
 from .memory import released_config, sizes_told
 from .models.larp import LARPConfig, LARPTokenizer
-from .models.packed import pack, pack_tokenizer
+from .models.packed import PackedLinear, can_pack, multiply, pack, pack_tokenizer
 from .models.transformer import (
     NARTransformer,
     Plan,
@@ -390,7 +390,7 @@ def machine(device: torch.device, dtype: torch.dtype, limits: Limits) -> dict[st
 
 
 def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
-    """The best of a few large reads and products."""
+    """The best of a few large reads and products, on a CPU also of products as packed layers make them."""
     memory = torch.ones(2**26, device=device)  # 256 MB, more than caches hold
     square = torch.randn(2048, 2048, device=device).to(dtype)
 
@@ -403,7 +403,11 @@ def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
             seconds.append(perf_counter() - began)
         return min(seconds)
 
-    return Limits(memory.numel() * 4 / best(memory.sum), 2 * 2048**3 / best(lambda: square @ square))
+    seconds = best(lambda: square @ square)
+    if device.type == "cpu" and can_pack(dtype):  # another library may make those
+        weight = PackedLinear(square).weight
+        seconds = min(seconds, best(lambda: multiply(square, weight)))
+    return Limits(memory.numel() * 4 / best(memory.sum), 2 * 2048**3 / seconds)
 
 
 def limit(model: NARTransformer, batch_size: int, settings: SamplingSettings, limits: Limits) -> float:
