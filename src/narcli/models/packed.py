@@ -118,6 +118,7 @@ class PackedBlock(nn.Module):
 
     The pairs that a position rotates stand side by side; here all their first halves come first, of all
     heads, then all second ones. Queries and keys are reordered alike, so their products stay as they are.
+    Heads have an even width.
     """
 
     def __init__(self, plain: Block) -> None:
