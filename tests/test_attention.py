@@ -44,7 +44,7 @@ def test_products_give_what_the_fused_kernel_gives(products, monkeypatch, kind, 
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         # With room after each head, as in a cache.
         kept = (F.pad(tensor, (0, 0, 0, 13), value=torch.nan)[:, :, :37] for tensor in (keys, values))
-        assert torch.equal(attention.attend(q, *kept, mask), found)
+        torch.testing.assert_close(attention.attend(q, *kept, mask), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_where_a_gradient_is_wanted_and_for_few_scores_it_is_the_fused_kernel(products, monkeypatch):
@@ -92,10 +92,8 @@ TEXT = {"condition": "text", "num_classes": 0, "condition_tokens": 40, "caption_
     ("grid", "heads", "sizes"),
     [((16, 16), 3, {}), ((4, 8, 8), 2, {"position": "absolute"}), ((9, 5), 1, {}), ((8, 8), 2, TEXT)],
 )
-def test_a_packed_model_gives_a_sample_the_same_tokens_in_every_batch(
-    products, grid, heads, sizes, dtype, monkeypatch
-):
-    """Also with attention of both kinds, and guidance that ends half way."""
+def test_a_packed_model_gives_a_sample_the_same_tokens_in_every_batch(grid, heads, sizes, dtype, monkeypatch):
+    """Also with attention of both kinds, where this machine has both, and guidance that ends half way."""
     if not can_pack(dtype):
         pytest.skip("this machine has no packed layers")
     monkeypatch.setattr(attention, "FEW", 150 * heads)
@@ -115,7 +113,10 @@ def test_a_packed_model_gives_a_sample_the_same_tokens_in_every_batch(
     products_made, make = [], attention.by_products
     monkeypatch.setattr(attention, "by_products", lambda *a: products_made.append(a) or make(*a))
     together = drawn(slice(0, 9))
-    assert 0 < len(products_made) < c.total_layers * len(c.order.steps)
+    if attention.attends_by_products(dtype):
+        assert 0 < len(products_made) < c.total_layers * len(c.order.steps)
+    else:
+        assert not products_made
     for first, count in ((0, 1), (8, 1), (3, 2), (4, 5)):
         rows = slice(first, first + count)
         assert torch.equal(drawn(rows), together[rows])
