@@ -168,6 +168,9 @@ def captions(item: Item, unique: dict[str, set[str]]) -> list[str]:
     """Ways to say what a picture shows, the plainest first, which training takes half of the time."""
     name = plain_name(item)
     bases = [name, f"{article(name)} {name}", f"picture of {article(name)} {name}"]
+    if item.gender == "person" and not name.startswith(("person", "people")):
+        # Only what the name leaves out tells this picture from those of a man and a woman.
+        bases = [f"person {name}", f"a person {name}", *bases, f"{name}, person"]
     if (
         item.gender in ADJECTIVES
         and not item.label.startswith(item.gender + ":")

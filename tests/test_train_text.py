@@ -27,6 +27,7 @@ from narcli.training.nar import ROLLOUT_STEPS
 from narcli.training.text import (
     CaptionNoise,
     Reader,
+    SoftTargets,
     TextNAR,
     begin,
     byte_encoder,
@@ -129,6 +130,39 @@ def test_half_of_the_caption_noise_is_from_one_other_picture_of_the_subject():
     assert torch.equal(subjects[donors[single, 0]], subjects[whole][single])
     assert (subjects[donors[~single]] == subjects[whole][~single, None]).float().mean() < 0.05
     assert torch.equal(CaptionNoise(tokens, subjects, 0.0)(torch.arange(1000)), tokens)
+
+
+@pytest.fixture
+def tokenizer():
+    torch.manual_seed(0)
+    return VQTokenizer(VQ).eval()
+
+
+def test_without_smoothing_the_loss_is_cross_entropy(tokenizer):
+    logits, tokens = torch.randn(5, 16), torch.tensor([0, 3, 3, 15, 7])
+    expected = torch.nn.functional.cross_entropy(logits, tokens)
+    assert torch.equal(SoftTargets(tokenizer, 0.0).loss(logits, tokens), expected)
+
+
+@torch.no_grad()
+def test_codes_that_look_alike_share_the_probability_of_a_target(tokenizer):
+    vectors = tokenizer.quantize(torch.arange(16))
+    distances = torch.cdist(vectors, vectors)
+    unit = distances.masked_fill(torch.eye(16, dtype=torch.bool), torch.inf).min(1).values.median()
+    shares = torch.exp(-distances[3].square() / (2 * (0.6 * unit) ** 2))
+    shares /= shares.sum()
+    assert shares.argmax() == 3
+    assert 0.01 < shares.topk(2).values[1] < shares[3]
+    logits = torch.randn(1, 16)
+    found = SoftTargets(tokenizer, 0.6).loss(logits, torch.tensor([3]))
+    assert torch.allclose(found, -(shares * logits.log_softmax(1)).sum(), atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_little_smoothing_is_nearly_none(tokenizer):
+    logits, tokens = torch.randn(5, 16), torch.tensor([0, 3, 3, 15, 7])
+    expected = torch.nn.functional.cross_entropy(logits, tokens)
+    assert torch.allclose(SoftTargets(tokenizer, 0.01).loss(logits, tokens), expected)
 
 
 def test_the_first_caption_is_taken_half_of_the_time():
@@ -245,7 +279,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(where, tmp_path, monkeypatc
         return train_text(
             tokens, texts, torch.tensor([0, 0, 1]), torch.eye(3, 256), VQTokenizer(VQ).eval(), start(),
             byte_encoder(64, 1), 12, settings(save_every=2), tmp_path / folder, encoder_steps=4,
-            token_noise=1.5, rollouts=0.5, quiet=True,
+            token_noise=1.5, code_smoothing=0.6, rollouts=0.5, quiet=True,
         )  # fmt: skip
 
     whole = run("whole")
@@ -449,3 +483,5 @@ def test_captions_say_the_attributes_in_several_ways(prepare):
     assert {"blue heart", "a blue heart", "heart, blue", "a heart in blue"} <= set(texts)
     flag = prepare.Item("x", "x", "flag: Japan", "flag: Japan")
     assert {"flag of Japan", "Japan flag"} <= set(prepare.captions(flag, {}))
+    texts = prepare.captions(items["astronaut('dark',)"], {})
+    assert texts[0] == "person astronaut, dark skin tone" and "astronaut, dark skin tone" in texts

@@ -67,6 +67,13 @@ TokenNoise = Annotated[
         min=0, max=2, help="Largest share of input tokens exchanged for other pictures'; all of them above 1."
     ),
 ]
+CodeSmoothing = Annotated[
+    float,
+    typer.Option(
+        min=0, max=10, help="Share targets with codes that look alike, by a Gaussian of this width; 1 is the "
+        "median distance of a code from the closest.",
+    ),
+]  # fmt: skip
 Rollouts = Annotated[
     float,
     typer.Option(
@@ -292,6 +299,7 @@ def text(
     ] = 80,
     dropout: Dropout = 0.1,
     token_noise: TokenNoise = 0.0,
+    code_smoothing: CodeSmoothing = 0.0,
     rollouts: Rollouts = 0.0,
     muon: Muon = False,
     save_every: SaveEvery = 500,
@@ -338,7 +346,8 @@ def text(
         tokens, captions, torch.from_numpy(subjects), looks_of(pictures.images) if encoder_steps else None,
         vq, blocks, own or byte_encoder(encoder_dim, encoder_layers), caption_tokens,
         settings, output, encoder_steps,
-        dropout=dropout, token_noise=token_noise, rollouts=rollouts, quiet=quiet,
+        dropout=dropout, token_noise=token_noise, code_smoothing=code_smoothing,
+        rollouts=rollouts, quiet=quiet,
     )  # fmt: skip
     folder = save_model(
         output / "model", transformer=model, tokenizer=vq, text_encoder=encoder, defaults=defaults,

@@ -32,6 +32,7 @@ from .nar import LABEL_DROPOUT, ROLLOUT_SETTINGS, Rollouts, exchange, grouped, w
 CAPTIONS = "captions.tsv"
 HEAD_DIM = 64  # of the encoder, as in the released T5s
 READER_BATCH, READER_RATE = 128, 2e-3  # of the encoder's own training, which comes first
+ALIKE = 16  # codes that share the probability of a target
 LOOKS, SIDE = 256, 16  # numbers that say how a picture looks, from thumbnails of SIDE x SIDE pixels
 
 
@@ -242,6 +243,39 @@ class CaptionNoise:
         return exchange(tokens, self.tokens[donors, torch.arange(tokens.shape[1])], self.most)
 
 
+class SoftTargets:
+    """Cross-entropy with part of each target's probability on codes that look alike (label smoothing).
+
+    A cell of a combination that was not in training may need a code that no picture of the training has
+    there. Where codes that look alike stand for each other, the network learns how a cell looks rather than
+    which number it has, and finds such a code, too.
+
+    Args:
+        tokenizer: whose codes they are.
+        width: standard deviation of a Gaussian over the distance of code vectors, in units of the median
+            distance from a code to the closest other one; 0 for the targets as they are.
+    """
+
+    def __init__(self, tokenizer: VQTokenizer, width: float) -> None:
+        self.width = width
+        if not width:
+            return
+        with torch.no_grad():
+            vectors = tokenizer.quantize(torch.arange(tokenizer.config.codebook_size)).float()
+        distances = torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist")
+        nearest, self.codes = distances.topk(min(ALIKE, len(vectors)), largest=False)
+        unit = nearest[:, :2].amax(1).median().clamp(min=1e-6)  # all codes may be the same
+        self.shares = (-0.5 * (nearest / (width * unit)) ** 2).softmax(1)
+
+    def loss(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """(M, V) and (M,) -> the mean."""
+        if not self.width:
+            return F.cross_entropy(logits, tokens)
+        logits = logits.float()
+        expected = (logits.gather(1, self.codes[tokens]) * self.shares[tokens]).sum(1)
+        return (logits.logsumexp(1) - expected).mean()
+
+
 T = TypeVar("T")
 
 
@@ -264,6 +298,7 @@ def train_text(
     encoder_steps: int = 0,
     dropout: float = 0.1,
     token_noise: float = 0.0,
+    code_smoothing: float = 0.0,
     rollouts: float = 0.0,
     quiet: bool = False,
 ) -> tuple[NARTransformer, T5Encoder]:
@@ -284,6 +319,7 @@ def train_text(
         dropout: on token embeddings, attention outputs and feed-forward outputs, in [0, 1).
         token_noise: largest share of a picture's input tokens that is exchanged, in [0, 2]; see
             ``CaptionNoise``.
+        code_smoothing: at least 0, see ``SoftTargets``.
         rollouts: share of examples whose input the network drew, in [0, 1]; see ``nar.Rollouts``.
         quiet: no progress display.
 
@@ -317,6 +353,7 @@ def train_text(
         caption_dim=encoder.width,
     )  # fmt: skip
     noise = CaptionNoise(tokens, subjects, token_noise)
+    targets = SoftTargets(tokenizer, code_smoothing)
     model = TextNAR(begin(start, config, dropout), encoder.model).train()
     nar, condition = model.nar, cast(TextCondition, model.nar.condition)
     forward = torch.compile(nar.forward_train) if settings.compile else nar.forward_train
@@ -340,7 +377,7 @@ def train_text(
         features = torch.where(dropped, condition.uncond_embedding.to(features.dtype), features)
         target = tokens[items]
         logits = forward(condition(features), rollout(step, noise(items), target), padding)
-        return F.cross_entropy(logits.flatten(0, 1), target.flatten()), {}
+        return targets.loss(logits.flatten(0, 1), target.flatten()), {}
 
     def sheet(trained: nn.Module, path: Path) -> None:
         from .sheets import sample_sheet
@@ -357,6 +394,7 @@ def train_text(
         "start": digest.hexdigest(),
         "dropout": dropout,
         "token_noise": token_noise,
+        **({"code_smoothing": code_smoothing} if code_smoothing else {}),
         **rollout.about,
         "data": data,
         "subjects": sha256(noise.subjects.numpy().tobytes()).hexdigest(),
