@@ -145,24 +145,44 @@ def test_without_smoothing_the_loss_is_cross_entropy(tokenizer):
 
 
 @torch.no_grad()
-def test_codes_that_look_alike_share_the_probability_of_a_target(tokenizer):
-    vectors = tokenizer.quantize(torch.arange(16))
+def test_codes_that_look_alike_share_the_probability_of_a_target():
+    torch.manual_seed(0)
+    tokenizer = VQTokenizer(replace(VQ, codebook_size=40)).eval()
+    vectors = tokenizer.quantize(torch.arange(40))
     distances = torch.cdist(vectors, vectors)
-    unit = distances.masked_fill(torch.eye(16, dtype=torch.bool), torch.inf).min(1).values.median()
-    shares = torch.exp(-distances[3].square() / (2 * (0.6 * unit) ** 2))
-    shares /= shares.sum()
-    assert shares.argmax() == 3
-    assert 0.01 < shares.topk(2).values[1] < shares[3]
-    logits = torch.randn(1, 16)
-    found = SoftTargets(tokenizer, 0.6).loss(logits, torch.tensor([3]))
-    assert torch.allclose(found, -(shares * logits.log_softmax(1)).sum(), atol=1e-5)
+    unit = distances.masked_fill(torch.eye(40, dtype=torch.bool), torch.inf).min(1).values.median()
+    shares = torch.exp(-distances.square() / (2 * (0.6 * unit) ** 2))
+    shares[distances > distances.topk(16, largest=False).values[:, -1:]] = 0
+    shares /= shares.sum(1, keepdim=True)
+    tokens = torch.tensor([3, 0, 39, 3])
+    assert (shares.argmax(1) == torch.arange(40)).all() and (shares > 0).sum(1).eq(16).all()
+    assert (shares[tokens].topk(2).values[:, 1] > 0.001).all()
+    logits = 5 * torch.randn(4, 40)
+    found = SoftTargets(tokenizer, 0.6).loss(logits, tokens)
+    assert torch.allclose(found, -(shares[tokens] * logits.log_softmax(1)).sum(1).mean(), atol=1e-4)
 
 
 @torch.no_grad()
-def test_a_little_smoothing_is_nearly_none(tokenizer):
+@pytest.mark.parametrize("width", [0.01, 1e-50])
+def test_a_little_smoothing_is_nearly_none(width, tokenizer):
     logits, tokens = torch.randn(5, 16), torch.tensor([0, 3, 3, 15, 7])
     expected = torch.nn.functional.cross_entropy(logits, tokens)
-    assert torch.allclose(SoftTargets(tokenizer, 0.01).loss(logits, tokens), expected)
+    assert torch.allclose(SoftTargets(tokenizer, width).loss(logits, tokens), expected)
+
+
+@torch.no_grad()
+def test_codes_that_are_the_same_share_alike(tokenizer):
+    codes = tokenizer.quantize.embedding.weight
+    codes[:] = codes[:1].clone()
+    logits = torch.randn(5, 16)
+    found = SoftTargets(tokenizer, 0.6).loss(logits, torch.arange(5))
+    assert torch.allclose(found, -logits.log_softmax(1).mean(), atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [-0.1, 10.1, float("nan"), float("inf")])
+def test_widths_out_of_range_are_refused(width, tokenizer):
+    with pytest.raises(UsageError, match="code_smoothing is"):
+        SoftTargets(tokenizer, width)
 
 
 def test_the_first_caption_is_taken_half_of_the_time():
@@ -389,6 +409,19 @@ def test_a_model_of_text_and_its_encoder_go_on(captioned, tiny_text, tmp_path):
     np.save(captioned / "labels.npy", np.array([7, 9, 9]))
     run = train(*command)
     assert run.exit_code == 4 and "differs in: subjects" in run.stderr
+
+
+def test_smoothing_reaches_the_loss_and_the_checkpoint(captioned, tiny_text, tmp_path):
+    lines = []
+    for width in (0, 0.6):
+        folder = tmp_path / f"run-{width}"
+        run = train(captioned, tiny_text, folder, "--steps", 1, "--code-smoothing", width)
+        assert run.exit_code == 0, run.stderr
+        assert torch.load(folder / "state.pt")["about"].get("code_smoothing", 0) == width
+        lines.append(json.loads((folder / "log.jsonl").read_text()))
+    assert lines[0]["loss"] != lines[1]["loss"]
+    run = train(captioned, tiny_text, folder, "--steps", 1)
+    assert run.exit_code == 4 and "differs in: code_smoothing" in run.stderr
 
 
 @pytest.mark.parametrize(

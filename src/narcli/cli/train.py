@@ -70,10 +70,12 @@ TokenNoise = Annotated[
 CodeSmoothing = Annotated[
     float,
     typer.Option(
-        min=0, max=10, help="Share targets with codes that look alike, by a Gaussian of this width; 1 is the "
+        min=0,
+        max=10,
+        help="Share targets with codes that look alike, by a Gaussian of this width; 1 is the "
         "median distance of a code from the closest.",
     ),
-]  # fmt: skip
+]
 Rollouts = Annotated[
     float,
     typer.Option(

@@ -254,18 +254,28 @@ class SoftTargets:
         tokenizer: whose codes they are.
         width: standard deviation of a Gaussian over the distance of code vectors, in units of the median
             distance from a code to the closest other one; 0 for the targets as they are.
+
+    Raises:
+        UsageError: ``width`` is not from 0 to 10.
     """
 
     def __init__(self, tokenizer: VQTokenizer, width: float) -> None:
+        if not 0 <= width <= 10:
+            raise UsageError(f"code_smoothing is {width}, expected a width from 0 to 10.")
         self.width = width
         if not width:
             return
         with torch.no_grad():
             vectors = tokenizer.quantize(torch.arange(tokenizer.config.codebook_size)).float()
-        distances = torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist")
-        nearest, self.codes = distances.topk(min(ALIKE, len(vectors)), largest=False)
-        unit = nearest[:, :2].amax(1).median().clamp(min=1e-6)  # all codes may be the same
-        self.shares = (-0.5 * (nearest / (width * unit)) ** 2).softmax(1)
+        most = min(ALIKE, len(vectors))
+        found = [
+            torch.cdist(part, vectors, compute_mode="donot_use_mm_for_euclid_dist").topk(most, largest=False)
+            for part in vectors.split(1024)
+        ]
+        nearest, self.codes = torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+        unit = nearest[:, :2].amax(1).median()
+        spread = (width * unit).clamp(min=1e-6)  # codes may be the same
+        self.shares = (-0.5 * (nearest / spread) ** 2).softmax(1)
 
     def loss(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """(M, V) and (M,) -> the mean."""
@@ -319,13 +329,15 @@ def train_text(
         dropout: on token embeddings, attention outputs and feed-forward outputs, in [0, 1).
         token_noise: largest share of a picture's input tokens that is exchanged, in [0, 2]; see
             ``CaptionNoise``.
-        code_smoothing: at least 0, see ``SoftTargets``.
+        code_smoothing: in [0, 10], see ``SoftTargets``.
         rollouts: share of examples whose input the network drew, in [0, 1]; see ``nar.Rollouts``.
         quiet: no progress display.
 
     Raises:
-        UsageError: a caption is longer than that, or ``rollouts`` is no share.
+        UsageError: a caption is longer than that, ``rollouts`` is no share, or
+            ``code_smoothing`` is out of range.
     """
+    targets = SoftTargets(tokenizer, code_smoothing)
     torch.manual_seed(settings.seed)
     ids = [[torch.tensor(encoder.tokenizer(text).input_ids) for text in texts] for texts in captions]
     longest = max(len(row) for rows in ids for row in rows)
@@ -353,7 +365,6 @@ def train_text(
         caption_dim=encoder.width,
     )  # fmt: skip
     noise = CaptionNoise(tokens, subjects, token_noise)
-    targets = SoftTargets(tokenizer, code_smoothing)
     model = TextNAR(begin(start, config, dropout), encoder.model).train()
     nar, condition = model.nar, cast(TextCondition, model.nar.condition)
     forward = torch.compile(nar.forward_train) if settings.compile else nar.forward_train
