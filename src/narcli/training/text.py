@@ -248,7 +248,7 @@ class SoftTargets:
 
     A cell of a combination that was not in training may need a code that no picture of the training has
     there. Where codes that look alike stand for each other, the network learns how a cell looks rather than
-    which number it has, and finds such a code, too.
+    which number it has, and can find such a code, too.
 
     Args:
         tokenizer: whose codes they are.
