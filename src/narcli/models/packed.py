@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import attend
+from .native import NativeLayers, NativeLinear, can_run
 from .transformer import Block, Cache, Head, NARTransformer, Plan, SwiGLU
 from .vq import Upsample, VQTokenizer
 
@@ -198,6 +199,8 @@ def pack(model: nn.Module) -> nn.Module:
     The plain weights are let go one by one, so memory hardly grows. A packed model cannot be trained, saved
     or moved to another device.
     """
+    if isinstance(model, NARTransformer) and model.fused is None and can_fuse(model):
+        model.fused = NativeLayers(model)
     for name, child in model.named_children():
         if isinstance(child, Head):  # these become one, below
             continue
@@ -219,11 +222,18 @@ def can_rewrite(layer: nn.Module) -> bool:
     return type(layer) in REWRITTEN and getattr(layer, "bias", None) is None
 
 
+def can_fuse(model: NARTransformer) -> bool:
+    """Whether all layers can be one: in pairs, as bfloat16 is multiplied."""
+    weight, c = model.token_embedding.weight, model.config
+    return can_run(weight.dtype, weight.device) and not c.head_dim % 2 and not c.ffn_dim % 2
+
+
 def join_outputs(model: NARTransformer) -> None:
     """Make one product of all heads' projections, which is summed before it is rounded."""
     weights = [head.output.weight.detach() for head in model.ordered_heads]
-    if weights[0].device.type == "cpu" and can_pack(weights[0].dtype):
-        model.outputs = PackedLinear(torch.cat(weights, 1))
+    if model.fused is not None or weights[0].device.type == "cpu" and can_pack(weights[0].dtype):
+        linear = PackedLinear if model.fused is None else NativeLinear
+        model.outputs = linear(torch.cat(weights, 1))
         for head in model.ordered_heads:
             del head.output
 

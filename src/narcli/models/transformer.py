@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ from torch import Tensor, nn
 
 from ..order import Order
 from .attention import attend
+
+if TYPE_CHECKING:
+    from .native import NativeLayers
 
 #: Base of the rotary frequencies.
 ROTARY_BASE = 10000.0
@@ -98,7 +101,9 @@ class NARTransformer(nn.Module):
             self.position_embedding = nn.Parameter(torch.zeros(1, length, config.dim))
         self.layers = nn.ModuleList(Block(config, dropout) for _ in range(config.total_layers))
         self.heads = nn.ModuleDict({name: Head(config) for name in config.order.heads})
-        #: All heads' projections side by side, where ``packed`` made one of them.
+        #: All layers as one, where ``packed`` made that of them.
+        self.fused: NativeLayers | None = None
+        #: All heads' projections side by side, likewise.
         self.outputs: nn.Module | None = None
         self.plan = Plan(config)
 
@@ -225,9 +230,12 @@ class NARTransformer(nn.Module):
 
         That is (B, n, heads, D).
         """
-        rotary = None
-        if self.config.position == "rotary":
-            rotary = self.ordered_layers[0].rotary(self.plan, places, x.device)
+        block = Block if self.fused is not None else self.ordered_layers[0]
+        rotary = block.rotary(self.plan, places, x.device) if self.config.position == "rotary" else None
+        if self.fused is not None:
+            fused = self.fused(x, rotary, cache.tensors, cache.length, mask)
+            cache.length += x.shape[1]
+            return fused
         states = []
         for index, layer in enumerate(self.ordered_layers):
             x = layer.decode(x, rotary, cache, index, mask)
@@ -372,8 +380,11 @@ class Cache:
         weight = model.token_embedding.weight
         # The tokens of the last step are never fed, so their keys are never needed.
         length = c.condition_tokens + c.order.cells - len(c.order.steps[-1])
-        shape = (c.total_layers, 2, rows, c.heads, length, c.head_dim)
-        self.tensors = torch.empty(shape, dtype=weight.dtype, device=weight.device)
+        if model.fused is not None:
+            self.tensors = model.fused.empty_cache(rows, length)
+        else:
+            shape = (c.total_layers, 2, rows, c.heads, length, c.head_dim)
+            self.tensors = torch.empty(shape, dtype=weight.dtype, device=weight.device)
         self.length = 0
         self.padding = padding if padding is not None and bool(padding.any()) else None
 

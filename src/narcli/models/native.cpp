@@ -1,0 +1,460 @@
+// All layers of the transformer, and the draw of tokens, for processors with AVX-512 and its bfloat16 products.
+//
+// Everything that is multiplied, weights, keys and values alike, lies in panels of 64 columns: for each step
+// over the inner dimension the 64 columns side by side, in bfloat16 two inner values of a column together. One
+// kernel multiplies rows by a panel. A row's sums never depend on how many rows there are.
+//
+// Built without OpenMP's library, on purpose: the calls find the one that torch has loaded, so that there is
+// one pool of threads. Loaded and checked by native.py.
+
+#include <immintrin.h>
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <algorithm>
+
+namespace {
+
+using bf16 = uint16_t;
+
+constexpr long PANEL = 64;    // columns
+constexpr int LANES = 16;     // float32 in a vector
+constexpr int VECTORS = 4;    // in a row of a panel
+constexpr int TILE = 6;       // most rows at once: 24 sums in registers
+constexpr long QUERIES = 24;  // rows of attention at once
+constexpr float EPS = 1e-5f;
+
+template <typename T> constexpr long UNIT = sizeof(T) == 2 ? 2 : 1;  // inner values of a column side by side
+
+inline long ceil_div(long a, long b) { return (a + b - 1) / b; }
+inline long round_up(long a, long b) { return ceil_div(a, b) * b; }
+// Elements between rows of a matrix: whole cache lines, and no power of two, whose lines would share few sets.
+inline long stride(long columns) { return round_up(columns, 32) + 32; }
+inline __mmask16 first(long count) {
+    return count >= LANES ? 0xffff : count > 0 ? (__mmask16)((1u << count) - 1) : 0;
+}
+
+inline void put(float* to, __m512 v, __mmask16 m) { _mm512_mask_storeu_ps(to, m, v); }
+inline void put(bf16* to, __m512 v, __mmask16 m) {
+    _mm256_mask_storeu_epi16(to, m, (__m256i)_mm512_cvtneps_pbh(v));
+}
+inline float rounded(float v, float) { return v; }
+inline bf16 rounded(float v, bf16) {
+    uint32_t bits;
+    memcpy(&bits, &v, 4);
+    return (bf16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+inline __m512 exponential(__m512 x) {
+    x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f));
+    const __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
+    // Cody and Waite: the logarithm of 2 in two parts.
+    __m512 r = _mm512_fnmadd_ps(whole, _mm512_set1_ps(0.693359375f), x);
+    r = _mm512_fnmadd_ps(whole, _mm512_set1_ps(-2.12194440e-4f), r);
+    __m512 sum = _mm512_set1_ps(1.0f / 5040);
+    for (const float term : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f})
+        sum = _mm512_fmadd_ps(sum, r, _mm512_set1_ps(term));
+    return _mm512_scalef_ps(sum, whole);
+}
+
+inline __m512 step(__m512 sum, const bf16* a, __m512 b) {
+    int pair;
+    memcpy(&pair, a, 4);
+    return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)b);
+}
+inline __m512 step(__m512 sum, const float* a, __m512 b) {
+    return _mm512_fmadd_ps(_mm512_set1_ps(*a), b, sum);
+}
+
+// R rows times a panel. Meanwhile the next panel is fetched, from `ahead`, `pace` bytes a step.
+template <int R, typename T, typename Sink>
+inline __attribute__((always_inline)) void tile(const T* a, long lda, const T* panel, long steps,
+                                                const char* ahead, long pace, long row, const Sink& sink) {
+    __m512 sums[R][VECTORS];
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) sums[r][v] = _mm512_setzero_ps();
+    for (long k = 0; k < steps; ++k) {
+        __m512 b[VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) b[v] = _mm512_loadu_ps((const float*)panel + VECTORS * LANES * k + LANES * v);
+        for (long line = 0; line < pace; line += 64) _mm_prefetch(ahead + line, _MM_HINT_T1);
+        ahead += pace;
+#pragma GCC unroll 6
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; ++v) sums[r][v] = step(sums[r][v], a + r * lda + UNIT<T> * k, b[v]);
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) sink(row + r, sums[r]);
+}
+
+// All rows times a panel, in tiles of about as many rows.
+template <typename T, typename Sink>
+inline void product(long rows, const T* a, long lda, const T* panel, long steps, const T* next, const Sink& sink) {
+    const long tiles = ceil_div(rows, TILE);
+    const long pace = next ? 256 / tiles : 0;
+    const char* ahead = (const char*)next;
+    for (long i = 0; i < tiles; ++i) {
+        const long row = rows * i / tiles, count = rows * (i + 1) / tiles - row;
+        const T* from = a + row * lda;
+        switch (count) {
+            case 1: tile<1>(from, lda, panel, steps, ahead, pace, row, sink); break;
+            case 2: tile<2>(from, lda, panel, steps, ahead, pace, row, sink); break;
+            case 3: tile<3>(from, lda, panel, steps, ahead, pace, row, sink); break;
+            case 4: tile<4>(from, lda, panel, steps, ahead, pace, row, sink); break;
+            case 5: tile<5>(from, lda, panel, steps, ahead, pace, row, sink); break;
+            default: tile<6>(from, lda, panel, steps, ahead, pace, row, sink);
+        }
+        ahead += pace * steps;
+    }
+}
+
+struct Share {  // what this thread does of `count` things
+    long begin, end;
+    explicit Share(long count)
+        : begin(count * omp_get_thread_num() / omp_get_num_threads()),
+          end(count * (omp_get_thread_num() + 1) / omp_get_num_threads()) {}
+};
+
+// Rows times a weight of `columns`: sink(panel, row, sums).
+template <typename T, typename Sink>
+inline void multiply(long rows, const T* a, long inner, const T* weight, long columns, const Sink& sink) {
+    const long steps = ceil_div(inner, UNIT<T>), size = steps * UNIT<T> * PANEL;
+    const Share share(ceil_div(columns, PANEL));
+    for (long p = share.begin; p < share.end; ++p) {
+        const T* panel = weight + p * size;
+        product(rows, a, stride(inner), panel, steps, p + 1 < share.end ? panel + size : nullptr,
+                [&](long row, const __m512* sums) { sink(p, row, sums); });
+    }
+}
+
+template <typename T> void normalise(long rows, long dim, const float* x, const float* weight, T* to, long ldt) {
+    const Share share(rows);
+    for (long row = share.begin; row < share.end; ++row) {
+        const float* from = x + row * dim;
+        __m512 squares = _mm512_setzero_ps();
+        for (long k = 0; k < dim; k += LANES) {
+            const __m512 v = _mm512_maskz_loadu_ps(first(dim - k), from + k);
+            squares = _mm512_fmadd_ps(v, v, squares);
+        }
+        const __m512 scale = _mm512_set1_ps(1 / sqrtf(_mm512_reduce_add_ps(squares) / dim + EPS));
+        for (long k = 0; k < dim; k += LANES) {
+            const __mmask16 m = first(dim - k);
+            const __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(m, from + k), scale);
+            put(to + row * ldt + k, _mm512_mul_ps(v, _mm512_maskz_loadu_ps(m, weight + k)), m);
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+struct Layer {
+    const float *attention_norm, *ffn_norm;
+    const void *qkv, *out, *gate_up, *down;
+    const float* head_norm;  // of the head that reads this layer, or null
+    void* cache;             // of each sample and head the keys, then the values, all as panels
+};
+
+struct Step {
+    long batch, fed, past, layers, dim, heads, ffn, room;  // room: positions that a cache has
+    const float *cos, *sin;                                // (fed, head_dim / 2), or null
+    const uint8_t* seen;                                   // (batch, fed, past + fed) by its strides, or null
+    long seen_batch, seen_query;
+    long outputs;  // heads that predict
+    int threads;
+};
+}
+
+namespace {
+
+template <typename T> struct Scratch {  // of one thread
+    T *q, *weights;
+    float *scores, *total;
+};
+
+// One head of one sample: rotate and store its new keys and values, then attend.
+template <typename T>
+void attention(const Step& s, long sample, long head, const float* qkv, T* cache, T* to, long ldt,
+               const Scratch<T>& scratch) {
+    const long width = s.dim / s.heads, known = s.past + s.fed, unit = UNIT<T>;
+    const long ldq = stride(width), lds = stride(round_up(known, PANEL));
+    const float scale = 1 / sqrtf((float)width);
+    T* const keys = cache + (sample * s.heads + head) * s.room * (width + round_up(width, PANEL));
+    T* const values = keys + s.room * width;
+    for (long i = 0; i < s.fed; ++i) {
+        const float* row = qkv + (sample * s.fed + i) * 3 * s.dim + head * width;
+        const float *k = row + s.dim, *v = k + s.dim;
+        const long at = s.past + i;
+        T* key = keys + at / PANEL * PANEL * width + at % PANEL * unit;
+        for (long pair = 0; pair < width / 2; ++pair) {
+            float q0 = row[2 * pair], q1 = row[2 * pair + 1], k0 = k[2 * pair], k1 = k[2 * pair + 1];
+            if (s.cos) {
+                const float c = s.cos[i * (width / 2) + pair], d = s.sin[i * (width / 2) + pair];
+                const float q2 = q0 * c - q1 * d, k2 = k0 * c - k1 * d;
+                q1 = q0 * d + q1 * c, k1 = k0 * d + k1 * c, q0 = q2, k0 = k2;
+            }
+            T* q = scratch.q + i * ldq + 2 * pair;
+            q[0] = rounded(q0, T()), q[1] = rounded(q1, T());
+            key[2 * pair * PANEL] = rounded(k0, T());
+            key[2 * pair * PANEL + (unit == 2 ? 1 : PANEL)] = rounded(k1, T());
+        }
+        for (long c = 0; c < width; ++c)
+            values[c / PANEL * PANEL * s.room + at / unit * unit * PANEL + c % PANEL * unit + at % unit] =
+                rounded(v[c], T());
+    }
+    for (long begin = 0; begin < s.fed; begin += QUERIES) {
+        const long rows = std::min(QUERIES, s.fed - begin);
+        for (long p = 0; p < ceil_div(known, PANEL); ++p)
+            product(rows, scratch.q + begin * ldq, ldq, keys + p * PANEL * width, width / unit, (const T*)nullptr,
+                    [&](long row, const __m512* sums) {
+                        for (int v = 0; v < VECTORS; ++v)
+                            _mm512_storeu_ps(scratch.scores + row * lds + p * PANEL + v * LANES, sums[v]);
+                    });
+        for (long row = 0; row < rows; ++row) {
+            float* score = scratch.scores + row * lds;
+            if (s.seen) {
+                const uint8_t* seen = s.seen + sample * s.seen_batch + (begin + row) * s.seen_query;
+                for (long j = 0; j < known; ++j)
+                    if (!seen[j]) score[j] = -INFINITY;
+            }
+            __m512 most = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
+            for (long j = 0; j < known; j += LANES)
+                most = _mm512_mask_max_ps(most, first(known - j), most, _mm512_loadu_ps(score + j));
+            most = _mm512_set1_ps(_mm512_reduce_max_ps(most) * scale);
+            for (long j = 0; j < round_up(known, LANES); j += LANES) {
+                const __mmask16 m = first(known - j);
+                __m512 e = _mm512_fmsub_ps(_mm512_loadu_ps(score + j), _mm512_set1_ps(scale), most);
+                e = _mm512_maskz_mov_ps(m & _mm512_cmp_ps_mask(e, _mm512_set1_ps(-100), _CMP_GT_OQ), exponential(e));
+                total = _mm512_add_ps(total, e);
+                put(scratch.weights + row * lds + j, e, 0xffff);
+            }
+            scratch.total[row] = 1 / _mm512_reduce_add_ps(total);
+        }
+        for (long c = 0; c < width; c += PANEL)
+            product(rows, scratch.weights, lds, values + c * s.room, ceil_div(known, unit), (const T*)nullptr,
+                    [&](long row, const __m512* sums) {
+                        T* out = to + (sample * s.fed + begin + row) * ldt + head * width + c;
+                        const __m512 share = _mm512_set1_ps(scratch.total[row]);
+                        for (int v = 0; v < VECTORS; ++v)
+                            put(out + v * LANES, _mm512_mul_ps(sums[v], share), first(width - c - v * LANES));
+                    });
+    }
+}
+
+template <typename T> int forward(const Step& s, const Layer* layers, float* x, float* states) {
+    const long rows = s.batch * s.fed, lda = stride(s.dim), ldh = stride(s.ffn), width = s.dim / s.heads;
+    const long known = round_up(s.past + s.fed, PANEL);
+    const long queries = s.fed * stride(width) * sizeof(T);
+    const long scores = QUERIES * stride(known);
+    const long own = round_up(queries + scores * (sizeof(T) + 4) + QUERIES * 4, 64) + 64;
+    const long shared = round_up(rows * (lda * 2 + ldh) * sizeof(T) + rows * 3 * s.dim * 4, 64);
+    char* memory = (char*)aligned_alloc(64, shared + own * s.threads);
+    if (!memory) return 1;
+    T* a = (T*)memory;
+    T* attended = a + rows * lda;
+    T* hidden = attended + rows * lda;
+    float* qkv = (float*)(hidden + rows * ldh);
+#pragma omp parallel num_threads(s.threads)
+    {
+        Scratch<T> scratch;
+        scratch.scores = (float*)(memory + shared + own * omp_get_thread_num());
+        scratch.total = scratch.scores + scores;
+        scratch.weights = (T*)(scratch.total + QUERIES);
+        scratch.q = scratch.weights + scores;
+        const auto add = [&](long p, long row, const __m512* sums) {
+            float* to = x + row * s.dim + p * PANEL;
+            for (int v = 0; v < VECTORS; ++v) {
+                const __mmask16 m = first(s.dim - p * PANEL - v * LANES);
+                put(to + v * LANES, _mm512_add_ps(_mm512_maskz_loadu_ps(m, to + v * LANES), sums[v]), m);
+            }
+        };
+        long output = 0;
+        for (long l = 0; l < s.layers; ++l) {
+            const Layer& layer = layers[l];
+            normalise(rows, s.dim, x, layer.attention_norm, a, lda);
+#pragma omp barrier
+            multiply(rows, a, s.dim, (const T*)layer.qkv, 3 * s.dim, [&](long p, long row, const __m512* sums) {
+                for (int v = 0; v < VECTORS; ++v)
+                    put(qkv + row * 3 * s.dim + p * PANEL + v * LANES, sums[v],
+                        first(3 * s.dim - p * PANEL - v * LANES));
+            });
+#pragma omp barrier
+            const Share share(s.batch * s.heads);
+            for (long i = share.begin; i < share.end; ++i)
+                attention(s, i / s.heads, i % s.heads, qkv, (T*)layer.cache, attended, lda, scratch);
+#pragma omp barrier
+            multiply(rows, attended, s.dim, (const T*)layer.out, s.dim, add);
+#pragma omp barrier
+            normalise(rows, s.dim, x, layer.ffn_norm, a, lda);
+#pragma omp barrier
+            multiply(rows, a, s.dim, (const T*)layer.gate_up, 2 * s.ffn, [&](long p, long row, const __m512* sums) {
+                for (int v = 0; v < 2; ++v) {  // half a panel of gates, then what they open
+                    const __m512 closed = exponential(_mm512_sub_ps(_mm512_setzero_ps(), sums[v]));
+                    const __m512 gate = _mm512_div_ps(sums[v], _mm512_add_ps(_mm512_set1_ps(1), closed));
+                    const long column = p * PANEL / 2 + v * LANES;
+                    put(hidden + row * ldh + column, _mm512_mul_ps(gate, sums[v + 2]), first(s.ffn - column));
+                }
+            });
+#pragma omp barrier
+            multiply(rows, hidden, s.ffn, (const T*)layer.down, s.dim, add);
+#pragma omp barrier
+            if (layer.head_norm) {
+                normalise(rows, s.dim, x, layer.head_norm, states + s.dim * output, s.dim * s.outputs);
+                ++output;
+            }
+        }
+    }
+    free(memory);
+    return 0;
+}
+
+template <typename T>
+int linear(long rows, long inner, long columns, const float* x, const T* weight, float* out, int threads) {
+    const long lda = stride(inner);
+    T* a = (T*)aligned_alloc(64, round_up(rows * lda * sizeof(T), 64));
+    if (!a) return 1;
+#pragma omp parallel num_threads(threads)
+    {
+        const Share share(rows);
+        for (long row = share.begin; row < share.end; ++row)
+            for (long k = 0; k < inner; k += LANES) {
+                const __mmask16 m = first(inner - k);
+                put(a + row * lda + k, _mm512_maskz_loadu_ps(m, x + row * inner + k), m);
+            }
+#pragma omp barrier
+        multiply(rows, a, inner, weight, columns, [&](long p, long row, const __m512* sums) {
+            for (int v = 0; v < VECTORS; ++v)
+                put(out + row * columns + p * PANEL + v * LANES, sums[v], first(columns - p * PANEL - v * LANES));
+        });
+    }
+    free(a);
+    return 0;
+}
+
+// The k-th largest of values that are not NaN. They are rearranged.
+float kth_largest(float* values, long count, long k) {
+    // As integers in the order of the numbers; halves of what is left of their range are dropped.
+    int* keys = (int*)values;
+    int low = INT32_MAX, high = INT32_MIN;
+    for (long i = 0; i < count; ++i) {
+        keys[i] ^= keys[i] >> 31 & INT32_MAX;
+        low = std::min(low, keys[i]), high = std::max(high, keys[i]);
+    }
+    while (low < high) {
+        const int middle = high - (int)(((int64_t)high - low) / 2);  // above low
+        const __m512i at = _mm512_set1_epi32(middle);
+        long above = 0;
+        for (long i = 0; i < count; i += LANES)
+            above += _mm_popcnt_u32(
+                _mm512_mask_cmpge_epi32_mask(first(count - i), _mm512_loadu_si512(keys + i), at));
+        const bool up = above >= k;
+        if (up)
+            low = middle;
+        else
+            high = middle - 1, k -= above;
+        long kept = 0;
+        for (long i = 0; i < count; i += LANES) {
+            const __m512i v = _mm512_loadu_si512(keys + i);
+            const __mmask16 over = _mm512_cmpge_epi32_mask(v, at);
+            const __mmask16 stay = (up ? over : ~over) & first(count - i);
+            _mm512_storeu_si512(keys + kept, _mm512_maskz_compress_epi32(stay, v));
+            kept += _mm_popcnt_u32(stay);
+        }
+        count = kept;
+    }
+    low ^= low >> 31 & INT32_MAX;
+    float found;
+    memcpy(&found, &low, 4);
+    return found;
+}
+
+constexpr long BLOCK = 64;  // values that are summed before they are told apart
+
+// As `draw` in sampling.py, of one row. `scratch` holds twice the columns and a vector each.
+long draw(const float* logits, long columns, double uniform, float temperature, long top_k, float* scratch) {
+    float *values = scratch, *ranked = scratch + round_up(columns, BLOCK);
+    __m512 most = _mm512_set1_ps(-INFINITY);
+    for (long i = 0; i < columns; i += LANES)
+        most = _mm512_mask_max_ps(most, first(columns - i), most, _mm512_maskz_loadu_ps(first(columns - i), logits + i));
+    most = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+    for (long i = 0; i < columns; i += LANES) {
+        const __m512 v = _mm512_sub_ps(_mm512_maskz_loadu_ps(first(columns - i), logits + i), most);
+        _mm512_storeu_ps(values + i, _mm512_div_ps(v, _mm512_set1_ps(temperature)));
+    }
+    float least = -INFINITY;
+    if (top_k > 0 && top_k < columns) {
+        memcpy(ranked, values, columns * 4);
+        least = kth_largest(ranked, columns, top_k);
+    }
+    double total = 0;
+    for (long begin = 0; begin < columns; begin += BLOCK) {
+        __m512 sum = _mm512_setzero_ps();
+        for (long i = begin; i < begin + BLOCK; i += LANES) {
+            const __m512 v = _mm512_loadu_ps(values + i);
+            const __mmask16 kept = first(columns - i) & _mm512_cmp_ps_mask(v, _mm512_set1_ps(least), _CMP_GE_OQ);
+            const __m512 e = _mm512_maskz_mov_ps(kept, exponential(v));
+            _mm512_storeu_ps(values + i, e);
+            sum = _mm512_add_ps(sum, e);
+        }
+        total += ranked[begin / BLOCK] = _mm512_reduce_add_ps(sum);
+    }
+    const double target = uniform * total;
+    double sum = 0;
+    long last = 0;
+    for (long begin = 0; begin < columns; begin += BLOCK) {
+        if (sum + ranked[begin / BLOCK] > target) {
+            double inner = sum;
+            for (long i = begin; i < std::min(begin + BLOCK, columns); ++i) {
+                inner += values[i];
+                if (values[i] > 0) last = i;
+                if (inner > target) return i;
+            }
+            return last;  // the block's own sum was rounded up
+        }
+        sum += ranked[begin / BLOCK];
+    }
+    for (long i = 0; i < columns; ++i)
+        if (values[i] > 0) last = i;
+    return last;
+}
+
+}  // namespace
+
+extern "C" {
+
+int narcli_draw(long rows, long columns, const float* logits, const float* uniform, float temperature, long top_k,
+                int64_t* tokens, int threads) {
+    const long own = 2 * round_up(columns, BLOCK) + 2 * LANES;
+    float* scratch = (float*)aligned_alloc(64, own * threads * 4);
+    if (!scratch) return 1;
+#pragma omp parallel num_threads(threads)
+    {
+        const Share share(rows);
+        for (long row = share.begin; row < share.end; ++row)
+            tokens[row] = draw(logits + row * columns, columns, uniform[row], temperature, top_k,
+                               scratch + own * omp_get_thread_num());
+    }
+    free(scratch);
+    return 0;
+}
+
+int narcli_forward_float32(const Step* s, const Layer* layers, float* x, float* states) {
+    return forward<float>(*s, layers, x, states);
+}
+int narcli_forward_bfloat16(const Step* s, const Layer* layers, float* x, float* states) {
+    return forward<bf16>(*s, layers, x, states);
+}
+int narcli_linear_float32(long rows, long inner, long columns, const float* x, const float* w, float* out, int threads) {
+    return linear(rows, inner, columns, x, w, out, threads);
+}
+int narcli_linear_bfloat16(long rows, long inner, long columns, const float* x, const bf16* w, float* out, int threads) {
+    return linear(rows, inner, columns, x, w, out, threads);
+}
+}
