@@ -1,4 +1,4 @@
-"""Compile narcli's C++, where that is of use and there is a compiler; without it narcli is slower, no less."""
+"""Compile narcli's C++ where there is a compiler; without it narcli does all the same, more slowly."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCE = Path("src/narcli/models/native.cpp")
 LIBRARY = SOURCE.with_name("libnative.so")
-FLAGS = """-O3 -std=c++17 -shared -fPIC -fno-exceptions -fno-rtti -mfma -mpopcnt
--mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16""".split()
+OPTIMISED = ["-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-exceptions", "-fno-rtti"]
+#: What ``native.library`` and ``native.can_run`` ask the processor for.
+PROCESSOR = ["-mfma", "-mpopcnt", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16"]
 
 
 class NativeHook(BuildHookInterface[Any]):
@@ -28,17 +30,18 @@ class NativeHook(BuildHookInterface[Any]):
         source, library = Path(self.root) / SOURCE, Path(self.root) / LIBRARY
         compiler = shlex.split(os.environ.get("CXX", "c++"))
         made = library.with_suffix(f".{os.getpid()}.so")
-        object_file = made.with_suffix(".o")
+        part = made.with_suffix(".o")
+        version = f"-DSOURCE={crc32(source.read_bytes())}u"  # what native.library compares
         try:
-            # -fopenmp when compiling, not when linking: the calls are to find the OpenMP that torch has loaded.
-            subprocess.run([*compiler, *FLAGS, "-fopenmp", "-c", str(source), "-o", str(object_file)], check=True)
-            subprocess.run([*compiler, "-shared", str(object_file), "-o", str(made)], check=True)
+            subprocess.run([*compiler, *OPTIMISED, *PROCESSOR, version, "-c", source, "-o", part], check=True)
+            # Not linked with OpenMP: the calls are to find the one that torch has loaded.
+            subprocess.run([*compiler, "-shared", part, "-o", made], check=True)
             made.replace(library)
         except (OSError, subprocess.CalledProcessError) as error:
             self.app.display_warning(f"narcli is installed without its compiled part: {error}")
             return
         finally:
-            for file in (object_file, made):
+            for file in (part, made):
                 file.unlink(missing_ok=True)
         build_data["artifacts"].append(str(LIBRARY))
         build_data["pure_python"] = False

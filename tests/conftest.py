@@ -18,6 +18,7 @@ import narcli
 from hub_server import HubServer
 from narcli.checkpoints import save_model
 from narcli.classes import load_table
+from narcli.models import native
 from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.models.vq import VQConfig, VQTokenizer
 
@@ -48,6 +49,16 @@ def hold_at_most(monkeypatch, rows, error):
 
     monkeypatch.setattr(NARTransformer, "decode", decode)
     return seen
+
+
+@pytest.fixture(params=["native", "packed"])
+def kernels(request, monkeypatch):
+    """``pack`` makes of a transformer what this machine is best at, and what it does without the library."""
+    if request.param == "packed":
+        monkeypatch.setattr(native, "library", lambda: None)
+    elif native.library() is None:
+        pytest.skip("this machine has no compiled layers")
+    return request.param
 
 
 @pytest.fixture

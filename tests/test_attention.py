@@ -92,9 +92,11 @@ TEXT = {"condition": "text", "num_classes": 0, "condition_tokens": 40, "caption_
     ("grid", "heads", "sizes"),
     [((16, 16), 3, {}), ((4, 8, 8), 2, {"position": "absolute"}), ((9, 5), 1, {}), ((8, 8), 2, TEXT)],
 )
-def test_a_packed_model_gives_a_sample_the_same_tokens_in_every_batch(grid, heads, sizes, dtype, monkeypatch):
+def test_a_packed_model_gives_a_sample_the_same_tokens_in_every_batch(
+    grid, heads, sizes, dtype, kernels, monkeypatch
+):
     """Also with attention of both kinds, where this machine has both, and guidance that ends half way."""
-    if not can_pack(dtype):
+    if kernels == "packed" and not can_pack(dtype):
         pytest.skip("this machine has no packed layers")
     monkeypatch.setattr(attention, "FEW", 150 * heads)
     model = pack(network(grid, heads, dtype, **sizes))
@@ -114,7 +116,7 @@ def test_a_packed_model_gives_a_sample_the_same_tokens_in_every_batch(grid, head
     products_made, make = [], attention.by_products
     monkeypatch.setattr(attention, "by_products", lambda *a: products_made.append(a) or make(*a))
     together = drawn(slice(0, 9))
-    if both:
+    if both and model.fused is None:
         assert 0 < len(products_made) < c.total_layers * len(c.order.steps)
     else:
         assert not products_made
@@ -139,7 +141,7 @@ def test_products_give_a_model_the_tokens_that_the_fused_kernel_gives(products, 
         torch.testing.assert_close(one.logits, other.logits, rtol=1e-4, atol=1e-3)
 
 
-def test_bfloat16_by_products_is_as_near_to_float32_as_the_fused_kernel(monkeypatch):
+def test_bfloat16_by_products_is_as_near_to_float32_as_the_fused_kernel(kernels, monkeypatch):
     exact = network((8, 8), 2, torch.float32)
     exact.init_weights(0.06)
     for head in exact.ordered_heads:

@@ -18,6 +18,7 @@ from narcli import bench, memory
 from narcli.checkpoints import save_model
 from narcli.cli import app
 from narcli.errors import NarError
+from narcli.models import native
 from narcli.models.packed import can_pack
 from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.models.vq import VQConfig, VQTokenizer
@@ -94,10 +95,14 @@ def test_random_weights_are_finite_and_make_finite_logits(monkeypatch):
         assert all((p.isfinite().all() and p.std() > 0) or p.eq(1).all() for p in model.parameters())
 
 
-def test_packed_products_are_among_those_that_tell_the_machines_limit(monkeypatch):
-    if not can_pack(torch.float32):
-        pytest.skip("no packed layers on this machine")
-    monkeypatch.setattr(bench, "multiply", lambda rows, weight: rows)  # in no time
+@pytest.mark.parametrize("layers", ["packed", "native"])
+def test_prepared_products_are_among_those_that_tell_the_machines_limit(layers, monkeypatch):
+    if not (can_pack(torch.float32) if layers == "packed" else native.library()):
+        pytest.skip(f"no {layers} layers on this machine")
+    if layers == "packed":
+        monkeypatch.setattr(bench, "multiply", lambda rows, weight: rows)  # in no time
+    else:
+        monkeypatch.setattr(native.NativeLinear, "forward", lambda self, rows: rows)
     assert bench.measure_limits(torch.device("cpu"), torch.float32).products > 1e14
 
 

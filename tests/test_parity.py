@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import oracle
 from narcli.checkpoints import load_tokenizer, load_transformer
+from narcli.models import native
 from narcli.models.packed import TransposedUpsample, can_pack, pack
 from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.sampling import SamplingSettings, filter_logits, generate
@@ -52,16 +53,21 @@ def run(model, condition, settings, padding=None, seeds=None):
     return tokens, torch.cat([step.logits for step in steps], 1)
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize("layers", ["plain", "packed", "native"])
 @pytest.mark.parametrize(("kind", "scale", "interval"), SETTINGS)
-def test_tokens_equal_and_logits_agree_with_the_released_code(released, kind, scale, interval, packed):
+def test_tokens_equal_and_logits_agree_with_the_released_code(
+    released, kind, scale, interval, layers, monkeypatch
+):
     model, condition, padding, expected = released[kind]
-    if packed:
-        if not can_pack(torch.float32):
-            pytest.skip("no packed layers on this machine")
+    if layers != "native":
+        monkeypatch.setattr(native, "library", lambda: None)
+    if layers != "plain":
+        if native.library() is None and not (layers == "packed" and can_pack(torch.float32)):
+            pytest.skip(f"no {layers} layers on this machine")
         copy = NARTransformer(model.config)
         copy.load_state_dict(model.state_dict())
         model = pack(copy.eval())
+        assert (model.fused is not None) == (layers == "native")
     key = f"cfg{scale:g}" + (f"_interval{interval}" if interval >= 0 else "")
     tokens, logits = run(model, condition, SamplingSettings(scale, interval, temperature=0), padding)
     assert torch.equal(tokens, expected[f"tokens.{key}"])

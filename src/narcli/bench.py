@@ -34,6 +34,7 @@ from .errors import NarError, UsageError
 from .hub import Fetched, fetch
 from .memory import released_config, sizes_told
 from .models.larp import LARPConfig, LARPTokenizer
+from .models.native import NativeLinear, can_run
 from .models.packed import PackedLinear, can_pack, multiply, pack, pack_tokenizer
 from .models.transformer import (
     NARTransformer,
@@ -386,11 +387,12 @@ def machine(device: torch.device, dtype: torch.dtype, limits: Limits) -> dict[st
     }
     if device.type == "cpu":
         about["capability"] = torch.backends.cpu.get_cpu_capability()
+        about["layers"] = "native" if can_run(dtype, device) else "packed" if can_pack(dtype) else "plain"
     return about
 
 
 def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
-    """The best of a few large reads and products, on a CPU also of products as packed layers make them."""
+    """The best of a few large reads and products, on a CPU also of products as narcli's layers do."""
     memory = torch.ones(2**26, device=device)  # 256 MB, more than caches hold
     square = torch.randn(2048, 2048, device=device).to(dtype)
 
@@ -407,6 +409,9 @@ def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
     if device.type == "cpu" and can_pack(dtype):  # another library may make those
         weight = PackedLinear(square).weight
         seconds = min(seconds, best(lambda: multiply(square, weight)))
+    if can_run(dtype, device):
+        linear = NativeLinear(square)
+        seconds = min(seconds, best(lambda: linear(square)))
     return Limits(memory.numel() * 4 / best(memory.sum), 2 * 2048**3 / seconds)
 
 

@@ -23,6 +23,7 @@ from .errors import MemoryLimitError
 from .hub import Fetched, Located, cached
 from .models.attention import FEW, SCORES, attends_by_products
 from .models.larp import LARPConfig
+from .models.native import can_run
 from .models.transformer import TransformerConfig, ffn_dim
 from .models.vq import VQConfig
 from .registry import MODELS, TEXT_ENCODER_OF_RELEASED, Model, has_own_tokenizer, smaller_models
@@ -157,7 +158,8 @@ def estimate(
     length = c.condition_tokens + c.order.cells - len(c.order.steps[-1])
     keys_and_values = c.total_layers * 2 * rows * length * c.dim * size
     largest = c.heads * max(widest, c.condition_tokens) * length  # scores of a step, of one row
-    products = largest >= FEW and device == "cpu" and attends_by_products(dtype)
+    fused = can_run(dtype, torch.device(device))
+    products = largest >= FEW and device == "cpu" and attends_by_products(dtype) and not fused
     scores = min(SCORES, rows * largest) * SCORE_BYTES if products else 0
     logits = LOGITS * batch_size * widest * c.vocab_size * 4
     hidden = rows * max(widest, c.condition_tokens) * (8 * c.dim + 3 * c.ffn_dim) * 4

@@ -122,10 +122,10 @@ def draw(logits: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:
     """
     if settings.temperature == 0:
         return logits.argmax(-1)
-    temperature = max(settings.temperature, 1e-30)
-    if settings.top_p >= 1 and native.can_run(logits.dtype, logits.device):
-        return native.draw(logits, uniform, temperature, settings.top_k)
     # Without the maximum, and not below 1e-30, no temperature makes infinities of different logits equal.
+    temperature = max(settings.temperature, 1e-30)
+    if settings.top_p == 1 and native.can_run(logits.dtype, logits.device):
+        return native.draw(logits, uniform, temperature, settings.top_k)
     logits = (logits - logits.amax(-1, keepdim=True)).div_(temperature)
     logits = filter_logits(logits, settings.top_k, settings.top_p)
     cumulative = logits.softmax(-1).cumsum(-1)

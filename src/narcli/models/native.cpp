@@ -1,4 +1,4 @@
-// All layers of the transformer, and the draw of tokens, for processors with AVX-512 and its bfloat16 products.
+// All layers of the transformer, and the draw of tokens, for processors with AVX-512.
 //
 // Everything that is multiplied, weights, keys and values alike, lies in panels of 64 columns: for each step
 // over the inner dimension the 64 columns side by side, in bfloat16 two inner values of a column together. One
@@ -41,15 +41,22 @@ inline void put(float* to, __m512 v, __mmask16 m) { _mm512_mask_storeu_ps(to, m,
 inline void put(bf16* to, __m512 v, __mmask16 m) {
     _mm256_mask_storeu_epi16(to, m, (__m256i)_mm512_cvtneps_pbh(v));
 }
-inline float rounded(float v, float) { return v; }
-inline bf16 rounded(float v, bf16) {
-    uint32_t bits;
-    memcpy(&bits, &v, 4);
-    return (bf16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+// A row of a panel: in bfloat16 the second of two that stand side by side leaves the first as it is.
+inline void put_beside(float* to, __m512 v, long, float) { _mm512_storeu_ps(to, v); }
+inline void put_beside(float* to, __m512 v, long place, bf16) {
+    __m512i bits = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v));
+    if (place) bits = _mm512_or_si512(_mm512_slli_epi32(bits, 16), _mm512_loadu_si512(to));
+    _mm512_storeu_si512(to, bits);
+}
+
+// Pairs (a, b) by angles, whose sines have the signs -, +.
+inline __m512 rotated(__m512 v, __m512 cos, __m512 sin) {
+    return _mm512_fmadd_ps(v, cos, _mm512_mul_ps(_mm512_permute_ps(v, 0xb1), sin));
 }
 
 inline __m512 exponential(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f));
+    // Beyond these it is 0 or infinite.
+    x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-104)), _mm512_set1_ps(104));
     const __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
     // Cody and Waite: the logarithm of 2 in two parts.
     __m512 r = _mm512_fnmadd_ps(whole, _mm512_set1_ps(0.693359375f), x);
@@ -69,10 +76,11 @@ inline __m512 step(__m512 sum, const float* a, __m512 b) {
     return _mm512_fmadd_ps(_mm512_set1_ps(*a), b, sum);
 }
 
-// R rows times a panel. Meanwhile the next panel is fetched, from `ahead`, `pace` bytes a step.
-template <int R, typename T, typename Sink>
-inline __attribute__((always_inline)) void tile(const T* a, long lda, const T* panel, long steps,
-                                                const char* ahead, long pace, long row, const Sink& sink) {
+// R rows times a panel: R times 64 sums. Meanwhile the next panel is fetched, from `ahead`, `pace` bytes a step.
+// A function of its own, so that what is done with the sums takes none of its registers.
+template <int R, typename T>
+__attribute__((noinline)) void tile(const T* a, long lda, const T* panel, long steps, const char* ahead, long pace,
+                                    __m512* out) {
     __m512 sums[R][VECTORS];
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
@@ -81,7 +89,8 @@ inline __attribute__((always_inline)) void tile(const T* a, long lda, const T* p
     for (long k = 0; k < steps; ++k) {
         __m512 b[VECTORS];
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) b[v] = _mm512_loadu_ps((const float*)panel + VECTORS * LANES * k + LANES * v);
+        for (int v = 0; v < VECTORS; ++v)
+            b[v] = _mm512_loadu_ps((const float*)panel + VECTORS * LANES * k + LANES * v);
         for (long line = 0; line < pace; line += 64) _mm_prefetch(ahead + line, _MM_HINT_T1);
         ahead += pace;
 #pragma GCC unroll 6
@@ -90,26 +99,24 @@ inline __attribute__((always_inline)) void tile(const T* a, long lda, const T* p
             for (int v = 0; v < VECTORS; ++v) sums[r][v] = step(sums[r][v], a + r * lda + UNIT<T> * k, b[v]);
     }
 #pragma GCC unroll 6
-    for (int r = 0; r < R; ++r) sink(row + r, sums[r]);
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) out[r * VECTORS + v] = sums[r][v];
 }
 
-// All rows times a panel, in tiles of about as many rows.
+// All rows times a panel, in tiles of about as many rows: sink(row, sums).
 template <typename T, typename Sink>
 inline void product(long rows, const T* a, long lda, const T* panel, long steps, const T* next, const Sink& sink) {
+    static constexpr decltype(&tile<1, T>) TILES[] = {tile<1, T>, tile<2, T>, tile<3, T>,
+                                                      tile<4, T>, tile<5, T>, tile<6, T>};
+    __m512 sums[TILE * VECTORS];
     const long tiles = ceil_div(rows, TILE);
-    const long pace = next ? 256 / tiles : 0;
+    const long pace = next && tiles ? 256 / tiles : 0;
     const char* ahead = (const char*)next;
     for (long i = 0; i < tiles; ++i) {
         const long row = rows * i / tiles, count = rows * (i + 1) / tiles - row;
-        const T* from = a + row * lda;
-        switch (count) {
-            case 1: tile<1>(from, lda, panel, steps, ahead, pace, row, sink); break;
-            case 2: tile<2>(from, lda, panel, steps, ahead, pace, row, sink); break;
-            case 3: tile<3>(from, lda, panel, steps, ahead, pace, row, sink); break;
-            case 4: tile<4>(from, lda, panel, steps, ahead, pace, row, sink); break;
-            case 5: tile<5>(from, lda, panel, steps, ahead, pace, row, sink); break;
-            default: tile<6>(from, lda, panel, steps, ahead, pace, row, sink);
-        }
+        TILES[count - 1](a + row * lda, lda, panel, steps, ahead, pace, sums);
+        for (long r = 0; r < count; ++r) sink(row + r, sums + r * VECTORS);
         ahead += pace * steps;
     }
 }
@@ -164,7 +171,7 @@ struct Layer {
 
 struct Step {
     long batch, fed, past, layers, dim, heads, ffn, room;  // room: positions that a cache has
-    const float *cos, *sin;                                // (fed, head_dim / 2), or null
+    const float *cos, *sin;                                // (fed, head_dim), of `rotated`, or null
     const uint8_t* seen;                                   // (batch, fed, past + fed) by its strides, or null
     long seen_batch, seen_query;
     long outputs;  // heads that predict
@@ -190,24 +197,25 @@ void attention(const Step& s, long sample, long head, const float* qkv, T* cache
     T* const values = keys + s.room * width;
     for (long i = 0; i < s.fed; ++i) {
         const float* row = qkv + (sample * s.fed + i) * 3 * s.dim + head * width;
-        const float *k = row + s.dim, *v = k + s.dim;
         const long at = s.past + i;
-        T* key = keys + at / PANEL * PANEL * width + at % PANEL * unit;
-        for (long pair = 0; pair < width / 2; ++pair) {
-            float q0 = row[2 * pair], q1 = row[2 * pair + 1], k0 = k[2 * pair], k1 = k[2 * pair + 1];
+        // What stands side by side in a panel takes four bytes in both formats.
+        int* key = (int*)(keys + at / PANEL * PANEL * width) + at % PANEL;
+        for (long c = 0; c < width; c += LANES) {
+            const __mmask16 m = first(width - c);
+            __m512 q = _mm512_maskz_loadu_ps(m, row + c), k = _mm512_maskz_loadu_ps(m, row + s.dim + c);
             if (s.cos) {
-                const float c = s.cos[i * (width / 2) + pair], d = s.sin[i * (width / 2) + pair];
-                const float q2 = q0 * c - q1 * d, k2 = k0 * c - k1 * d;
-                q1 = q0 * d + q1 * c, k1 = k0 * d + k1 * c, q0 = q2, k0 = k2;
+                const __m512 cos = _mm512_maskz_loadu_ps(m, s.cos + i * width + c);
+                const __m512 sin = _mm512_maskz_loadu_ps(m, s.sin + i * width + c);
+                q = rotated(q, cos, sin), k = rotated(k, cos, sin);
             }
-            T* q = scratch.q + i * ldq + 2 * pair;
-            q[0] = rounded(q0, T()), q[1] = rounded(q1, T());
-            key[2 * pair * PANEL] = rounded(k0, T());
-            key[2 * pair * PANEL + (unit == 2 ? 1 : PANEL)] = rounded(k1, T());
+            put(scratch.q + i * ldq + c, q, m);
+            T part[LANES];
+            put(part, k, 0xffff);
+            const int* units = (const int*)part;
+            for (long u = 0; u < std::min<long>(LANES, width - c) / unit; ++u) key[(c / unit + u) * PANEL] = units[u];
+            float* value = (float*)values + (c / PANEL * s.room / unit + at / unit) * PANEL + c % PANEL;
+            put_beside(value, _mm512_maskz_loadu_ps(m, row + 2 * s.dim + c), at % unit, T());
         }
-        for (long c = 0; c < width; ++c)
-            values[c / PANEL * PANEL * s.room + at / unit * unit * PANEL + c % PANEL * unit + at % unit] =
-                rounded(v[c], T());
     }
     for (long begin = 0; begin < s.fed; begin += QUERIES) {
         const long rows = std::min(QUERIES, s.fed - begin);
@@ -428,6 +436,8 @@ long draw(const float* logits, long columns, double uniform, float temperature, 
 }  // namespace
 
 extern "C" {
+
+uint32_t narcli_source() { return SOURCE; }  // which version of this file
 
 int narcli_draw(long rows, long columns, const float* logits, const float* uniform, float temperature, long top_k,
                 int64_t* tokens, int threads) {

@@ -1,15 +1,15 @@
-"""The transformer's layers and the draw of tokens in C++, for processors with AVX-512 and bfloat16 products.
+"""The transformer's layers and the draw of tokens in C++, for processors with AVX-512.
 
 ``native.cpp`` is compiled when narcli is installed, where there is a compiler; see ``hatch_build.py``. Where
-the library, the processor or a small trial fails, PyTorch's operators do the same. With AMX these are quicker.
+it is missing, and in bfloat16 where the processor cannot multiply that or has AMX, PyTorch's operators serve.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from zlib import crc32
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ from .transformer import NARTransformer
 
 #: What ``hatch_build.py`` compiles.
 LIBRARY = Path(__file__).with_name("libnative.so")
+#: What it is compiled from; not there in a wheel.
+SOURCE = LIBRARY.with_name("native.cpp")
 #: Columns that lie side by side in a packed weight.
 PANEL = 64
 
@@ -32,7 +34,8 @@ class _Layer(ctypes.Structure):
 
 class _Step(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_long) for name in ("batch", "fed", "past", "layers", "dim", "heads", "ffn", "room")),
+        *((name, ctypes.c_long) for name in ("batch", "fed", "past", "layers", "dim", "heads")),
+        *((name, ctypes.c_long) for name in ("ffn", "room")),
         *((name, ctypes.c_void_p) for name in ("cos", "sin", "seen")),
         *((name, ctypes.c_long) for name in ("seen_batch", "seen_query", "outputs")),
         ("threads", ctypes.c_int),
@@ -41,30 +44,40 @@ class _Step(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled functions; None where there are none that work here."""
-    if not LIBRARY.exists() or not torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+    """The compiled functions; None where there are none, or the processor or torch is not what they need."""
+    if not LIBRARY.exists() or not torch.cpu._is_avx512_supported():
         return None
     try:
         found = ctypes.CDLL(str(LIBRARY))  # finds the OpenMP that torch has loaded
     except OSError:
         return None
-    pointer, long, number = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+    found.narcli_source.restype = ctypes.c_uint32
+    if SOURCE.exists() and found.narcli_source() != crc32(SOURCE.read_bytes()):
+        return None  # it was edited, or updated, after narcli was installed
+    pointer, long, threads = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
     for name in ("float32", "bfloat16"):
         getattr(found, f"narcli_forward_{name}").argtypes = [pointer] * 4
-        getattr(found, f"narcli_linear_{name}").argtypes = [long, long, long, pointer, pointer, pointer, number]
-    found.narcli_draw.argtypes = [long, long, pointer, pointer, ctypes.c_float, long, pointer, number]
+        getattr(found, f"narcli_linear_{name}").argtypes = [*[long] * 3, *[pointer] * 3, threads]
+    found.narcli_draw.argtypes = [long, long, pointer, pointer, ctypes.c_float, long, pointer, threads]
     return found
 
 
 def can_run(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the functions are of use for weights of a dtype on a device."""
-    usable = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
-    return usable and library() is not None
+    """Whether layers whose weights have a dtype, on a device, are run by the library."""
+    if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16) or library() is None:
+        return False
+    if dtype == torch.float32:
+        return True
+    return torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
 
 
-def _call(name: str, *arguments: object) -> None:
-    if getattr(library(), name)(*arguments):
-        raise MemoryError(f"{name}: not enough memory")
+def _call(function: str, *arguments: object) -> None:
+    if getattr(library(), function)(*arguments):
+        raise MemoryError(f"{function}: not enough memory")
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def panels(weight: Tensor) -> Tensor:
@@ -75,21 +88,26 @@ def panels(weight: Tensor) -> Tensor:
     return padded.unflatten(1, (-1, unit)).unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
 
 
+def whole_panels(columns: int) -> int:
+    """Columns, rounded up to those of whole panels."""
+    return -(-columns // PANEL) * PANEL
+
+
 class NativeLinear(nn.Module):
     """``x @ weight.T``, in float32 but for the products."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        self.shape, self.name = weight.shape, f"narcli_linear_{str(weight.dtype).removeprefix('torch.')}"
+        self.shape = weight.shape
         self.weight = panels(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> float32 (..., out); a row's result depends on no other row."""
-        x = x.float().contiguous()
-        out = x.new_empty(*x.shape[:-1], self.shape[0])
-        rows = x.shape[:-1].numel()
+        x, (columns, inner) = x.float().contiguous(), self.shape
+        out = x.new_empty(*x.shape[:-1], columns)
         pointers = (tensor.data_ptr() for tensor in (x, self.weight, out))
-        _call(self.name, rows, self.shape[1], self.shape[0], *pointers, torch.get_num_threads())
+        sizes = x.shape[:-1].numel(), inner, columns
+        _call(f"narcli_linear_{_named(self.weight.dtype)}", *sizes, *pointers, torch.get_num_threads())
         return out
 
 
@@ -107,7 +125,7 @@ class NativeLayers(nn.Module):
         self.records = (_Layer * c.total_layers)()
         for index, record in enumerate(self.records):
             layer = model.ordered_layers[index]
-            gate_up = [panels_of_half(part.weight.detach()) for part in (layer.ffn.gate, layer.ffn.up)]
+            gate_up = [halves(part.weight.detach()) for part in (layer.ffn.gate, layer.ffn.up)]
             parts = {
                 "attention_norm": layer.attention_norm.weight.detach().float().contiguous(),
                 "ffn_norm": layer.ffn_norm.weight.detach().float().contiguous(),
@@ -129,8 +147,9 @@ class NativeLayers(nn.Module):
         """Room for the keys and values of ``length`` positions: (layers, 1, rows, ...)."""
         c = self.config
         width = c.head_dim + -(-c.head_dim // PANEL) * PANEL
-        # Zeros, because those after the last value are multiplied by zero.
-        return torch.zeros(c.total_layers, 1, rows, c.heads, -(-length // PANEL) * PANEL, width, dtype=self.dtype)
+        return torch.empty(
+            c.total_layers, 1, rows, c.heads, -(-length // PANEL) * PANEL, width, dtype=self.dtype
+        )
 
     def forward(
         self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, tensors: Tensor, past: int, mask: Tensor | None
@@ -153,20 +172,21 @@ class NativeLayers(nn.Module):
         step = _Step(batch, fed, past, c.total_layers, dim, c.heads, c.ffn_dim, tensors.shape[4])
         step.outputs, step.threads = states.shape[2], torch.get_num_threads()
         if rotary is not None:
-            cos, sin = (table.contiguous() for table in rotary)
+            cos, sin = (table.repeat_interleave(2, 1) for table in rotary)
+            sin[:, ::2].neg_()
             step.cos, step.sin = cos.data_ptr(), sin.data_ptr()
         if mask is not None:
             seen = mask.contiguous().expand(batch, 1, fed, past + fed)
             step.seen, step.seen_batch, step.seen_query = seen.data_ptr(), seen.stride(0), seen.stride(2)
         for record, tensor in zip(self.records, tensors, strict=True):
             record.cache = tensor.data_ptr()
-        name = f"narcli_forward_{str(self.dtype).removeprefix('torch.')}"
-        _call(name, ctypes.byref(step), self.records, x.data_ptr(), states.data_ptr())
+        pointers = x.data_ptr(), states.data_ptr()
+        _call(f"narcli_forward_{_named(self.dtype)}", ctypes.byref(step), self.records, *pointers)
         return states
 
 
-def panels_of_half(weight: Tensor) -> Tensor:
-    """(out, in) -> (panels, 32, in), rows that are missing zero."""
+def halves(weight: Tensor) -> Tensor:
+    """(out, in) -> (panels, 32, in): half of what a panel holds; what is missing is zero."""
     return F.pad(weight, (0, 0, 0, -len(weight) % (PANEL // 2))).unflatten(0, (-1, PANEL // 2))
 
 

@@ -231,7 +231,7 @@ def can_fuse(model: NARTransformer) -> bool:
 def join_outputs(model: NARTransformer) -> None:
     """Make one product of all heads' projections, which is summed before it is rounded."""
     weights = [head.output.weight.detach() for head in model.ordered_heads]
-    if model.fused is not None or weights[0].device.type == "cpu" and can_pack(weights[0].dtype):
+    if model.fused is not None or (weights[0].device.type == "cpu" and can_pack(weights[0].dtype)):
         linear = PackedLinear if model.fused is None else NativeLinear
         model.outputs = linear(torch.cat(weights, 1))
         for head in model.ordered_heads:
