@@ -197,8 +197,7 @@ def test_without_the_library_layers_are_packed(kernels):
 
 @pytest.fixture
 def afresh():
-    """What was found is forgotten before and after."""
-    native.library.cache_clear()
+    """What was found is forgotten afterwards."""
     yield
     native.library.cache_clear()
 
@@ -218,6 +217,7 @@ def test_a_library_that_cannot_be_used_is_left_alone(afresh, fault, monkeypatch,
         source.write_text("// changed since")
         monkeypatch.setattr(native, "SOURCE", source)
     monkeypatch.setattr(native, "LIBRARY", file)
+    native.library.cache_clear()
     assert native.library() is None
     assert not native.can_run(torch.float32, CPU)
     assert pack(network()).fused is None
