@@ -111,7 +111,8 @@ inline void product(long rows, const T* a, long lda, const T* panel, long steps,
                                                       tile<4, T>, tile<5, T>, tile<6, T>};
     __m512 sums[TILE * VECTORS];
     const long tiles = ceil_div(rows, TILE);
-    const long pace = next && tiles ? 256 / tiles : 0;
+    // With one tile nothing is left to do while the next panel comes; the processor fetches it by itself.
+    const long pace = next && tiles > 1 ? PANEL * 4 / tiles : 0;
     const char* ahead = (const char*)next;
     for (long i = 0; i < tiles; ++i) {
         const long row = rows * i / tiles, count = rows * (i + 1) / tiles - row;
