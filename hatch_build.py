@@ -15,7 +15,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCE = Path("src/narcli/models/native.cpp")
 LIBRARY = SOURCE.with_name("libnative.so")
-OPTIMISED = ["-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-exceptions", "-fno-rtti"]
+OPTIMISED = ["-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-exceptions", "-fno-rtti", "-fno-strict-aliasing"]
 #: What ``native.library`` and ``native.can_run`` ask the processor for.
 PROCESSOR = ["-mfma", "-mpopcnt", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16"]
 
