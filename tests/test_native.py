@@ -2,22 +2,29 @@
 
 import copy
 import ctypes
+import math
+import os
+import platform
+import shutil
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 import torch
-from hatch_build import LIBRARY, NativeHook
+from hatch_build import LIBRARY, SOURCE, NativeHook
 from hypothesis import given
 from hypothesis import strategies as st
 
+from narcli.errors import CheckpointError
 from narcli.models import native
 from narcli.models.native import NativeLayers, NativeLinear
 from narcli.models.packed import PackedBlock, PackedLinear, can_pack, pack
 from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.sampling import draw, filter_logits, generate
-from narcli.sampling import sample as sample_batch
 from narcli.settings import SamplingSettings
 
 CPU, ROOT = torch.device("cpu"), Path(__file__).parent.parent
@@ -66,66 +73,127 @@ def test_a_product_is_that_of_the_rounded_inputs_and_no_row_depends_on_another(d
         assert torch.equal(linear(rows[-n:]), found.flatten(0, 1)[-n:])
 
 
-@pytest.mark.parametrize(
+KINDS = pytest.mark.parametrize(
     "sizes",
-    [{}, {"grid": (3, 4, 6), "position": "absolute"}, {"grid": (24, 3)}, TEXT, {"dim": 56, "heads": 2}],
+    [{}, {"grid": (3, 4, 6), "position": "absolute"}, {"grid": (24, 3)}, TEXT, {"dim": 56}],
     ids=["images", "videos", "long", "text", "narrow heads"],
 )
+
+
+def inputs(sizes, rows=4):
+    """(condition, padding) of as many samples, some of whose text is padding."""
+    if sizes is not TEXT:
+        return torch.arange(rows), None
+    generator = torch.Generator().manual_seed(0)
+    padding = torch.arange(70) < torch.tensor([0, 5, 64, 69])[torch.arange(rows) % 4, None]
+    return torch.randn(rows, 70, 16, generator=generator), padding
+
+
+def logits_of(model, sizes, tokens=None, rows=slice(None)):
+    condition, padding = inputs(sizes)
+    condition = condition if sizes is not TEXT else condition.to(model.token_embedding.weight.dtype)
+    steps = generate(
+        model, condition[rows], list(range(4))[rows], SamplingSettings(cfg_scale=2.0, cfg_interval=20),
+        None if padding is None else padding[rows], None if tokens is None else tokens[rows],
+    )  # fmt: skip
+    return torch.cat([step.logits for step in steps], 1)
+
+
+@KINDS
 def test_logits_are_those_of_the_plain_layers(sizes):
     needs(torch.float32)
-    model = network(**sizes)
-    condition, padding = torch.arange(4), None
-    if sizes is TEXT:
-        condition, padding = torch.randn(4, 70, 16), torch.arange(70) < torch.tensor([[0], [5], [64], [69]])
-    settings = SamplingSettings(cfg_scale=2.0, cfg_interval=20)
-    tokens = sample_batch(model, condition, range(4), settings, padding)
-    expected = list(generate(model, condition, range(4), settings, padding, given=tokens))
+    model, tokens = network(**sizes), torch.randint(300, (4, math.prod(sizes.get("grid", (5, 7)))))
+    expected = logits_of(model, sizes, tokens)
     packed = pack(copy.deepcopy(model))
     assert isinstance(packed.fused, NativeLayers) and not packed.layers
-    found = list(generate(packed, condition, range(4), settings, padding, given=tokens))
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one.logits, other.logits, rtol=1e-4, atol=2e-4)
+    torch.testing.assert_close(logits_of(packed, sizes, tokens), expected, rtol=1e-4, atol=2e-4)
 
 
-def test_bfloat16_is_nearer_to_float32_than_the_plain_layers_are():
+@KINDS
+def test_bfloat16_is_nearer_to_float32_than_the_plain_layers_are(sizes):
     needs(torch.bfloat16)
-    exact = network()
-    classes, settings = torch.arange(4), SamplingSettings()
-    tokens = sample_batch(exact, classes, range(4), settings)
-
-    def error(model):
-        steps = zip(
-            generate(exact, classes, range(4), settings, given=tokens),
-            generate(model, classes, range(4), settings, given=tokens),
-            strict=True,
-        )
-        return torch.cat([(right.logits - found.logits).flatten() for right, found in steps]).norm().item()
-
+    exact, tokens = network(**sizes), torch.randint(300, (4, math.prod(sizes.get("grid", (5, 7)))))
+    expected = logits_of(exact, sizes, tokens)
     plain = copy.deepcopy(exact).bfloat16()
-    assert 0 < error(pack(copy.deepcopy(plain))) < error(plain)
+    far = (logits_of(plain, sizes, tokens) - expected).norm()
+    assert 0 < (logits_of(pack(plain), sizes, tokens) - expected).norm() < far
 
 
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
-def test_infinite_and_wrong_numbers_are_not_hidden(dtype):
+@KINDS
+def test_logits_do_not_depend_on_the_batch_or_the_threads(sizes, dtype):
+    needs(dtype)
+    model, before = pack(network(dtype, **sizes)), torch.get_num_threads()
+    together = logits_of(model, sizes)
+    for rows in (slice(0, 1), slice(1, 4), slice(3, 4)):
+        assert torch.equal(logits_of(model, sizes, rows=rows), together[rows])
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(logits_of(model, sizes), together)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_fewer_threads_than_asked_for_are_enough():
+    needs(torch.float32)
+    code = (
+        "import torch; from narcli.models import native; torch.manual_seed(0); torch.set_num_threads(4);"
+        "linear = native.NativeLinear(torch.randn(999, 60)); x = torch.randn(9, 60);"
+        "print(linear(x).double().sum().item(), native.draw(linear(x)[None], torch.rand(1, 9), 1.0, 9).tolist())"
+    )
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | limit, capture_output=True, text=True, check=True
+        ).stdout
+        for limit in ({}, {"OMP_THREAD_LIMIT": "1"})
+    ]
+    assert found[0] and found[0] == found[1]
+
+
+def test_several_python_threads_may_use_one_model():
+    needs(torch.float32)
+    model = pack(network(grid=(12, 12), dim=256, ffn_dim=512))
+    expected = [logits_of(model, {}, rows=slice(row, row + 1)) for row in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        rows = [slice(k % 4, k % 4 + 1) for k in range(16)]
+        found = list(pool.map(lambda row: logits_of(model, {}, rows=row), rows))
+    assert all(torch.equal(one, expected[k % 4]) for k, one in enumerate(found))
+
+
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+@pytest.mark.parametrize("part", ["condition", "token"])
+def test_what_is_no_number_is_not_hidden(dtype, number, part):
+    """In the class, the only key of the first pass; and in every token, later."""
     needs(dtype)
     model = pack(network(dtype))
     with torch.no_grad():
-        model.condition.embedding.weight[3, 5] = torch.nan
-    (first, *_) = generate(model, torch.tensor([3, 4]), [0, 0], SamplingSettings(temperature=0))
-    assert first.logits[0].isnan().all() and first.logits[1].isfinite().all()
+        if part == "condition":
+            model.condition.embedding.weight[3, 5] = number
+        else:
+            model.token_embedding.weight[:, 5] = number
+    steps = generate(model, torch.tensor([3, 4]), [0, 0], SamplingSettings(temperature=0))
+    first, second, *_ = (step.logits for step in steps)
+    if part == "condition":
+        assert first[0].isnan().all() and second[0].isnan().all()
+        assert first[1].isfinite().all() and second[1].isfinite().all()
+    else:
+        assert first.isfinite().all() and second.isnan().all()
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_the_number_of_threads_changes_nothing(threads):
-    needs(torch.float32)
-    model, before = pack(network()), torch.get_num_threads()
-    expected = [s.logits for s in generate(model, torch.arange(3), range(3), SamplingSettings())]
-    try:
-        torch.set_num_threads(threads)
-        found = [s.logits for s in generate(model, torch.arange(3), range(3), SamplingSettings())]
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+@pytest.mark.parametrize("settings", [{}, {"top_k": 5}, {"top_p": 0.9}], ids=str)
+def test_no_token_is_drawn_from_what_is_no_number(kernels, number, settings):
+    logits = torch.randn(1, 3, 70)
+    logits[0, 1, 66] = number
+    with pytest.raises(CheckpointError, match="no numbers"):
+        draw(logits, torch.rand(1, 3), SamplingSettings(**settings))
+    logits[0, 1] = -torch.inf
+    with pytest.raises(CheckpointError, match="no numbers"):
+        draw(logits, torch.rand(1, 3), SamplingSettings(**settings))
+    logits[0, 1, 66] = 0  # minus infinity is as good as never
+    assert draw(logits, torch.rand(1, 3), SamplingSettings(**settings))[0, 1] == 66
 
 
 @given(
@@ -200,16 +268,20 @@ def afresh():
     """What was found is forgotten afterwards."""
     yield
     native.library.cache_clear()
+    native._works.cache_clear()
 
 
-@pytest.mark.parametrize("fault", ["missing", "not a library", "of another processor", "of an older source"])
+@pytest.mark.parametrize("fault", ["missing", "not a library", "another library", "of another processor", "of an older source"])
 def test_a_library_that_cannot_be_used_is_left_alone(afresh, fault, monkeypatch, tmp_path):
     file = tmp_path / "libnative.so"
     if fault == "not a library":
         file.write_bytes(b"\x7fELF and no more")
+    elif fault == "another library":
+        (other,) = list(Path(torch.__file__).parent.glob("lib/libtorch_global_deps*"))[:1] or [file]
+        file.write_bytes(other.read_bytes() if other.exists() else b"")
     elif fault == "of another processor":
         file.write_bytes(native.LIBRARY.read_bytes() if native.LIBRARY.exists() else b"")
-        monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: False)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     elif fault == "of an older source":
         needs(torch.float32)
         file.write_bytes(native.LIBRARY.read_bytes())
@@ -224,12 +296,27 @@ def test_a_library_that_cannot_be_used_is_left_alone(afresh, fault, monkeypatch,
 
 
 @pytest.mark.parametrize(("bf16", "amx"), [(False, False), (True, True)])
-def test_bfloat16_is_left_to_torch_where_that_is_better_or_the_processor_has_none(bf16, amx, monkeypatch):
+def test_bfloat16_is_left_to_torch_where_that_is_better_or_the_processor_has_none(
+    bf16, amx, afresh, monkeypatch
+):
     needs(torch.float32)
+    native._works.cache_clear()
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert native.can_run(torch.float32, CPU)
     assert not native.can_run(torch.bfloat16, CPU)
+
+
+def test_a_trial_that_fails_leaves_everything_to_torch(afresh, monkeypatch):
+    needs(torch.float32)
+    native._works.cache_clear()
+    monkeypatch.setattr(native.NativeLinear, "forward", lambda self, x: x.new_zeros(len(x), 70))
+    assert not native.can_run(torch.float32, CPU) and pack(network()).fused is None
+
+
+@pytest.mark.parametrize("sizes", [{"dim": 30, "position": "absolute"}, {"ffn_dim": 81}])
+def test_sizes_that_do_not_go_in_pairs_are_left_to_torch(sizes):
+    assert pack(network(**sizes)).fused is None
 
 
 def test_only_what_it_is_made_for_is_run():
@@ -243,10 +330,12 @@ def test_there_is_one_pool_of_threads():
     code = (
         "import torch; from narcli.models import native; torch.randn(999, 999) @ torch.randn(999, 999);"
         "native.draw(torch.randn(4, 4, 99), torch.rand(4, 4), 1.0, 0);"
-        "print({l.split()[-1] for l in open('/proc/self/maps') if 'omp' in l.split()[-1]})"
+        "print(*{l.split()[-1] for l in open('/proc/self/maps')}, sep='\\n')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.count(".so") == 1, done.stdout
+    names = [Path(line).name for line in done.stdout.splitlines()]
+    assert "libnative.so" in names
+    assert len([name for name in names if name.startswith(("libgomp", "libomp", "libiomp"))]) == 1, names
 
 
 # --- building ------------------------------------------------------------------------------------
@@ -262,39 +351,56 @@ class App:
         self.warnings.append(text)
 
 
-def build(root):
-    (root / LIBRARY.parent).mkdir(parents=True)
-    (root / LIBRARY.parent / "native.cpp").write_bytes((ROOT / LIBRARY.parent / "native.cpp").read_bytes())
-    app, data = App(), {"artifacts": [], "pure_python": True}
-    NativeHook(str(root), {}, None, None, str(root), "wheel", app).initialize("standard", data)
-    return app, data
-
-
-def on_linux():
-    import platform
-
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    """Run the hook on a copy of the source: (warnings, build data); nothing of it stays where it compiles."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         pytest.skip("nothing is compiled on this system")
+    root, scratch = tmp_path / "root", tmp_path / "scratch"
+    (root / LIBRARY.parent).mkdir(parents=True)
+    scratch.mkdir()
+    (root / SOURCE).write_bytes((ROOT / SOURCE).read_bytes())
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+
+    def run(version):
+        app, data = App(), {"force_include": {}, "pure_python": True}
+        hook = NativeHook(str(root), {}, None, None, str(root), "wheel", app)
+        hook.initialize(version, data)
+        included = {name: Path(file).read_bytes() for file, name in data.pop("force_include").items()}
+        hook.finalize(version, data, "")
+        assert not list(scratch.iterdir())
+        return app.warnings, data, included, {file.name for file in (root / LIBRARY.parent).iterdir()}
+
+    run.root = root
+    return run
 
 
-def test_the_library_is_built_into_a_wheel_of_this_platform(tmp_path):
-    on_linux()
-    app, data = build(tmp_path)
-    if app.warnings:
-        pytest.skip(f"no compiler here: {app.warnings}")
-    assert data == {"artifacts": [str(LIBRARY)], "pure_python": False, "tag": "py3-none-linux_x86_64"}
-    assert ctypes.CDLL(str(tmp_path / LIBRARY)).narcli_draw
-    assert sorted(file.name for file in (tmp_path / LIBRARY.parent).iterdir()) == [
-        "libnative.so",
-        "native.cpp",
-    ]
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no compiler here")
+OF_LINUX = {"pure_python": False, "tag": "py3-none-linux_x86_64"}
 
 
-@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
-def test_without_a_compiler_the_wheel_has_no_library_and_says_so(compiler, monkeypatch, tmp_path):
-    on_linux()
+@needs_compiler
+def test_the_library_is_built_into_a_wheel_of_this_platform(build, tmp_path):
+    warnings, data, included, files = build("standard")
+    assert (warnings, data, files) == ([], OF_LINUX, {"native.cpp"})
+    assert included.keys() == {"narcli/models/libnative.so"}
+    (tmp_path / "found.so").write_bytes(included["narcli/models/libnative.so"])
+    library = ctypes.CDLL(str(tmp_path / "found.so"))
+    assert library.narcli_source() & 0xFFFFFFFF == crc32((ROOT / SOURCE).read_bytes())
+
+
+@needs_compiler
+def test_the_library_is_built_beside_the_source_of_an_editable_installation(build):
+    (build.root / LIBRARY).write_bytes(b"an older one")
+    warnings, data, included, files = build("editable")
+    assert (warnings, data, included, files) == ([], OF_LINUX, {}, {"native.cpp", "libnative.so"})
+    assert (build.root / LIBRARY).read_bytes().startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "'"])
+@pytest.mark.parametrize("version", ["standard", "editable"])
+def test_without_a_compiler_the_wheel_has_no_library_and_says_so(build, version, compiler, monkeypatch):
     monkeypatch.setenv("CXX", compiler)
-    app, data = build(tmp_path)
-    assert data == {"artifacts": [], "pure_python": True}
-    assert len(app.warnings) == 1 and compiler in app.warnings[0]
-    assert [file.name for file in (tmp_path / LIBRARY.parent).iterdir()] == ["native.cpp"]
+    warnings, data, included, files = build(version)
+    assert (data, included, files) == ({"pure_python": True}, {}, {"native.cpp"})
+    assert len(warnings) == 1 and "without its compiled part" in warnings[0]

@@ -2,10 +2,13 @@
 
 import json
 import os
+import platform
+import shutil
 import site
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -70,9 +73,9 @@ def test_the_wheel_has_the_data_and_nothing_else(wheel):
     there = {
         path.relative_to(registry.WEIGHTS.parents[1]).as_posix()
         for path in registry.WEIGHTS.parent.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".so"
     }
-    assert packed == there
+    assert packed - {"narcli/models/libnative.so"} == there
     assert {f"narcli/classes/{name}" for name in ("emoji.tsv", "imagenet1k.txt", "ucf101.txt")} <= packed
     for model in MAX_WEIGHTS:
         assert {f"narcli/weights/{model}/{name}" for name in WEIGHTS} <= packed
@@ -80,6 +83,23 @@ def test_the_wheel_has_the_data_and_nothing_else(wheel):
     others = {name for name in names - packed if not name.startswith(f"narcli-{__version__}.dist-info/")}
     assert not others
     assert {f"narcli-{__version__}.dist-info/licenses/{name}" for name in ("LICENSE", "NOTICE")} <= names
+
+
+def test_the_wheel_is_of_a_platform_if_something_in_it_was_compiled(wheel):
+    compiled = "narcli/models/libnative.so" in zipfile.ZipFile(wheel).namelist()
+    assert wheel.name.endswith("-py3-none-linux_x86_64.whl" if compiled else "-py3-none-any.whl")
+    if sys.platform == "linux" and platform.machine() == "x86_64" and shutil.which("c++"):
+        assert compiled
+
+
+def test_the_source_distribution_has_what_is_compiled_and_nothing_that_was(tmp_path):
+    pytest.importorskip("hatchling", reason="hatchling (of the dev extra) builds it")
+    run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path, cwd=ROOT)
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"hatch_build.py", "src/narcli/models/native.cpp", "pyproject.toml"} <= names
+    assert not [name for name in names if name.endswith((".so", ".o", ".pyc"))]
 
 
 def test_the_wheel_states_the_version_and_dependencies(wheel):

@@ -387,7 +387,7 @@ def machine(device: torch.device, dtype: torch.dtype, limits: Limits) -> dict[st
     }
     if device.type == "cpu":
         about["capability"] = torch.backends.cpu.get_cpu_capability()
-        about["layers"] = "native" if can_run(dtype, device) else "packed" if can_pack(dtype) else "plain"
+        about["compiled"] = can_run(dtype, device)
     return about
 
 

@@ -23,7 +23,7 @@ from .errors import MemoryLimitError
 from .hub import Fetched, Located, cached
 from .models.attention import FEW, SCORES, attends_by_products
 from .models.larp import LARPConfig
-from .models.native import can_run
+from .models.native import cache_shape, can_fuse
 from .models.transformer import TransformerConfig, ffn_dim
 from .models.vq import VQConfig
 from .registry import MODELS, TEXT_ENCODER_OF_RELEASED, Model, has_own_tokenizer, smaller_models
@@ -156,9 +156,11 @@ def estimate(
     assert c is not None and tokenizer is not None
     rows, widest = batch_size * (2 if guided else 1), c.order.widest
     length = c.condition_tokens + c.order.cells - len(c.order.steps[-1])
+    fused = can_fuse(c, dtype, torch.device(device))
     keys_and_values = c.total_layers * 2 * rows * length * c.dim * size
+    if fused:
+        keys_and_values = math.prod(cache_shape(c, rows, length)) * size
     largest = c.heads * max(widest, c.condition_tokens) * length  # scores of a step, of one row
-    fused = can_run(dtype, torch.device(device))
     products = largest >= FEW and device == "cpu" and attends_by_products(dtype) and not fused
     scores = min(SCORES, rows * largest) * SCORE_BYTES if products else 0
     logits = LOGITS * batch_size * widest * c.vocab_size * 4

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .errors import CheckpointError
 from .models import native
 from .models.transformer import Cache, NARTransformer
 from .settings import SamplingSettings as SamplingSettings
@@ -119,20 +120,36 @@ def draw(logits: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:
 
     Returns:
         (B, n) int64.
+
+    Raises:
+        CheckpointError: on a CPU, logits that are not numbers or infinite; not where the temperature is 0.
     """
     if settings.temperature == 0:
         return logits.argmax(-1)
     # Without the maximum, and not below 1e-30, no temperature makes infinities of different logits equal.
     temperature = max(settings.temperature, 1e-30)
-    if settings.top_p == 1 and native.can_run(logits.dtype, logits.device):
-        return native.draw(logits, uniform, temperature, settings.top_k)
+    on_cpu = logits.device.type == "cpu"
+    if settings.top_p == 1 and logits.dtype == torch.float32 and native.can_run(logits.dtype, logits.device):
+        tokens = native.draw(logits, uniform, temperature, settings.top_k)
+        _check(bool((tokens >= 0).all()))
+        return tokens
     logits = (logits - logits.amax(-1, keepdim=True)).div_(temperature)
     logits = filter_logits(logits, settings.top_k, settings.top_p)
     cumulative = logits.softmax(-1).cumsum(-1)
     # Strictly below the last value, so that rounding never reaches past the last token kept.
     total = cumulative[..., -1]
+    if on_cpu:  # elsewhere it would wait for the device
+        _check(bool(total.isfinite().all()))
     target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, target[..., None], right=True).squeeze(-1)
+
+
+def _check(numbers: bool) -> None:
+    if not numbers:
+        raise CheckpointError(
+            "The network gives logits that are no numbers, or infinite.",
+            "Its weights are damaged, or too large for this number format: try --dtype float32.",
+        )
 
 
 def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:

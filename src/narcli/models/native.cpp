@@ -31,12 +31,16 @@ template <typename T> constexpr long UNIT = sizeof(T) == 2 ? 2 : 1;  // inner va
 
 inline long ceil_div(long a, long b) { return (a + b - 1) / b; }
 inline long round_up(long a, long b) { return ceil_div(a, b) * b; }
-// Elements between rows of a matrix: whole cache lines, and no power of two, whose lines would share few sets.
-inline long stride(long columns) { return round_up(columns, 32) + 32; }
+// Elements between rows of a matrix: an odd number of 64 bytes or of 128, so that rows do not share cache sets.
+inline long stride(long columns) { return (ceil_div(columns, 32) | 1) * 32; }
 inline __mmask16 first(long count) {
     return count >= LANES ? 0xffff : count > 0 ? (__mmask16)((1u << count) - 1) : 0;
 }
 
+inline __m512 get(const float* from, __mmask16 m) { return _mm512_maskz_loadu_ps(m, from); }
+inline __m512 get(const bf16* from, __mmask16 m) {
+    return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, from)), 16);
+}
 inline void put(float* to, __m512 v, __mmask16 m) { _mm512_mask_storeu_ps(to, m, v); }
 inline void put(bf16* to, __m512 v, __mmask16 m) {
     _mm256_mask_storeu_epi16(to, m, (__m256i)_mm512_cvtneps_pbh(v));
@@ -55,8 +59,8 @@ inline __m512 rotated(__m512 v, __m512 cos, __m512 sin) {
 }
 
 inline __m512 exponential(__m512 x) {
-    // Beyond these it is 0 or infinite.
-    x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-104)), _mm512_set1_ps(104));
+    // Beyond these it is 0 or infinite. The order keeps what is not a number.
+    x = _mm512_min_ps(_mm512_set1_ps(104), _mm512_max_ps(_mm512_set1_ps(-104), x));
     const __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
     // Cody and Waite: the logarithm of 2 in two parts.
     __m512 r = _mm512_fnmadd_ps(whole, _mm512_set1_ps(0.693359375f), x);
@@ -167,16 +171,28 @@ struct Layer {
     const float *attention_norm, *ffn_norm;
     const void *qkv, *out, *gate_up, *down;
     const float* head_norm;  // of the head that reads this layer, or null
-    void* cache;             // of each sample and head the keys, then the values, all as panels
 };
 
 struct Step {
-    long batch, fed, past, layers, dim, heads, ffn, room;  // room: positions that a cache has
-    const float *cos, *sin;                                // (fed, head_dim), of `rotated`, or null
-    const uint8_t* seen;                                   // (batch, fed, past + fed) by its strides, or null
-    long seen_batch, seen_query;
+    long batch, fed, past, layers, dim, heads, ffn;
     long outputs;  // heads that predict
-    int threads;
+    long threads;
+    long room, cache_layer;  // positions that the cache has, and its elements from layer to layer
+    void* cache;             // of each sample and head the keys, then the values, both as panels
+    const float *cos, *sin;  // (fed, head_dim), of `rotated`, or null
+    const uint8_t* seen;     // (batch, fed, past + fed) by its strides, or null
+    long seen_batch, seen_query;
+};
+
+struct View {  // (batch, heads, rows, width) by its strides
+    const void* data;
+    long batch, head, row;
+};
+
+struct Heads {
+    long batch, heads, queries, known, width, threads;
+    View q, keys, values;
+    void* out;  // (batch, queries, heads, width)
 };
 }
 
@@ -185,22 +201,85 @@ namespace {
 template <typename T> struct Scratch {  // of one thread
     T *q, *weights;
     float *scores, *total;
+
+    static long elements(long known) { return QUERIES * stride(round_up(known, PANEL)); }
+    static long bytes(long queries, long known) {  // whole cache lines
+        return round_up(elements(known) * (sizeof(T) + 4) + QUERIES * 4 + queries * sizeof(T), 64);
+    }
+    Scratch(char* memory, long known) {
+        scores = (float*)memory;
+        total = scores + elements(known);
+        weights = (T*)(total + QUERIES);
+        q = weights + elements(known);
+    }
 };
+
+// Keys and values of one head as panels of 64 positions, and of 64 columns for `room` positions.
+template <typename T> struct Memory {
+    T *keys, *values;
+    long width, room;
+
+    void store(long at, long c, __m512 key, __m512 value) {  // columns from c on, of position `at`
+        // What stands side by side in a panel takes four bytes in both formats.
+        int units[LANES];
+        put((T*)units, key, 0xffff);
+        int* to = (int*)(keys + at / PANEL * PANEL * width) + c / UNIT<T> * PANEL + at % PANEL;
+        for (long u = 0; u < std::min<long>(LANES, width - c) / UNIT<T>; ++u) to[u * PANEL] = units[u];
+        float* beside = (float*)values + (c / PANEL * room + at) / UNIT<T> * PANEL + c % PANEL;
+        put_beside(beside, value, at % UNIT<T>, T());
+    }
+};
+
+// Some queries, at most QUERIES, over the known positions. `seen` may be null, or tells what each of them sees.
+template <typename T>
+void attend(long rows, const T* q, long ldq, const Memory<T>& memory, long known, const uint8_t* seen,
+            long seen_query, T* to, long ldt, const Scratch<T>& scratch) {
+    const long width = memory.width, lds = stride(round_up(known, PANEL));
+    const float scale = 1 / sqrtf((float)width);
+    for (long p = 0; p < ceil_div(known, PANEL); ++p)
+        product(rows, q, ldq, memory.keys + p * PANEL * width, width / UNIT<T>, (const T*)nullptr,
+                [&](long row, const __m512* sums) {
+                    for (int v = 0; v < VECTORS; ++v)
+                        _mm512_storeu_ps(scratch.scores + row * lds + p * PANEL + v * LANES, sums[v]);
+                });
+    for (long row = 0; row < rows; ++row) {
+        float* score = scratch.scores + row * lds;
+        if (seen)
+            for (long j = 0; j < known; ++j)
+                if (!seen[row * seen_query + j]) score[j] = -INFINITY;
+        __m512 most = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
+        for (long j = 0; j < known; j += LANES)
+            most = _mm512_mask_max_ps(most, first(known - j), most, _mm512_loadu_ps(score + j));
+        most = _mm512_set1_ps(_mm512_reduce_max_ps(most) * scale);
+        for (long j = 0; j < known; j += LANES) {
+            const __m512 above = _mm512_fmsub_ps(_mm512_loadu_ps(score + j), _mm512_set1_ps(scale), most);
+            // What is not seen is exactly 0, and so is what lies behind the last position.
+            const __mmask16 m = first(known - j) & _mm512_cmp_ps_mask(above, _mm512_set1_ps(-100), _CMP_NLE_UQ);
+            const __m512 e = _mm512_maskz_mov_ps(m, exponential(above));
+            total = _mm512_add_ps(total, e);
+            put(scratch.weights + row * lds + j, e, 0xffff);
+        }
+        scratch.total[row] = 1 / _mm512_reduce_add_ps(total);
+    }
+    for (long c = 0; c < width; c += PANEL)
+        product(rows, scratch.weights, lds, memory.values + c * memory.room, ceil_div(known, UNIT<T>),
+                (const T*)nullptr, [&](long row, const __m512* sums) {
+                    const __m512 share = _mm512_set1_ps(scratch.total[row]);
+                    for (int v = 0; v < VECTORS; ++v)
+                        put(to + row * ldt + c + v * LANES, _mm512_mul_ps(sums[v], share),
+                            first(width - c - v * LANES));
+                });
+}
 
 // One head of one sample: rotate and store its new keys and values, then attend.
 template <typename T>
 void attention(const Step& s, long sample, long head, const float* qkv, T* cache, T* to, long ldt,
                const Scratch<T>& scratch) {
-    const long width = s.dim / s.heads, known = s.past + s.fed, unit = UNIT<T>;
-    const long ldq = stride(width), lds = stride(round_up(known, PANEL));
-    const float scale = 1 / sqrtf((float)width);
-    T* const keys = cache + (sample * s.heads + head) * s.room * (width + round_up(width, PANEL));
-    T* const values = keys + s.room * width;
+    const long width = s.dim / s.heads, known = s.past + s.fed, ldq = stride(width);
+    T* keys = cache + (sample * s.heads + head) * s.room * (width + round_up(width, PANEL));
+    Memory<T> memory{keys, keys + s.room * width, width, s.room};
     for (long i = 0; i < s.fed; ++i) {
         const float* row = qkv + (sample * s.fed + i) * 3 * s.dim + head * width;
-        const long at = s.past + i;
-        // What stands side by side in a panel takes four bytes in both formats.
-        int* key = (int*)(keys + at / PANEL * PANEL * width) + at % PANEL;
         for (long c = 0; c < width; c += LANES) {
             const __mmask16 m = first(width - c);
             __m512 q = _mm512_maskz_loadu_ps(m, row + c), k = _mm512_maskz_loadu_ps(m, row + s.dim + c);
@@ -210,59 +289,18 @@ void attention(const Step& s, long sample, long head, const float* qkv, T* cache
                 q = rotated(q, cos, sin), k = rotated(k, cos, sin);
             }
             put(scratch.q + i * ldq + c, q, m);
-            T part[LANES];
-            put(part, k, 0xffff);
-            const int* units = (const int*)part;
-            for (long u = 0; u < std::min<long>(LANES, width - c) / unit; ++u) key[(c / unit + u) * PANEL] = units[u];
-            float* value = (float*)values + (c / PANEL * s.room / unit + at / unit) * PANEL + c % PANEL;
-            put_beside(value, _mm512_maskz_loadu_ps(m, row + 2 * s.dim + c), at % unit, T());
+            memory.store(s.past + i, c, k, _mm512_maskz_loadu_ps(m, row + 2 * s.dim + c));
         }
     }
-    for (long begin = 0; begin < s.fed; begin += QUERIES) {
-        const long rows = std::min(QUERIES, s.fed - begin);
-        for (long p = 0; p < ceil_div(known, PANEL); ++p)
-            product(rows, scratch.q + begin * ldq, ldq, keys + p * PANEL * width, width / unit, (const T*)nullptr,
-                    [&](long row, const __m512* sums) {
-                        for (int v = 0; v < VECTORS; ++v)
-                            _mm512_storeu_ps(scratch.scores + row * lds + p * PANEL + v * LANES, sums[v]);
-                    });
-        for (long row = 0; row < rows; ++row) {
-            float* score = scratch.scores + row * lds;
-            if (s.seen) {
-                const uint8_t* seen = s.seen + sample * s.seen_batch + (begin + row) * s.seen_query;
-                for (long j = 0; j < known; ++j)
-                    if (!seen[j]) score[j] = -INFINITY;
-            }
-            __m512 most = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
-            for (long j = 0; j < known; j += LANES)
-                most = _mm512_mask_max_ps(most, first(known - j), most, _mm512_loadu_ps(score + j));
-            most = _mm512_set1_ps(_mm512_reduce_max_ps(most) * scale);
-            for (long j = 0; j < round_up(known, LANES); j += LANES) {
-                const __mmask16 m = first(known - j);
-                __m512 e = _mm512_fmsub_ps(_mm512_loadu_ps(score + j), _mm512_set1_ps(scale), most);
-                e = _mm512_maskz_mov_ps(m & _mm512_cmp_ps_mask(e, _mm512_set1_ps(-100), _CMP_GT_OQ), exponential(e));
-                total = _mm512_add_ps(total, e);
-                put(scratch.weights + row * lds + j, e, 0xffff);
-            }
-            scratch.total[row] = 1 / _mm512_reduce_add_ps(total);
-        }
-        for (long c = 0; c < width; c += PANEL)
-            product(rows, scratch.weights, lds, values + c * s.room, ceil_div(known, unit), (const T*)nullptr,
-                    [&](long row, const __m512* sums) {
-                        T* out = to + (sample * s.fed + begin + row) * ldt + head * width + c;
-                        const __m512 share = _mm512_set1_ps(scratch.total[row]);
-                        for (int v = 0; v < VECTORS; ++v)
-                            put(out + v * LANES, _mm512_mul_ps(sums[v], share), first(width - c - v * LANES));
-                    });
-    }
+    for (long begin = 0; begin < s.fed; begin += QUERIES)
+        attend(std::min(QUERIES, s.fed - begin), scratch.q + begin * ldq, ldq, memory, known,
+               s.seen ? s.seen + sample * s.seen_batch + begin * s.seen_query : nullptr, s.seen_query,
+               to + (sample * s.fed + begin) * ldt + head * width, ldt, scratch);
 }
 
 template <typename T> int forward(const Step& s, const Layer* layers, float* x, float* states) {
-    const long rows = s.batch * s.fed, lda = stride(s.dim), ldh = stride(s.ffn), width = s.dim / s.heads;
-    const long known = round_up(s.past + s.fed, PANEL);
-    const long queries = s.fed * stride(width) * sizeof(T);
-    const long scores = QUERIES * stride(known);
-    const long own = round_up(queries + scores * (sizeof(T) + 4) + QUERIES * 4, 64) + 64;
+    const long rows = s.batch * s.fed, lda = stride(s.dim), ldh = stride(s.ffn), known = s.past + s.fed;
+    const long own = Scratch<T>::bytes(s.fed * stride(s.dim / s.heads), known);
     const long shared = round_up(rows * (lda * 2 + ldh) * sizeof(T) + rows * 3 * s.dim * 4, 64);
     char* memory = (char*)aligned_alloc(64, shared + own * s.threads);
     if (!memory) return 1;
@@ -270,13 +308,9 @@ template <typename T> int forward(const Step& s, const Layer* layers, float* x, 
     T* attended = a + rows * lda;
     T* hidden = attended + rows * lda;
     float* qkv = (float*)(hidden + rows * ldh);
-#pragma omp parallel num_threads(s.threads)
+#pragma omp parallel num_threads((int)s.threads)
     {
-        Scratch<T> scratch;
-        scratch.scores = (float*)(memory + shared + own * omp_get_thread_num());
-        scratch.total = scratch.scores + scores;
-        scratch.weights = (T*)(scratch.total + QUERIES);
-        scratch.q = scratch.weights + scores;
+        const Scratch<T> scratch(memory + shared + own * omp_get_thread_num(), known);
         const auto add = [&](long p, long row, const __m512* sums) {
             float* to = x + row * s.dim + p * PANEL;
             for (int v = 0; v < VECTORS; ++v) {
@@ -297,7 +331,7 @@ template <typename T> int forward(const Step& s, const Layer* layers, float* x, 
 #pragma omp barrier
             const Share share(s.batch * s.heads);
             for (long i = share.begin; i < share.end; ++i)
-                attention(s, i / s.heads, i % s.heads, qkv, (T*)layer.cache, attended, lda, scratch);
+                attention(s, i / s.heads, i % s.heads, qkv, (T*)s.cache + l * s.cache_layer, attended, lda, scratch);
 #pragma omp barrier
             multiply(rows, attended, s.dim, (const T*)layer.out, s.dim, add);
 #pragma omp barrier
@@ -324,12 +358,42 @@ template <typename T> int forward(const Step& s, const Layer* layers, float* x, 
     return 0;
 }
 
+template <typename T> int attend_all(const Heads& s) {
+    const long size = round_up(s.known, PANEL) * (s.width + round_up(s.width, PANEL));
+    const long own = Scratch<T>::bytes(0, s.known), packed = round_up(size * sizeof(T), 64);
+    char* all = (char*)aligned_alloc(64, (own + packed) * s.threads);
+    if (!all) return 1;
+#pragma omp parallel num_threads((int)s.threads)
+    {
+        char* mine = all + (own + packed) * omp_get_thread_num();
+        const Scratch<T> scratch(mine + packed, s.known);
+        Memory<T> memory{(T*)mine, (T*)mine + round_up(s.known, PANEL) * s.width, s.width, round_up(s.known, PANEL)};
+        const Share share(s.batch * s.heads);
+        for (long i = share.begin; i < share.end; ++i) {
+            const long sample = i / s.heads, head = i % s.heads;
+            const auto of = [&](const View& view) { return (const T*)view.data + sample * view.batch + head * view.head; };
+            const T *q = of(s.q), *keys = of(s.keys), *values = of(s.values);
+            for (long j = 0; j < s.known; ++j)
+                for (long c = 0; c < s.width; c += LANES) {
+                    const __mmask16 m = first(s.width - c);
+                    memory.store(j, c, get(keys + j * s.keys.row + c, m), get(values + j * s.values.row + c, m));
+                }
+            T* to = (T*)s.out + sample * s.queries * s.heads * s.width + head * s.width;
+            for (long begin = 0; begin < s.queries; begin += QUERIES)
+                attend(std::min(QUERIES, s.queries - begin), q + begin * s.q.row, s.q.row, memory, s.known,
+                       (const uint8_t*)nullptr, 0, to + begin * s.heads * s.width, s.heads * s.width, scratch);
+        }
+    }
+    free(all);
+    return 0;
+}
+
 template <typename T>
-int linear(long rows, long inner, long columns, const float* x, const T* weight, float* out, int threads) {
+int linear(long rows, long inner, long columns, const float* x, const T* weight, float* out, long threads) {
     const long lda = stride(inner);
     T* a = (T*)aligned_alloc(64, round_up(rows * lda * sizeof(T), 64));
     if (!a) return 1;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads((int)threads)
     {
         const Share share(rows);
         for (long row = share.begin; row < share.end; ++row)
@@ -386,17 +450,22 @@ float kth_largest(float* values, long count, long k) {
 
 constexpr long BLOCK = 64;  // values that are summed before they are told apart
 
-// As `draw` in sampling.py, of one row. `scratch` holds twice the columns and a vector each.
+// As `draw` in sampling.py, of one row; -1 if its logits are not numbers. `scratch` holds twice the columns and
+// a vector each.
 long draw(const float* logits, long columns, double uniform, float temperature, long top_k, float* scratch) {
     float *values = scratch, *ranked = scratch + round_up(columns, BLOCK);
     __m512 most = _mm512_set1_ps(-INFINITY);
     for (long i = 0; i < columns; i += LANES)
         most = _mm512_mask_max_ps(most, first(columns - i), most, _mm512_maskz_loadu_ps(first(columns - i), logits + i));
     most = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+    __mmask16 wrong = 0;
     for (long i = 0; i < columns; i += LANES) {
-        const __m512 v = _mm512_sub_ps(_mm512_maskz_loadu_ps(first(columns - i), logits + i), most);
+        const __mmask16 m = first(columns - i);
+        const __m512 v = _mm512_sub_ps(_mm512_maskz_loadu_ps(m, logits + i), most);
+        wrong |= _mm512_mask_cmp_ps_mask(m, v, v, _CMP_UNORD_Q);
         _mm512_storeu_ps(values + i, _mm512_div_ps(v, _mm512_set1_ps(temperature)));
     }
+    if (wrong) return -1;
     float least = -INFINITY;
     if (top_k > 0 && top_k < columns) {
         memcpy(ranked, values, columns * 4);
@@ -441,11 +510,11 @@ extern "C" {
 uint32_t narcli_source() { return SOURCE; }  // which version of this file
 
 int narcli_draw(long rows, long columns, const float* logits, const float* uniform, float temperature, long top_k,
-                int64_t* tokens, int threads) {
+                int64_t* tokens, long threads) {
     const long own = 2 * round_up(columns, BLOCK) + 2 * LANES;
     float* scratch = (float*)aligned_alloc(64, own * threads * 4);
     if (!scratch) return 1;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads((int)threads)
     {
         const Share share(rows);
         for (long row = share.begin; row < share.end; ++row)
@@ -462,10 +531,12 @@ int narcli_forward_float32(const Step* s, const Layer* layers, float* x, float* 
 int narcli_forward_bfloat16(const Step* s, const Layer* layers, float* x, float* states) {
     return forward<bf16>(*s, layers, x, states);
 }
-int narcli_linear_float32(long rows, long inner, long columns, const float* x, const float* w, float* out, int threads) {
+int narcli_attend_float32(const Heads* s) { return attend_all<float>(*s); }
+int narcli_attend_bfloat16(const Heads* s) { return attend_all<bf16>(*s); }
+int narcli_linear_float32(long rows, long inner, long columns, const float* x, const float* w, float* out, long threads) {
     return linear(rows, inner, columns, x, w, out, threads);
 }
-int narcli_linear_bfloat16(long rows, long inner, long columns, const float* x, const bf16* w, float* out, int threads) {
+int narcli_linear_bfloat16(long rows, long inner, long columns, const float* x, const bf16* w, float* out, long threads) {
     return linear(rows, inner, columns, x, w, out, threads);
 }
 }

@@ -9,17 +9,18 @@ from __future__ import annotations
 import ctypes
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zlib import crc32
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .transformer import NARTransformer
+if TYPE_CHECKING:
+    from .transformer import NARTransformer, TransformerConfig
 
-#: What ``hatch_build.py`` compiles.
+#: What ``hatch_build.py`` compiles, and of what.
 LIBRARY = Path(__file__).with_name("libnative.so")
-#: What it is compiled from; not there in a wheel.
 SOURCE = LIBRARY.with_name("native.cpp")
 #: Columns that lie side by side in a packed weight.
 PANEL = 64
@@ -28,64 +29,79 @@ PANEL = 64
 class _Layer(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_void_p)
-        for name in ("attention_norm", "ffn_norm", "qkv", "out", "gate_up", "down", "head_norm", "cache")
+        for name in ("attention_norm", "ffn_norm", "qkv", "out", "gate_up", "down", "head_norm")
     ]
 
 
 class _Step(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_long) for name in ("batch", "fed", "past", "layers", "dim", "heads")),
-        *((name, ctypes.c_long) for name in ("ffn", "room")),
-        *((name, ctypes.c_void_p) for name in ("cos", "sin", "seen")),
-        *((name, ctypes.c_long) for name in ("seen_batch", "seen_query", "outputs")),
-        ("threads", ctypes.c_int),
+        *((name, ctypes.c_long) for name in ("batch", "fed", "past", "layers", "dim", "heads", "ffn")),
+        *((name, ctypes.c_long) for name in ("outputs", "threads", "room", "cache_layer")),
+        *((name, ctypes.c_void_p) for name in ("cache", "cos", "sin", "seen")),
+        *((name, ctypes.c_long) for name in ("seen_batch", "seen_query")),
+    ]
+
+
+class _View(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_long) for name in ("batch", "head", "row"))]
+
+
+class _Heads(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_long) for name in ("batch", "heads", "queries", "known", "width", "threads")),
+        *((name, _View) for name in ("q", "keys", "values")),
+        ("out", ctypes.c_void_p),
     ]
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled functions; None where there are none, or the processor or torch is not what they need."""
-    if not LIBRARY.exists() or not torch.cpu._is_avx512_supported():
+    """The compiled functions; None where there are none, or torch does not use AVX-512 here."""
+    if not LIBRARY.exists() or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return None
+    pointer, long = ctypes.c_void_p, ctypes.c_long
     try:
         found = ctypes.CDLL(str(LIBRARY))  # finds the OpenMP that torch has loaded
-    except OSError:
+        found.narcli_source.restype = ctypes.c_uint32
+        if found.narcli_source() != crc32(SOURCE.read_bytes()):
+            return None  # the source was edited, or updated, after narcli was installed
+        for name in ("float32", "bfloat16"):
+            getattr(found, f"narcli_forward_{name}").argtypes = [pointer] * 4
+            getattr(found, f"narcli_attend_{name}").argtypes = [pointer]
+            getattr(found, f"narcli_linear_{name}").argtypes = [*[long] * 3, *[pointer] * 3, long]
+        found.narcli_draw.argtypes = [long, long, pointer, pointer, ctypes.c_float, long, pointer, long]
+    except (OSError, AttributeError):
         return None
-    found.narcli_source.restype = ctypes.c_uint32
-    if SOURCE.exists() and found.narcli_source() != crc32(SOURCE.read_bytes()):
-        return None  # it was edited, or updated, after narcli was installed
-    pointer, long, threads = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-    for name in ("float32", "bfloat16"):
-        getattr(found, f"narcli_forward_{name}").argtypes = [pointer] * 4
-        getattr(found, f"narcli_linear_{name}").argtypes = [*[long] * 3, *[pointer] * 3, threads]
-    found.narcli_draw.argtypes = [long, long, pointer, pointer, ctypes.c_float, long, pointer, threads]
     return found
 
 
 def can_run(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether layers whose weights have a dtype, on a device, are run by the library."""
+    """Whether the compiled functions serve for weights of a dtype on a device."""
     if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16) or library() is None:
         return False
-    if dtype == torch.float32:
-        return True
-    return torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
+    return _works(dtype)
 
 
-def _call(function: str, *arguments: object) -> None:
-    if getattr(library(), function)(*arguments):
-        raise MemoryError(f"{function}: not enough memory")
+@cache
+def _works(dtype: torch.dtype) -> bool:
+    """Whether the processor is the right one, and a small product comes out right."""
+    if dtype == torch.bfloat16 and (
+        torch.cpu._is_amx_tile_supported() or not torch.cpu._is_avx512_bf16_supported()
+    ):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(7, 34, generator=generator), torch.randn(70, 34, generator=generator).to(dtype)
+    return torch.allclose(NativeLinear(weight)(x), x @ weight.float().T, rtol=0.05, atol=0.05)
 
 
-def _named(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def can_fuse(c: TransformerConfig, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether ``NativeLayers`` serves for a transformer: in bfloat16 numbers are multiplied in pairs."""
+    return not c.head_dim % 2 and not c.ffn_dim % 2 and can_run(dtype, device)
 
 
-def panels(weight: Tensor) -> Tensor:
-    """(out, in) -> (panels, in, 64), in bfloat16 two of ``in`` side by side; what is missing is zero."""
-    unit = 2 if weight.dtype == torch.bfloat16 else 1
-    out, columns = weight.shape
-    padded = F.pad(weight, (0, -columns % unit, 0, -out % PANEL))
-    return padded.unflatten(1, (-1, unit)).unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
+def cache_shape(c: TransformerConfig, rows: int, length: int) -> tuple[int, ...]:
+    """Of the keys and values of ``length`` positions: whole panels, the keys of a head before its values."""
+    return c.total_layers, 1, rows, c.heads, whole_panels(length), c.head_dim + whole_panels(c.head_dim)
 
 
 def whole_panels(columns: int) -> int:
@@ -93,8 +109,20 @@ def whole_panels(columns: int) -> int:
     return -(-columns // PANEL) * PANEL
 
 
+def panels(weight: Tensor) -> Tensor:
+    """(out, in) -> (panels, in, 64), in bfloat16 two of ``in`` side by side; rows that are missing are zero."""
+    unit = 2 if weight.dtype == torch.bfloat16 else 1
+    padded = F.pad(weight, (0, 0, 0, -len(weight) % PANEL))
+    return padded.unflatten(1, (-1, unit)).unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
+
+
+def half_panels(weight: Tensor) -> Tensor:
+    """(out, in) -> (panels, 32, in); rows that are missing are zero."""
+    return F.pad(weight, (0, 0, 0, -len(weight) % (PANEL // 2))).unflatten(0, (-1, PANEL // 2))
+
+
 class NativeLinear(nn.Module):
-    """``x @ weight.T``, in float32 but for the products."""
+    """``x @ weight.T`` in float32, of inputs that are rounded as the weight is; in bfloat16 of an even width."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -125,7 +153,7 @@ class NativeLayers(nn.Module):
         self.records = (_Layer * c.total_layers)()
         for index, record in enumerate(self.records):
             layer = model.ordered_layers[index]
-            gate_up = [halves(part.weight.detach()) for part in (layer.ffn.gate, layer.ffn.up)]
+            gate_up = [half_panels(part.weight.detach()) for part in (layer.ffn.gate, layer.ffn.up)]
             parts = {
                 "attention_norm": layer.attention_norm.weight.detach().float().contiguous(),
                 "ffn_norm": layer.ffn_norm.weight.detach().float().contiguous(),
@@ -139,17 +167,13 @@ class NativeLayers(nn.Module):
                 parts["head_norm"] = head.norm.weight.detach().float().contiguous()
             for name, tensor in parts.items():
                 setattr(record, name, tensor.data_ptr())
-            self.tensors += parts.values()
+            self.tensors += parts.values()  # the records point to them
             model.layers[index] = nn.Identity()
         model.layers = nn.ModuleList()
 
     def empty_cache(self, rows: int, length: int) -> Tensor:
         """Room for the keys and values of ``length`` positions: (layers, 1, rows, ...)."""
-        c = self.config
-        width = c.head_dim + -(-c.head_dim // PANEL) * PANEL
-        return torch.empty(
-            c.total_layers, 1, rows, c.heads, -(-length // PANEL) * PANEL, width, dtype=self.dtype
-        )
+        return torch.empty(cache_shape(self.config, rows, length), dtype=self.dtype)
 
     def forward(
         self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, tensors: Tensor, past: int, mask: Tensor | None
@@ -169,8 +193,9 @@ class NativeLayers(nn.Module):
         c, (batch, fed, dim) = self.config, x.shape
         x = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
         states = x.new_empty(batch, fed, len(c.order.heads), dim)
-        step = _Step(batch, fed, past, c.total_layers, dim, c.heads, c.ffn_dim, tensors.shape[4])
+        step = _Step(batch, fed, past, c.total_layers, dim, c.heads, c.ffn_dim)
         step.outputs, step.threads = states.shape[2], torch.get_num_threads()
+        step.room, step.cache_layer, step.cache = tensors.shape[4], tensors.stride(0), tensors.data_ptr()
         if rotary is not None:
             cos, sin = (table.repeat_interleave(2, 1) for table in rotary)
             sin[:, ::2].neg_()
@@ -178,20 +203,31 @@ class NativeLayers(nn.Module):
         if mask is not None:
             seen = mask.contiguous().expand(batch, 1, fed, past + fed)
             step.seen, step.seen_batch, step.seen_query = seen.data_ptr(), seen.stride(0), seen.stride(2)
-        for record, tensor in zip(self.records, tensors, strict=True):
-            record.cache = tensor.data_ptr()
         pointers = x.data_ptr(), states.data_ptr()
         _call(f"narcli_forward_{_named(self.dtype)}", ctypes.byref(step), self.records, *pointers)
         return states
 
 
-def halves(weight: Tensor) -> Tensor:
-    """(out, in) -> (panels, 32, in): half of what a panel holds; what is missing is zero."""
-    return F.pad(weight, (0, 0, 0, -len(weight) % (PANEL // 2))).unflatten(0, (-1, PANEL // 2))
+def attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Scaled dot product attention of an even width; ``can_run`` must hold.
+
+    Args:
+        q: (B, heads, n, d), the last axis contiguous.
+        keys, values: (B, heads, m, d), likewise.
+
+    Returns:
+        (B, heads, n, d), in memory (B, n, heads, d). A row depends on no other row.
+    """
+    batch, heads, n, width = q.shape
+    out = q.new_empty(batch, n, heads, width)
+    views = (_View(tensor.data_ptr(), *tensor.stride()[:3]) for tensor in (q, keys, values))
+    sizes = batch, heads, n, keys.shape[2], width, torch.get_num_threads()
+    _call(f"narcli_attend_{_named(q.dtype)}", ctypes.byref(_Heads(*sizes, *views, out.data_ptr())))
+    return out.transpose(1, 2)
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int) -> Tensor:
-    """Draw tokens, as ``sampling.draw``; the library must be there.
+    """Draw tokens, as ``sampling.draw``; ``can_run`` must hold.
 
     Args:
         logits: float32 (B, n, V).
@@ -200,10 +236,19 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int) -> Ten
         top_k: 0 keeps all.
 
     Returns:
-        (B, n) int64.
+        (B, n) int64; -1 where the logits are not numbers or infinite.
     """
     logits, uniform = logits.contiguous(), uniform.contiguous()
     tokens = torch.empty(uniform.shape, dtype=torch.int64)
     pointers = logits.data_ptr(), uniform.data_ptr(), temperature, top_k, tokens.data_ptr()
     _call("narcli_draw", uniform.numel(), logits.shape[-1], *pointers, torch.get_num_threads())
     return tokens
+
+
+def _call(function: str, *arguments: object) -> None:
+    if getattr(library(), function)(*arguments):
+        raise MemoryError(f"{function}: not enough memory")
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,8 +1,9 @@
 """Layers rewritten for inference on a CPU: the same results up to rounding, sooner.
 
-PyTorch lays out the weight of a linear layer anew at every call; for the 2 to 32 rows of a frontier that
-costs more than the product. Packing does it once, with the operators that inductor's freezing emits; where
-they are missing or fail a small trial, all layers stay as they are.
+A transformer's layers become those of ``native``, where these can run. Otherwise, and for a tokenizer, weights
+are laid out ahead for oneDNN: PyTorch does it anew at every call, which for the 2 to 32 rows of a frontier
+costs more than the product. Packing uses the operators that inductor's freezing emits; where they are missing
+or fail a small trial, layers stay as they are.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import attend
-from .native import NativeLayers, NativeLinear, can_run
+from .native import NativeLayers, NativeLinear, can_fuse
 from .transformer import Block, Cache, Head, NARTransformer, Plan, SwiGLU
 from .vq import Upsample, VQTokenizer
 
@@ -196,11 +197,13 @@ REWRITTEN: dict[type, Callable[[Any], nn.Module]] = {
 def pack(model: nn.Module) -> nn.Module:
     """Rewrite the layers of ``model`` that are worth it (no linear ones with a bias), where the machine can.
 
-    The plain weights are let go one by one, so memory hardly grows. A packed model cannot be trained, saved
-    or moved to another device.
+    The plain weights are let go one by one, so memory hardly grows. A packed model cannot be trained, saved,
+    copied or moved to another device.
     """
-    if isinstance(model, NARTransformer) and model.fused is None and can_fuse(model):
-        model.fused = NativeLayers(model)
+    if isinstance(model, NARTransformer) and model.fused is None:
+        weight = model.token_embedding.weight
+        if can_fuse(model.config, weight.dtype, weight.device):
+            model.fused = NativeLayers(model)
     for name, child in model.named_children():
         if isinstance(child, Head):  # these become one, below
             continue
@@ -220,12 +223,6 @@ def can_rewrite(layer: nn.Module) -> bool:
     if isinstance(layer, Block) and layer.head_dim % 2:
         return False
     return type(layer) in REWRITTEN and getattr(layer, "bias", None) is None
-
-
-def can_fuse(model: NARTransformer) -> bool:
-    """Whether all layers can be one: in pairs, as bfloat16 is multiplied."""
-    weight, c = model.token_embedding.weight, model.config
-    return can_run(weight.dtype, weight.device) and not c.head_dim % 2 and not c.ffn_dim % 2
 
 
 def join_outputs(model: NARTransformer) -> None:
