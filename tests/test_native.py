@@ -15,12 +15,14 @@ from zlib import crc32
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hatch_build import LIBRARY, SOURCE, NativeHook
 from hypothesis import given
 from hypothesis import strategies as st
 
 from narcli.errors import CheckpointError
 from narcli.models import native
+from narcli.models.larp import Attention
 from narcli.models.native import NativeLayers, NativeLinear
 from narcli.models.packed import PackedBlock, PackedLinear, can_pack, pack
 from narcli.models.transformer import NARTransformer, TransformerConfig
@@ -140,7 +142,7 @@ def test_fewer_threads_than_asked_for_are_enough():
     code = (
         "import torch; from narcli.models import native; torch.manual_seed(0); torch.set_num_threads(4);"
         "linear = native.NativeLinear(torch.randn(999, 60)); x = torch.randn(9, 60);"
-        "print(linear(x).double().sum().item(), native.draw(linear(x)[None], torch.rand(1, 9), 1.0, 9).tolist())"
+        "y = linear(x); print(y.double().sum().item(), native.draw(y[None], torch.rand(1, 9), 1.0, 9).tolist())"
     )
     found = [
         subprocess.run(
@@ -194,6 +196,37 @@ def test_no_token_is_drawn_from_what_is_no_number(kernels, number, settings):
         draw(logits, torch.rand(1, 3), SamplingSettings(**settings))
     logits[0, 1, 66] = 0  # minus infinity is as good as never
     assert draw(logits, torch.rand(1, 3), SamplingSettings(**settings))[0, 1] == 66
+
+
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
+@pytest.mark.parametrize(("n", "m", "width"), [(1, 1, 2), (30, 131, 64), (25, 64, 72), (49, 200, 16)])
+def test_attention_is_that_of_torch_and_no_head_depends_on_another(dtype, n, m, width):
+    needs(dtype)
+    torch.manual_seed(0)
+    q = torch.randn(3, n, 5, width).to(dtype).transpose(1, 2)
+    keys, values = torch.randn(2, 3, m, 5, width + 6).to(dtype)[..., :width].transpose(2, 3)
+    found = native.attend(q, keys, values)
+    assert found.dtype == dtype and found.transpose(1, 2).is_contiguous()
+    expected = F.scaled_dot_product_attention(q.double(), keys.double(), values.double())
+    error = 1e-5 if dtype == torch.float32 else 0.02
+    torch.testing.assert_close(found.double(), expected, rtol=error, atol=error)
+    assert torch.equal(native.attend(q[1:2, 2:4], keys[1:2, 2:4], values[1:2, 2:4]), found[1:2, 2:4])
+    assert torch.equal(native.attend(q[:, :, n // 2 :], keys, values), found[:, :, n // 2 :])
+    values[0, 0, m // 2] = torch.nan
+    assert native.attend(q, keys, values)[0, 0].isnan().all()
+    values[0, 0, m // 2], keys[0, 1, m // 2] = 0, torch.nan
+    found = native.attend(q, keys, values)
+    assert found[0, 1].isnan().all() and found[0, 2:].isfinite().all()
+
+
+def test_the_attention_of_larp_is_compiled_but_for_gradients(monkeypatch):
+    needs(torch.float32)
+    torch.manual_seed(0)
+    layer, x = Attention(48, 4), torch.randn(2, 30, 48)
+    expected = layer(x)  # with gradients
+    monkeypatch.setattr(F, "scaled_dot_product_attention", None)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-6)
 
 
 @given(
@@ -271,7 +304,9 @@ def afresh():
     native._works.cache_clear()
 
 
-@pytest.mark.parametrize("fault", ["missing", "not a library", "another library", "of another processor", "of an older source"])
+@pytest.mark.parametrize(
+    "fault", ["missing", "not a library", "another library", "of another processor", "of an older source"]
+)
 def test_a_library_that_cannot_be_used_is_left_alone(afresh, fault, monkeypatch, tmp_path):
     file = tmp_path / "libnative.so"
     if fault == "not a library":

@@ -100,7 +100,7 @@ def test_image_tokenizer_agrees_with_the_released_code(packed):
     assert torch.equal(encoded, expected["encoded"])
 
 
-def test_video_tokenizer_agrees_with_the_released_code(larp):
+def test_video_tokenizer_agrees_with_the_released_code(larp, kernels):
     expected = load_file(DATA / "larp.expected.safetensors")
     tokenizer = load_tokenizer(larp[1])
     with torch.no_grad():

@@ -21,7 +21,6 @@ from .checkpoints import build, load_tokenizer, transformer_config
 from .configs import CONFIG, TEXT_ENCODER
 from .errors import MemoryLimitError
 from .hub import Fetched, Located, cached
-from .models.attention import FEW, SCORES, attends_by_products
 from .models.larp import LARPConfig
 from .models.native import cache_shape, can_fuse
 from .models.transformer import TransformerConfig, ffn_dim
@@ -44,7 +43,6 @@ ENCODERS = {TEXT_ENCODER_OF_RELEASED: 1_223_527_424}
 # Measured on a CPU, see docs/models.md:
 BASE = 220 * 10**6  # bytes of Python, torch and the other libraries, and of pictures on their way to files
 TRANSFORMERS = 80 * 10**6  # bytes of the library that runs text encoders
-SCORE_BYTES = 10  # of a score and its probability, in both formats, where attention is by products
 LOGITS = 8  # copies of a step's logits that drawing holds at once
 PLANES = 10  # copies of its largest layer that a convolutional decoder holds at once
 
@@ -156,13 +154,9 @@ def estimate(
     assert c is not None and tokenizer is not None
     rows, widest = batch_size * (2 if guided else 1), c.order.widest
     length = c.condition_tokens + c.order.cells - len(c.order.steps[-1])
-    fused = can_fuse(c, dtype, torch.device(device))
     keys_and_values = c.total_layers * 2 * rows * length * c.dim * size
-    if fused:
+    if can_fuse(c, dtype, torch.device(device)):
         keys_and_values = math.prod(cache_shape(c, rows, length)) * size
-    largest = c.heads * max(widest, c.condition_tokens) * length  # scores of a step, of one row
-    products = largest >= FEW and device == "cpu" and attends_by_products(dtype) and not fused
-    scores = min(SCORES, rows * largest) * SCORE_BYTES if products else 0
     logits = LOGITS * batch_size * widest * c.vocab_size * 4
     hidden = rows * max(widest, c.condition_tokens) * (8 * c.dim + 3 * c.ffn_dim) * 4
     at_once = 1 if device == "cpu" else min(batch_size, DECODED_TOGETHER)
@@ -173,7 +167,7 @@ def estimate(
     return Memory(
         base=BASE + TRANSFORMERS * encode if device == "cpu" else 0,
         weights=networks.held(dtype, device) * size,
-        sampling=keys_and_values + scores + logits + hidden,
+        sampling=keys_and_values + logits + hidden,
         decoding=at_once * _decoding(tokenizer, c.grid, dtype),
         encoding=encoding,
     )
@@ -183,8 +177,7 @@ def _decoding(tokenizer: VQConfig | LARPConfig, grid: tuple[int, ...], dtype: to
     """Bytes held at once while one sample is decoded."""
     if isinstance(tokenizer, LARPConfig):
         tokens = tokenizer.bottleneck_token_num + math.prod(tokenizer.decoder_patches)
-        scores = min(SCORES, tokenizer.decoder_num_heads * tokens**2) * SCORE_BYTES
-        return scores + 16 * tokens * tokenizer.decoder_hidden_size * 4  # whatever the dtype, as measured
+        return 16 * tokens * tokenizer.decoder_hidden_size * 4  # whatever the dtype, as measured
     pixels = math.prod(grid) * (tokenizer.downsampling // tokenizer.patch) ** 2
     # Each level has a quarter of the pixels of the one before.
     largest = pixels * math.ceil(max(tokenizer.ch * m / 4**i for i, m in enumerate(tokenizer.ch_mult)))

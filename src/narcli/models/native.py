@@ -110,7 +110,7 @@ def whole_panels(columns: int) -> int:
 
 
 def panels(weight: Tensor) -> Tensor:
-    """(out, in) -> (panels, in, 64), in bfloat16 two of ``in`` side by side; rows that are missing are zero."""
+    """(out, in) -> (panels, in, 64), in bfloat16 two of ``in`` side by side; missing rows are zero."""
     unit = 2 if weight.dtype == torch.bfloat16 else 1
     padded = F.pad(weight, (0, 0, 0, -len(weight) % PANEL))
     return padded.unflatten(1, (-1, unit)).unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
@@ -122,7 +122,7 @@ def half_panels(weight: Tensor) -> Tensor:
 
 
 class NativeLinear(nn.Module):
-    """``x @ weight.T`` in float32, of inputs that are rounded as the weight is; in bfloat16 of an even width."""
+    """``x @ weight.T`` in float32, of inputs rounded as the weight is; in bfloat16 their width is even."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()

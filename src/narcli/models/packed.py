@@ -1,9 +1,9 @@
 """Layers rewritten for inference on a CPU: the same results up to rounding, sooner.
 
-A transformer's layers become those of ``native``, where these can run. Otherwise, and for a tokenizer, weights
-are laid out ahead for oneDNN: PyTorch does it anew at every call, which for the 2 to 32 rows of a frontier
-costs more than the product. Packing uses the operators that inductor's freezing emits; where they are missing
-or fail a small trial, layers stay as they are.
+A transformer's layers become those of ``native``, where these can run. Otherwise, and for a tokenizer,
+weights are laid out ahead for oneDNN: PyTorch does it anew at every call, which for the 2 to 32 rows of a
+frontier costs more than the product. Packing uses the operators that inductor's freezing emits; where they are
+missing or fail a small trial, layers stay as they are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import attend
 from .native import NativeLayers, NativeLinear, can_fuse
 from .transformer import Block, Cache, Head, NARTransformer, Plan, SwiGLU
 from .vq import Upsample, VQTokenizer
@@ -145,7 +144,7 @@ class PackedBlock(nn.Module):
         qk = qk.unflatten(-1, (-1, self.head_dim // 2)).permute(2, 0, 4, 1, 3, 5)
         q, k = qk.to(v.dtype, memory_format=torch.contiguous_format).flatten(-2)  # (B, heads, n, head_dim)
         v = v.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        attended = attend(q, *cache.append(layer, k, v), mask)
+        attended = F.scaled_dot_product_attention(q, *cache.append(layer, k, v), attn_mask=mask)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.ffn(self.ffn_norm(x))
 

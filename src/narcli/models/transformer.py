@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..order import Order
-from .attention import attend
 
 if TYPE_CHECKING:
     from .native import NativeLayers
@@ -267,7 +266,7 @@ class Block(nn.Module):
         if rotary is not None:
             qk = rotate(qk, *rotary)
         q, k, v = (part.transpose(1, 2) for part in (*qk.unbind(2), qkv[:, :, 2]))
-        attended = attend(q, *cache.append(layer, k, v), mask)
+        attended = F.scaled_dot_product_attention(q, *cache.append(layer, k, v), attn_mask=mask)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.ffn(self.ffn_norm(x))
 

@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import attend
-
 
 @dataclass(frozen=True)
 class VQConfig:
@@ -275,7 +273,7 @@ class PixelAttention(nn.Module):
         h = self.norm(x)
         # One head: (B, 1, H * W, C).
         q, k, v = (conv(h).flatten(2).transpose(1, 2).unsqueeze(1) for conv in (self.q, self.k, self.v))
-        h = attend(q, k, v).squeeze(1)
+        h = F.scaled_dot_product_attention(q, k, v).squeeze(1)
         return x + self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]))
 
 

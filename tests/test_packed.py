@@ -1,0 +1,69 @@
+"""What packing does to a model, and what a sample may depend on then."""
+
+import pytest
+import torch
+
+from narcli.models import native
+from narcli.models.packed import can_pack, pack
+from narcli.models.transformer import NARTransformer, TransformerConfig
+from narcli.sampling import SamplingSettings
+from narcli.sampling import sample as sample_batch
+
+
+def network(grid, heads, dtype, **sizes):
+    torch.manual_seed(0)
+    sizes = {"num_classes": 9} | sizes
+    model = NARTransformer(TransformerConfig(grid, 64 * heads, 2, heads, 300, 128, **sizes)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    return model.to(dtype)
+
+
+TEXT = {"condition": "text", "num_classes": 0, "condition_tokens": 40, "caption_dim": 16}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("grid", "heads", "sizes"),
+    [((16, 16), 3, {}), ((4, 8, 8), 2, {"position": "absolute"}), ((9, 5), 1, {}), ((8, 8), 2, TEXT)],
+)
+def test_a_packed_model_gives_a_sample_the_same_tokens_in_every_batch(grid, heads, sizes, dtype, kernels):
+    """Also with guidance that ends half way."""
+    if not (native.can_run(dtype, torch.device("cpu")) if kernels == "native" else can_pack(dtype)):
+        pytest.skip("this machine has no packed layers")
+    model = pack(network(grid, heads, dtype, **sizes))
+    c, seeds = model.config, list(range(9))
+    condition, padding = torch.arange(9), None
+    if c.condition == "text":
+        condition = torch.randn(9, 40, 16).to(dtype)
+        padding = torch.arange(40) < torch.arange(9)[:, None] * 4
+    settings = SamplingSettings(cfg_scale=2.0, cfg_interval=c.order.cells // 2)
+
+    def drawn(rows):
+        return sample_batch(
+            model, condition[rows], seeds[rows], settings, None if padding is None else padding[rows]
+        )
+
+    together = drawn(slice(0, 9))
+    for first, count in ((0, 1), (8, 1), (3, 2), (4, 5)):
+        rows = slice(first, first + count)
+        assert torch.equal(drawn(rows), together[rows])
+
+
+def test_packing_leaves_odd_heads_as_they_are_and_may_be_asked_for_twice():
+    torch.manual_seed(0)
+    config = TransformerConfig((3, 4), 10, 1, 2, 20, 16, num_classes=2, position="absolute")
+    model = NARTransformer(config).eval()  # heads of 5
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    classes, settings = torch.tensor([0, 1]), SamplingSettings()
+    before = sample_batch(model, classes, [0, 1], settings)
+    model = pack(pack(model))
+    assert torch.equal(sample_batch(model, classes, [0, 1], settings), before)
+
+
+def test_a_model_that_has_drawn_can_be_trained():
+    model = network((4, 5), 1, torch.float32)
+    tokens = sample_batch(model, torch.tensor([1]), [0], SamplingSettings())
+    model.forward_train(model.condition(torch.tensor([1])), tokens).sum().backward()
+    assert model.layers[0].qkv.weight.grad.abs().sum() > 0
