@@ -142,7 +142,8 @@ def test_fewer_threads_than_asked_for_are_enough():
     code = (
         "import torch; from narcli.models import native; torch.manual_seed(0); torch.set_num_threads(4);"
         "linear = native.NativeLinear(torch.randn(999, 60)); x = torch.randn(9, 60);"
-        "y = linear(x); print(y.double().sum().item(), native.draw(y[None], torch.rand(1, 9), 1.0, 9).tolist())"
+        "y = linear(x); tokens = native.draw(y[None], torch.rand(1, 9), 1.0, 9);"
+        "print(y.double().sum().item(), tokens.tolist())"
     )
     found = [
         subprocess.run(
