@@ -29,26 +29,21 @@ class NativeHook(BuildHookInterface[Any]):
         """Called by hatchling before it builds: ``version`` is ``standard`` or ``editable``."""
         if sys.platform != "linux" or platform.machine() != "x86_64":
             return
-        self.folder = Path(tempfile.mkdtemp(prefix="narcli-build-"))
-        library, root = self.folder / LIBRARY.name, Path(self.root)
+        self.folder = tempfile.TemporaryDirectory(prefix="narcli-build-")  # goes with the hook
+        library, root = Path(self.folder.name) / LIBRARY.name, Path(self.root)
         try:
             compile_library(root / SOURCE, library)
+            if version == "editable":
+                beside = root / LIBRARY.with_name(f"libnative.{os.getpid()}.so")
+                shutil.copy(library, beside)
+                beside.replace(root / LIBRARY)  # one that is in use stays whole
+                return
         except (OSError, ValueError, subprocess.CalledProcessError) as error:
             self.app.display_warning(f"narcli is installed without its compiled part: {error}")
             return
-        if version == "editable":
-            beside = root / LIBRARY.with_name(f"libnative.{os.getpid()}.so")
-            shutil.copy(library, beside)
-            beside.replace(root / LIBRARY)  # one that is in use stays whole
-        else:
-            build_data["force_include"][str(library)] = str(LIBRARY.relative_to("src"))
+        build_data["force_include"][str(library)] = str(LIBRARY.relative_to("src"))
         build_data["pure_python"] = False
         build_data["tag"] = "py3-none-linux_x86_64"
-
-    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-        """Called by hatchling when the wheel is there."""
-        if hasattr(self, "folder"):
-            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def compile_library(source: Path, library: Path) -> None:
@@ -57,7 +52,7 @@ def compile_library(source: Path, library: Path) -> None:
     Raises:
         OSError, ValueError, CalledProcessError: there is no such compiler, or it fails.
     """
-    compiler, part = shlex.split(os.environ.get("CXX", "c++")), library.with_suffix(".o")
+    compiler, part = shlex.split(os.environ.get("CXX") or "c++"), library.with_suffix(".o")
     which = f"-DSOURCE={crc32(source.read_bytes())}u"  # native.library compares it
     subprocess.run([*compiler, *OPTIMISED, *PROCESSOR, which, "-c", source, "-o", part], check=True)
     # Not linked with OpenMP: the calls are to find the one that torch has loaded.

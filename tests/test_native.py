@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import gc
 import math
 import os
 import platform
@@ -16,18 +17,22 @@ from zlib import crc32
 import pytest
 import torch
 import torch.nn.functional as F
-from hatch_build import LIBRARY, SOURCE, NativeHook
 from hypothesis import given
 from hypothesis import strategies as st
 
 from narcli.errors import CheckpointError
-from narcli.models import native
+from narcli.memory import Networks, estimate
+from narcli.models import larp, native
 from narcli.models.larp import Attention
 from narcli.models.native import NativeLayers, NativeLinear
 from narcli.models.packed import PackedBlock, PackedLinear, can_pack, pack
-from narcli.models.transformer import NARTransformer, TransformerConfig
+from narcli.models.transformer import Cache, NARTransformer, TransformerConfig
+from narcli.models.vq import VQConfig
 from narcli.sampling import draw, filter_logits, generate
 from narcli.settings import SamplingSettings
+
+pytest.importorskip("hatchling", reason="hatchling (of the dev extra) builds the library")
+from hatch_build import LIBRARY, SOURCE, NativeHook
 
 CPU, ROOT = torch.device("cpu"), Path(__file__).parent.parent
 BOTH = [torch.float32, torch.bfloat16]
@@ -186,7 +191,7 @@ def test_what_is_no_number_is_not_hidden(dtype, number, part):
 
 
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
-@pytest.mark.parametrize("settings", [{}, {"top_k": 5}, {"top_p": 0.9}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"top_k": 5}, {"top_p": 0.9}, {"temperature": 0}], ids=str)
 def test_no_token_is_drawn_from_what_is_no_number(kernels, number, settings):
     logits = torch.randn(1, 3, 70)
     logits[0, 1, 66] = number
@@ -200,34 +205,67 @@ def test_no_token_is_drawn_from_what_is_no_number(kernels, number, settings):
 
 
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
-@pytest.mark.parametrize(("n", "m", "width"), [(1, 1, 2), (30, 131, 64), (25, 64, 72), (49, 200, 16)])
-def test_attention_is_that_of_torch_and_no_head_depends_on_another(dtype, n, m, width):
+@pytest.mark.parametrize(("n", "width"), [(1, 2), (131, 64), (64, 72), (203, 16)])
+def test_attention_is_that_of_torch_and_no_head_depends_on_another(dtype, n, width):
     needs(dtype)
     torch.manual_seed(0)
-    q = torch.randn(3, n, 5, width).to(dtype).transpose(1, 2)
-    keys, values = torch.randn(2, 3, m, 5, width + 6).to(dtype)[..., :width].transpose(2, 3)
-    found = native.attend(q, keys, values)
-    assert found.dtype == dtype and found.transpose(1, 2).is_contiguous()
-    expected = F.scaled_dot_product_attention(q.double(), keys.double(), values.double())
+    qkv = torch.randn(3, n, 3, 5, width).to(dtype)
+
+    def attend(qkv):
+        found = native.attend(qkv.flatten(2), qkv.shape[3])
+        assert found.dtype == dtype and found.shape == (*qkv.shape[:2], qkv.shape[3] * width)
+        return found.unflatten(2, (-1, width)).transpose(1, 2)
+
+    found = attend(qkv)
+    expected = F.scaled_dot_product_attention(*qkv.double().permute(2, 0, 3, 1, 4))
     error = 1e-5 if dtype == torch.float32 else 0.02
     torch.testing.assert_close(found.double(), expected, rtol=error, atol=error)
-    assert torch.equal(native.attend(q[1:2, 2:4], keys[1:2, 2:4], values[1:2, 2:4]), found[1:2, 2:4])
-    assert torch.equal(native.attend(q[:, :, n // 2 :], keys, values), found[:, :, n // 2 :])
-    values[0, 0, m // 2] = torch.nan
-    assert native.attend(q, keys, values)[0, 0].isnan().all()
-    values[0, 0, m // 2], keys[0, 1, m // 2] = 0, torch.nan
-    found = native.attend(q, keys, values)
-    assert found[0, 1].isnan().all() and found[0, 2:].isfinite().all()
+    assert torch.equal(attend(qkv[1:2, :, :, 2:4]), found[1:2, 2:4])
+    qkv[0, n // 2, 2, 0], qkv[0, n // 2, 1, 1] = torch.nan, torch.nan  # a value and a key
+    found = attend(qkv)
+    assert found[0, :2].isnan().all() and found[0, 2:].isfinite().all() and found[1:].isfinite().all()
 
 
-def test_the_attention_of_larp_is_compiled_but_for_gradients(monkeypatch):
+@pytest.mark.parametrize("width", [12, 11])
+def test_the_attention_of_larp_is_compiled_but_for_gradients_and_odd_heads(width, monkeypatch):
     needs(torch.float32)
     torch.manual_seed(0)
-    layer, x = Attention(48, 4), torch.randn(2, 30, 48)
-    expected = layer(x)  # with gradients
-    monkeypatch.setattr(F, "scaled_dot_product_attention", None)
+    layer, x = Attention(4 * width, 4), torch.randn(2, 30, 4 * width)
+    expected = layer(x)
+    expected.sum().backward()
+    assert layer.qkv.weight.grad.abs().sum() > 0
+    calls, compiled = [], larp.attend
+    monkeypatch.setattr(larp, "attend", lambda *a: calls.append(a) or compiled(*a))
     with torch.inference_mode():
         torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-6)
+    assert len(calls) == (width == 12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "compiled"), [({}, 1), ({"top_k": 3}, 1), ({"top_p": 0.9}, 0), ({"temperature": 0}, 0)]
+)
+def test_draws_are_compiled_where_nothing_has_to_be_sorted(settings, compiled, monkeypatch):
+    needs(torch.float32)
+    calls, drawn = [], native.draw
+    monkeypatch.setattr(native, "draw", lambda *a: calls.append(a) or drawn(*a))
+    logits, uniform = torch.randn(2, 3, 40), torch.rand(2, 3)
+    tokens = draw(logits, uniform, SamplingSettings(**settings))
+    assert len(calls) == compiled
+    assert torch.equal(draw(logits, uniform.double(), SamplingSettings(**settings)), tokens)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"dim": 576, "heads": 8}, {"grid": (8, 16)}], ids=str)
+def test_the_estimate_of_memory_knows_how_keys_and_values_lie(sizes):
+    needs(torch.float32)
+    model = network(**sizes)
+    networks = Networks(model.config, VQConfig(32, (1, 1), 1, 32, codebook_size=300))
+    told = [estimate(networks, torch.float32, rows, guided=False).sampling for rows in (1, 9)]
+    held = [Cache(pack(copy.deepcopy(model)), rows).tensors.nbytes for rows in (1, 9)]
+    assert held[0] < told[0] and held[1] - held[0] < told[1] - told[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "library", lambda: None)
+        plain = estimate(networks, torch.float32, 9, guided=False).sampling
+        assert told[1] - plain == held[1] - Cache(model, 9).tensors.nbytes
 
 
 @given(
@@ -264,7 +302,7 @@ def test_a_draw_is_that_of_torch(columns, top_k, temperature, scale, seed):
 def test_draws_have_the_probabilities_of_the_logits():
     needs(torch.float32)
     torch.manual_seed(0)
-    logits = torch.randn(16384) * 2
+    logits = torch.randn(2000) * 2
     tokens = native.draw(logits.expand(1, 4000, -1), torch.rand(1, 4000), 1.0, 3)
     kept = logits.topk(3)
     counts = torch.stack([(tokens == index).sum() for index in kept.indices])
@@ -310,6 +348,7 @@ def afresh():
 )
 def test_a_library_that_cannot_be_used_is_left_alone(afresh, fault, monkeypatch, tmp_path):
     file = tmp_path / "libnative.so"
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     if fault == "not a library":
         file.write_bytes(b"\x7fELF and no more")
     elif fault == "another library":
@@ -403,7 +442,8 @@ def build(tmp_path, monkeypatch):
         hook = NativeHook(str(root), {}, None, None, str(root), "wheel", app)
         hook.initialize(version, data)
         included = {name: Path(file).read_bytes() for file, name in data.pop("force_include").items()}
-        hook.finalize(version, data, "")
+        del hook
+        gc.collect()
         assert not list(scratch.iterdir())
         return app.warnings, data, included, {file.name for file in (root / LIBRARY.parent).iterdir()}
 
@@ -412,13 +452,13 @@ def build(tmp_path, monkeypatch):
 
 
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no compiler here")
-OF_LINUX = {"pure_python": False, "tag": "py3-none-linux_x86_64"}
 
 
 @needs_compiler
 def test_the_library_is_built_into_a_wheel_of_this_platform(build, tmp_path):
     warnings, data, included, files = build("standard")
-    assert (warnings, data, files) == ([], OF_LINUX, {"native.cpp"})
+    assert data == {"pure_python": False, "tag": "py3-none-linux_x86_64"}
+    assert (warnings, files) == ([], {"native.cpp"})
     assert included.keys() == {"narcli/models/libnative.so"}
     (tmp_path / "found.so").write_bytes(included["narcli/models/libnative.so"])
     library = ctypes.CDLL(str(tmp_path / "found.so"))
@@ -429,7 +469,8 @@ def test_the_library_is_built_into_a_wheel_of_this_platform(build, tmp_path):
 def test_the_library_is_built_beside_the_source_of_an_editable_installation(build):
     (build.root / LIBRARY).write_bytes(b"an older one")
     warnings, data, included, files = build("editable")
-    assert (warnings, data, included, files) == ([], OF_LINUX, {}, {"native.cpp", "libnative.so"})
+    assert (warnings, data, included) == ([], {"pure_python": True}, {})
+    assert files == {"native.cpp", "libnative.so"}
     assert (build.root / LIBRARY).read_bytes().startswith(b"\x7fELF")
 
 

@@ -32,6 +32,7 @@ def test_a_packed_model_gives_a_sample_the_same_tokens_in_every_batch(grid, head
     if not (native.can_run(dtype, torch.device("cpu")) if kernels == "native" else can_pack(dtype)):
         pytest.skip("this machine has no packed layers")
     model = pack(network(grid, heads, dtype, **sizes))
+    assert (model.fused is not None) == (kernels == "native")
     c, seeds = model.config, list(range(9))
     condition, padding = torch.arange(9), None
     if c.condition == "text":

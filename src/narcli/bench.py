@@ -392,7 +392,7 @@ def machine(device: torch.device, dtype: torch.dtype, limits: Limits) -> dict[st
 
 
 def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
-    """The best of a few large reads and products, on a CPU also of products as narcli's layers do."""
+    """The best of a few large reads and products, on a CPU also of products as narcli's layers make them."""
     memory = torch.ones(2**26, device=device)  # 256 MB, more than caches hold
     square = torch.randn(2048, 2048, device=device).to(dtype)
 

@@ -122,30 +122,38 @@ def draw(logits: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:
         (B, n) int64.
 
     Raises:
-        CheckpointError: on a CPU, logits that are not numbers or infinite; not where the temperature is 0.
+        CheckpointError: on a CPU, logits that are no numbers, or infinite.
     """
+    on_cpu = logits.device.type == "cpu"  # elsewhere a look at numbers would wait for the device
     if settings.temperature == 0:
-        return logits.argmax(-1)
+        tokens = logits.argmax(-1)
+        if on_cpu:
+            refuse_unless(logits.gather(-1, tokens[..., None]).isfinite())
+        return tokens
     # Without the maximum, and not below 1e-30, no temperature makes infinities of different logits equal.
     temperature = max(settings.temperature, 1e-30)
-    on_cpu = logits.device.type == "cpu"
     if settings.top_p == 1 and logits.dtype == torch.float32 and native.can_run(logits.dtype, logits.device):
         tokens = native.draw(logits, uniform, temperature, settings.top_k)
-        _check(bool((tokens >= 0).all()))
+        refuse_unless(tokens >= 0)
         return tokens
     logits = (logits - logits.amax(-1, keepdim=True)).div_(temperature)
     logits = filter_logits(logits, settings.top_k, settings.top_p)
     cumulative = logits.softmax(-1).cumsum(-1)
     # Strictly below the last value, so that rounding never reaches past the last token kept.
     total = cumulative[..., -1]
-    if on_cpu:  # elsewhere it would wait for the device
-        _check(bool(total.isfinite().all()))
+    if on_cpu:
+        refuse_unless(total.isfinite())
     target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, target[..., None], right=True).squeeze(-1)
 
 
-def _check(numbers: bool) -> None:
-    if not numbers:
+def refuse_unless(finite: Tensor) -> None:
+    """Logits that no token can be drawn from, where this is not all true.
+
+    Raises:
+        CheckpointError: there are such.
+    """
+    if not finite.all():
         raise CheckpointError(
             "The network gives logits that are no numbers, or infinite.",
             "Its weights are damaged, or too large for this number format: try --dtype float32.",

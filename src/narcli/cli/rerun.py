@@ -118,7 +118,7 @@ def rerun(
     if not all(verdicts):
         raise NarError(
             f"The tokens of {verdicts.count(False)} of {len(verdicts)} samples are not those of the files.",
-            "Another device, number format, model or release of torch or narcli may round otherwise; "
+            "Another processor, number format, model, release or compilation may round otherwise; "
             "`narcli show FILE` says what made it.",
         )
 

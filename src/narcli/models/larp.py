@@ -221,10 +221,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, n, D) -> the same."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, n, d)
-        compiled = can_run(x.dtype, x.device) and not q.shape[-1] % 2 and not torch.is_grad_enabled()
-        attended = (attend if compiled else F.scaled_dot_product_attention)(q, k, v)
-        return self.proj(attended.transpose(1, 2).flatten(2))
+        qkv = self.qkv(x)
+        even = not qkv.shape[-1] // 3 // self.heads % 2
+        if even and can_run(qkv.dtype, qkv.device) and not torch.is_grad_enabled():
+            return self.proj(attend(qkv, self.heads))
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, n, d)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):

@@ -25,7 +25,7 @@ constexpr int LANES = 16;     // float32 in a vector
 constexpr int VECTORS = 4;    // in a row of a panel
 constexpr int TILE = 6;       // most rows at once: 24 sums in registers
 constexpr long QUERIES = 24;  // rows of attention at once
-constexpr float EPS = 1e-5f;
+constexpr float EPS = 1e-5f;  // transformer.NORM_EPS
 
 template <typename T> constexpr long UNIT = sizeof(T) == 2 ? 2 : 1;  // inner values of a column side by side
 
@@ -45,14 +45,6 @@ inline void put(float* to, __m512 v, __mmask16 m) { _mm512_mask_storeu_ps(to, m,
 inline void put(bf16* to, __m512 v, __mmask16 m) {
     _mm256_mask_storeu_epi16(to, m, (__m256i)_mm512_cvtneps_pbh(v));
 }
-// A row of a panel: in bfloat16 the second of two that stand side by side leaves the first as it is.
-inline void put_beside(float* to, __m512 v, long, float) { _mm512_storeu_ps(to, v); }
-inline void put_beside(float* to, __m512 v, long place, bf16) {
-    __m512i bits = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v));
-    if (place) bits = _mm512_or_si512(_mm512_slli_epi32(bits, 16), _mm512_loadu_si512(to));
-    _mm512_storeu_si512(to, bits);
-}
-
 // Pairs (a, b) by angles, whose sines have the signs -, +.
 inline __m512 rotated(__m512 v, __m512 cos, __m512 sin) {
     return _mm512_fmadd_ps(v, cos, _mm512_mul_ps(_mm512_permute_ps(v, 0xb1), sin));
@@ -71,12 +63,12 @@ inline __m512 exponential(__m512 x) {
     return _mm512_scalef_ps(sum, whole);
 }
 
-inline __m512 step(__m512 sum, const bf16* a, __m512 b) {
+inline __m512 add_products(__m512 sum, const bf16* a, __m512 b) {
     int pair;
     memcpy(&pair, a, 4);
     return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)b);
 }
-inline __m512 step(__m512 sum, const float* a, __m512 b) {
+inline __m512 add_products(__m512 sum, const float* a, __m512 b) {
     return _mm512_fmadd_ps(_mm512_set1_ps(*a), b, sum);
 }
 
@@ -100,7 +92,7 @@ __attribute__((noinline)) void tile(const T* a, long lda, const T* panel, long s
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; ++v) sums[r][v] = step(sums[r][v], a + r * lda + UNIT<T> * k, b[v]);
+            for (int v = 0; v < VECTORS; ++v) sums[r][v] = add_products(sums[r][v], a + r * lda + UNIT<T> * k, b[v]);
     }
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
@@ -108,7 +100,7 @@ __attribute__((noinline)) void tile(const T* a, long lda, const T* panel, long s
         for (int v = 0; v < VECTORS; ++v) out[r * VECTORS + v] = sums[r][v];
 }
 
-// All rows times a panel, in tiles of about as many rows: sink(row, sums).
+// All rows times a panel, in tiles of about equal size: sink(row, sums).
 template <typename T, typename Sink>
 inline void product(long rows, const T* a, long lda, const T* panel, long steps, const T* next, const Sink& sink) {
     static constexpr decltype(&tile<1, T>) TILES[] = {tile<1, T>, tile<2, T>, tile<3, T>,
@@ -151,14 +143,14 @@ template <typename T> void normalise(long rows, long dim, const float* x, const 
         const float* from = x + row * dim;
         __m512 squares = _mm512_setzero_ps();
         for (long k = 0; k < dim; k += LANES) {
-            const __m512 v = _mm512_maskz_loadu_ps(first(dim - k), from + k);
+            const __m512 v = get(from + k, first(dim - k));
             squares = _mm512_fmadd_ps(v, v, squares);
         }
         const __m512 scale = _mm512_set1_ps(1 / sqrtf(_mm512_reduce_add_ps(squares) / dim + EPS));
         for (long k = 0; k < dim; k += LANES) {
             const __mmask16 m = first(dim - k);
-            const __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(m, from + k), scale);
-            put(to + row * ldt + k, _mm512_mul_ps(v, _mm512_maskz_loadu_ps(m, weight + k)), m);
+            const __m512 v = _mm512_mul_ps(get(from + k, m), scale);
+            put(to + row * ldt + k, _mm512_mul_ps(v, get(weight + k, m)), m);
         }
     }
 }
@@ -182,17 +174,6 @@ struct Step {
     const float *cos, *sin;  // (fed, head_dim), of `rotated`, or null
     const uint8_t* seen;     // (batch, fed, past + fed) by its strides, or null
     long seen_batch, seen_query;
-};
-
-struct View {  // (batch, heads, rows, width) by its strides
-    const void* data;
-    long batch, head, row;
-};
-
-struct Heads {
-    long batch, heads, queries, known, width, threads;
-    View q, keys, values;
-    void* out;  // (batch, queries, heads, width)
 };
 }
 
@@ -220,13 +201,19 @@ template <typename T> struct Memory {
     long width, room;
 
     void store(long at, long c, __m512 key, __m512 value) {  // columns from c on, of position `at`
-        // What stands side by side in a panel takes four bytes in both formats.
+        // Side by side in a panel are one float32 or two bfloat16: moved as an int in both formats.
         int units[LANES];
         put((T*)units, key, 0xffff);
         int* to = (int*)(keys + at / PANEL * PANEL * width) + c / UNIT<T> * PANEL + at % PANEL;
         for (long u = 0; u < std::min<long>(LANES, width - c) / UNIT<T>; ++u) to[u * PANEL] = units[u];
-        float* beside = (float*)values + (c / PANEL * room + at) / UNIT<T> * PANEL + c % PANEL;
-        put_beside(beside, value, at % UNIT<T>, T());
+        float* place = (float*)values + (c / PANEL * room + at) / UNIT<T> * PANEL + c % PANEL;
+        if constexpr (UNIT<T> == 1) {
+            put(place, value, 0xffff);
+        } else {  // the second of two positions leaves the first as it is
+            __m512i bits = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(value));
+            if (at % 2) bits = _mm512_or_si512(_mm512_slli_epi32(bits, 16), _mm512_loadu_si512(place));
+            _mm512_storeu_si512(place, bits);
+        }
     }
 };
 
@@ -282,14 +269,14 @@ void attention(const Step& s, long sample, long head, const float* qkv, T* cache
         const float* row = qkv + (sample * s.fed + i) * 3 * s.dim + head * width;
         for (long c = 0; c < width; c += LANES) {
             const __mmask16 m = first(width - c);
-            __m512 q = _mm512_maskz_loadu_ps(m, row + c), k = _mm512_maskz_loadu_ps(m, row + s.dim + c);
+            __m512 q = get(row + c, m), k = get(row + s.dim + c, m);
             if (s.cos) {
-                const __m512 cos = _mm512_maskz_loadu_ps(m, s.cos + i * width + c);
-                const __m512 sin = _mm512_maskz_loadu_ps(m, s.sin + i * width + c);
+                const __m512 cos = get(s.cos + i * width + c, m);
+                const __m512 sin = get(s.sin + i * width + c, m);
                 q = rotated(q, cos, sin), k = rotated(k, cos, sin);
             }
             put(scratch.q + i * ldq + c, q, m);
-            memory.store(s.past + i, c, k, _mm512_maskz_loadu_ps(m, row + 2 * s.dim + c));
+            memory.store(s.past + i, c, k, get(row + 2 * s.dim + c, m));
         }
     }
     for (long begin = 0; begin < s.fed; begin += QUERIES)
@@ -315,7 +302,7 @@ template <typename T> int forward(const Step& s, const Layer* layers, float* x, 
             float* to = x + row * s.dim + p * PANEL;
             for (int v = 0; v < VECTORS; ++v) {
                 const __mmask16 m = first(s.dim - p * PANEL - v * LANES);
-                put(to + v * LANES, _mm512_add_ps(_mm512_maskz_loadu_ps(m, to + v * LANES), sums[v]), m);
+                put(to + v * LANES, _mm512_add_ps(get(to + v * LANES, m), sums[v]), m);
             }
         };
         long output = 0;
@@ -358,30 +345,29 @@ template <typename T> int forward(const Step& s, const Layer* layers, float* x, 
     return 0;
 }
 
-template <typename T> int attend_all(const Heads& s) {
-    const long size = round_up(s.known, PANEL) * (s.width + round_up(s.width, PANEL));
-    const long own = Scratch<T>::bytes(0, s.known), packed = round_up(size * sizeof(T), 64);
-    char* all = (char*)aligned_alloc(64, (own + packed) * s.threads);
+// Self-attention of (batch, n, 3 heads width) queries, keys and values: (batch, n, heads width).
+template <typename T>
+int attend_all(long batch, long n, long heads, long width, const T* qkv, T* out, long threads) {
+    const long room = round_up(n, PANEL), own = Scratch<T>::bytes(0, n), dim = heads * width;
+    const long packed = round_up(room * (width + round_up(width, PANEL)) * sizeof(T), 64);
+    char* all = (char*)aligned_alloc(64, (own + packed) * threads);
     if (!all) return 1;
-#pragma omp parallel num_threads((int)s.threads)
+#pragma omp parallel num_threads((int)threads)
     {
         char* mine = all + (own + packed) * omp_get_thread_num();
-        const Scratch<T> scratch(mine + packed, s.known);
-        Memory<T> memory{(T*)mine, (T*)mine + round_up(s.known, PANEL) * s.width, s.width, round_up(s.known, PANEL)};
-        const Share share(s.batch * s.heads);
+        const Scratch<T> scratch(mine + packed, n);
+        Memory<T> memory{(T*)mine, (T*)mine + room * width, width, room};
+        const Share share(batch * heads);
         for (long i = share.begin; i < share.end; ++i) {
-            const long sample = i / s.heads, head = i % s.heads;
-            const auto of = [&](const View& view) { return (const T*)view.data + sample * view.batch + head * view.head; };
-            const T *q = of(s.q), *keys = of(s.keys), *values = of(s.values);
-            for (long j = 0; j < s.known; ++j)
-                for (long c = 0; c < s.width; c += LANES) {
-                    const __mmask16 m = first(s.width - c);
-                    memory.store(j, c, get(keys + j * s.keys.row + c, m), get(values + j * s.values.row + c, m));
+            const long start = i / heads * n, column = i % heads * width;
+            for (long j = 0; j < n; ++j)
+                for (long c = 0; c < width; c += LANES) {
+                    const T* key = qkv + (start + j) * 3 * dim + dim + column + c;
+                    memory.store(j, c, get(key, first(width - c)), get(key + dim, first(width - c)));
                 }
-            T* to = (T*)s.out + sample * s.queries * s.heads * s.width + head * s.width;
-            for (long begin = 0; begin < s.queries; begin += QUERIES)
-                attend(std::min(QUERIES, s.queries - begin), q + begin * s.q.row, s.q.row, memory, s.known,
-                       (const uint8_t*)nullptr, 0, to + begin * s.heads * s.width, s.heads * s.width, scratch);
+            for (long begin = 0; begin < n; begin += QUERIES)
+                attend(std::min(QUERIES, n - begin), qkv + (start + begin) * 3 * dim + column, 3 * dim, memory, n,
+                       (const uint8_t*)nullptr, 0, out + (start + begin) * dim + column, dim, scratch);
         }
     }
     free(all);
@@ -399,7 +385,7 @@ int linear(long rows, long inner, long columns, const float* x, const T* weight,
         for (long row = share.begin; row < share.end; ++row)
             for (long k = 0; k < inner; k += LANES) {
                 const __mmask16 m = first(inner - k);
-                put(a + row * lda + k, _mm512_maskz_loadu_ps(m, x + row * inner + k), m);
+                put(a + row * lda + k, get(x + row * inner + k, m), m);
             }
 #pragma omp barrier
         multiply(rows, a, inner, weight, columns, [&](long p, long row, const __m512* sums) {
@@ -453,24 +439,25 @@ constexpr long BLOCK = 64;  // values that are summed before they are told apart
 // As `draw` in sampling.py, of one row; -1 if its logits are not numbers. `scratch` holds twice the columns and
 // a vector each.
 long draw(const float* logits, long columns, double uniform, float temperature, long top_k, float* scratch) {
-    float *values = scratch, *ranked = scratch + round_up(columns, BLOCK);
+    float *values = scratch, *other = scratch + round_up(columns, BLOCK);
     __m512 most = _mm512_set1_ps(-INFINITY);
     for (long i = 0; i < columns; i += LANES)
-        most = _mm512_mask_max_ps(most, first(columns - i), most, _mm512_maskz_loadu_ps(first(columns - i), logits + i));
+        most = _mm512_mask_max_ps(most, first(columns - i), most, get(logits + i, first(columns - i)));
     most = _mm512_set1_ps(_mm512_reduce_max_ps(most));
     __mmask16 wrong = 0;
     for (long i = 0; i < columns; i += LANES) {
         const __mmask16 m = first(columns - i);
-        const __m512 v = _mm512_sub_ps(_mm512_maskz_loadu_ps(m, logits + i), most);
+        const __m512 v = _mm512_sub_ps(get(logits + i, m), most);
         wrong |= _mm512_mask_cmp_ps_mask(m, v, v, _CMP_UNORD_Q);
         _mm512_storeu_ps(values + i, _mm512_div_ps(v, _mm512_set1_ps(temperature)));
     }
     if (wrong) return -1;
     float least = -INFINITY;
     if (top_k > 0 && top_k < columns) {
-        memcpy(ranked, values, columns * 4);
-        least = kth_largest(ranked, columns, top_k);
+        memcpy(other, values, columns * 4);
+        least = kth_largest(other, columns, top_k);
     }
+    float* sums = other;  // of blocks
     double total = 0;
     for (long begin = 0; begin < columns; begin += BLOCK) {
         __m512 sum = _mm512_setzero_ps();
@@ -481,13 +468,13 @@ long draw(const float* logits, long columns, double uniform, float temperature, 
             _mm512_storeu_ps(values + i, e);
             sum = _mm512_add_ps(sum, e);
         }
-        total += ranked[begin / BLOCK] = _mm512_reduce_add_ps(sum);
+        total += sums[begin / BLOCK] = _mm512_reduce_add_ps(sum);
     }
     const double target = uniform * total;
     double sum = 0;
     long last = 0;
     for (long begin = 0; begin < columns; begin += BLOCK) {
-        if (sum + ranked[begin / BLOCK] > target) {
+        if (sum + sums[begin / BLOCK] > target) {
             double inner = sum;
             for (long i = begin; i < std::min(begin + BLOCK, columns); ++i) {
                 inner += values[i];
@@ -496,11 +483,9 @@ long draw(const float* logits, long columns, double uniform, float temperature, 
             }
             return last;  // the block's own sum was rounded up
         }
-        sum += ranked[begin / BLOCK];
+        sum += sums[begin / BLOCK];
     }
-    for (long i = 0; i < columns; ++i)
-        if (values[i] > 0) last = i;
-    return last;
+    return -1;  // not reached: the sums come out as before, and target is below the last
 }
 
 }  // namespace
@@ -531,8 +516,12 @@ int narcli_forward_float32(const Step* s, const Layer* layers, float* x, float* 
 int narcli_forward_bfloat16(const Step* s, const Layer* layers, float* x, float* states) {
     return forward<bf16>(*s, layers, x, states);
 }
-int narcli_attend_float32(const Heads* s) { return attend_all<float>(*s); }
-int narcli_attend_bfloat16(const Heads* s) { return attend_all<bf16>(*s); }
+int narcli_attend_float32(long batch, long n, long heads, long width, const float* qkv, float* out, long threads) {
+    return attend_all(batch, n, heads, width, qkv, out, threads);
+}
+int narcli_attend_bfloat16(long batch, long n, long heads, long width, const bf16* qkv, bf16* out, long threads) {
+    return attend_all(batch, n, heads, width, qkv, out, threads);
+}
 int narcli_linear_float32(long rows, long inner, long columns, const float* x, const float* w, float* out, long threads) {
     return linear(rows, inner, columns, x, w, out, threads);
 }

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from .transformer import NARTransformer, TransformerConfig
+    from .transformer import NARTransformer, Plan, TransformerConfig
 
 #: What ``hatch_build.py`` compiles, and of what.
 LIBRARY = Path(__file__).with_name("libnative.so")
@@ -42,18 +42,6 @@ class _Step(ctypes.Structure):
     ]
 
 
-class _View(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_long) for name in ("batch", "head", "row"))]
-
-
-class _Heads(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_long) for name in ("batch", "heads", "queries", "known", "width", "threads")),
-        *((name, _View) for name in ("q", "keys", "values")),
-        ("out", ctypes.c_void_p),
-    ]
-
-
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled functions; None where there are none, or torch does not use AVX-512 here."""
@@ -67,7 +55,7 @@ def library() -> ctypes.CDLL | None:
             return None  # the source was edited, or updated, after narcli was installed
         for name in ("float32", "bfloat16"):
             getattr(found, f"narcli_forward_{name}").argtypes = [pointer] * 4
-            getattr(found, f"narcli_attend_{name}").argtypes = [pointer]
+            getattr(found, f"narcli_attend_{name}").argtypes = [*[long] * 4, pointer, pointer, long]
             getattr(found, f"narcli_linear_{name}").argtypes = [*[long] * 3, *[pointer] * 3, long]
         found.narcli_draw.argtypes = [long, long, pointer, pointer, ctypes.c_float, long, pointer, long]
     except (OSError, AttributeError):
@@ -100,7 +88,10 @@ def can_fuse(c: TransformerConfig, dtype: torch.dtype, device: torch.device) -> 
 
 
 def cache_shape(c: TransformerConfig, rows: int, length: int) -> tuple[int, ...]:
-    """Of the keys and values of ``length`` positions: whole panels, the keys of a head before its values."""
+    """Of the keys and values of ``length`` positions, rows on the axis that ``Cache.keep_rows`` cuts.
+
+    Of each head the panels of the keys come before those of the values.
+    """
     return c.total_layers, 1, rows, c.heads, whole_panels(length), c.head_dim + whole_panels(c.head_dim)
 
 
@@ -175,6 +166,13 @@ class NativeLayers(nn.Module):
         """Room for the keys and values of ``length`` positions: (layers, 1, rows, ...)."""
         return torch.empty(cache_shape(self.config, rows, length), dtype=self.dtype)
 
+    @staticmethod
+    def rotary(plan: Plan, places: slice, device: torch.device) -> tuple[Tensor, Tensor]:
+        """For each number of a head the cosine, and the sine for its partner: twice (n, head_dim)."""
+        cos, sin = (table[places].repeat_interleave(2, 1) for table in plan.generation_rotary)
+        sin[:, ::2].neg_()
+        return cos, sin
+
     def forward(
         self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, tensors: Tensor, past: int, mask: Tensor | None
     ) -> Tensor:
@@ -182,7 +180,7 @@ class NativeLayers(nn.Module):
 
         Args:
             x: (B, n, D).
-            rotary: tables of these positions, as of ``Block.rotary``.
+            rotary: tables of these positions, from ``rotary``.
             tensors: from ``empty_cache``; the positions' keys and values are stored.
             past: positions that it holds already.
             mask: true where a key is seen: (n, m), (B, 1, n, m) or (B, 1, 1, m); None where all are.
@@ -197,9 +195,7 @@ class NativeLayers(nn.Module):
         step.outputs, step.threads = states.shape[2], torch.get_num_threads()
         step.room, step.cache_layer, step.cache = tensors.shape[4], tensors.stride(0), tensors.data_ptr()
         if rotary is not None:
-            cos, sin = (table.repeat_interleave(2, 1) for table in rotary)
-            sin[:, ::2].neg_()
-            step.cos, step.sin = cos.data_ptr(), sin.data_ptr()
+            step.cos, step.sin = (table.data_ptr() for table in rotary)
         if mask is not None:
             seen = mask.contiguous().expand(batch, 1, fed, past + fed)
             step.seen, step.seen_batch, step.seen_query = seen.data_ptr(), seen.stride(0), seen.stride(2)
@@ -208,22 +204,21 @@ class NativeLayers(nn.Module):
         return states
 
 
-def attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Scaled dot product attention of an even width; ``can_run`` must hold.
+def attend(qkv: Tensor, heads: int) -> Tensor:
+    """Self-attention by heads of an even width; ``can_run`` must hold.
 
     Args:
-        q: (B, heads, n, d), the last axis contiguous.
-        keys, values: (B, heads, m, d), likewise.
+        qkv: queries, keys and values, (B, n, 3 D).
+        heads: how many share D.
 
     Returns:
-        (B, heads, n, d), in memory (B, n, heads, d). A row depends on no other row.
+        (B, n, D). A sample depends on no other.
     """
-    batch, heads, n, width = q.shape
-    out = q.new_empty(batch, n, heads, width)
-    views = (_View(tensor.data_ptr(), *tensor.stride()[:3]) for tensor in (q, keys, values))
-    sizes = batch, heads, n, keys.shape[2], width, torch.get_num_threads()
-    _call(f"narcli_attend_{_named(q.dtype)}", ctypes.byref(_Heads(*sizes, *views, out.data_ptr())))
-    return out.transpose(1, 2)
+    qkv, (batch, n, columns) = qkv.contiguous(), qkv.shape
+    out = qkv.new_empty(batch, n, columns // 3)
+    sizes, pointers = (batch, n, heads, columns // 3 // heads), (qkv.data_ptr(), out.data_ptr())
+    _call(f"narcli_attend_{_named(qkv.dtype)}", *sizes, *pointers, torch.get_num_threads())
+    return out
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int) -> Tensor:
@@ -231,16 +226,17 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int) -> Ten
 
     Args:
         logits: float32 (B, n, V).
-        uniform: float32 (B, n).
+        uniform: (B, n).
         temperature: above 0.
         top_k: 0 keeps all.
 
     Returns:
         (B, n) int64; -1 where the logits are not numbers or infinite.
     """
-    logits, uniform = logits.contiguous(), uniform.contiguous()
+    logits, uniform = logits.contiguous(), uniform.float().contiguous()
     tokens = torch.empty(uniform.shape, dtype=torch.int64)
-    pointers = logits.data_ptr(), uniform.data_ptr(), temperature, top_k, tokens.data_ptr()
+    kept = min(top_k, logits.shape[-1])
+    pointers = logits.data_ptr(), uniform.data_ptr(), temperature, kept, tokens.data_ptr()
     _call("narcli_draw", uniform.numel(), logits.shape[-1], *pointers, torch.get_num_threads())
     return tokens
 

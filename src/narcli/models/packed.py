@@ -1,8 +1,8 @@
 """Layers rewritten for inference on a CPU: the same results up to rounding, sooner.
 
-A transformer's layers become those of ``native``, where these can run. Otherwise, and for a tokenizer,
-weights are laid out ahead for oneDNN: PyTorch does it anew at every call, which for the 2 to 32 rows of a
-frontier costs more than the product. Packing uses the operators that inductor's freezing emits; where they
+A transformer's layers become those of ``native``, where these can run. All other weights are laid out ahead
+for oneDNN: PyTorch does it anew at every call, which for the 2 to 32 rows of a frontier costs more than the
+product. Packing uses the operators that inductor's freezing emits; where they
 are missing or fail a small trial, layers stay as they are.
 """
 

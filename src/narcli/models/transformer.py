@@ -100,7 +100,7 @@ class NARTransformer(nn.Module):
             self.position_embedding = nn.Parameter(torch.zeros(1, length, config.dim))
         self.layers = nn.ModuleList(Block(config, dropout) for _ in range(config.total_layers))
         self.heads = nn.ModuleDict({name: Head(config) for name in config.order.heads})
-        #: All layers as one, where ``packed`` made that of them.
+        #: All layers as one module, where ``packed`` made one of them.
         self.fused: NativeLayers | None = None
         #: All heads' projections side by side, likewise.
         self.outputs: nn.Module | None = None
@@ -229,12 +229,13 @@ class NARTransformer(nn.Module):
 
         That is (B, n, heads, D).
         """
-        block = Block if self.fused is not None else self.ordered_layers[0]
-        rotary = block.rotary(self.plan, places, x.device) if self.config.position == "rotary" else None
+        rotary = None
+        if self.config.position == "rotary":
+            rotary = (self.fused or self.ordered_layers[0]).rotary(self.plan, places, x.device)
         if self.fused is not None:
-            fused = self.fused(x, rotary, cache.tensors, cache.length, mask)
+            hidden: Tensor = self.fused(x, rotary, cache.tensors, cache.length, mask)
             cache.length += x.shape[1]
-            return fused
+            return hidden
         states = []
         for index, layer in enumerate(self.ordered_layers):
             x = layer.decode(x, rotary, cache, index, mask)
