@@ -45,6 +45,7 @@ inline void put(float* to, __m512 v, __mmask16 m) { _mm512_mask_storeu_ps(to, m,
 inline void put(bf16* to, __m512 v, __mmask16 m) {
     _mm256_mask_storeu_epi16(to, m, (__m256i)_mm512_cvtneps_pbh(v));
 }
+
 // Pairs (a, b) by angles, whose sines have the signs -, +.
 inline __m512 rotated(__m512 v, __m512 cos, __m512 sin) {
     return _mm512_fmadd_ps(v, cos, _mm512_mul_ps(_mm512_permute_ps(v, 0xb1), sin));
