@@ -138,6 +138,7 @@ def test_logits_do_not_depend_on_the_batch_or_the_threads(sizes, dtype):
         for threads in (1, 3):
             torch.set_num_threads(threads)
             assert torch.equal(logits_of(model, sizes), together)
+            assert torch.equal(logits_of(model, sizes, rows=slice(1, 4)), together[1:4])
     finally:
         torch.set_num_threads(before)
 
