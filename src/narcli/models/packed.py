@@ -2,8 +2,8 @@
 
 A transformer's layers become those of ``native``, where these can run. All other weights are laid out ahead
 for oneDNN: PyTorch does it anew at every call, which for the 2 to 32 rows of a frontier costs more than the
-product. Packing uses the operators that inductor's freezing emits; where they
-are missing or fail a small trial, layers stay as they are.
+product. Packing uses the operators that inductor's freezing emits; where they are missing or fail a small
+trial, layers stay as they are.
 """
 
 from __future__ import annotations
