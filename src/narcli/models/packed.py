@@ -241,8 +241,9 @@ def pack_tokenizer(tokenizer: nn.Module) -> None:
     attention chooses by itself.
     """
     if isinstance(tokenizer, VQTokenizer):
-        tokenizer.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        pack(tokenizer.decoder)
+        decoder: Any = tokenizer.decoder  # releases of torch differ in how they annotate ``to``
+        decoder.to(memory_format=torch.channels_last)
+        pack(decoder)
 
 
 @cache

@@ -1,0 +1,65 @@
+"""Files that people give: regular ones only, read up to a limit, lines ended by line ends alone."""
+
+import os
+import socket
+
+import pytest
+
+from narcli.errors import CheckpointError
+from narcli.textfiles import check_regular, decode_text, read_bytes, read_json, read_text, split_lines
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a named pipe", "a socket", "a device"])
+def test_what_is_no_regular_file_is_called_by_its_kind_without_waiting(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)  # names of sockets are short
+    path = tmp_path / "it"
+    match kind:
+        case "a folder":
+            path.mkdir()
+        case "a named pipe":
+            os.mkfifo(path)
+        case "a socket":
+            socket.socket(socket.AF_UNIX).bind("it")
+        case "a device":
+            path.symlink_to("/dev/zero")
+    for read in (check_regular, read_json, lambda p: read_bytes(p, 10, "x"), lambda p: read_text(p, "x")):
+        with pytest.raises(CheckpointError, match=f"it is {kind}.*expected a file"):
+            read(path)
+
+
+def test_a_file_that_is_not_there_or_too_large_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"Could not read .*absent.*no such file"):
+        check_regular(tmp_path / "absent")
+    (tmp_path / "large").write_bytes(b"12345")
+    assert read_bytes(tmp_path / "large", 5, "a test") == b"12345"
+    with pytest.raises(CheckpointError, match="larger than 4 bytes, too large for a test"):
+        read_bytes(tmp_path / "large", 4, "a test")
+
+
+def test_text_is_utf_8_with_or_without_a_mark_and_errors_name_the_line(tmp_path):
+    (tmp_path / "t").write_bytes(b"\xef\xbb\xbfcat\n")
+    assert read_text(tmp_path / "t", "text") == "cat\n"
+    assert decode_text("ä".encode(), "here") == "ä"
+    with pytest.raises(CheckpointError, match=r"here is not UTF-8 text \(line 3\)"):
+        decode_text(b"one\r\ntwo\rthr\xe4e\nfour", "here")
+    with pytest.raises(CheckpointError, match=r"\(line 2\)"):
+        decode_text(b"one\n\xe4", "here")
+    with pytest.raises(CheckpointError, match="here is UTF-16 text"):
+        decode_text("cat".encode("utf-16"), "here")
+
+
+def test_only_line_ends_end_a_line():
+    assert split_lines("a\nb\r\nc\rd") == ["a", "b", "c", "d"]
+    assert split_lines("a\n\n") == ["a", ""] and split_lines("") == []
+    odd = "a\fb\vc\x1cd\x85e\u2028f\u2029g"
+    assert split_lines(odd + "\n") == [odd]
+
+
+def test_json_is_an_object(tmp_path):
+    path = tmp_path / "j"
+    for text, message in (("[1]", "expected an object"), ("{", "not valid JSON"), ("[" * 10**5, "not valid")):
+        path.write_text(text)
+        with pytest.raises(CheckpointError, match=message):
+            read_json(path)
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(path) == {"a": 1}
