@@ -5,16 +5,17 @@ import os
 import re
 import shutil
 import time
+from contextlib import suppress
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from conftest import small_transformer
 from narcli import memory
 from narcli.checkpoints import build, save_model
-from narcli.cli import app
-from narcli.memory import Networks, estimate, networks_of, released_config
+from narcli.memory import Files, Networks, estimate, networks_of, released_config
 from narcli.models.larp import LARPConfig
 from narcli.models.text import T5Encoder
 from narcli.models.transformer import TransformerConfig
@@ -41,19 +42,29 @@ def medium(tmp_path_factory):
 
 
 def peak(process):
-    """The most memory of a process that no file backs, in bytes, seen a hundred times a second."""
+    """The most memory of a process and its ffmpeg that no file backs; bytes, seen every 10 ms."""
     most = 0
     while process.poll() is None:
-        try:
-            with open(f"/proc/{process.pid}/status") as status:  # noqa: PTH123
-                found = re.search(r"RssAnon:\s+(\d+) kB", status.read())
-        except OSError:
-            break
-        most = max(most, int(found[1]) * 1024 if found else 0)
+        most = max(most, sum(map(anonymous, [process.pid, *encoders(process.pid)])))
         time.sleep(0.01)
     stdout, stderr = process.communicate()
     assert process.returncode == 0, stderr
     return most, stdout
+
+
+def anonymous(pid):
+    with suppress(OSError):  # it has ended
+        found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+        return int(found[1]) * 1024 if found else 0
+    return 0
+
+
+def encoders(pid):
+    """Children that are ffmpeg already; before, they share the memory of the process."""
+    with suppress(OSError):
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [child for child in children if "ffmpeg" in str(Path(f"/proc/{child}/exe").readlink())]
+    return []
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="measured as Linux tells it")  # noqa: PTH110
@@ -62,14 +73,16 @@ def test_the_estimate_is_near_the_memory_that_a_run_really_takes(hub, medium, dt
     options = ["--class", "1", "--model", medium, "--dtype", dtype, "--num", batch_size]
     options += ["--batch-size", batch_size, "--cfg-scale", "2", "--json"]
     told = told_and_taken(hub, "image", *options)
-    assert told == estimate(networks_of_folder(medium), getattr(torch, dtype), batch_size).total
+    files = Files(batch_size, frontier="gif")
+    here = estimate(networks_of_folder(medium), getattr(torch, dtype), batch_size, files=files)
+    assert told == {**here.document(), "base": told["base"], "total": told["base"] + here.total - here.base}
 
 
 def told_and_taken(hub, *command):
     """What a run tells that it takes, which is near to what it does."""
-    dry = CliRunner().invoke(app, [*map(str, command), "--dry-run"])
-    assert dry.exit_code == 0, dry.output
-    told = json.loads(dry.stdout)["memory"]["needed"]["total"]
+    # In a process of its own, as this one holds more than a run begins with.
+    needed = json.loads(hub.narcli(*command, "--dry-run"))["memory"]["needed"]
+    told = needed["total"]
     taken = 0
     for _ in range(3):  # a busy machine looks away from a short peak
         # Or the second run would find its prompt encoded.
@@ -78,7 +91,23 @@ def told_and_taken(hub, *command):
         if told / taken < TOLERANCE[1]:
             break
     assert TOLERANCE[0] < told / taken < TOLERANCE[1], (told, taken)
-    return told
+    return needed
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="measured as Linux tells it")  # noqa: PTH110
+@pytest.mark.parametrize(
+    "command",
+    [
+        "image --class 207 --num 16 --scale 16 --grid --frontier none --no-metadata",
+        "image --class 207 --num 16",
+        "video --class 5 --scale 8 --format gif --frontier none",
+        "video --class 5 --scale 16 --format mp4 --frontier none",
+        "video --class 5 --scale 16 --format webp --frontier none",
+        "video --class 5 --frontier mp4 --frontier-mode decode",
+    ],
+)
+def test_the_estimate_is_near_where_pictures_take_more_than_networks(hub, command, tmp_path):
+    told_and_taken(hub, *command.split(), "--dtype", "float32", "--output", f"{tmp_path}/", "--json")
 
 
 @pytest.fixture(scope="module")
@@ -194,13 +223,121 @@ def test_text_encoders_come_before_the_other_weights():
     text = networks_of(MODELS["nar-xl-t2i-256"])
     assert text.encoder == 1_223_527_424
     taken = estimate(text, torch.bfloat16, 1)
-    assert taken.base == memory.BASE + memory.TRANSFORMERS
-    assert estimate(text, torch.bfloat16, 1, encode=False).base == memory.BASE
+    assert taken.base == memory.base() + memory.TRANSFORMERS
+    assert estimate(text, torch.bfloat16, 1, encode=False).base == memory.base()
     assert estimate(text, torch.float32, 1).encoding == 0  # stored in float32, it stays in its files
     assert estimate(text, torch.float32, 1, device="cuda").encoding == 4 * text.encoder
     assert taken.total == taken.base + max(
         2 * text.encoder, taken.weights + taken.sampling, taken.weights + taken.decoding
     )
+
+
+@pytest.fixture
+def asked_anew():
+    """The base of a process that has not been asked for it."""
+    memory.base.cache_clear()
+    yield
+    memory.base.cache_clear()
+
+
+def test_the_estimate_begins_with_what_the_build_of_torch_takes(monkeypatch, asked_anew):
+    networks = networks_of(MODELS["nar-b-256"])
+    monkeypatch.setattr(memory, "sizes_told", lambda path: {"RssAnon": 987_000_000})
+    assert estimate(networks, torch.float32, 1).base == 987_000_000 + memory.LATER
+    monkeypatch.setattr(memory, "sizes_told", lambda path: {"RssAnon": 5_000_000_000})
+    assert memory.base() == 987_000_000 + memory.LATER  # a model that is loaded later counts as itself
+
+
+def test_where_the_system_does_not_tell_the_estimate_begins_with_a_cpu_build(monkeypatch, asked_anew):
+    for sizes in ({}, OSError()):
+        memory.base.cache_clear()
+        monkeypatch.setattr(memory, "sizes_told", Mock(return_value=sizes, side_effect=[sizes]))
+        assert memory.base() == memory.IMPORTED + memory.LATER
+
+
+def test_pictures_kept_and_on_their_way_to_files_count():
+    networks = networks_of(MODELS["nar-b-256"])  # pictures of 256 x 256
+    one = 4 * 256 * 256
+
+    def parts(**files):
+        taken = estimate(networks, torch.float32, 4, files=Files(40, **files))
+        assert taken.total == taken.base + taken.weights + taken.pictures + max(
+            taken.sampling, taken.decoding, taken.writing
+        )
+        return taken.pictures, taken.writing
+
+    assert parts()[0] == 4 * one  # a batch
+    assert parts(frontier="png")[0] == 20 * one  # and those that the frontier shows
+    assert parts(sheet=True)[0] == 40 * one  # and all
+    assert parts(sheet=True, scale=16)[1] > 40 * one * 256 > parts(sheet=True, scale=8)[1]
+    assert parts(scale=16)[1] > one * 256 > parts(scale=8)[1]
+    assert parts(frontier="gif", partials=True)[1] - parts(frontier="gif")[1] == 31 * 16 * one
+    video = networks_of(MODELS["nar-l-ucf101"])
+    gif, mp4, webp, frames = (
+        estimate(video, torch.float32, 1, files=Files(suffix=suffix, scale=8)).writing
+        for suffix in (".gif", ".mp4", ".webp", "")
+    )
+    assert min(gif, mp4) > webp > frames > 16 * 4 * 1024 * 1024
+    short = estimate(video, torch.float32, 1, files=Files(suffix=".gif", scale=8, frames=2)).writing
+    assert frames < short < gif
+
+
+CONTROL_GROUPS = {
+    "version 2": (
+        "0::/user/run\n",
+        {"user/run/memory.max": "max", "user/memory.max": "3000", "user/memory.stat": "anon 100\nfile 9"},
+        [(3000, 100)],
+    ),
+    "version 2, what a container sees": (
+        "0::/\n",
+        {"memory.max": "3000", "memory.stat": "anon 100\nshmem 20\n"},
+        [(3000, 120)],
+    ),
+    "version 1": (
+        "5:cpu,cpuacct:/a\n4:memory:/a/b\n1:name=systemd:/a\n",
+        {
+            "memory/a/b/memory.limit_in_bytes": "5000",
+            "memory/a/b/memory.stat": "cache 7\nrss 10\ntotal_cache 70\ntotal_rss 100\n",
+            "memory/a/memory.limit_in_bytes": "3000",
+            "memory/a/memory.stat": "rss 0\ntotal_rss 200\n",
+            "memory/memory.limit_in_bytes": "9223372036854771712",
+            "memory/memory.stat": "total_rss 900\n",
+        },
+        [(5000, 100), (3000, 200), (9223372036854771712, 900)],
+    ),
+    "version 1, what a container sees": (
+        "4:memory:/docker/1f2e\n",
+        {"memory/memory.limit_in_bytes": "3000\n", "memory/memory.stat": "total_rss 100\n"},
+        [(3000, 100)],
+    ),
+    "both, memory of version 1": (
+        "4:cpuset,memory:/a:b\n0::/a\n",
+        {"memory/a:b/memory.limit_in_bytes": "3000", "memory/a:b/memory.stat": "total_rss 1\n"},
+        [(3000, 1)],
+    ),
+    "a name outside of what is seen": ("0::/../x\n", {"memory.max": "7", "memory.stat": "anon 1"}, [(7, 1)]),
+    "damaged": ("4:memory:/a\n", {"memory/a/memory.limit_in_bytes": "lots"}, []),
+    "none": ("", {}, []),
+}
+
+
+@pytest.mark.parametrize("case", CONTROL_GROUPS)
+def test_limits_of_control_groups_are_found_in_both_versions(case, tmp_path, monkeypatch):
+    lines, files, expected = CONTROL_GROUPS[case]
+    for name, text in (
+        {f"sys/fs/cgroup/{file}": files[file] for file in files} | {"proc/self/cgroup": lines}
+    ).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory, "Path", lambda path: tmp_path / path[1:])
+    assert memory._control_groups() == expected
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="as Linux tells it")  # noqa: PTH110
+def test_the_tightest_control_group_bounds_what_is_available(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(memory, "_control_groups", lambda: [(2**63, 5), (3000, 100), (4000, 3900)])
+    assert memory.available(cpu, own=False) == 100
 
 
 def test_every_released_model_can_be_estimated():

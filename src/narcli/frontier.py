@@ -158,6 +158,22 @@ def run_frames(
     return frames
 
 
+def frame_pixels(order: Order, samples: int, frames: int, size: tuple[int, int]) -> int:
+    """Pixels of a frame of ``run_frames``, told without the run.
+
+    Args:
+        order: of the grid.
+        samples: how many there are.
+        frames: of each; 1 of pictures.
+        size: (width, height) of each.
+    """
+    blank = [[Image.new("RGB", size)] * frames] * samples
+    parts = _Scene(order, blank, None, False).parts(0)
+    least = _text_width(caption(order, len(order.steps) - 1), 15)
+    height, width, _ = _Canvas(parts, foot=50, least=least).pixels.shape
+    return height * width
+
+
 def filmstrip(
     order: Order,
     clips: Sequence[Clip],

@@ -6,8 +6,7 @@ makes this several times faster than quantizing frames one by one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +26,11 @@ def palette_frames(frames: Sequence[Image.Image]) -> tuple[bytes, list[Image.Ima
     With at most 255 colours the frames are exact. Otherwise the colours of even areas are kept exactly;
     the others are fitted by median cut and mixed from two palette colours where they lie between them.
     """
-    packed = [_pack(frame) for frame in frames]  # (H, W) each, 0xRRGGBB
-    height, width = packed[0].shape
-    changes = [np.arange(height * width), *(np.flatnonzero(a != b) for a, b in pairwise(packed))]
-    seen = [pixels.ravel()[at] for pixels, at in zip(packed, changes, strict=True)]
-    colors, inverse, counts = np.unique(np.concatenate(seen), return_inverse=True, return_counts=True)
+    width, height = frames[0].size
+    each = [np.unique(seen, return_counts=True) for _, seen in _changes(frames)]
+    colors, inverse = np.unique(np.concatenate([seen for seen, _ in each]), return_inverse=True)
+    counts = np.zeros(len(colors), np.int64)
+    np.add.at(counts, inverse.ravel(), np.concatenate([number for _, number in each]))
 
     palette, near, far, share = _fit(_unpack(colors), counts)
     threshold = np.tile((_BAYER + 0.5) / 16, (height // 4 + 1, width // 4 + 1))[:height, :width].ravel()
@@ -40,12 +39,28 @@ def palette_frames(frames: Sequence[Image.Image]) -> tuple[bytes, list[Image.Ima
     table = palette.tobytes() + _unpack(spare).tobytes()
     current: Bytes = np.zeros(height * width, np.uint8)
     result = []
-    for at, color in zip(changes, np.split(inverse.ravel(), np.cumsum([*map(len, seen)])[:-1]), strict=True):
+    for at, seen in _changes(frames):
+        color = np.searchsorted(colors, seen)
         current[at] = np.where(threshold[at] < share[color], far[color], near[color])
         frame = Image.fromarray(current.reshape(height, width).copy())
         frame.putpalette(table)
         result.append(frame)
     return table, result
+
+
+def _changes(
+    frames: Sequence[Image.Image],
+) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.uint32]]]:
+    """Flat indices of the pixels of each frame that differ from the frame before, and their 0xRRGGBB.
+
+    Two frames at a time are in memory.
+    """
+    last = None
+    for frame in frames:
+        packed = _pack(frame).ravel()
+        at = np.arange(packed.size) if last is None else np.flatnonzero(packed != last)
+        yield at, packed[at]
+        last = packed
 
 
 def _fit(rgb: Bytes, counts: npt.NDArray[np.int64]) -> tuple[Bytes, Bytes, Bytes, npt.NDArray[np.float64]]:

@@ -1,7 +1,8 @@
-"""How much memory a run takes, told by the sizes of its networks before they are loaded.
+"""How much memory a run takes, told by the sizes of its networks and files before they are loaded.
 
 One function, ``estimate``, serves ``narcli models show``, ``--dry-run`` and the refusal of runs that are too
-large. Weights that are read as they are stored stay memory-mapped, and the system may drop their pages: what
+large. It begins with what the process holds, which depends on the build of torch. Weights that are read as
+they are stored stay memory-mapped, and the system may drop their pages: what
 it cannot drop is counted. ``docs/models.md`` says how close the estimates are.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -25,6 +27,7 @@ from .models.larp import LARPConfig
 from .models.native import cache_shape, can_fuse
 from .models.transformer import TransformerConfig, ffn_dim
 from .models.vq import VQConfig
+from .order import Order
 from .registry import MODELS, TEXT_ENCODER_OF_RELEASED, Model, has_own_tokenizer, smaller_models
 from .settings import DECODED_TOGETHER
 
@@ -40,11 +43,22 @@ SIZES = {
 #: Parameters of a released text encoder.
 ENCODERS = {TEXT_ENCODER_OF_RELEASED: 1_223_527_424}
 
-# Measured on a CPU, see docs/models.md:
-BASE = 220 * 10**6  # bytes of Python, torch and the other libraries, and of pictures on their way to files
-TRANSFORMERS = 80 * 10**6  # bytes of the library that runs text encoders
+# Measured on a CPU, see docs/models.md; tests compare them with runs on the build and processor at hand.
+IMPORTED = 160 * 10**6  # bytes of Python and torch where the system does not tell: those of a CPU build
+LATER = 60 * 10**6  # bytes of other libraries, threads and caches, which come while a run goes on
+TRANSFORMERS = 95 * 10**6  # bytes of the library that runs text encoders
 LOGITS = 8  # copies of a step's logits that drawing holds at once
 PLANES = 10  # copies of its largest layer that a convolutional decoder holds at once
+
+# Bytes a pixel. Pillow holds a pixel of a picture in four, one of a palette in one.
+RGB, PALETTE = 4, 1
+GIF = RGB + 3 * PALETTE  # of each frame of an animation: itself, its palette frame, and Pillow's two copies
+COLORS = 60  # of one frame, while its colours are counted
+PNG, DETAIL = 3, 0.4  # of a compressed picture at most; and what each pixel of an enlarged one adds
+PIPED = 9  # of one frame on its way to ffmpeg
+FFMPEG, AHEAD = 5, 60  # of each frame in ffmpeg, which looks ahead so many
+FFMPEG_PROCESS = 20 * 10**6  # bytes of ffmpeg besides
+WEBP = 16  # of one frame in Pillow's encoder
 
 #: Cells that a batch chosen here decodes at once, at most: 16 images of 16x16 tokens, 4 clips of 4x16x16.
 #: With so many rows, twice as many under guidance, computing takes longer than reading the weights, on CPUs
@@ -58,11 +72,13 @@ class Memory:
     """Bytes that a run takes on its device, by what for; encoding, sampling and decoding take turns.
 
     Args:
-        base: whatever the model; none on a graphics card.
+        base: of the process and its libraries, whatever the model; none on a graphics card.
         weights: of transformer and tokenizer.
         sampling: key/value cache and the largest step.
         decoding: tokens to pixels.
         encoding: the text encoder, before the other weights are loaded.
+        pictures: finished samples of a batch, and those kept for files that show several.
+        writing: pictures on their way to a file; ffmpeg's memory is included.
     """
 
     base: int
@@ -70,15 +86,41 @@ class Memory:
     sampling: int
     decoding: int
     encoding: int = 0
+    pictures: int = 0
+    writing: int = 0
 
     @property
     def total(self) -> int:
         """At most, at any time."""
-        return self.base + max(self.encoding, self.weights + max(self.sampling, self.decoding))
+        turns = max(self.sampling, self.decoding, self.writing)
+        return self.base + max(self.encoding, self.weights + self.pictures + turns)
 
     def document(self) -> dict[str, int]:
         """As JSON."""
         return {**asdict(self), "total": self.total}
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files that a run writes, as far as they take memory.
+
+    Args:
+        samples: how many there are in all.
+        suffix: of their files; "" is a folder of PNGs.
+        frames: written of each clip; None is all.
+        scale: factor of enlarging; None chooses it by the size.
+        frontier: ``gif``, ``mp4``, ``png`` or ``none``.
+        partials: whether the frontier's frames are decoded from the tokens of each step.
+        sheet: whether all samples go on a contact sheet.
+    """
+
+    samples: int = 1
+    suffix: str = ".png"
+    frames: int | None = None
+    scale: int | None = None
+    frontier: str = "none"
+    partials: bool = False
+    sheet: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,7 +160,7 @@ class Networks:
         tokenizer stays mapped, a large one of another dtype from its converted copy, unless it is moved.
         """
         assert self.tokenizer is not None
-        held, count = self.parameters["transformer"], self.parameters["tokenizer"]
+        held, count = self.parameters.get("transformer", 0), self.parameters["tokenizer"]
         copied = dtype.itemsize < self.stored.itemsize and count * self.stored.itemsize >= conversions.LEAST
         if device != "cpu" or (dtype != self.stored and not copied):
             return held + count
@@ -138,6 +180,7 @@ def estimate(
     guided: bool = True,
     device: str = "cpu",
     encode: bool = True,
+    files: Files | None = None,
 ) -> Memory:
     """The memory of a run.
 
@@ -149,6 +192,7 @@ def estimate(
         device: its type; a CPU decodes samples one by one.
         encode: whether the text encoder has to run, on the same device; in bfloat16 unless dtype is float32.
             One that is stored as it runs stays mapped, too.
+        files: what is written, on a CPU; None is nothing.
     """
     c, tokenizer, size = networks.transformer, networks.tokenizer, dtype.itemsize
     assert c is not None and tokenizer is not None
@@ -164,13 +208,74 @@ def estimate(
     runs_in = torch.float32 if dtype == torch.float32 else torch.bfloat16
     mapped = runs_in == networks.encoder_stored and device == "cpu"
     encoding = networks.encoder * runs_in.itemsize if encode and not mapped else 0
+    pictures, writing = _files(files, tokenizer, c.grid, batch_size) if files and device == "cpu" else (0, 0)
     return Memory(
-        base=BASE + TRANSFORMERS * encode if device == "cpu" else 0,
+        base=base() + TRANSFORMERS * encode if device == "cpu" else 0,
         weights=networks.held(dtype, device) * size,
         sampling=keys_and_values + logits + hidden,
         decoding=at_once * _decoding(tokenizer, c.grid, dtype),
         encoding=encoding,
+        pictures=pictures,
+        writing=writing,
     )
+
+
+@cache
+def base() -> int:
+    """Bytes of this process, whatever the model: those held when first asked, and libraries to come.
+
+    Torch is imported by then, so its build counts as it is. It is asked once, before a model is loaded:
+    what the process takes for models later is not counted again.
+    """
+    return _held(IMPORTED) + LATER
+
+
+def _held(otherwise: int) -> int:
+    """Bytes of this process that no file backs; ``otherwise`` where the system does not tell."""
+    with suppress(OSError, KeyError):
+        return sizes_told(Path("/proc/self/status"))["RssAnon"]
+    return otherwise
+
+
+@cache
+def _files(
+    files: Files, tokenizer: VQConfig | LARPConfig, grid: tuple[int, ...], batch_size: int
+) -> tuple[int, int]:
+    """Bytes of finished samples, and of what is on its way to a file; arithmetic on pixels."""
+    from .frontier import frame_pixels, shown_samples
+    from .pictures import auto_scale
+
+    try:
+        frames, height, width = tokenizer.clip_size(grid)
+    except ValueError:  # they do not belong together, which is refused when they are loaded
+        return 0, 0
+    order, pixels = Order(grid), height * width
+    scale = files.scale or auto_scale((height, width))
+    large, many = pixels * scale**2, min(frames, files.frames or frames)
+    png = round(PNG * pixels + DETAIL * large)
+    enlarged = RGB * large * frames * (scale > 1)
+    encoder = {
+        ".mp4": _ffmpeg(large, many),
+        ".gif": (GIF - RGB) * large * many + COLORS * large,
+        ".webp": WEBP * large,
+    }
+    writing = [enlarged + encoder.get(files.suffix, png)]
+    shown, kept = min(files.samples, shown_samples(order)), 0
+    if files.frontier != "none":
+        kept, steps = shown, len(order.steps)
+        partials = RGB * pixels * frames * shown * steps * (files.partials or tokenizer.holistic)
+        one = frame_pixels(order, shown, frames, (width, height))
+        kinds = {"gif": (GIF * steps + COLORS) * one, "mp4": RGB * one * steps + _ffmpeg(one, steps)}
+        writing.append(partials + kinds.get(files.frontier, RGB * one))
+    if files.sheet:
+        kept = files.samples
+        writing.append(round(files.samples * (RGB + DETAIL) * large) + RGB * large)
+    return RGB * pixels * frames * min(files.samples, kept + batch_size), max(writing)
+
+
+def _ffmpeg(pixels: int, frames: int) -> int:
+    """Bytes that writing frames through ffmpeg takes, without the frames."""
+    return FFMPEG_PROCESS + pixels * (PIPED + FFMPEG * min(frames, AHEAD))
 
 
 def _decoding(tokenizer: VQConfig | LARPConfig, grid: tuple[int, ...], dtype: torch.dtype) -> int:
@@ -202,10 +307,12 @@ def available(device: torch.device, own: bool = True) -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     import resource
 
-    held, limit = own * process.get("RssAnon", 0), resource.getrlimit(resource.RLIMIT_AS)[0]
+    held = own * process.get("RssAnon", 0)
     found = [system.get("MemAvailable", 0) + system.get("SwapFree", 0) + held]
-    if limit != resource.RLIM_INFINITY:
-        found.append(limit - process.get("VmSize", 0) + held)
+    for kind, taken in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY:
+            found.append(limit - process.get(taken, 0) + held)
     return max(0, min([*found, *(most - taken + held for most, taken in _control_groups())]))
 
 
@@ -216,20 +323,36 @@ def sizes_told(path: Path) -> dict[str, int]:
 
 
 def _control_groups() -> list[tuple[int, int]]:
-    """(limit, taken) in bytes of each control group (version 2) that limits this process."""
+    """(limit, taken) in bytes of each control group that limits this process, of version 1 or 2.
+
+    A container sees its own group at the root, under a name that may not exist there.
+    """
     found, root = [], Path("/sys/fs/cgroup")
+    # Files of the limit, and the lines of memory.stat that cannot be dropped, as cached files can.
+    version_1 = root / "memory", "memory.limit_in_bytes", ("total_rss", "total_shmem")
+    version_2 = root, "memory.max", ("anon", "shmem")
     try:
-        name = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip()
-        for group in (root / name, *(root / name).parents):
-            if not group.is_relative_to(root):
+        lines = Path("/proc/self/cgroup").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        number, _, rest = line.partition(":")
+        controllers, _, name = rest.partition(":")
+        if "memory" in controllers.split(","):
+            mount, file, kinds = version_1
+        elif number == "0" and not controllers:
+            mount, file, kinds = version_2
+        else:
+            continue
+        group = mount / name.lstrip("/")
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(mount):
                 break
-            limit = group / "memory.max"
-            if limit.is_file() and (most := limit.read_text().strip()) != "max":
-                stat = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+            with suppress(OSError, ValueError):  # no limit here, or "max"
+                most = int((folder / file).read_text())
+                stat = (text.split() for text in (folder / "memory.stat").read_text().splitlines())
                 taken = {key: int(value) for key, value in stat}
-                found.append((int(most), taken.get("anon", 0)))  # cached files can be dropped
-    except (OSError, ValueError):
-        pass  # no control groups here, or of another version
+                found.append((most, sum(taken.get(kind, 0) for kind in kinds)))
     return found
 
 
@@ -242,6 +365,7 @@ def choose_batch_size(
     guided: bool = True,
     encode: bool = False,
     loaded: bool = False,
+    files: Files | None = None,
 ) -> int:
     """As many samples decoded together as are of use, as the memory holds, and as there are; at least 1.
 
@@ -258,7 +382,7 @@ def choose_batch_size(
         return most
 
     def needed(size: int) -> int:
-        taken = estimate(networks, dtype, size, guided=guided, device=device.type, encode=encode)
+        taken = estimate(networks, dtype, size, guided=guided, device=device.type, encode=encode, files=files)
         return max(taken.sampling, taken.decoding) if loaded else taken.total
 
     return next((size for size in range(most, 1, -1) if needed(size) <= ROOM * free), 1)
@@ -273,6 +397,7 @@ def check(
     *,
     guided: bool = True,
     encode: bool = False,
+    files: Files | None = None,
 ) -> None:
     """Refuse a run that the memory cannot hold; the arguments are those of ``estimate``.
 
@@ -282,7 +407,9 @@ def check(
     free = available(device)
 
     def needed(other: Networks = networks, dtype: torch.dtype = dtype, batch_size: int = batch_size) -> int:
-        return estimate(other, dtype, batch_size, guided=guided, device=device.type, encode=encode).total
+        return estimate(
+            other, dtype, batch_size, guided=guided, device=device.type, encode=encode, files=files
+        ).total
 
     if free is None or needed() <= free:
         return
@@ -306,16 +433,25 @@ def check(
 
 
 def check_decoding(
-    tokenizer: Fetched, grid: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    tokenizer: Fetched, grid: tuple[int, ...], dtype: torch.dtype, device: torch.device, files: Files
 ) -> None:
-    """Refuse to decode the tokens of a grid where the memory cannot hold that.
+    """Refuse to decode the tokens of a grid, and to write ``files`` of them, where memory cannot hold that.
 
     Raises:
         MemoryLimitError: how much is needed and available.
     """
-    config, free = networks_of(tokenizer).tokenizer, available(device)
-    assert config is not None
-    needed = (BASE if device.type == "cpu" else 0) + _decoding(config, grid, dtype)
+    networks, free = networks_of(tokenizer), available(device)
+    assert networks.tokenizer is not None
+    on_cpu = device.type == "cpu"
+    pictures, writing = _files(files, networks.tokenizer, grid, 1) if on_cpu else (0, 0)
+    needed = Memory(
+        base=base() if on_cpu else 0,
+        weights=networks.held(dtype, device.type) * dtype.itemsize,
+        sampling=0,
+        decoding=_decoding(networks.tokenizer, grid, dtype),
+        pictures=pictures,
+        writing=writing,
+    ).total
     if free is not None and needed > free:
         raise MemoryLimitError(
             f"Decoding a grid of {math.prod(grid):,} tokens needs about {needed / 1e9:,.1f} GB of memory, "

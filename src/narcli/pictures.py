@@ -25,21 +25,22 @@ def enlarge(image: Image.Image, scale: int) -> Image.Image:
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
 
 
-def contact_sheet(images: Sequence[Image.Image], rows: int = 1) -> Image.Image:
+def contact_sheet(images: Sequence[Image.Image], rows: int = 1, scale: int = 1) -> Image.Image:
     """All pictures on one sheet, from left to right and top to bottom, on a dark ground.
 
     Args:
         images: at least one, all of one size.
         rows: groups of equal length, such as classes, that start a row each unless that makes the sheet
             much longer one way than the other.
+        scale: factor by which each is enlarged, one at a time.
     """
     across = len(images) // rows
     if not rows / 3 <= across <= 3 * rows:
         across = ceil(sqrt(len(images)))
-    width, height = images[0].size
+    width, height = (scale * side for side in images[0].size)
     down = ceil(len(images) / across)
     sheet = Image.new("RGB", (GAP + across * (width + GAP), GAP + down * (height + GAP)), BACKGROUND)
     for index, image in enumerate(images):
         y, x = divmod(index, across)
-        sheet.paste(image, (GAP + x * (width + GAP), GAP + y * (height + GAP)))
+        sheet.paste(enlarge(image, scale), (GAP + x * (width + GAP), GAP + y * (height + GAP)))
     return sheet

@@ -50,8 +50,10 @@ class Budget:
         if not self.networks.runs:
             return None
         return choose_batch_size(
-            self.networks, self.dtype, self.device, planned, guided=self.guided, encode=self.encode
-        )
+            self.networks, self.dtype, self.device, planned,
+            guided=self.guided, encode=self.encode,
+            files=self.run.about_files(),
+        )  # fmt: skip
 
     @cached_property
     def memory(self) -> Memory | None:
@@ -60,7 +62,7 @@ class Budget:
             return None
         return estimate(
             self.networks, self.dtype, self.batch_size,
-            guided=self.guided, device=self.device.type, encode=self.encode,
+            guided=self.guided, device=self.device.type, encode=self.encode, files=self.run.about_files(),
         )  # fmt: skip
 
     def check(self) -> None:
@@ -74,7 +76,7 @@ class Budget:
         if self.batch_size is not None and self.networks.runs:
             check(
                 self.found.model.model, self.networks, self.dtype, self.batch_size, self.device,
-                guided=self.guided, encode=self.encode,
+                guided=self.guided, encode=self.encode, files=self.run.about_files(),
             )  # fmt: skip
 
     def check_fit(self, kind: str) -> None:

@@ -165,7 +165,7 @@ def _load_decoder(
     if here.note:
         run.console.warn(here.note)
     device = choose_device(run.device)
-    check_decoding(here, grid, choose_dtype(run.dtype.value, device), device)
+    check_decoding(here, grid, choose_dtype(run.dtype.value, device), device, run.about_files())
     with run.timed("load"):
         decoder = load_decoder(here.path, grid, run.device, run.dtype.value)
     return decoder, Files(here, here).about()["tokenizer"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from .options import Dtype, FrontierFormat
 from .run import Run
 
 if TYPE_CHECKING:
+    from ..memory import Files
     from ..pipeline import Clip
 
 SHEET = "_grid.png"  # ending of the contact sheet beside the pictures
@@ -98,6 +99,10 @@ class Pictures(Run):
         """All, for the contact sheet."""
         return len(self.samples) if self.grid else super().kept_samples
 
+    def about_files(self) -> Files:
+        """Also the contact sheet."""
+        return replace(super().about_files(), sheet=self.grid)
+
     def write_sample(self, path: Path, clip: Clip, metadata: dict[str, Any] | None) -> Path:
         """A PNG."""
         from ..pipeline import describe
@@ -111,12 +116,13 @@ class Pictures(Run):
         super().write_companions()
         if not self.grid:
             return
-        from ..pictures import contact_sheet, enlarge
+        from ..pictures import contact_sheet
         from ..writers import write_png
 
         with self.timed("write"):
-            pictures = [enlarge(result.image, self.common["scale"]) for result in self.kept]
-            sheet = contact_sheet(pictures, rows=len({sample.entry for sample in self.samples}))
+            pictures = [result.image for result in self.kept]
+            rows = len({sample.entry for sample in self.samples})
+            sheet = contact_sheet(pictures, rows, self.common["scale"])
             about = None if self.no_metadata else self.about_all() | {"contact_sheet": True}
             path = self.outputs.companions[-1]
             self.files.append(write_png(path, sheet, about, overwrite=self.overwrite))

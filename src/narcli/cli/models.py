@@ -219,11 +219,17 @@ def show(
 
     about = _row(found.model if found else model, registry.defaults(), revision)
     networks = memory.networks_of(found or located or model)
-    estimates = {}
+    estimates, suffix = {}, ".mp4" if about["kind"] == "video" else ".png"
     if networks.runs:
         for dtype in Stored:
             one, eight = (
-                memory.estimate(networks, getattr(torch, dtype.value), size).document() for size in (1, 8)
+                memory.estimate(
+                    networks,
+                    getattr(torch, dtype.value),
+                    size,
+                    files=memory.Files(size, suffix, frontier="gif"),
+                ).document()
+                for size in (1, 8)
             )
             estimates[dtype.value] = {"batch_size_1": one, "batch_size_8": eight}
     order = networks.transformer.order if networks.transformer else None

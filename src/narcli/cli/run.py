@@ -26,6 +26,7 @@ from .console import Console, is_terminal
 from .options import Dtype, FrontierFormat, FrontierMode
 
 if TYPE_CHECKING:
+    from .. import memory
     from ..classes import ClassTable
     from ..models.larp import LARPConfig
     from ..models.vq import VQConfig
@@ -243,7 +244,15 @@ class Run:
         """How many samples are kept after they are written, for what shows several."""
         from ..frontier import shown_samples
 
-        return shown_samples(self.pipeline.order)
+        return 0 if self.frontier == "none" else shown_samples(self.pipeline.order)
+
+    def about_files(self) -> memory.Files:
+        """The files to be written, as far as they take memory."""
+        from ..memory import Files
+
+        samples = len(self.samples) if hasattr(self, "samples") else self.num
+        partials = self.frontier_mode == "decode"
+        return Files(samples, scale=self.scale, frontier=self.frontier.value, partials=partials)
 
     @property
     def names(self) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from math import ceil
 from pathlib import Path
@@ -16,6 +16,7 @@ from .options import Dtype, FrontierFormat
 from .run import Run
 
 if TYPE_CHECKING:
+    from ..memory import Files
     from ..models.larp import LARPConfig
     from ..models.vq import VQConfig
     from ..pipeline import Clip
@@ -161,6 +162,11 @@ class Clips(Run):
         if self.suffix in (".mp4", ".webp"):
             about |= {"quality": QUALITY if self.quality is None else self.quality}
         return super().fit(grid, tokenizer) | about
+
+    def about_files(self) -> Files:
+        """Also the frames and their format."""
+        suffix = self.suffix if hasattr(self, "outputs") else self.suffixes[0]
+        return replace(super().about_files(), suffix=suffix, frames=self.frames)
 
     def write_sample(self, path: Path, clip: Clip, metadata: dict[str, Any] | None) -> Path:
         """The first frames in the format wanted; as PNGs where that fails.
