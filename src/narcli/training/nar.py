@@ -120,7 +120,17 @@ def train_nar(
         "data": sha256(tokens.numpy().tobytes() + labels.numpy().tobytes()).hexdigest(),
         **({"start": weights_digest(start).hexdigest()} if start else {}),
     }
-    train(model, loss_of, settings, folder, sheet, memory=rollout.memory, about=about, quiet=quiet)
+    train(
+        model,
+        loss_of,
+        settings,
+        folder,
+        sheet,
+        memory=rollout.memory,
+        about=about,
+        quiet=quiet,
+        beside=tokenizer,
+    )
     return model.eval()
 
 

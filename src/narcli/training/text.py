@@ -421,6 +421,7 @@ def train_text(
         about=about,
         slow="encoder.",
         quiet=quiet,
+        beside=tokenizer,
     )
     model.eval()
     return nar, encoder
