@@ -171,9 +171,7 @@ def _find(root: Path, tell: Tell) -> list[Path]:
         except OSError as error:
             raise unreadable(folder, error) from None
         identity = (status.st_dev, status.st_ino)
-        if identity in visited or (
-            folder.is_symlink() and folder != root and folder.resolve() in whole.parents
-        ):
+        if identity in visited or folder.resolve() in whole.parents:
             tell(f"{folder} is a link to what is read already, and left out.")
             continue
         visited.add(identity)
