@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -16,9 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from narcli.checkpoints import load_tokenizer, load_transformer, save_model
+from narcli.checkpoints import check_saveable, load_tokenizer, load_transformer, save_model
 from narcli.cli import app
-from narcli.errors import CheckpointError, UsageError
+from narcli.errors import CheckpointError, NarError, UsageError
 from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.models.vq import VQConfig, VQTokenizer
 from narcli.sampling import SamplingSettings, generate
@@ -717,3 +718,142 @@ def test_prepared_arrays_are_read_with_their_labels(tmp_path):
     np.save(tmp_path / "labels.npy", np.array([0, 2]))
     with pytest.raises(CheckpointError, match="labels"):
         load_pictures(tmp_path)
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+def told(path, size=16):
+    """The pictures of a folder, and all that is told of it."""
+    said = []
+    return load_pictures(path, size, said.append), "\n".join(said)
+
+
+def test_a_link_to_a_class_folder_is_a_class_and_loops_end(folder, tmp_path):
+    shutil.move(folder / "red", tmp_path / "elsewhere")
+    (folder / "red").symlink_to(tmp_path / "elsewhere")
+    (folder / "blue" / "up").symlink_to(folder)
+    (folder / "blue" / "top").symlink_to("/")
+    (folder / "alias").symlink_to(folder / "blue")
+    pictures, said = told(folder)
+    assert pictures.names == ("blue", "red") and np.bincount(pictures.labels).tolist() == [3, 3]
+    assert all(f"{folder / name} is a link" in said for name in ("blue/up", "blue/top", "alias"))
+    (folder / "gone").symlink_to(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match="gone is a link to nothing"):
+        load_pictures(folder, 16)
+
+
+def test_what_may_be_a_mistake_of_the_folders_is_told(folder):
+    for name in ("empty", "run", "Red", ".hidden", "blue/dark"):
+        (folder / name).mkdir()
+    (folder / "run" / "state.pt").write_bytes(b"")
+    for name in ("run/sample-000500.png", "Red/0.png", ".hidden/0.png", "blue/dark/0.png"):
+        shutil.copy(folder / "red" / "0.png", folder / name)
+    (folder / "red" / "notes.txt").write_text("")
+    pictures, said = told(folder)
+    assert pictures.names == ("Red", "blue", "red") and len(pictures) == 8
+    expected = (
+        "run is the folder of a training run", "without pictures are no classes: empty.", "single picture: Red.",
+        "the class: blue/dark.", "'Red', 'red'", "1 .txt",
+    )  # fmt: skip
+    assert all(words in said for words in expected), said
+    assert ".hidden" not in said and "_hidden" not in said
+
+
+def test_parts_of_a_data_set_are_no_classes(folder, tmp_path):
+    for name in ("train", "Val"):
+        shutil.copytree(folder, tmp_path / "both" / name)
+    with pytest.raises(UsageError, match="parts of a data set, not classes: Val, train") as caught:
+        load_pictures(tmp_path / "both", 16)
+    assert str(tmp_path / "both" / "train") in caught.value.hint
+    assert load_pictures(tmp_path / "both" / "train", 16).names == ("blue", "red")
+    (folder / "blue").rename(folder / "train")  # as in trains and cars
+    pictures, said = told(folder)
+    assert pictures.names == ("red", "train") and "'train'" not in said and "The folder train is taken" in said
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda path: path.write_bytes(b""), r"images\.npy is empty"),
+        (lambda path: path.write_bytes(path.read_bytes()[:60]), "damaged"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "damaged"),
+        (lambda path: np.save(path, np.array([None, "x"], object), allow_pickle=True), "damaged, or not"),
+        (lambda path: np.savez(path.open("wb"), a=np.zeros(3)), r"an \.npz archive"),
+        (lambda path: (path.unlink(), os.mkfifo(path)), "FIFO"),
+        (lambda path: (path.unlink(), path.mkdir()), "a folder"),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"(2, ", b"(9999999999, ")), "damaged"),
+    ],
+)
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy"])
+def test_an_array_that_cannot_be_read_is_one_sentence(name, make, says, tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((2, 16, 16, 3), np.uint8))
+    np.save(tmp_path / "labels.npy", np.arange(2)[:, None])
+    make(tmp_path / name)
+    result = CliRunner().invoke(app, ["train", "tokenizer", str(tmp_path), "-o", str(tmp_path / "run")])
+    assert result.exit_code == 4 and "Aborted" not in result.output
+    with pytest.raises(CheckpointError, match=says.replace("images", name[:6])):
+        load_pictures(tmp_path)
+
+
+def test_arrays_of_any_layout_are_the_same_pictures(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    known = []
+    for name, array, labels in (
+        ("plain", images, np.arange(3)),
+        ("fortran", np.asfortranarray(images), np.arange(3).astype(">i2")),
+        ("third", images, np.arange(3, dtype=np.uint64)),
+    ):
+        (tmp_path / name).mkdir()
+        with (tmp_path / name / "images.npy").open("wb") as file:
+            np.lib.format.write_array(file, array, (3, 0) if name == "third" else None)
+        np.save(tmp_path / name / "labels.npy", labels)
+        pictures = load_pictures(tmp_path / name)
+        assert torch.equal(pictures.batch(np.array([2, 0])), Pictures(images, None).batch(np.array([2, 0])))
+        known.append(pictures.digest())
+    assert len(set(known)) == 1
+
+
+def test_tokens_that_were_damaged_on_disk_are_made_again(folder, tmp_path):
+    pictures, tokenizer = load_pictures(folder, 16), VQTokenizer(SMALL).eval()
+    codes = tokenize(pictures, tokenizer, tmp_path / "run")
+    (cache,) = (tmp_path / "run").iterdir()
+    whole = cache.read_bytes()
+    for damage in (b"", whole[:-3], whole[:-4] + b"\xff\xff\xff\x7f", b"PK"):
+        cache.write_bytes(damage)
+        assert torch.equal(tokenize(pictures, tokenizer, tmp_path / "run"), codes)
+        assert cache.read_bytes() == whole
+
+
+def test_names_of_classes_are_checked_before_training(folder, tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((2, 16, 16, 3), np.uint8))
+    np.save(tmp_path / "labels.npy", np.arange(2))
+    names = tmp_path / "classes.txt"
+    names.write_bytes("\ufeffcat\u2028a\r\nd\xf6g \n\n\n".encode().replace(b"\xe2\x80\xa8", b" "))
+    assert load_pictures(tmp_path).names == ("cat a", "dög")
+    for content, says in (
+        (b"cat\n\ndog\n", "Line 2 of"),
+        (b"cat\nd\xf6g\n", r"not UTF-8 text \(line 2\)"),
+        (b"cat\n" + b"x" * 200, "class 1 has 200 characters"),
+        (b"cat\nd\x1bg", "unprintable"),
+    ):
+        names.write_bytes(content)
+        with pytest.raises(CheckpointError, match=says):
+            load_pictures(tmp_path)
+    (folder / "red").rename(folder / ("r" * 200))
+    with pytest.raises(CheckpointError, match="class 1 has 200 characters"):
+        load_pictures(folder, 16)
+
+
+def test_a_result_that_could_not_be_saved_is_refused_at_once(tmp_path):
+    config = TransformerConfig((2, 2), 32, 2, 2, 16, 64, num_classes=99_999)
+    check_saveable(tmp_path / "run" / "model", config, SMALL, ["a name"] * 9)
+    assert list((tmp_path / "run").iterdir()) == []
+    with pytest.raises(CheckpointError, match="class names"):
+        check_saveable(tmp_path / "run" / "model", config, SMALL, ["a name" * 5] * 99_999)
+    (tmp_path / "run" / "model").mkdir()
+    (tmp_path / "run" / "model" / "notes.txt").write_text("")
+    with pytest.raises(UsageError, match="holds something else"):
+        check_saveable(tmp_path / "run" / "model", config, SMALL)
+    with pytest.raises(NarError, match="a file, not a folder"):
+        check_saveable(tmp_path / "run" / "model" / "notes.txt" / "model", config, SMALL)

@@ -646,7 +646,13 @@ def _write_config(
         said["classes"] = classes if isinstance(classes, str) else list(classes)
     if defaults:
         said["defaults"] = dict(defaults)
-    path.write_text(json.dumps(said, indent=1) + "\n")
+    text = json.dumps(said, indent=1) + "\n"
+    if len(text) > configs.MAX_BYTES:
+        raise CheckpointError(
+            f"The class names take {len(text):,} bytes of {CONFIG}, expected at most {configs.MAX_BYTES:,}.",
+            "Shorten them.",
+        )
+    path.write_text(text)
     read_config(path)
 
 

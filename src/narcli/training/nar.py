@@ -272,7 +272,7 @@ def tokenize(pictures: Pictures, tokenizer: VQTokenizer, folder: Path, batch_siz
     known = weights_digest(tokenizer, pictures.digest().encode())
     cache = folder / TOKENS.format(known.hexdigest()[:16])
     count = len(pictures)
-    with suppress(CheckpointError):  # not there, or damaged
+    with suppress(CheckpointError, ValueError, TypeError):  # not there, or damaged
         kept = torch.from_numpy(np.array(read_array(cache)).astype(np.int64))
         if (
             kept.ndim == 2

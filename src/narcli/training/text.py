@@ -71,7 +71,7 @@ def load_captions(folder: Path, count: int) -> list[list[str]]:
 def _caption(text: str, where: str) -> str:
     if not text.strip():
         raise CheckpointError(
-            f"{where}: a caption is empty.", "Put single tabs between captions, none at the end."
+            f"{where}: a caption is empty.", "Put a single tab between captions."
         )
     try:
         return parse_prompt(text).cleaned
