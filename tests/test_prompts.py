@@ -142,7 +142,9 @@ def test_only_ends_of_lines_end_prompts(tmp_path):
 
 
 def test_the_standard_input_is_utf_8_with_or_without_a_mark(monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfcaf\xc3\xa9\r\ntwo"), "latin-1"))
+    monkeypatch.setattr(
+        sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfcaf\xc3\xa9\r\ntwo"), "latin-1")
+    )
     assert [prompt.text for prompt in collect(["-"])] == ["café", "two"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\ntw\xff"), "latin-1"))
     with pytest.raises(CheckpointError, match=r"standard input is not UTF-8 text \(line 2\)"):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +18,19 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from narcli import checkpoints
 from narcli.checkpoints import check_saveable, load_tokenizer, load_transformer, save_model
 from narcli.cli import app
 from narcli.errors import CheckpointError, NarError, UsageError
 from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.models.vq import VQConfig, VQTokenizer
+from narcli.registry import resolve
 from narcli.sampling import SamplingSettings, generate
 from narcli.training.data import Pictures, load_pictures
-from narcli.training.loop import SLOW, TrainSettings, batch_indices, optimizers_of, train
+from narcli.training.loop import SLOW, TrainSettings, batch_indices, optimizers_of, save_tensors, train
 from narcli.training.nar import ROLLOUT_STEPS, Noise, Rollouts, mark_starts, tokenize, train_nar
 from narcli.training.tokenizer import edges, psnr, train_tokenizer
+from narcli.writers import write_atomic
 
 SMALL = VQConfig(32, (1, 1), 1, 32, codebook_size=16)
 
@@ -753,8 +757,8 @@ def test_what_may_be_a_mistake_of_the_folders_is_told(folder):
     pictures, said = told(folder)
     assert pictures.names == ("Red", "blue", "red") and len(pictures) == 8
     expected = (
-        "run is the folder of a training run", "without pictures are no classes: empty.", "single picture: Red.",
-        "the class: blue/dark.", "'Red', 'red'", "1 .txt",
+        "run is the folder of a training run", "without pictures are no classes: empty.",
+        "single picture: Red.", "the class: blue/dark.", "'Red', 'red'", "1 .txt",
     )  # fmt: skip
     assert all(words in said for words in expected), said
     assert ".hidden" not in said and "_hidden" not in said
@@ -769,7 +773,7 @@ def test_parts_of_a_data_set_are_no_classes(folder, tmp_path):
     assert load_pictures(tmp_path / "both" / "train", 16).names == ("blue", "red")
     (folder / "blue").rename(folder / "train")  # as in trains and cars
     pictures, said = told(folder)
-    assert pictures.names == ("red", "train") and "'train'" not in said and "The folder train is taken" in said
+    assert pictures.names == ("red", "train") and "The folder train is taken" in said
 
 
 @pytest.mark.parametrize(
@@ -857,3 +861,110 @@ def test_a_result_that_could_not_be_saved_is_refused_at_once(tmp_path):
         check_saveable(tmp_path / "run" / "model", config, SMALL)
     with pytest.raises(NarError, match="a file, not a folder"):
         check_saveable(tmp_path / "run" / "model" / "notes.txt" / "model", config, SMALL)
+
+
+# --- what ends a run early -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["mkdir", "write_text", "save_file", "rename", "rename again", "rmtree"])
+def test_a_process_killed_while_it_writes_the_result_loses_nothing(stage, folder, tmp_path, monkeypatch):
+    run, pictures = tmp_path / "run", load_pictures(folder, 16)
+    before = train_tokenizer(pictures, SMALL, settings(steps=1), run, quiet=True)
+    save_model(run / "model", tokenizer=before)
+    name, _, again = stage.partition(" ")
+    owner = {"save_file": checkpoints, "rmtree": checkpoints.tempfile._shutil}.get(name, Path)
+    original, calls = getattr(owner, name), []
+
+    def killed(*arguments, **named):
+        calls.append(name)
+        if len(calls) > bool(again):
+            os._exit(9)
+        return original(*arguments, **named)
+
+    child = os.fork()
+    if not child:
+        try:
+            monkeypatch.setattr(owner, name, killed)
+            save_model(run / "model", tokenizer=before, overwrite=True)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    after = train_tokenizer(pictures, SMALL, settings(steps=1), run, quiet=True)
+    assert not list(run.glob(".narcli-*"))
+    for there in (load_tokenizer(run), after):  # the result before, and what the same command makes again
+        assert all(torch.equal(t, there.state_dict()[k]) for k, t in before.state_dict().items())
+    save_model(run / "model", tokenizer=after, overwrite=True)
+
+
+def test_a_signal_writes_the_state_of_the_last_whole_step(folder, tmp_path, monkeypatch, capsys):
+    pictures, chosen = load_pictures(folder, 16), settings(save_every=100)
+    whole = train_tokenizer(pictures, SMALL, chosen, tmp_path / "whole", quiet=True)
+    original = batch_indices
+
+    def interrupted(count, chosen, step):
+        if step == 1:
+            signal.raise_signal(signal.SIGINT)
+        return original(count, chosen, step)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("narcli.training.tokenizer.batch_indices", interrupted)
+        train_tokenizer(pictures, SMALL, chosen, tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "step 1/6: loss " in said and "Stopped after 2 of 6 steps; the same command goes on." in said
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 2
+    resumed = train_tokenizer(pictures, SMALL, chosen, tmp_path / "run", quiet=True)
+    assert all(torch.equal(t, resumed.state_dict()[k]) for k, t in whole.state_dict().items())
+
+
+def test_a_disk_that_is_full_is_one_sentence_and_the_state_before_stays(folder, tmp_path, monkeypatch):
+    import resource
+
+    pictures = load_pictures(folder, 16)
+    train_tokenizer(pictures, SMALL, settings(steps=3), tmp_path / "run", quiet=True)
+    state = (tmp_path / "run" / "state.pt").read_bytes()
+    model = load_tokenizer(save_model(tmp_path / "model", tokenizer=VQTokenizer(SMALL)))
+    larger = partial(save_tensors, {"a": torch.ones(99_999)})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        for write in (
+            lambda: train_tokenizer(pictures, SMALL, settings(steps=3), tmp_path / "other", quiet=True),
+            lambda: save_model(tmp_path / "model", tokenizer=model, overwrite=True),
+            lambda: write_atomic(tmp_path / "run" / "state.pt", larger, overwrite=True),
+        ):  # fmt: skip
+            with pytest.raises(NarError, match="the file would be larger than allowed here"):
+                write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "run" / "state.pt").read_bytes() == state and load_tokenizer(tmp_path / "model")
+    assert not list(tmp_path.rglob(".narcli-*"))
+    usage = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=99_999))
+    with pytest.raises(NarError, match=r"takes \d+ MB, and the disk has 0 MB free"):
+        train_tokenizer(pictures, SMALL, settings(), tmp_path / "third", quiet=True)
+
+
+def test_a_run_means_its_result_and_a_state_is_called_so(folder, tmp_path):
+    pictures, run = load_pictures(folder, 16), tmp_path / "run"
+    model = train_tokenizer(pictures, SMALL, settings(steps=1), run, quiet=True)
+    with pytest.raises(CheckpointError, match="training run that has no result yet"):
+        resolve(run, None)
+    with pytest.raises(CheckpointError, match="training run that has no result yet"):
+        load_tokenizer(run)
+    save_model(run / "model", tokenizer=model)
+    assert resolve(run, None).path == run / "model" and load_tokenizer(run)
+    shutil.copy(run / "state.pt", tmp_path / "renamed.pth")
+    torch.save({"state": {}, "param_groups": []}, tmp_path / "optimizer.pt")
+    for path, of in ((run / "state.pt", "a training run"), (tmp_path / "renamed.pth", "a training run"),
+                     (tmp_path / "optimizer.pt", "an optimiser")):  # fmt: skip
+        for use in (lambda p: resolve(p, "image"), load_tokenizer, load_transformer):
+            with pytest.raises(CheckpointError, match=f"is the state of {of}, not a model"):
+                use(path)
+
+
+def test_other_steps_are_refused_with_what_to_do(folder, tmp_path):
+    pictures = load_pictures(folder, 16)
+    train_tokenizer(pictures, SMALL, settings(steps=1), tmp_path / "run", quiet=True)
+    with pytest.raises(CheckpointError, match=r"differs in: steps \(1 there, 9 now\)") as caught:
+        train_tokenizer(pictures, SMALL, settings(steps=9), tmp_path / "run", quiet=True)
+    assert "same number" in caught.value.hint

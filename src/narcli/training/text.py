@@ -70,9 +70,7 @@ def load_captions(folder: Path, count: int) -> list[list[str]]:
 
 def _caption(text: str, where: str) -> str:
     if not text.strip():
-        raise CheckpointError(
-            f"{where}: a caption is empty.", "Put a single tab between captions."
-        )
+        raise CheckpointError(f"{where}: a caption is empty.", "Put a single tab between captions.")
     try:
         return parse_prompt(text).cleaned
     except UsageError as error:
