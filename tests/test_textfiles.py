@@ -92,8 +92,8 @@ def test_every_path_of_every_command_expands_the_home_folder():
             for name, value in get_type_hints(command.callback, include_extras=True).items():
                 if "pathlib.Path" in str(value) or "PosixPath" in str(value):
                     (info,) = [m for m in value.__metadata__ if hasattr(m, "parser")]
-                    found[f"{words} {command.name} {name}"] = info.parser
-    assert len(found) > 15 and all(parser is expand for parser in found.values()), found
+                    found[f"{words} {command.callback.__name__} {name}"] = info.parser
+    assert len(found) >= 20 and all(parser is expand for parser in found.values()), found
 
 
 def test_a_tilde_is_the_home_folder_and_nothing_else(tmp_path, monkeypatch):
