@@ -41,7 +41,13 @@ def test_broken_exif_data_is_left_alone(tmp_path):
     "mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"]
 )
 def test_white_is_white_in_every_mode(mode):
-    white = {"La": (255, 255), "CMYK": (0, 0, 0, 0), "YCbCr": (255, 128, 128), "HSV": (0, 0, 255), "LAB": (255, 128, 128)}
+    white = {
+        "La": (255, 255),
+        "CMYK": (0, 0, 0, 0),
+        "YCbCr": (255, 128, 128),
+        "HSV": (0, 0, 255),
+        "LAB": (255, 128, 128),
+    }
     image = Image.new(mode, (3, 2), white.get(mode, "white"))
     shown = as_shown(image)
     assert (shown.mode, shown.size) == ("RGB", (3, 2)) and min(shown.getpixel((1, 1))) >= 254

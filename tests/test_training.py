@@ -21,6 +21,8 @@ from typer.testing import CliRunner
 from narcli import checkpoints
 from narcli.checkpoints import check_saveable, load_tokenizer, load_transformer, save_model
 from narcli.cli import app
+from narcli.cli.console import Console
+from narcli.cli.train import warn_of_untrained
 from narcli.errors import CheckpointError, NarError, UsageError
 from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.models.vq import VQConfig, VQTokenizer
@@ -968,3 +970,32 @@ def test_other_steps_are_refused_with_what_to_do(folder, tmp_path):
     with pytest.raises(CheckpointError, match=r"differs in: steps \(1 there, 9 now\)") as caught:
         train_tokenizer(pictures, SMALL, settings(steps=9), tmp_path / "run", quiet=True)
     assert "same number" in caught.value.hint
+
+
+def test_classes_without_pictures_are_told(clips, capsys):
+    np.save(clips / "labels.npy", np.array([1, 2, 4, 1, 2, 4]))
+    (clips / "classes.txt").unlink()
+    pictures = load_pictures(clips)
+    warn_of_untrained(pictures, pictures.num_classes, Console(quiet=True))
+    said = capsys.readouterr().err
+    assert "Classes without pictures stay untrained: 0, 3. Labels count from 0." in said
+    warn_of_untrained(Pictures(pictures.images, np.arange(6)), 6, Console())
+    assert not capsys.readouterr().err
+
+
+def test_a_run_is_not_written_among_its_pictures(folder):
+    for command in (["tokenizer"], ["nar", "--tokenizer", "none"], ["text", "--start", "none"]):
+        result = CliRunner().invoke(app, ["train", *command, str(folder), "-o", f"{folder}/../{folder.name}"])
+        assert result.exit_code == 2 and "the folder of the pictures" in result.output
+
+
+def test_an_early_end_of_a_file_is_not_called_aborted(folder, monkeypatch):
+    monkeypatch.setattr("narcli.training.data.load_pictures", raise_eof)
+    result = CliRunner().invoke(
+        app, ["train", "tokenizer", str(folder), "-o", f"{folder}-run", "--size", "16"]
+    )
+    assert result.exit_code == 1 and "EOFError" in result.output and "Aborted" not in result.output
+
+
+def raise_eof(*_):
+    raise EOFError
