@@ -88,9 +88,10 @@ def test_tables_have_a_column_of_prompts(tmp_path, name, content):
         ("a.csv", b"text,other\na,b\n", UsageError, "no column 'prompt'. It has text, other."),
         ("a.tsv", b"", UsageError, "It is empty"),
         ("a.txt", b"\n\n", UsageError, "no prompts in"),
-        ("a.txt", b"good\n\xe7\x8c\xab\n", UsageError, "Prompt 2 of"),
-        ("a.txt", b"\xff\xfe", CheckpointError, "not UTF-8"),
-        ("a.csv", b'prompt\n"open\n', CheckpointError, "not a table"),
+        ("a.txt", b"good\n\xe7\x8c\xab\n", UsageError, "Line 2 of"),
+        ("a.txt", b"\xff\xfe", CheckpointError, "UTF-16"),
+        ("a.txt", b"good\n\xff", CheckpointError, "not UTF-8 text (line 2)"),
+        ("a.csv", b'prompt\n"open\n', CheckpointError, "(line 2)"),
     ],
 )
 def test_unusable_files_are_refused_with_a_reason(tmp_path, name, content, error, message):
@@ -116,3 +117,35 @@ def test_unusable_files_are_refused_with_a_reason(tmp_path, name, content, error
 )
 def test_names_of_files_are_made_of_words(prompt, name):
     assert slug(prompt) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("a.txt", "one\x0cstill one\u2028and so\n\n\r\r\n", 5),  # form feeds and separators end no line
+        ("a.csv", 'prompt,id\n"two\nlines",1\r\n\nlast,2\n', 6),
+        ("a.tsv", 'id\tprompt\n1\t"one\r\ntwo"\n2\tthree\n', 5),
+    ],
+)
+def test_an_unusable_prompt_of_a_file_is_told_with_its_line(tmp_path, name, content, line):
+    bad = {".txt": "\x01", ".csv": "\x01,3", ".tsv": "3\t\x01"}[name[1:]]
+    # An unusable prompt on a last line, in a file with a byte order mark.
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.replace("\x0c", " ").encode() + bad.encode())
+    with pytest.raises(UsageError, match=f"Line {line} of "):
+        collect([], tmp_path / name)
+
+
+def test_only_ends_of_lines_end_prompts(tmp_path):
+    text = "one\u2028still one\x85and so\rtwo\r\nthree\u2029\n"
+    (tmp_path / "a.txt").write_bytes(text.encode("utf-8-sig"))
+    assert [len(p.text.split()) for p in collect([], tmp_path / "a.txt")] == [5, 1, 1]
+
+
+def test_the_standard_input_is_utf_8_with_or_without_a_mark(monkeypatch):
+    monkeypatch.setattr(
+        sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfcaf\xc3\xa9\r\ntwo"), "latin-1")
+    )
+    assert [prompt.text for prompt in collect(["-"])] == ["café", "two"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\ntw\xff"), "latin-1"))
+    with pytest.raises(CheckpointError, match=r"standard input is not UTF-8 text \(line 2\)"):
+        collect(["-"])

@@ -2,11 +2,25 @@
 
 import os
 import socket
+from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
-from narcli.errors import CheckpointError
-from narcli.textfiles import check_regular, decode_text, read_bytes, read_json, read_text, split_lines
+from narcli.checkpoints import load_tokenizer, save_model
+from narcli.cli.visualize_order import write_order
+from narcli.errors import CheckpointError, UsageError
+from narcli.models.vq import VQConfig, VQTokenizer
+from narcli.order import Order
+from narcli.textfiles import (
+    check_regular,
+    decode_text,
+    expand,
+    read_bytes,
+    read_json,
+    read_text,
+    split_lines,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["a folder", "a named pipe", "a socket", "a device"])
@@ -63,3 +77,39 @@ def test_json_is_an_object(tmp_path):
             read_json(path)
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert read_json(path) == {"a": 1}
+
+
+def test_every_path_of_every_command_expands_the_home_folder():
+    """A path is read by ``expand``, or is text that ``resolve`` or ``resolve_outputs`` reads."""
+    from narcli.cli import app
+
+    found = {}
+    for typer_app, words in (
+        (app, ""),
+        *((group.typer_instance, group.name) for group in app.registered_groups),
+    ):
+        for command in typer_app.registered_commands:
+            for name, value in get_type_hints(command.callback, include_extras=True).items():
+                if "pathlib.Path" in str(value) or "PosixPath" in str(value):
+                    (info,) = [m for m in value.__metadata__ if hasattr(m, "parser")]
+                    found[f"{words} {command.callback.__name__} {name}"] = info.parser
+    assert len(found) >= 20 and all(parser is expand for parser in found.values()), found
+
+
+def test_a_tilde_is_the_home_folder_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert expand("~") == tmp_path and expand("~/a b") == tmp_path / "a b" and expand("a~/~") == Path("a~/~")
+    assert expand(expand("./~/x")) == tmp_path / "~" / "x"
+    with pytest.raises(UsageError, match="no such user"):
+        expand("~nobody-of-this-name/x")
+    for make in (
+        lambda: save_model("~/made", tokenizer=VQTokenizer(VQConfig(32, (1, 1), 1, 32, codebook_size=16))),
+        lambda: load_tokenizer("~/made"),
+        lambda: write_order(Order((2, 2)), "~/order.json", overwrite=False),
+        lambda: write_order(Order((2, 2)), "~/folder/", overwrite=False),
+    ):
+        make()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "made", "order.json"]
+    with pytest.raises(UsageError, match="no such user"):
+        write_order(Order((2, 2)), "~nobody-of-this-name/", overwrite=False)

@@ -340,8 +340,23 @@ def test_captions_are_read_line_by_line_and_cleaned(tmp_path):
     with pytest.raises(CheckpointError, match="2 lines, and there are 3"):
         load_captions(tmp_path, 3)
     (tmp_path / "captions.tsv").write_text("red\t\nblue\n")
-    with pytest.raises(CheckpointError, match="unusable caption"):
+    with pytest.raises(CheckpointError, match="line 1: a caption is empty"):
         load_captions(tmp_path, 2)
+
+
+@pytest.mark.parametrize("line", ["\x01", "x" * 10_001, "\t", "https://a.com"])
+def test_an_unusable_caption_is_told_with_its_line_and_not_as_a_prompt(line, tmp_path):
+    text = f"red\u2028green\x0c\r\nblue\r{line}\n".replace("\x0c", " ")
+    (tmp_path / "captions.tsv").write_bytes(text.encode("utf-8-sig"))
+    with pytest.raises(CheckpointError, match="line 3: ") as caught:
+        load_captions(tmp_path, 3)
+    assert "--" not in f"{caught.value.message} {caught.value.hint}" and "prompt" not in caught.value.message
+
+
+def test_a_mark_at_the_beginning_is_no_part_of_a_caption(tmp_path):
+    (tmp_path / "captions.tsv").write_bytes("red\u2028one\r\nblue\r".encode("utf-8-sig"))
+    assert [len(texts) for texts in load_captions(tmp_path, 2)] == [1, 1]
+    assert load_captions(tmp_path, 2)[0][0].startswith("red")
 
 
 def test_from_captions_to_a_picture(tiny, tmp_path):

@@ -1,10 +1,12 @@
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +18,21 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from narcli.checkpoints import load_tokenizer, load_transformer, save_model
+from narcli import checkpoints
+from narcli.checkpoints import check_saveable, load_tokenizer, load_transformer, save_model
 from narcli.cli import app
-from narcli.errors import CheckpointError, UsageError
+from narcli.cli.console import Console
+from narcli.cli.train import warn_of_untrained
+from narcli.errors import CheckpointError, NarError, UsageError
 from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.models.vq import VQConfig, VQTokenizer
+from narcli.registry import resolve
 from narcli.sampling import SamplingSettings, generate
 from narcli.training.data import Pictures, load_pictures
-from narcli.training.loop import SLOW, TrainSettings, batch_indices, optimizers_of, train
+from narcli.training.loop import SLOW, TrainSettings, batch_indices, optimizers_of, save_tensors, train
 from narcli.training.nar import ROLLOUT_STEPS, Noise, Rollouts, mark_starts, tokenize, train_nar
 from narcli.training.tokenizer import edges, psnr, train_tokenizer
+from narcli.writers import write_atomic
 
 SMALL = VQConfig(32, (1, 1), 1, 32, codebook_size=16)
 
@@ -717,3 +724,278 @@ def test_prepared_arrays_are_read_with_their_labels(tmp_path):
     np.save(tmp_path / "labels.npy", np.array([0, 2]))
     with pytest.raises(CheckpointError, match="labels"):
         load_pictures(tmp_path)
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+def told(path, size=16):
+    """The pictures of a folder, and all that is told of it."""
+    said = []
+    return load_pictures(path, size, said.append), "\n".join(said)
+
+
+def test_a_link_to_a_class_folder_is_a_class_and_loops_end(folder, tmp_path):
+    shutil.move(folder / "red", tmp_path / "elsewhere")
+    (folder / "red").symlink_to(tmp_path / "elsewhere")
+    (folder / "blue" / "up").symlink_to(folder)
+    (folder / "blue" / "top").symlink_to("/")
+    (folder / "alias").symlink_to(folder / "blue")
+    pictures, said = told(folder)
+    assert pictures.names == ("blue", "red") and np.bincount(pictures.labels).tolist() == [3, 3]
+    assert all(f"{folder / name} is a link" in said for name in ("blue/up", "blue/top", "alias"))
+    (folder / "gone").symlink_to(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match="gone is a link to nothing"):
+        load_pictures(folder, 16)
+
+
+def test_what_may_be_a_mistake_of_the_folders_is_told(folder):
+    for name in ("empty", "run", "Red", ".hidden", "blue/dark"):
+        (folder / name).mkdir()
+    (folder / "run" / "state.pt").write_bytes(b"")
+    for name in ("run/sample-000500.png", "Red/0.png", ".hidden/0.png", "blue/dark/0.png"):
+        shutil.copy(folder / "red" / "0.png", folder / name)
+    (folder / "red" / "notes.txt").write_text("")
+    pictures, said = told(folder)
+    assert pictures.names == ("Red", "blue", "red") and len(pictures) == 8
+    expected = (
+        "run is the folder of a training run", "without pictures are no classes: empty.",
+        "single picture: Red.", "the class: blue/dark.", "'Red', 'red'", "1 .txt",
+    )  # fmt: skip
+    assert all(words in said for words in expected), said
+    assert ".hidden" not in said and "_hidden" not in said
+
+
+def test_parts_of_a_data_set_are_no_classes(folder, tmp_path):
+    for name in ("train", "Val"):
+        shutil.copytree(folder, tmp_path / "both" / name)
+    with pytest.raises(UsageError, match="parts of a data set, not classes: Val, train") as caught:
+        load_pictures(tmp_path / "both", 16)
+    assert str(tmp_path / "both" / "train") in caught.value.hint
+    assert load_pictures(tmp_path / "both" / "train", 16).names == ("blue", "red")
+    (folder / "blue").rename(folder / "train")  # as in trains and cars
+    pictures, said = told(folder)
+    assert pictures.names == ("red", "train") and "The folder train is taken" in said
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda path: path.write_bytes(b""), r"images\.npy is empty"),
+        (lambda path: path.write_bytes(path.read_bytes()[:60]), "damaged"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "damaged"),
+        (lambda path: np.save(path, np.array([None, "x"], object), allow_pickle=True), "damaged, or not"),
+        (lambda path: np.savez(path.open("wb"), a=np.zeros(3)), r"an \.npz archive"),
+        (lambda path: (path.unlink(), os.mkfifo(path)), "FIFO"),
+        (lambda path: (path.unlink(), path.mkdir()), "a folder"),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"(2, ", b"(9999999999, ")), "damaged"),
+    ],
+)
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy"])
+def test_an_array_that_cannot_be_read_is_one_sentence(name, make, says, tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((2, 16, 16, 3), np.uint8))
+    np.save(tmp_path / "labels.npy", np.arange(2)[:, None])
+    make(tmp_path / name)
+    result = CliRunner().invoke(app, ["train", "tokenizer", str(tmp_path), "-o", str(tmp_path / "run")])
+    assert result.exit_code == 4 and "Aborted" not in result.output
+    with pytest.raises(CheckpointError, match=says.replace("images", name[:6])):
+        load_pictures(tmp_path)
+
+
+def test_arrays_of_any_layout_are_the_same_pictures(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    known = []
+    for name, array, labels in (
+        ("plain", images, np.arange(3)),
+        ("fortran", np.asfortranarray(images), np.arange(3).astype(">i2")),
+        ("third", images, np.arange(3, dtype=np.uint64)),
+    ):
+        (tmp_path / name).mkdir()
+        with (tmp_path / name / "images.npy").open("wb") as file:
+            np.lib.format.write_array(file, array, (3, 0) if name == "third" else None)
+        np.save(tmp_path / name / "labels.npy", labels)
+        pictures = load_pictures(tmp_path / name)
+        assert torch.equal(pictures.batch(np.array([2, 0])), Pictures(images, None).batch(np.array([2, 0])))
+        known.append(pictures.digest())
+    assert len(set(known)) == 1
+
+
+def test_tokens_that_were_damaged_on_disk_are_made_again(folder, tmp_path):
+    pictures, tokenizer = load_pictures(folder, 16), VQTokenizer(SMALL).eval()
+    codes = tokenize(pictures, tokenizer, tmp_path / "run")
+    (cache,) = (tmp_path / "run").iterdir()
+    whole = cache.read_bytes()
+    for damage in (b"", whole[:-3], whole[:-4] + b"\xff\xff\xff\x7f", b"PK"):
+        cache.write_bytes(damage)
+        assert torch.equal(tokenize(pictures, tokenizer, tmp_path / "run"), codes)
+        assert cache.read_bytes() == whole
+
+
+def test_names_of_classes_are_checked_before_training(folder, tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((2, 16, 16, 3), np.uint8))
+    np.save(tmp_path / "labels.npy", np.arange(2))
+    names = tmp_path / "classes.txt"
+    names.write_bytes("\ufeffcat\u2028a\r\nd\xf6g \n\n\n".encode().replace(b"\xe2\x80\xa8", b" "))
+    assert load_pictures(tmp_path).names == ("cat a", "dög")
+    for content, says in (
+        (b"cat\n\ndog\n", "Line 2 of"),
+        (b"cat\nd\xf6g\n", r"not UTF-8 text \(line 2\)"),
+        (b"cat\n" + b"x" * 200, "class 1 has 200 characters"),
+        (b"cat\nd\x1bg", "unprintable"),
+    ):
+        names.write_bytes(content)
+        with pytest.raises(CheckpointError, match=says):
+            load_pictures(tmp_path)
+    (folder / "red").rename(folder / ("r" * 200))
+    with pytest.raises(CheckpointError, match="class 1 has 200 characters"):
+        load_pictures(folder, 16)
+
+
+def test_a_result_that_could_not_be_saved_is_refused_at_once(tmp_path):
+    config = TransformerConfig((2, 2), 32, 2, 2, 16, 64, num_classes=99_999)
+    check_saveable(tmp_path / "run" / "model", config, SMALL, ["a name"] * 9)
+    assert list((tmp_path / "run").iterdir()) == []
+    with pytest.raises(CheckpointError, match="class names"):
+        check_saveable(tmp_path / "run" / "model", config, SMALL, ["a name" * 5] * 99_999)
+    (tmp_path / "run" / "model").mkdir()
+    (tmp_path / "run" / "model" / "notes.txt").write_text("")
+    with pytest.raises(UsageError, match="holds something else"):
+        check_saveable(tmp_path / "run" / "model", config, SMALL)
+    with pytest.raises(NarError, match="a file, not a folder"):
+        check_saveable(tmp_path / "run" / "model" / "notes.txt" / "model", config, SMALL)
+
+
+# --- what ends a run early -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["mkdir", "write_text", "save_file", "rename", "rename again", "rmtree"])
+def test_a_process_killed_while_it_writes_the_result_loses_nothing(stage, folder, tmp_path, monkeypatch):
+    run, pictures = tmp_path / "run", load_pictures(folder, 16)
+    before = train_tokenizer(pictures, SMALL, settings(steps=1), run, quiet=True)
+    save_model(run / "model", tokenizer=before)
+    name, _, again = stage.partition(" ")
+    owner = {"save_file": checkpoints, "rmtree": checkpoints.tempfile._shutil}.get(name, Path)
+    original, calls = getattr(owner, name), []
+
+    def killed(*arguments, **named):
+        calls.append(name)
+        if len(calls) > bool(again):
+            os._exit(9)
+        return original(*arguments, **named)
+
+    child = os.fork()
+    if not child:
+        try:
+            monkeypatch.setattr(owner, name, killed)
+            save_model(run / "model", tokenizer=before, overwrite=True)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    after = train_tokenizer(pictures, SMALL, settings(steps=1), run, quiet=True)
+    assert not list(run.glob(".narcli-*"))
+    for there in (load_tokenizer(run), after):  # the result before, and what the same command makes again
+        assert all(torch.equal(t, there.state_dict()[k]) for k, t in before.state_dict().items())
+    save_model(run / "model", tokenizer=after, overwrite=True)
+
+
+def test_a_signal_writes_the_state_of_the_last_whole_step(folder, tmp_path, monkeypatch, capsys):
+    pictures, chosen = load_pictures(folder, 16), settings(save_every=100)
+    whole = train_tokenizer(pictures, SMALL, chosen, tmp_path / "whole", quiet=True)
+    original = batch_indices
+
+    def interrupted(count, chosen, step):
+        if step == 1:
+            signal.raise_signal(signal.SIGINT)
+        return original(count, chosen, step)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("narcli.training.tokenizer.batch_indices", interrupted)
+        train_tokenizer(pictures, SMALL, chosen, tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "step 1/6: loss " in said and "Stopped after 2 of 6 steps; the same command goes on." in said
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 2
+    resumed = train_tokenizer(pictures, SMALL, chosen, tmp_path / "run", quiet=True)
+    assert all(torch.equal(t, resumed.state_dict()[k]) for k, t in whole.state_dict().items())
+
+
+def test_a_disk_that_is_full_is_one_sentence_and_the_state_before_stays(folder, tmp_path, monkeypatch):
+    import resource
+
+    pictures = load_pictures(folder, 16)
+    train_tokenizer(pictures, SMALL, settings(steps=3), tmp_path / "run", quiet=True)
+    state = (tmp_path / "run" / "state.pt").read_bytes()
+    model = load_tokenizer(save_model(tmp_path / "model", tokenizer=VQTokenizer(SMALL)))
+    larger = partial(save_tensors, {"a": torch.ones(99_999)})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        for write in (
+            lambda: train_tokenizer(pictures, SMALL, settings(steps=3), tmp_path / "other", quiet=True),
+            lambda: save_model(tmp_path / "model", tokenizer=model, overwrite=True),
+            lambda: write_atomic(tmp_path / "run" / "state.pt", larger, overwrite=True),
+        ):  # fmt: skip
+            with pytest.raises(NarError, match="the file would be larger than allowed here"):
+                write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "run" / "state.pt").read_bytes() == state and load_tokenizer(tmp_path / "model")
+    assert not list(tmp_path.rglob(".narcli-*"))
+    usage = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=99_999))
+    with pytest.raises(NarError, match=r"takes \d+ MB, and the disk has 0 MB free"):
+        train_tokenizer(pictures, SMALL, settings(), tmp_path / "third", quiet=True)
+
+
+def test_a_run_means_its_result_and_a_state_is_called_so(folder, tmp_path):
+    pictures, run = load_pictures(folder, 16), tmp_path / "run"
+    model = train_tokenizer(pictures, SMALL, settings(steps=1), run, quiet=True)
+    with pytest.raises(CheckpointError, match="training run that has no result yet"):
+        resolve(run, None)
+    with pytest.raises(CheckpointError, match="training run that has no result yet"):
+        load_tokenizer(run)
+    save_model(run / "model", tokenizer=model)
+    assert resolve(run, None).path == run / "model" and load_tokenizer(run)
+    shutil.copy(run / "state.pt", tmp_path / "renamed.pth")
+    torch.save({"state": {}, "param_groups": []}, tmp_path / "optimizer.pt")
+    for path, of in ((run / "state.pt", "a training run"), (tmp_path / "renamed.pth", "a training run"),
+                     (tmp_path / "optimizer.pt", "an optimiser")):  # fmt: skip
+        for use in (lambda p: resolve(p, "image"), load_tokenizer, load_transformer):
+            with pytest.raises(CheckpointError, match=f"is the state of {of}, not a model"):
+                use(path)
+
+
+def test_other_steps_are_refused_with_what_to_do(folder, tmp_path):
+    pictures = load_pictures(folder, 16)
+    train_tokenizer(pictures, SMALL, settings(steps=1), tmp_path / "run", quiet=True)
+    with pytest.raises(CheckpointError, match=r"differs in: steps \(1 there, 9 now\)") as caught:
+        train_tokenizer(pictures, SMALL, settings(steps=9), tmp_path / "run", quiet=True)
+    assert "same number" in caught.value.hint
+
+
+def test_classes_without_pictures_are_told(clips, capsys):
+    np.save(clips / "labels.npy", np.array([1, 2, 4, 1, 2, 4]))
+    (clips / "classes.txt").unlink()
+    pictures = load_pictures(clips)
+    warn_of_untrained(pictures, pictures.num_classes, Console(quiet=True))
+    said = capsys.readouterr().err
+    assert "Classes without pictures stay untrained: 0, 3. Labels count from 0." in said
+    warn_of_untrained(Pictures(pictures.images, np.arange(6)), 6, Console())
+    assert not capsys.readouterr().err
+
+
+def test_a_run_is_not_written_among_its_pictures(folder):
+    for command in (["tokenizer"], ["nar", "--tokenizer", "none"], ["text", "--start", "none"]):
+        result = CliRunner().invoke(app, ["train", *command, str(folder), "-o", f"{folder}/../{folder.name}"])
+        assert result.exit_code == 2 and "the folder of the pictures" in result.output
+
+
+def test_an_early_end_of_a_file_is_not_called_aborted(folder, monkeypatch):
+    monkeypatch.setattr("narcli.training.data.load_pictures", raise_eof)
+    result = CliRunner().invoke(
+        app, ["train", "tokenizer", str(folder), "-o", f"{folder}-run", "--size", "16"]
+    )
+    assert result.exit_code == 1 and "EOFError" in result.output and "Aborted" not in result.output
+
+
+def raise_eof(*_):
+    raise EOFError

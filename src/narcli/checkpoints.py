@@ -39,12 +39,14 @@ from .configs import (
 )
 from .containers import read_tensors
 from .conversions import Conversion
-from .errors import CheckpointError, NarError, UsageError, first_line
+from .errors import CheckpointError, UsageError, first_line
 from .models.larp import LARPConfig, LARPTokenizer
 from .models.text import T5Encoder
 from .models.transformer import NARTransformer, TransformerConfig
 from .models.vq import VQConfig, VQTokenizer
 from .order import HEADS, format_grid
+from .textfiles import expand
+from .writers import OLD, PART, explain, system_error
 
 Tensors = Mapping[str, Tensor]
 Kind = Literal["image", "text", "video"]
@@ -424,7 +426,7 @@ def _open(
     path: Path, part: str, config: str | Path | None, kept: torch.dtype | None = None
 ) -> tuple[Path, ModelConfig, dict[str, Tensor], Conversion | None]:
     """The weights file that a path means, what its config.json says, its tensors, and its copy in a dtype."""
-    file = path = path.expanduser()
+    file = path = configs.result_of(expand(path))
     if path.is_dir():
         file = path / part
         there = sorted(p.name for p in path.iterdir())
@@ -436,7 +438,7 @@ def _open(
                 f"The folder {path} has no {part} (it holds {held}).",
                 "Give a narcli model folder, or the weights file itself.",
             )
-    beside = Path(config) if config else file.with_name(CONFIG)
+    beside = expand(config) if config else file.with_name(CONFIG)
     said = read_config(beside) if config or beside.is_file() else ModelConfig()
     copy = conversions.of(file, str(kept).removeprefix("torch."))  # the state before it is read
     if copy is not None:
@@ -557,33 +559,28 @@ def save_model(
         CheckpointError: a setting or class list that could not be read back.
         NarError: the disk is full and the like.
     """
-    folder = Path(folder)
+    folder = expand(folder)
     if transformer is None and tokenizer is None:
         raise UsageError("A model folder needs a transformer or a tokenizer.")
     _check_replaceable(folder, overwrite)
-    said: dict[str, Any] = {
-        "format": FORMAT,
-        "kind": _kind(transformer, tokenizer),
-        "name": folder.name,
-    }
     parts: dict[str, dict[str, Tensor]] = {}
     if transformer is not None:
-        said["transformer"] = asdict(transformer.config)
         parts[MODEL] = _storable(transformer, dtype)
     if tokenizer is not None:
-        said["tokenizer"] = asdict(tokenizer.config)
         parts[TOKENIZER] = _storable(tokenizer, dtype)
-    if classes is not None:
-        said["classes"] = classes if isinstance(classes, str) else list(classes)
-    if defaults:
-        said["defaults"] = dict(defaults)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".narcli-", suffix=".part", dir=folder.parent) as made:
-            new = Path(made) / "new"
-            new.mkdir()
-            (new / CONFIG).write_text(json.dumps(said, indent=1) + "\n")
-            read_config(new / CONFIG)  # what is written can be read
+        with tempfile.TemporaryDirectory(prefix=PART[0], suffix=PART[1], dir=folder.parent) as made:
+            new = Path(made) / "new" / folder.name
+            new.mkdir(parents=True)
+            _write_config(
+                new / CONFIG,
+                folder.name,
+                transformer.config if transformer is not None else None,
+                tokenizer.config if tokenizer is not None else None,
+                classes,
+                defaults,
+            )
             for file, tensors in parts.items():
                 save_file(tensors, new / file)
                 (new / file).chmod((new / CONFIG).stat().st_mode)  # it is made for its owner alone
@@ -591,8 +588,9 @@ def save_model(
                 text_encoder.save(new / TEXT_ENCODER, dtype)
                 for stored in (new / TEXT_ENCODER).iterdir():
                     stored.chmod((new / CONFIG).stat().st_mode)
-            old = Path(made) / "old"
+            old = Path(made) / OLD / folder.name
             if folder.exists():
+                old.parent.mkdir()
                 folder.rename(old)
             try:
                 new.rename(folder)
@@ -601,11 +599,61 @@ def save_model(
                     old.rename(folder)
                 raise
     except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or first_line(error)
-        raise NarError(
-            f"Could not write {folder}: {why.lower()}.", "Free some space, or choose another folder."
-        ) from error
+        raise explain(folder, system_error(error) or OSError(first_line(error))) from error
     return folder
+
+
+def check_saveable(
+    folder: Path,
+    transformer: TransformerConfig | None = None,
+    tokenizer: VQConfig | LARPConfig | None = None,
+    classes: str | Sequence[str] | None = None,
+    defaults: Mapping[str, float] | None = None,
+) -> None:
+    """Raise now what ``save_model`` would raise after hours of training; arguments as there, but sizes.
+
+    Raises:
+        UsageError, CheckpointError, NarError: as ``save_model`` with ``overwrite``.
+    """
+    _check_replaceable(folder, overwrite=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=PART[0], suffix=PART[1], dir=folder.parent) as made:
+            _write_config(Path(made) / CONFIG, folder.name, transformer, tokenizer, classes, defaults)
+    except OSError as error:
+        raise explain(folder, error) from error
+
+
+def _write_config(
+    path: Path,
+    name: str,
+    transformer: TransformerConfig | None,
+    tokenizer: VQConfig | LARPConfig | None,
+    classes: str | Sequence[str] | None,
+    defaults: Mapping[str, float] | None,
+) -> None:
+    """Write a ``config.json`` that ``read_config`` reads.
+
+    Raises:
+        CheckpointError: a setting or class list that could not be read back.
+    """
+    said: dict[str, Any] = {"format": FORMAT, "kind": _kind(transformer, tokenizer), "name": name}
+    if transformer is not None:
+        said["transformer"] = asdict(transformer)
+    if tokenizer is not None:
+        said["tokenizer"] = asdict(tokenizer)
+    if classes is not None:
+        said["classes"] = classes if isinstance(classes, str) else list(classes)
+    if defaults:
+        said["defaults"] = dict(defaults)
+    text = json.dumps(said, indent=1) + "\n"
+    if len(text) > configs.MAX_BYTES:
+        raise CheckpointError(
+            f"The class names take {len(text):,} bytes of {CONFIG}, expected at most {configs.MAX_BYTES:,}.",
+            "Shorten them.",
+        )
+    path.write_text(text)
+    read_config(path)
 
 
 def convert(
@@ -632,8 +680,9 @@ def convert(
     Raises:
         CheckpointError, UsageError, NarError: as ``load_transformer`` and ``save_model``.
     """
-    _check_replaceable(Path(folder), overwrite)
-    source = Path(source).expanduser()
+    folder = expand(folder)
+    _check_replaceable(folder, overwrite)
+    source = configs.result_of(expand(source))
     names = [path.name for path in source.iterdir()] if source.is_dir() else []
     part = TOKENIZER if TOKENIZER in names and not configs.weights_in(names) else MODEL
     file, said, tensors, _ = _open(source, part, config)
@@ -650,8 +699,8 @@ def convert(
         transformer=model,
         tokenizer=load_tokenizer(tokenizer, dtype=dtype) if tokenizer else None,
         text_encoder=T5Encoder.load(own, None) if (own := file.with_name(TEXT_ENCODER)).is_dir() else None,
-        classes=said.classes or RELEASED_TABLES.get((_kind(model), model.config.num_classes)),
-        defaults=said.defaults if said.kind else RELEASED_DEFAULTS[_kind(model)],
+        classes=said.classes or RELEASED_TABLES.get((kind_of(model.config), model.config.num_classes)),
+        defaults=said.defaults if said.kind else RELEASED_DEFAULTS[kind_of(model.config)],
         dtype=dtype,
         overwrite=overwrite,
     )
@@ -668,11 +717,11 @@ def _check_replaceable(folder: Path, overwrite: bool) -> None:
         raise UsageError(f"{folder} holds a model already.", "Choose another folder, or --overwrite it.")
 
 
-def _kind(transformer: NARTransformer | None, tokenizer: Tokenizer | None = None) -> str:
+def _kind(transformer: TransformerConfig | None, tokenizer: VQConfig | LARPConfig | None = None) -> str:
     if transformer is None:
-        of_clips = isinstance(tokenizer, LARPTokenizer) or (tokenizer and tokenizer.config.frames > 1)
+        of_clips = isinstance(tokenizer, LARPConfig) or (tokenizer and tokenizer.frames > 1)
         return "video-tokenizer" if of_clips else "image-tokenizer"
-    return kind_of(transformer.config)
+    return kind_of(transformer)
 
 
 def _storable(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ import json
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,12 @@ from .settings import LARGEST
 FORMAT = "narcli.model/1"
 CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer.safetensors"
 TEXT_ENCODER = "text_encoder"
+#: In the folder of a training run: its result, its state, its log, and tokens of its pictures by a digest.
+RESULT, STATE, LOG, TOKENS = "model", "state.pt", "log.jsonl", "tokens-{}.npy"
 KINDS = ("image", "text", "video", "image-tokenizer", "video-tokenizer")
 MAX_BYTES = 2**20
 MAX_CELLS = 2**16
+MAX_CLASSES, MAX_CLASS_NAME = 10**5, 200
 
 
 @dataclass(frozen=True)
@@ -220,8 +224,8 @@ _CLASSES: Rule = (
         v in TABLES
         if isinstance(v, str)
         else isinstance(v, list)
-        and 0 < len(v) <= 10**5
-        and all(isinstance(n, str) and 0 < len(n) < 200 for n in v)
+        and 0 < len(v) <= MAX_CLASSES
+        and all(isinstance(n, str) and 0 < len(n) < MAX_CLASS_NAME for n in v)
     ),
 )
 
@@ -247,6 +251,65 @@ def _larp(path: Path, given: dict[str, Any]) -> ModelConfig:
         inner = part
     check(path, "", {**LARP, **LARP_VARIANT}, given)
     return ModelConfig(path, "", tokenizer={key: given[key] for key in LARP if key in given})
+
+
+def result_of(path: Path) -> Path:
+    """The model that a path means: the ``model`` in the folder of a training run, or else the path itself.
+
+    Raises:
+        CheckpointError: a run that has no result yet, or the state of a training in place of a model.
+    """
+    if path.is_file():
+        if kind := _state_in(path):
+            result = path.parent / RESULT
+            raise CheckpointError(
+                f"{path} is the state of {kind}, not a model.",
+                f"Give {result}, its result."
+                if (result / CONFIG).is_file()
+                else "Give the result of the training.",
+            )
+        return path
+    try:
+        names = {file.name for file in path.iterdir()} if path.is_dir() else set()
+    except OSError:  # what opens it says why
+        return path
+    if CONFIG in names or any(name != STATE for name in weights_in(names)):
+        return path
+    if (path / RESULT / CONFIG).is_file():
+        return path / RESULT
+    if is_run(names):
+        raise CheckpointError(
+            f"{path} is the folder of a training run that has no result yet.",
+            f"Give the same `narcli train` command again: it goes on, and writes {path / RESULT}.",
+        )
+    return path
+
+
+def is_run(names: Collection[str]) -> bool:
+    """Whether a folder with files of these names is that of a training run."""
+    return STATE in names or LOG in names or any(fnmatch(name, TOKENS.format("*")) for name in names)
+
+
+def _state_in(path: Path) -> str:
+    """What a file keeps the state of, by its first keys: a training run, an optimiser, or "" for nothing."""
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            with archive.open(name) as pickled:
+                content = pickled.read(2**24)
+    except (OSError, zipfile.BadZipFile, StopIteration, RuntimeError, NotImplementedError, ValueError):
+        return ""
+    start = content[:64]
+    if _key("step") in start and _key("about") in start:
+        return "a training run"
+    return "an optimiser" if _key("state") in start and _key("param_groups") in content else ""
+
+
+def _key(name: str) -> bytes:
+    """A short text as it is in a pickle of protocol 2."""
+    return b"X" + len(name).to_bytes(4, "little") + name.encode()
 
 
 def weights_in(names: Iterable[str]) -> list[str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from string import Formatter
 
 from .errors import NarError, UsageError
+from .textfiles import expand
 
 MAX_NAME = 255  # bytes of one part of a path, nearly everywhere
 MAX_STEM = 150  # bytes; leaves room for _frontier, a number and the suffix within 255
@@ -148,7 +149,9 @@ def _split_output(output: str | None, default: str, suffixes: Sequence[str]) -> 
     """``--output`` -> template without suffix, suffix."""
     if output is None:
         return default, suffixes[0]
-    output = os.path.expanduser(output).replace(os.sep, "/")  # noqa: PTH111 (Path would drop a last slash)
+    if output.startswith("~"):
+        output = f"{expand(output)}{'/' * (output[-1] in '/' + os.sep)}"  # a last slash means a folder
+    output = output.replace(os.sep, "/")
     if not output.strip() or "\0" in output:
         raise UsageError(f"--output {output!r} names no file.", "Give a file, a folder or a template.")
     if Path(output).is_dir():

@@ -14,11 +14,12 @@ import json
 import re
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import CheckpointError, UsageError
+from .textfiles import decode_text, read_text, split_lines
 
 MAX_PROMPT = 10_000  # characters; the released encoder reads some 500
 MAX_JSON = 20_000  # bytes in the metadata of a file, where an emoji takes 12; it is there up to three times
@@ -131,11 +132,14 @@ def collect(prompts: Sequence[str], file: Path | None = None) -> list[Prompt]:
     """
     found = []
     for prompt in prompts:
-        found += _parse_lines("the standard input", _stdin()) if prompt == STDIN else [parse_prompt(prompt)]
+        if prompt == STDIN:
+            found += _parse_lines("the standard input", enumerate(split_lines(_stdin()), 1))
+        else:
+            found.append(parse_prompt(prompt))
     if file is not None:
         text = _read(file)
         table = {".csv": ",", ".tsv": "\t"}.get(file.suffix.lower())
-        lines = text.splitlines() if table is None else _column(file, text, table)
+        lines = enumerate(split_lines(text), 1) if table is None else _column(file, text, table)
         found += _parse_lines(str(file), lines)
     return found
 
@@ -157,56 +161,53 @@ def slug(text: str) -> str:
     return name or "".join(words[:1])[:SHOWN]
 
 
-def _parse_lines(where: str, lines: Sequence[str]) -> list[Prompt]:
+def _parse_lines(where: str, lines: Iterable[tuple[int, str]]) -> list[Prompt]:
+    """The prompts of a file, each with the number of its line."""
     found = []
-    for number, line in enumerate(lines, 1):
+    for number, line in lines:
         if line.strip():
             try:
                 found.append(parse_prompt(line))
             except UsageError as error:
-                raise UsageError(f"Prompt {number} of {where}: {error.message}", error.hint) from None
+                hint = error.hint if "--" not in (error.hint or "") else "Expected a prompt a line."
+                raise UsageError(f"Line {number} of {where}: {error.message}", hint) from None
     if not found:
         raise UsageError(f"There are no prompts in {where}.", "Expected a prompt a line.")
     return found
 
 
-def _stdin() -> list[str]:
-    try:
-        text = sys.stdin.read(MAX_BYTES + 1)
-    except UnicodeDecodeError:
-        raise CheckpointError("The standard input is not UTF-8 text.") from None
-    if len(text) > MAX_BYTES:
-        raise CheckpointError(f"The standard input has more than {MAX_BYTES:,} characters.")
-    return text.splitlines()
+def _stdin() -> str:
+    if sys.stdin is None:
+        raise UsageError("There is no standard input to read prompts from.", "Give the prompts themselves.")
+    stream = getattr(sys.stdin, "buffer", sys.stdin)
+    data = stream.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise CheckpointError(f"The standard input is larger than {MAX_BYTES:,} bytes.")
+    return decode_text(data, "The standard input") if isinstance(data, bytes) else str(data)
 
 
 def _read(file: Path) -> str:
-    try:
-        with file.open("rb") as opened:
-            data = opened.read(MAX_BYTES + 1)
-    except (FileNotFoundError, IsADirectoryError):
-        raise UsageError(f"There is no file {file}.", "Check the path of --prompt-file.") from None
-    except OSError as error:
-        raise CheckpointError(f"Could not read {file}: {(error.strerror or str(error)).lower()}.") from None
-    if len(data) > MAX_BYTES:
-        raise CheckpointError(f"{file} is larger than {MAX_BYTES:,} bytes: not a file of prompts.")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise CheckpointError(f"{file} is not UTF-8 text.", "Save it as UTF-8.") from None
+    if not file.exists():
+        raise UsageError(f"There is no file {file}.", "Check the path.")
+    return read_text(file, "a file of prompts", MAX_BYTES)
 
 
-def _column(file: Path, text: str, delimiter: str) -> list[str]:
-    """The column ``prompt`` of a table with a line of titles."""
+def _column(file: Path, text: str, delimiter: str) -> list[tuple[int, str]]:
+    """The column ``prompt`` of a table with a line of titles, each with the line on which its row begins."""
+    rows: list[tuple[int, list[str]]] = []
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    begin = 1
     try:
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+        for row in reader:
+            rows.append((begin, row))
+            begin = reader.line_num + 1
     except csv.Error as error:
         raise CheckpointError(
-            f"{file} is not a table: {error}.", "For a prompt a line, name it .txt."
+            f"{file} is not a table: {error} (line {begin}).", "For a prompt a line, name it .txt."
         ) from None
-    titles = [title.strip().lower() for title in rows[0]] if rows else []
+    titles = [title.strip().lower() for title in rows[0][1]] if rows else []
     if "prompt" not in titles:
         has = f"It has {', '.join(titles)[:200]}." if titles else "It is empty."
         raise UsageError(f"{file} has no column 'prompt'. {has}", "For a prompt a line, name it .txt.")
     place = titles.index("prompt")
-    return [row[place] if place < len(row) else "" for row in rows[1:]]
+    return [(number, row[place] if place < len(row) else "") for number, row in rows[1:]]

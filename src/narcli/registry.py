@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from .configs import CONFIG, MODEL, RELEASED_DEFAULTS, TEXT_ENCODER, TOKENIZER, read_config
+from .configs import CONFIG, MODEL, RELEASED_DEFAULTS, TEXT_ENCODER, TOKENIZER, read_config, result_of
 from .errors import NarError, UsageError
+from .textfiles import expand
 
 #: What a model can be the default for.
 DEFAULT_KINDS = ("image", "text", "video")
@@ -143,6 +144,7 @@ def resolve(name: str | Path, kind: str | None) -> Model:
                 f"The built-in model {model.name} is not part of this installation.", "Install narcli again."
             )
     elif path := _existing(text):
+        path = result_of(path)
         model = Model(path.stem if path.is_file() else path.resolve().name, kind or "image", path=path)
     elif _is_path(text):
         raise UsageError(
@@ -237,9 +239,9 @@ def _row_of(repo: str, file: str | None) -> Model | None:
 
 def _existing(text: str) -> Path | None:
     try:
-        path = Path(text).expanduser()
+        path = expand(text)
         return path if text and path.exists() else None
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, no such user
+    except (OSError, ValueError):  # too long, a NUL in it
         return None
 
 
@@ -286,7 +288,7 @@ def set_default(kind: str, name: str | None) -> None:
     if name is not None:
         model = resolve(name, kind)
         local = model.path is not None and name.lower() not in MODELS
-        chosen[kind] = str(Path(name).expanduser().resolve()) if local else model.name
+        chosen[kind] = str(expand(name).resolve()) if local else model.name
     write_atomic(_settings_file(), (json.dumps(chosen, indent=1) + "\n").encode(), overwrite=True)
 
 

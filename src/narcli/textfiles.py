@@ -13,11 +13,30 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import CheckpointError
+from .errors import CheckpointError, UsageError
 
 MAX_TEXT = 2**24  # bytes of a file of text
 MAX_JSON = 2**20  # bytes of a JSON file that belongs to a model
 _BREAKS = re.compile("\r\n|\n|\r")
+
+
+def expand(path: str | Path) -> Path:
+    """Replace ``~`` or ``~user`` at the beginning of a path by the home folder.
+
+    Raises:
+        UsageError: no such user, or no home folder.
+    """
+    text = os.fspath(path)
+    full = os.path.expanduser(text)  # noqa: PTH111 (Path knows "./~" no longer)
+    if full == text and text.startswith("~"):
+        if user := Path(text).parts[0][1:]:
+            raise UsageError(
+                f"{text} names the home folder of {user!r}, and there is no such user.",
+                f"Write ./{text} for a file here.",
+            )
+        raise UsageError("There is no home folder.", "Set HOME to a folder of yours.")
+    # An absolute "./~" is not expanded once more.
+    return Path(full).absolute() if str(Path(full)).startswith("~") else Path(full)
 
 
 def open_regular(path: Path) -> BinaryIO:

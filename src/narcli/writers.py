@@ -15,6 +15,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 
 Metadata = Mapping[str, Any]
+#: How the names of temporary files and folders begin and end; in such a folder, what it is to replace.
+PART, OLD = (".narcli-", ".part"), "old"
 
 # --- atomic writes -------------------------------------------------------------------------------
 
@@ -52,7 +55,7 @@ def write_atomic(path: Path, data: bytes | Callable[[Path], object], *, overwrit
     Raises:
         NarError: disk full, no permission and the like, with the path and what to do.
     """
-    temporary = path.with_name(f".narcli-{secrets.token_hex(8)}.part")
+    temporary = path.with_name(secrets.token_hex(8).join(PART))
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,8 +71,12 @@ def write_atomic(path: Path, data: bytes | Callable[[Path], object], *, overwrit
         finally:  # also after Ctrl-C
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise _explain(path, error) from error
+    except NarError:
+        raise
+    except Exception as error:
+        if (known := system_error(error)) is None:
+            raise
+        raise explain(path, known) from error
 
 
 def _move_to_free_name(temporary: Path, path: Path) -> Path:
@@ -89,7 +96,37 @@ def _move_to_free_name(temporary: Path, path: Path) -> Path:
     raise AssertionError("unreachable")
 
 
-def _explain(path: Path, error: OSError) -> NarError:
+def clear_parts(folder: Path) -> None:
+    """Remove what a process left that was killed while it wrote into ``folder``.
+
+    A model that ``save_model`` had moved aside, and not replaced yet, goes back to its place.
+    """
+    for part in folder.glob("*".join(PART)):
+        for old in (part / OLD).glob("*"):
+            if not (folder / old.name).exists():
+                old.rename(folder / old.name)
+        if part.is_dir() and not part.is_symlink():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
+def system_error(error: BaseException | None) -> OSError | None:
+    """The error of the system behind one of a library that writes files, or None.
+
+    torch and safetensors turn a full disk into errors of their own; safetensors tells the number in words.
+    """
+    while error is not None:
+        if isinstance(error, OSError):
+            return error
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            return OSError(int(number[1]), os.strerror(int(number[1])))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def explain(path: Path, error: OSError) -> NarError:
+    """The error for a file or folder that could not be written."""
     happened, hint = {
         errno.ENOSPC: ("the disk is full", "Free some space or choose another disk with --output."),
         errno.EDQUOT: ("your disk quota is used up", "Free some space or choose another disk with --output."),
@@ -329,19 +366,20 @@ def write_frames(
         check_frames(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".narcli-", suffix=".part", dir=folder.parent) as made:
+        with TemporaryDirectory(prefix=PART[0], suffix=PART[1], dir=folder.parent) as made:
             new = Path(made) / "new"
             for number, frame in enumerate(frames):
                 about = None if metadata is None else {**metadata, "frame": number}
                 write_png(new / f"{number:02}.png", frame, about, parameters)
             if overwrite and folder.exists():
-                folder.rename(Path(made) / "old")
+                (Path(made) / OLD).mkdir()
+                folder.rename(Path(made) / OLD / folder.name)
             for number in count():
                 target = folder.with_name(f"{folder.name}_{number}") if number else folder
                 if not os.path.lexists(target):
                     return new.rename(target)
     except OSError as error:
-        raise _explain(folder, error) from error
+        raise explain(folder, error) from error
     raise AssertionError("unreachable")
 
 

@@ -30,7 +30,7 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (NarError, KeyboardInterrupt, MemoryError, BrokenPipeError) as error:
+        except (NarError, KeyboardInterrupt, MemoryError, BrokenPipeError, EOFError) as error:
             raise typer.Exit(fail(error)) from error
 
 

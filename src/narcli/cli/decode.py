@@ -20,6 +20,7 @@ from ..errors import CheckpointError
 from ..metadata import RUN, SAMPLE
 from ..order import format_grid
 from ..settings import Sample
+from ..textfiles import expand
 from .console import Console, is_terminal
 from .rerun import (
     About,
@@ -50,7 +51,7 @@ _AXES = {"image": 2, "video": 3}
 @takes(_DECODING)
 def decode(
     tokens: Annotated[
-        list[Path], typer.Argument(metavar="TOKENS...", help="Files that --save-tokens wrote.")
+        list[Path], typer.Argument(metavar="TOKENS...", parser=expand, help="Files that --save-tokens wrote.")
     ],
     **given: Any,
 ) -> None:

@@ -15,6 +15,7 @@ import typer
 from .. import conversions, registry
 from ..configs import CONFIG
 from ..errors import CheckpointError, HubError, NarError, UsageError
+from ..textfiles import expand
 from . import options
 from .console import Console, bytes_text, is_terminal
 from .options import Json, Overwrite
@@ -95,14 +96,23 @@ def default(
 @app.command()
 def convert(
     file: Annotated[
-        Path, typer.Argument(help="A released transformer or tokenizer (.pt, .pth, .safetensors).")
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            parser=expand,
+            help="A released transformer or tokenizer (.pt, .pth, .safetensors).",
+        ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to make.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", parser=expand, help="The folder to make.")
+    ],
     tokenizer: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The tokenizer to put beside the transformer.")
+        Path | None,
+        typer.Option(metavar="FILE", parser=expand, help="The tokenizer to put beside the transformer."),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A config.json, if not the one beside the file.")
+        Path | None,
+        typer.Option(metavar="FILE", parser=expand, help="A config.json, if not the one beside the file."),
     ] = None,
     dtype: Annotated[
         Stored | None, typer.Option(help="Number format to store.", show_default="as it is")

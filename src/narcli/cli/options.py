@@ -11,6 +11,7 @@ import typer
 
 from ..errors import UsageError
 from ..settings import check_batch_size
+from ..textfiles import expand
 
 
 class Dtype(str, Enum):
@@ -84,7 +85,9 @@ Prompts = Annotated[
 ]
 PromptFile = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="A prompt a line, or a .csv or .tsv with a column 'prompt'."),
+    typer.Option(
+        metavar="FILE", parser=expand, help="A prompt a line, or a .csv or .tsv with a column 'prompt'."
+    ),
 ]
 Num = Annotated[int, typer.Option("--num", "-n", help="Samples of each class or prompt.")]
 Seed = Annotated[

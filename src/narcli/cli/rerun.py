@@ -21,6 +21,7 @@ from ..errors import CheckpointError, NarError, UsageError
 from ..metadata import SCHEMA, runs_of, unpack_tokens
 from ..order import Order, format_grid
 from ..prompts import Prompt, parse_prompt
+from ..textfiles import expand
 from .console import Console
 from .image import Pictures, image
 from .options import Dtype, FrontierFormat, FrontierMode
@@ -74,7 +75,9 @@ def takes(names: Collection[str] | None = None) -> Callable[[Callable[..., None]
 def rerun(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE...", help="PNG, MP4, GIF, WebP, tokens, or a --json document."),
+        typer.Argument(
+            metavar="FILE...", parser=expand, help="PNG, MP4, GIF, WebP, tokens, or a --json document."
+        ),
     ],
     verify: Annotated[
         bool,
@@ -455,7 +458,7 @@ def _order_again(
     order = Order(tuple(about["grid"]))
     name = f"nar-order_{format_grid(order.sizes)}{path.suffix.lower()}"
     output = given.get("output", name)
-    if output.endswith("/") or Path(output).is_dir():
+    if output.endswith("/") or expand(output).is_dir():
         output = f"{output.rstrip('/')}/{name}"
     made = write_order(order, output, overwrite=given["overwrite"], reserved=reserved)
     if not given["as_json"]:

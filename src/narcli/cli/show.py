@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
+from ..textfiles import expand
 from . import options
 from .console import Console
 
 
 def show(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that narcli wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", parser=expand, help="A file that narcli wrote.")],
     as_json: options.Json = False,
 ) -> None:
     """Print what a file says about itself."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -14,6 +14,7 @@ from .. import configs
 from ..allocator import keep_memory
 from ..errors import CheckpointError, UsageError
 from ..order import format_grid
+from ..textfiles import expand
 from .console import Console
 from .options import Json, Quiet, whole_numbers
 
@@ -29,14 +30,20 @@ app = typer.Typer(help="Train a tokenizer, then a NAR model on its tokens.", no_
 Data = Annotated[
     Path,
     typer.Argument(
+        metavar="DATA",
+        parser=expand,
         help="Folder of pictures (class/name.png), or with images.npy (uint8, N x H x W x 3, or N x frames "
-        "x H x W x 3 for clips) and labels.npy."
+        "x H x W x 3 for clips) and labels.npy.",
     ),
 ]
 Output = Annotated[
     Path,
     typer.Option(
-        "--output", "-o", help="Folder of the run: goes on where it stopped; the result is its 'model'."
+        "--output",
+        "-o",
+        metavar="FOLDER",
+        parser=expand,
+        help="Folder of the run: goes on where it stopped; the result is its 'model'.",
     ),
 ]
 Size = Annotated[int | None, typer.Option(min=8, help="Side of the pictures in pixels; needed for files.")]
@@ -108,9 +115,16 @@ def tokenizer(
     loop_starts: LoopStarts = 1,
     start: Annotated[
         Path | None,
-        typer.Option(help="Train only the decoder of this tokenizer: its codes, and models of them, stay."),
+        typer.Option(
+            metavar="MODEL",
+            parser=expand,
+            help="Train only the decoder of this tokenizer: its codes, and models of them, stay.",
+        ),
     ] = None,
-    heldout: Annotated[Path | None, typer.Option(help="Pictures to measure the PSNR on at the end.")] = None,
+    heldout: Annotated[
+        Path | None,
+        typer.Option(metavar="DATA", parser=expand, help="Pictures to measure the PSNR on at the end."),
+    ] = None,
     save_every: SaveEvery = 500,
     seed: Seed = 0,
     as_json: Json = False,
@@ -121,13 +135,15 @@ def tokenizer(
         raise UsageError(f"--channels is {channels}, expected a multiple of 32 (normalisation groups).")
     levels = whole_numbers(multipliers, "--multipliers", "1,1,2")
     keep_memory()
-    from ..checkpoints import save_model
+    from ..checkpoints import check_saveable, save_model
     from ..models.vq import VQConfig
     from ..training.data import load_pictures
     from ..training.loop import TrainSettings
     from ..training.tokenizer import psnr, train_tokenizer
 
-    pictures = load_pictures(data, size).loops(loop_starts)
+    console = Console(quiet)
+    check_output(output, data)
+    pictures = load_pictures(data, size, console.warn).loops(loop_starts)
     if frames and not pictures.frames:
         raise UsageError(f"--frames is {frames}, and {str(data)!r} holds no clips.", "Leave it out.")
     before = vq_tokenizer(start) if start else None
@@ -139,17 +155,19 @@ def tokenizer(
         config = VQConfig(channels, levels, blocks, channels * levels[-1], codes, patch=patch, frames=stacked)
         check_sizes(configs.VQ, asdict(config))
     grid_of(pictures, config)
-    compared = load_pictures(heldout, size) if heldout else None
+    compared = load_pictures(heldout, size, console.warn) if heldout else None
     if compared:
         grid_of(compared, config)
     settings = TrainSettings(
         steps=steps, batch_size=batch_size, learning_rate=learning_rate, weight_decay=0.01,
         save_every=save_every, seed=seed, compile=False,
     )  # fmt: skip
+    result = output / configs.RESULT
+    check_saveable(result, tokenizer=config)
     model = train_tokenizer(pictures, config, settings, output, before, quiet)
-    folder = save_model(output / "model", tokenizer=model, overwrite=True)
+    folder = save_model(result, tokenizer=model, overwrite=True)
     figures = {"heldout_psnr_db": round(float(psnr(model, compared).mean()), 3)} if compared else {}
-    report(Console(quiet), folder, as_json, figures)
+    report(console, folder, as_json, figures)
 
 
 @app.command()
@@ -158,11 +176,20 @@ def nar(
     data: Data,
     output: Output,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="A trained tokenizer: a narcli folder. Needed for a new model.")
+        Path | None,
+        typer.Option(
+            metavar="MODEL",
+            parser=expand,
+            help="A trained tokenizer: a narcli folder. Needed for a new model.",
+        ),
     ] = None,
     start: Annotated[
         Path | None,
-        typer.Option(help="A trained model of classes to go on with: its sizes, tokenizer and class names."),
+        typer.Option(
+            metavar="MODEL",
+            parser=expand,
+            help="A trained model of classes to go on with: its sizes, tokenizer and class names.",
+        ),
     ] = None,
     size: Size = None,
     steps: Steps = 10_000,
@@ -196,8 +223,10 @@ def nar(
     quiet: Quiet = False,
 ) -> None:
     """Train a class-conditional NAR transformer with teacher forcing."""
+    console = Console(quiet)
+    check_output(output, data)
     if start:
-        start = start.expanduser()
+        start = configs.result_of(start)
         refuse_beside_start(context, "tokenizer", "dim", "layers", "heads", "ffn", "position", "classes")
     elif not tokenizer:
         raise UsageError("--tokenizer is missing.", "Give it, or --start to go on with a model.")
@@ -207,14 +236,14 @@ def nar(
             "Expected a multiple of 4.",
         )
     keep_memory()
-    from ..checkpoints import save_model
+    from ..checkpoints import check_saveable, save_model
     from ..classes import load_table
     from ..models.transformer import TransformerConfig, ffn_dim
     from ..training.data import load_pictures
     from ..training.loop import TrainSettings
     from ..training.nar import tokenize, train_nar
 
-    pictures = load_pictures(data, size).loops(loop_starts)
+    pictures = load_pictures(data, size, console.warn).loops(loop_starts)
     if pictures.item_labels is None:
         raise UsageError(
             f"The pictures in {str(data)!r} have no classes.", "Put them into folders named by class."
@@ -251,13 +280,20 @@ def nar(
             ffn or ffn_dim(dim, 64), num_classes=names, position=position.value,
         )  # fmt: skip
         check_sizes(configs.TRANSFORMER, asdict(config))
+        if not classes and names > configs.MAX_CLASSES:
+            raise UsageError(
+                f"The labels of {str(data)!r} reach {names - 1:,}, expected below {configs.MAX_CLASSES:,}.",
+                "Number the classes from 0.",
+            )
         table = classes or pictures.names or [f"class {n}" for n in range(names)]
         defaults = {"cfg_scale": 2.0}
     settings = TrainSettings(
         steps=steps, batch_size=batch_size, learning_rate=learning_rate,
         muon=muon, save_every=save_every, seed=seed, compile=compile,
     )  # fmt: skip
-    output.mkdir(parents=True, exist_ok=True)
+    warn_of_untrained(pictures, config.num_classes, console)
+    result = output / configs.RESULT
+    check_saveable(result, config, vq.config, table, defaults)
     tokens = tokenize(pictures, vq, output)
     import torch
 
@@ -267,22 +303,27 @@ def nar(
         loop_starts=loop_starts, dropout=dropout, token_noise=token_noise, rollouts=rollouts, quiet=quiet,
     )  # fmt: skip
     folder = save_model(
-        output / "model", transformer=model, tokenizer=vq, classes=table, defaults=defaults, overwrite=True
+        result, transformer=model, tokenizer=vq, classes=table, defaults=defaults, overwrite=True
     )
-    report(Console(quiet), folder, as_json, {})
+    report(console, folder, as_json, {})
 
 
 @app.command()
 def text(
     context: typer.Context,
     data: Annotated[
-        Path, typer.Argument(help="Folder with images.npy, captions.tsv and perhaps labels.npy.")
+        Path,
+        typer.Argument(
+            metavar="DATA", parser=expand, help="Folder with images.npy, captions.tsv and perhaps labels.npy."
+        ),
     ],
     output: Output,
     start: Annotated[
         Path,
         typer.Option(
-            help="A trained model of classes, whose blocks and tokenizer it takes, or one of text to go on."
+            metavar="MODEL",
+            parser=expand,
+            help="A trained model of classes, whose blocks and tokenizer it takes, or one of text to go on.",
         ),
     ],
     steps: Steps = 10_000,
@@ -313,18 +354,20 @@ def text(
     """Train a NAR transformer on captions, together with a small T5 encoder that reads bytes."""
     if encoder_dim % 64:
         raise UsageError(f"--encoder-dim is {encoder_dim}, expected a multiple of 64 (attention heads).")
+    console = Console(quiet)
+    check_output(output, data)
+    start = configs.result_of(start)
     keep_memory()
     import numpy as np
 
-    from ..checkpoints import save_model
+    from ..checkpoints import check_saveable, save_model
     from ..training.data import load_pictures
     from ..training.loop import TrainSettings
     from ..training.nar import tokenize
     from ..training.text import byte_encoder, load_captions, looks_of, train_text
 
-    pictures = load_pictures(data)
+    pictures = load_pictures(data, tell=console.warn)
     captions = load_captions(data, len(pictures))
-    start = start.expanduser()
     blocks, vq, known = load_start(start, ["image", "text"], pictures, data)
     own = None
     defaults: Mapping[str, float] = {"cfg_scale": 2.0}
@@ -337,7 +380,13 @@ def text(
         steps=steps, batch_size=batch_size, learning_rate=learning_rate,
         muon=muon, save_every=save_every, seed=seed, compile=compile,
     )  # fmt: skip
-    output.mkdir(parents=True, exist_ok=True)
+    sizes = replace(
+        blocks.config, condition="text", num_classes=0, condition_tokens=caption_tokens,
+        caption_dim=blocks.config.caption_dim if own else encoder_dim,
+    )  # fmt: skip
+    check_sizes(configs.TRANSFORMER, asdict(sizes))
+    result = output / configs.RESULT
+    check_saveable(result, sizes, vq.config, defaults=defaults)
     tokens = tokenize(pictures, vq, output)
     import torch
 
@@ -352,10 +401,30 @@ def text(
         rollouts=rollouts, quiet=quiet,
     )  # fmt: skip
     folder = save_model(
-        output / "model", transformer=model, tokenizer=vq, text_encoder=encoder, defaults=defaults,
+        result, transformer=model, tokenizer=vq, text_encoder=encoder, defaults=defaults,
         overwrite=True,
     )  # fmt: skip
-    report(Console(quiet), folder, as_json, {})
+    report(console, folder, as_json, {})
+
+
+def check_output(output: Path, data: Path) -> None:
+    """Refuse to write a run among the pictures, whose sample sheets would be pictures next time.
+
+    Raises:
+        UsageError: they are one folder.
+    """
+    if output.resolve() == data.resolve():
+        raise UsageError(f"--output is {output}, the folder of the pictures.", "Give another folder.")
+
+
+def warn_of_untrained(pictures: Pictures, classes: int, console: Console) -> None:
+    """Tell which classes of a model have no pictures."""
+    assert pictures.labels is not None
+    there = set(pictures.labels.tolist())
+    if absent := [label for label in range(classes) if label not in there]:
+        some = ", ".join(map(str, absent[:5])) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
+        hint = " Labels count from 0." if 0 in absent else ""
+        console.warn(f"Classes without pictures stay untrained: {some}.{hint}")
 
 
 def refuse_beside_start(context: typer.Context, *names: str) -> None:

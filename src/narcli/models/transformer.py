@@ -317,7 +317,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> the same."""
-        return F.rms_norm(x, self.weight.shape, self.weight, NORM_EPS)
+        # Features of an encoder are bfloat16 under autocast, and torch warns of mixed formats.
+        return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, NORM_EPS)
 
 
 class Head(nn.Module):

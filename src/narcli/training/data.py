@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import lcm
@@ -9,12 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..errors import CheckpointError, UsageError
+from ..configs import MAX_CLASS_NAME, MAX_CLASSES, is_run
+from ..errors import CheckpointError, UsageError, first_line
+from ..pictures import read_picture, suffixes
+from ..textfiles import check_regular, expand, read_text, split_lines, unreadable
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+#: Names of folders that hold parts of a data set.
+TRAINING = {"train", "training"}
+OTHER_PARTS = {"val", "valid", "validation", "test", "testing", "dev", "eval", "heldout", "holdout"}
+Tell = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -105,53 +116,167 @@ def to_unit(pixels: Tensor) -> Tensor:
     return pixels.movedim(-1, 1).contiguous().float() / 127.5 - 1
 
 
-def load_pictures(path: Path, size: int | None = None) -> Pictures:
+def load_pictures(path: str | Path, size: int | None = None, tell: Tell = warnings.warn) -> Pictures:
     """Read training pictures.
 
     Args:
         path: a folder with ``images.npy`` (uint8, N x H x W x 3, or N x frames x H x W x 3 for clips) and
             perhaps ``labels.npy`` (N), or a folder of image files, ``class/name.png``: the sorted names of
-            the sub-folders are the classes.
+            the sub-folders are the classes. Links are followed; names that begin with a dot are left out.
         size: side in pixels of the (square) pictures; image files are fitted and centre-cropped to it,
-            with transparency on white. Required for image files, checked for arrays.
+            as ``read_picture`` reads them. Required for image files, checked for arrays.
+        tell: is told, a sentence each, of what is left out and of what may be a mistake.
 
     Raises:
         UsageError: nothing usable is there, or the size does not fit.
         CheckpointError: a file there cannot be read.
     """
-    if (path / "images.npy").is_file():
-        return _load_arrays(path, size)
+    path = expand(path)
+    if os.path.lexists(path / "images.npy"):
+        return _load_arrays(path, size, tell)
     if not path.is_dir():
         raise UsageError(f"{str(path)!r} is not a folder.", "Give a folder of pictures (class/name.png).")
     if size is None:
         raise UsageError(f"{str(path)!r} holds image files, so a size is needed.", "Add --size 128.")
-    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and not hidden(f, path))
+    files = _find(path, tell)
     if not files:
         raise UsageError(
             f"No pictures in {str(path)!r}.",
-            "Expected images.npy, or files class/name.png (also jpg, webp, bmp).",
+            "Expected images.npy, or files class/name.png (also jpg, webp, gif, tif and so on).",
         )
-    images = np.empty((len(files), size, size, 3), np.uint8)
-    for i, file in enumerate(files):
-        images[i] = _read(file, size)
     folders = sorted({f.relative_to(path).parts[0] for f in files if f.parent != path})
+    if folders:
+        _check_classes(path, files, folders, tell)
+    images = np.empty((len(files), size, size, 3), np.uint8)
+    told: list[str] = []
+    for i, file in enumerate(files):
+        images[i] = fit(read_picture(file, told.append), size)
+    if told:
+        tell(told[0] + (f" So it is with {len(told) - 1} more." if told[1:] else ""))
     if not folders:
         return Pictures(images, None)
+    labels = np.array([folders.index(f.relative_to(path).parts[0]) for f in files])
+    return Pictures(images, labels, tuple(folders))
+
+
+def _find(root: Path, tell: Tell) -> list[Path]:
+    """Files of pictures under a folder, sorted; links are followed, and nothing is found twice."""
+    endings, found, others = suffixes(), list[Path](), Counter[str]()
+    folders, links, visited = [root], list[Path](), set[tuple[int, int]]()
+    whole = root.resolve()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)  # links last: a class goes before a link to it
+        try:
+            status, entries = folder.stat(), sorted(folder.iterdir())
+        except OSError as error:
+            raise unreadable(folder, error) from None
+        identity = (status.st_dev, status.st_ino)
+        if identity in visited or folder.resolve() in whole.parents:
+            tell(f"{folder} is a link to what is read already, and left out.")
+            continue
+        visited.add(identity)
+        if folder != root and is_run({entry.name for entry in entries}):
+            tell(f"{folder} is the folder of a training run, and left out.")
+            continue
+        for entry in entries:
+            if entry.name.startswith("."):  # as what macOS leaves
+                continue
+            if entry.is_symlink() and not entry.exists():
+                raise CheckpointError(f"{entry} is a link to nothing.", "Correct it, or remove it.")
+            if entry.is_dir():
+                (links if entry.is_symlink() else folders).append(entry)
+            elif entry.suffix.lower() in endings:
+                found.append(entry)
+            else:
+                others[entry.suffix.lower() or entry.name] += 1
+    if others:
+        kinds = [f"{count} {kind}" for kind, count in others.most_common(5)]
+        more = ", ..." if len(others) > 5 else ""
+        tell(f"Left out in {root}, as no pictures: {', '.join(kinds)}{more}.")
+    return sorted(found)
+
+
+def _check_classes(path: Path, files: Sequence[Path], folders: Sequence[str], tell: Tell) -> None:
+    """Refuse or tell what is hardly meant by folders of classes."""
     if any(f.parent == path for f in files):
         raise UsageError(
             f"{str(path)!r} holds pictures both directly and in class folders.",
             "Put every picture into the folder of its class.",
         )
-    labels = np.array([folders.index(f.relative_to(path).parts[0]) for f in files])
-    return Pictures(images, labels, tuple(folders))
+    parts = [f.relative_to(path).parts for f in files]
+    names = {name.lower() for name in folders}
+    nested = sorted({f"{p[0]}/{p[1]}" for p in parts if len(p) > 2})
+    split = names & (TRAINING | OTHER_PARTS)
+    if (names & TRAINING and names & OTHER_PARTS) or (split == names and nested):
+        chosen = next((name for name in folders if name.lower() in TRAINING), folders[0])
+        raise UsageError(
+            f"The folders in {str(path)!r} are parts of a data set, not classes: {_some(folders)}.",
+            f"Give the one to train on: {path / chosen}.",
+        )
+    if split:
+        tell(f"The folder {min(split)} is taken for a class of that name.")
+    if nested:
+        tell(f"Folders inside of class folders belong to the class: {_some(nested)}.")
+    inside = (e for e in sorted(path.iterdir()) if e.name not in folders and not e.name.startswith("."))
+    if empty := [e.name for e in inside if e.is_dir() and not is_run({file.name for file in e.iterdir()})]:
+        tell(f"Folders without pictures are no classes: {_some(empty)}.")
+    counts = Counter(part[0] for part in parts)
+    if single := [name for name in folders if counts[name] == 1]:
+        tell(f"Classes of a single picture: {_some(single)}.")
+    check_names(folders, str(path), tell)
 
 
-def _load_arrays(path: Path, size: int | None) -> Pictures:
+def check_names(names: Sequence[str], where: str, tell: Tell) -> None:
+    """Refuse names of classes that a model could not keep; tell of those that are hard to tell apart.
+
+    Raises:
+        CheckpointError: too many names, an empty one, a long one, or one that is not text.
+    """
+    if len(names) > MAX_CLASSES:
+        raise CheckpointError(f"{where} has {len(names):,} classes, expected at most {MAX_CLASSES:,}.")
+    for number, name in enumerate(names):
+        if not 0 < len(name) < MAX_CLASS_NAME or not name.isprintable():
+            wrong = "unprintable characters" if not name.isprintable() else f"{len(name)} characters"
+            raise CheckpointError(
+                f"{where}: the name of class {number} has {wrong}: {name[:40]!r}.",
+                f"Expected text of 1 to {MAX_CLASS_NAME - 1} characters.",
+            )
+    alike = Counter(unicodedata.normalize("NFC", name).casefold() for name in names)
+    same = [name for name in names if alike[unicodedata.normalize("NFC", name).casefold()] > 1]
+    if same:
+        tell(f"Classes of the same name but for case or accents' encoding: {_some(list(map(ascii, same)))}.")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def fit(picture: Image.Image, size: int) -> np.ndarray:
+    """The middle square of an RGB picture as uint8 (size, size, 3)."""
+    return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Map an array of a ``.npy`` file; nothing in it is run.
+
+    Raises:
+        CheckpointError: no such file, not an array, one of Python objects, or a damaged file.
+    """
+    check_regular(path)
     try:
-        images = np.load(path / "images.npy", mmap_mode="r")
-        labels = np.load(path / "labels.npy") if (path / "labels.npy").is_file() else None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"The arrays in {str(path)!r} cannot be read: {error}.") from error
+        return np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # damaged headers raise anything
+        with path.open("rb") as file:
+            start = file.read(2)
+        reason = "an .npz archive" if start == b"PK" else f"damaged, or not an array ({first_line(error)})"
+        raise CheckpointError(
+            f"{path} is {reason if start else 'empty (0 bytes)'}.", "Write it with numpy.save."
+        ) from None
+
+
+def _load_arrays(path: Path, size: int | None, tell: Tell) -> Pictures:
+    images = read_array(path / "images.npy")
+    labels = np.array(read_array(path / "labels.npy")) if os.path.lexists(path / "labels.npy") else None
     if images.ndim not in (4, 5) or images.shape[-1] != 3 or images.dtype != np.uint8 or not images.size:
         raise CheckpointError(
             f"images.npy in {str(path)!r} is {images.dtype} {images.shape}.",
@@ -169,8 +294,10 @@ def _load_arrays(path: Path, size: int | None) -> Pictures:
         return Pictures(images, None)
     if labels.min() < 0:
         raise CheckpointError(f"labels.npy in {str(path)!r} has {labels.min()}.", "Labels count from 0.")
+    if labels.max() > np.iinfo(np.int64).max:
+        raise CheckpointError(f"labels.npy in {str(path)!r} has {labels.max()}.", "Labels count from 0.")
     known = path / "classes.txt"
-    names = tuple(known.read_text("utf-8").splitlines()) if known.is_file() else ()
+    names = read_names(known, tell) if os.path.lexists(known) else ()
     if names and len(names) <= labels.max():
         raise CheckpointError(
             f"{str(known)!r} has {len(names)} names, and the labels reach {labels.max()}.",
@@ -179,23 +306,18 @@ def _load_arrays(path: Path, size: int | None) -> Pictures:
     return Pictures(images, labels.astype(np.int64), names)
 
 
-def hidden(file: Path, folder: Path) -> bool:
-    """Whether a part of the path below ``folder`` starts with a dot, as what macOS leaves does."""
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+def read_names(path: Path, tell: Tell) -> tuple[str, ...]:
+    """Names of classes, one a line; empty lines at the end do not count.
 
-
-def _read(file: Path, size: int) -> np.ndarray:
-    try:
-        with Image.open(file) as opened:
-            picture = opened.convert("RGBA")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise CheckpointError(f"{str(file)!r} cannot be read as a picture: {error}.") from error
-    canvas = Image.new("RGBA", picture.size, "white")
-    canvas.alpha_composite(picture)
-    ratio = size / min(canvas.size)
-    fitted = canvas.convert("RGB").resize(
-        (max(size, round(canvas.width * ratio)), max(size, round(canvas.height * ratio))),
-        Image.Resampling.LANCZOS,
-    )
-    left, top = (fitted.width - size) // 2, (fitted.height - size) // 2
-    return np.asarray(fitted.crop((left, top, left + size, top + size)))
+    Raises:
+        CheckpointError: not UTF-8, or a name that a model could not keep.
+    """
+    names = [line.strip() for line in split_lines(read_text(path, "names of classes"))]
+    while names and not names[-1]:
+        names.pop()
+    if "" in names:
+        raise CheckpointError(
+            f"Line {names.index('') + 1} of {path} is empty.", "Give one name a line, for every label from 0."
+        )
+    check_names(names, str(path), tell)
+    return tuple(names)

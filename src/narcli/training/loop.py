@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import partial
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +25,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..errors import CheckpointError, NarError, UsageError
-from ..writers import write_atomic
+from ..configs import LOG, STATE
+from ..errors import CheckpointError, NarError, UsageError, first_line
+from ..textfiles import check_regular, read_text, split_lines
+from ..writers import clear_parts, explain, write_atomic
 
+TOLD_EVERY = 30  # seconds between lines about the progress, where stderr is no terminal
 SLOW = 0.1  # of the learning rate, for parts that need a lower one
 
 
@@ -99,6 +107,7 @@ def train(
     about: Mapping[str, object] | None = None,
     slow: str = "",
     quiet: bool = False,
+    beside: nn.Module | None = None,
 ) -> nn.Module:
     """Optimise ``model`` and return it with its averaged weights.
 
@@ -113,12 +122,17 @@ def train(
         about: what else the result depends on (sizes, data), in plain values; must be the same to go on.
         slow: how names of parameters begin that learn by AdamW at ``SLOW`` times the rate; empty for none.
         quiet: no progress display.
+        beside: network that is saved with the result, for an estimate of the disk space.
 
     Raises:
         CheckpointError: ``folder`` holds a run of another model, of other data or with other settings.
-        NarError: the loss is not finite.
+        NarError: the loss is not finite, or the disk is too small or full.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM; the state of the last whole step is written first.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain(folder, error) from error
     optimizers = optimizers_of(model, settings, slow)
     shares = [[group.pop("share") for group in optimizer.param_groups] for optimizer in optimizers]
     average = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -127,12 +141,27 @@ def train(
     for name in ("save_every", "compile"):  # these may change on the way
         del about[name]
     step = resume(folder, model, optimizers, average, memory, about)
+    check_room(folder, model, memory, beside)
+
+    def save() -> None:
+        state = {
+            "step": step,
+            "about": about,
+            "model": model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "average": average,
+            "memory": dict(memory),
+        }
+        write_atomic(folder / STATE, lambda path: save_tensors(state, path), overwrite=True)
+
     parameters: list[Tensor] = list(model.parameters())
-    started, since = time.monotonic(), step
+    started, since, saved = time.monotonic(), step, step
+    told = started - TOLD_EVERY
     shown: dict[str, float] = {}
     shows = {"unit": "step", "disable": quiet or None, "dynamic_ncols": True}
-    with tqdm(total=settings.steps, initial=step, **shows) as bar:
-        while step < settings.steps:
+    plain = not quiet and sys.stderr is not None and not sys.stderr.isatty()
+    with tqdm(total=settings.steps, initial=step, **shows) as bar, deferred(quiet) as stop:
+        while step < settings.steps and not stop:
             torch.manual_seed((settings.seed * 1_000_003 + step) % 2**63)
             for optimizer, of_rate in zip(optimizers, shares, strict=True):
                 for group, share in zip(optimizer.param_groups, of_rate, strict=True):
@@ -159,28 +188,109 @@ def train(
                     f"The loss became {shown['loss']} at step {step}.",
                     "Use a lower --learning-rate; the last checkpoint is kept.",
                 )
-            pace = (step - since) * settings.batch_size / (time.monotonic() - started)
-            bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items()} | {"images/s": f"{pace:.1f}"})
+            now = time.monotonic()
+            pace = (step - since) * settings.batch_size / (now - started)
+            words = {k: f"{v:.3f}" for k, v in shown.items()} | {"images/s": f"{pace:.1f}"}
+            bar.set_postfix(words)
             bar.update()
+            due = step % settings.save_every == 0 or step == settings.steps
+            if plain and (due or now - told >= TOLD_EVERY):
+                told = now
+                left = timedelta(seconds=round((settings.steps - step) * settings.batch_size / pace))
+                figures_text = ", ".join(f"{name} {value}" for name, value in words.items())
+                print(f"step {step}/{settings.steps}: {figures_text}, {left} left", file=sys.stderr)
             if step % 50 == 0 or step == settings.steps:
                 record = {"step": step, "rate": settings.rate(step), "images_per_s": round(pace, 2)}
                 record |= {k: round(v, 5) for k, v in shown.items()}
-                with (folder / "log.jsonl").open("a") as log:
-                    log.write(json.dumps(record) + "\n")
-            if step % settings.save_every == 0 or step == settings.steps:
-                state = {
-                    "step": step,
-                    "about": about,
-                    "model": model.state_dict(),
-                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                    "average": average,
-                    "memory": dict(memory),
-                }
-                write_atomic(folder / "state.pt", partial(torch.save, state), overwrite=True)
+                append(folder / LOG, json.dumps(record) + "\n")
+            if due:
+                save()
+                saved = step
                 with swapped(model, average):
                     sample(model, folder / f"sample-{step:06d}.png")
+        if stop and step > saved:
+            save()
+    if stop:
+        if not quiet:
+            print(
+                f"Stopped after {step} of {settings.steps} steps; the same command goes on.", file=sys.stderr
+            )
+        signal.raise_signal(stop[0])
     put(model, average)
     return model
+
+
+@contextmanager
+def deferred(quiet: bool) -> Iterator[list[signal.Signals]]:
+    """Within the block the first Ctrl-C or SIGTERM only joins the list yielded; a second one is as ever."""
+    numbers = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
+    before = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    stop: list[signal.Signals] = []
+
+    def note(number: int, frame: object) -> None:
+        stop.append(signal.Signals(number))
+        restore()
+        if not quiet:
+            with suppress(OSError):
+                os.write(2, b"\nStopping after this step; once more stops at once.\n")
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    if threading.current_thread() is not threading.main_thread():
+        before = {}  # signals are the main thread's
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield stop
+    finally:
+        restore()
+
+
+def check_room(
+    folder: Path, model: nn.Module, memory: Mapping[str, Tensor], beside: nn.Module | None
+) -> None:
+    """Compare the disk with what a run takes: its state, twice while it is renewed, and its result.
+
+    Raises:
+        NarError: there is less.
+    """
+    weights, others, kept = (
+        sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        for tensors in (
+            model.parameters(),
+            beside.parameters() if beside is not None else (),
+            memory.values(),
+        )
+    )
+    state = 4 * weights + kept  # weights, their average, and two moments
+    there = (folder / STATE).stat().st_size if (folder / STATE).is_file() else 0
+    needed, free = state + max(state, weights + others) - there, shutil.disk_usage(folder).free
+    if needed > free:
+        raise NarError(
+            f"A run in {folder} takes {needed / 1e6:,.0f} MB, and the disk has {free / 1e6:,.0f} MB free.",
+            "Free some space or choose another disk with --output.",
+        )
+
+
+def save_tensors(state: Mapping[str, object], path: Path) -> None:
+    """``torch.save`` through a file of Python, whose errors say what is wrong with the disk."""
+    with path.open("wb") as file:
+        torch.save(state, file)
+
+
+def append(path: Path, line: str) -> None:
+    """Add a line to a text file.
+
+    Raises:
+        NarError: disk full and the like.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+    except OSError as error:
+        raise explain(path, error) from error
 
 
 def optimizers_of(model: nn.Module, settings: TrainSettings, slow: str = "") -> list[torch.optim.Optimizer]:
@@ -217,12 +327,12 @@ def resume(
     about: Mapping[str, object],
 ) -> int:
     """Go on from ``folder`` where it holds a run; returns the number of steps done."""
-    for left in folder.glob(".narcli-*.part"):  # of a run that was killed while it wrote
-        left.unlink()
-    path, log = folder / "state.pt", folder / "log.jsonl"
-    if not path.exists():
+    clear_parts(folder)
+    path, log = folder / STATE, folder / LOG
+    if not os.path.lexists(path):
         log.unlink(missing_ok=True)
         return 0
+    check_regular(path)
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
         there = state["about"]
@@ -236,19 +346,36 @@ def resume(
                     tensor.copy_(kept[name])
     except Exception as error:
         raise CheckpointError(
-            f"{path} cannot be gone on with ({str(error).splitlines()[0]}).",
+            f"{path} cannot be gone on with ({first_line(error)}).",
             "Train into another folder, or remove that file to start anew.",
         ) from error
     if differing:
-        raise CheckpointError(
-            f"{folder} holds a run that differs in: {', '.join(differing)}.",
-            "Give the same to go on, or another folder to start anew.",
-        )
+        listed = [
+            f"{name} ({there[name]} there, {about[name]} now)"
+            if all(isinstance(values.get(name), int | float) for values in (there, about))
+            else name
+            for name in differing
+        ]
+        hint = "Give the same to go on, or another folder to start anew."
+        if "steps" in differing:  # the rate of every step depends on their number
+            hint = (
+                "The learning rate falls over all steps: give the same number, or go on from the result in "
+                "another folder, with --start."
+            )
+        raise CheckpointError(f"{folder} holds a run that differs in: {', '.join(listed)}.", hint)
     step = int(state["step"])
     if log.exists():  # lines after the checkpoint will be written again
-        lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("}\n")]
-        write_atomic(log, "".join(x for x in lines if json.loads(x)["step"] <= step).encode(), overwrite=True)
+        kept = [line for line in split_lines(read_text(log, "a log", 2**30)) if 0 < step_of(line) <= step]
+        write_atomic(log, "".join(f"{line}\n" for line in kept).encode(), overwrite=True)
     return step
+
+
+def step_of(line: str) -> int:
+    """The step of a line of the log; 0 for half a line."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 0
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -19,13 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UsageError
+from ..configs import TOKENS
+from ..errors import CheckpointError, UsageError
 from ..models.packed import pack
 from ..models.transformer import NARTransformer, TransformerConfig
 from ..models.vq import VQTokenizer
 from ..sampling import SamplingSettings, sample
 from ..writers import write_atomic
-from .data import Pictures
+from .data import Pictures, read_array
 from .loop import TrainSettings, batch_indices, train
 
 #: Share of labels replaced by the unconditional one, for guidance.
@@ -120,7 +122,17 @@ def train_nar(
         "data": sha256(tokens.numpy().tobytes() + labels.numpy().tobytes()).hexdigest(),
         **({"start": weights_digest(start).hexdigest()} if start else {}),
     }
-    train(model, loss_of, settings, folder, sheet, memory=rollout.memory, about=about, quiet=quiet)
+    train(
+        model,
+        loss_of,
+        settings,
+        folder,
+        sheet,
+        memory=rollout.memory,
+        about=about,
+        quiet=quiet,
+        beside=tokenizer,
+    )
     return model.eval()
 
 
@@ -258,10 +270,16 @@ def exchange(tokens: Tensor, others: Tensor, most: float) -> Tensor:
 def tokenize(pictures: Pictures, tokenizer: VQTokenizer, folder: Path, batch_size: int = 16) -> Tensor:
     """Codes of all pictures: (items, N) int64, kept in ``folder`` for the next time."""
     known = weights_digest(tokenizer, pictures.digest().encode())
-    cache = folder / f"tokens-{known.hexdigest()[:16]}.npy"
-    if cache.is_file():
-        return torch.from_numpy(np.load(cache).astype(np.int64))
+    cache = folder / TOKENS.format(known.hexdigest()[:16])
     count = len(pictures)
+    with suppress(CheckpointError, ValueError, TypeError):  # not there, or damaged
+        kept = torch.from_numpy(np.array(read_array(cache)).astype(np.int64))
+        if (
+            kept.ndim == 2
+            and len(kept) == count
+            and 0 <= kept.min() <= kept.max() < tokenizer.config.codebook_size
+        ):
+            return kept
     codes = torch.cat(
         [
             tokenizer.encode(pictures.batch(np.arange(start, min(start + batch_size, count))))

@@ -9,6 +9,7 @@ A model of text goes on as it is. The loss is that of ``nar``.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from hashlib import sha256
@@ -26,10 +27,12 @@ from ..models.transformer import NARTransformer, TextCondition, TransformerConfi
 from ..models.vq import VQTokenizer
 from ..prompts import parse_prompt
 from ..sampling import sample
+from ..textfiles import expand, read_text, split_lines
 from .loop import TrainSettings, batch_indices, train
 from .nar import LABEL_DROPOUT, ROLLOUT_SETTINGS, Rollouts, exchange, grouped, weights_digest
 
 CAPTIONS = "captions.tsv"
+MAX_CAPTIONS = 2**30  # bytes of that file
 HEAD_DIM = 64  # of the encoder, as in the released T5s
 READER_BATCH, READER_RATE = 128, 2e-3  # of the encoder's own training, which comes first
 ALIKE = 16  # codes that share the probability of a target
@@ -45,24 +48,35 @@ def load_captions(folder: Path, count: int) -> list[list[str]]:
 
     Raises:
         UsageError: no such file.
-        CheckpointError: not UTF-8, not as many lines as pictures, or a caption is unusable.
+        CheckpointError: not UTF-8, not as many lines as pictures, or an unusable caption, with its line.
     """
-    path = folder / CAPTIONS
-    if not path.is_file():
+    path = expand(folder) / CAPTIONS
+    if not os.path.lexists(path):
         raise UsageError(
             f"There is no {CAPTIONS} in {str(folder)!r}.",
             "Write a line for each picture, tabs between captions.",
         )
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise CheckpointError(f"{path} is not UTF-8 text.", "Save it as UTF-8.") from None
+    lines = split_lines(read_text(path, "captions", MAX_CAPTIONS))
     if len(lines) != count:
-        raise CheckpointError(f"{path} has {len(lines)} lines, and there are {count} pictures.")
+        raise CheckpointError(
+            f"{path} has {len(lines)} lines, and there are {count} pictures.",
+            "Write a line for each picture, tabs between captions.",
+        )
+    return [
+        [_caption(text, f"{path}, line {number}") for text in line.split("\t")]
+        for number, line in enumerate(lines, 1)
+    ]
+
+
+def _caption(text: str, where: str) -> str:
+    if not text.strip():
+        raise CheckpointError(f"{where}: a caption is empty.", "Put a single tab between captions.")
     try:
-        return [[parse_prompt(text).cleaned for text in line.split("\t")] for line in lines]
+        return parse_prompt(text).cleaned
     except UsageError as error:
-        raise CheckpointError(f"{path} has an unusable caption. {error.message}", error.hint) from None
+        message = error.message.replace("he prompt", "he caption", 1)  # which is how it begins
+        hint = error.hint if "--" not in (error.hint or "") else "Shorten it."
+        raise CheckpointError(f"{where}: {message}", hint) from None
 
 
 def byte_encoder(width: int, layers: int) -> T5Encoder:
@@ -421,6 +435,7 @@ def train_text(
         about=about,
         slow="encoder.",
         quiet=quiet,
+        beside=tokenizer,
     )
     model.eval()
     return nar, encoder
