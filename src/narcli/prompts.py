@@ -1,8 +1,8 @@
 """Prompts: what was typed, what the text encoder reads, and lists of them from files. No torch.
 
-The released text models learned from captions that were cleaned in a particular way, so prompts are cleaned
-likewise: lower case, and no addresses, mentions, numbers of tags, sizes or Chinese characters, which the
-captions of web pages are full of. tests/data/prompt_cleaning.json holds pairs of the released code.
+The released text models learned from captions that were cleaned in a particular way, and prompts are cleaned
+in exactly that way: lower case, without the addresses, mentions, article numbers, sizes and Chinese
+characters of web pages. tests/data/prompt_cleaning*.json hold pairs of the released code.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ import json
 import re
 import sys
 import unicodedata
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote_plus
 
 from .errors import CheckpointError, UsageError
 
@@ -26,32 +29,64 @@ MAX_BYTES = 2**26  # of a file of prompts
 SHOWN = 60  # characters of a prompt, in messages
 STDIN = "-"
 
-_FORMATS = "png|jpe?g|bmp|webp|gif|eps|pdf|apk|mp4"
+_FORMATS = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
 _DOMAINS = "com|co|ru|net|org|edu|gov|it"
-#: What is replaced, in this order, in text that is lower case already.
-_RULES = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        ("<person>", "person"),  # stands for names in the captions
-        (r"</?[a-z][^<>]{0,200}>", " "),  # HTML
-        (rf"https?:/+\S*?(?=\.(?:{_FORMATS})\b|\s|$)", " "),  # addresses
-        (rf"(?<![\w.-])(?:[\w-]+\.)+(?:{_DOMAINS})\b[\w/-]*", " "),
-        (r"@\w+", " "),  # mentions
-        (r"#(?:\d{1,3}|\d{5,})\b", " "),  # numbers of tags and articles
-        ("[\u31c0-\u9fff]", " "),  # Chinese characters and what surrounds them in Unicode
-        ("[\u2010-\u2015\u2212\u2e3a\u2e3b\ufe58\ufe63\uff0d]", "-"),
-        ("[\u201c\u201d\u201e\u00ab\u00bb]", '"'),
-        ("[`\u00b4\u2018\u2019]", "'"),
-        (r"\b\d{1,3}(?:\.\d{1,3}){3}\b", " "),  # numbers of machines
-        (rf"(?<![\w-])[\w-]+\.(?:{_FORMATS})\b|\b(?:{_FORMATS})\b", " "),  # names of files
-        (r"\b(?:[a-z]{1,3}\d{3,15}|\d{6,})\b", " "),  # numbers of articles
-        (r"\b\d+\.?\d*\s?[x\u00d7]\s?\d+\.?\d*\b", " "),  # sizes
-        (r"[#®•©™&@·º½¾¿¡§~()\[\]{}|\\/*<>]+", " "),
-        (r'"{2,}', '"'),
-        (r"'{2,}", "'"),
-        (r"\.{2,}", " "),
-        (r"\s+", " "),
-    )
+#: Matches an address, or as its group a run that holds none: skipping it keeps the search linear.
+_ADDRESS = rf"\b(?:%s:(?:/{{1,3}}|[a-z0-9%%])|[a-z0-9.-]+\.(?:{_DOMAINS})[\w/-]*\b/?(?!@)|([a-z0-9.-]*[.-]))"
+_DASHES = (
+    "-\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40"
+    "\u301c\u3030\u30a0\ufe31\ufe32\ufe58\ufe63\uff0d"
+)
+
+
+def _compiled(*rules: tuple[str, str]) -> tuple[tuple[re.Pattern[str], str], ...]:
+    return tuple((re.compile(pattern), replacement) for pattern, replacement in rules)
+
+
+#: Patterns and replacements, in this order. Lookbehinds only spare repeated scans of a run.
+_BEFORE_HTML = _compiled(
+    ("<person>", "person"),  # stands for names in the captions
+    (_ADDRESS % "https?", r"\1"),
+    (_ADDRESS % "www", r"\1"),
+)
+_BEFORE_REPAIR = _compiled(
+    (r"@\w+\b", ""),  # mentions
+    ("[\u31c0-\u9fff]+", ""),  # Chinese characters and symbols
+    (f"[{_DASHES}]+", "-"),
+    ("[`\u00b4\u00ab\u00bb\u201c\u201d\u00a8]", '"'),
+    ("[\u2018\u2019]", "'"),
+    ("&quot;?", ""),
+    ("&amp", ""),
+    (r"\d{1,3}(?:\.\d{1,3}){3}", " "),  # IP addresses
+    (r"\d:\d\d\s+$", ""),
+    (r"\\n", " "),
+    (r"#\d{1,3}\b", ""),  # article numbers
+    (r"#\d{5,}\b", ""),
+    (r"\b\d{6,}\b", ""),
+    (rf"(?<!\S)\S+\.(?:{_FORMATS})", ""),  # file names
+    (r"[\"']{2,}", '"'),
+    (r"\.{2,}", " "),
+    (r"[#®•©™&@·º½¾¿¡§~)(\]\[}{|\\/*]+", " "),
+    (r"(?<!\s)\s+\.\s+", " "),
+)
+_AFTER_REPAIR = _compiled(
+    (r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),  # article codes
+    (r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""),
+    (r"\b\d+[a-zA-Z]+\d+\b", ""),
+    (r"(?:worldwide\s+)?(?:free\s+)?shipping", ""),  # words of web shops
+    (r"(?:free\s)?download(?:\sfree)?", ""),
+    (r"\bclick\b\s(?:for|on)\s\w+", ""),
+    (rf"\b(?:{_FORMATS})(?:\simages?)?", ""),
+    (r"\bpage\s+\d+\b", ""),
+    (r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d[a-zA-Z\d]*\b", " "),
+    (r"\b\d+(?:\.\d*)?[x\u0445\u00d7]\d+(?:\.\d*)?\b", ""),  # sizes
+    (r"\b\s+:\s+", ": "),
+    (r"(\D[,./])\b", r"\1 "),
+    (r"\s+", " "),
+    (r"^[\"'](.+)[\"']$", r"\1"),
+    (r"^['_,\-:;]", ""),
+    (r"['_,:+\-]$", ""),
+    (r"^\.\S+$", ""),
 )
 
 
@@ -71,8 +106,12 @@ class Prompt:
         return shorten(self.text)
 
 
-def parse_prompt(text: str) -> Prompt:
+def parse_prompt(text: str, cleaned: str | None = None) -> Prompt:
     """Check and clean a prompt.
+
+    Args:
+        text: as typed.
+        cleaned: what the text encoder read of it before, kept as it is; None cleans ``text``.
 
     Raises:
         UsageError: it is empty, too long, also for the metadata of a file, holds control characters, or
@@ -86,7 +125,9 @@ def parse_prompt(text: str) -> Prompt:
             f"The prompt has {len(text):,} characters, expected at most {MAX_PROMPT:,}.",
             "For a prompt a line, give the file as --prompt-file.",
         )
-    for character in text:
+    if cleaned is None:
+        cleaned = clean(text)
+    for character in text + cleaned:
         kind = unicodedata.category(character)
         if kind == "Cs":
             raise UsageError("The prompt is not valid UTF-8.", "Check the encoding of the terminal or file.")
@@ -95,7 +136,6 @@ def parse_prompt(text: str) -> Prompt:
                 f"The prompt {shorten(text)!r} holds the control character U+{ord(character):04X}.",
                 "Leave it out.",
             )
-    cleaned = clean(text)
     if not any(unicodedata.category(character)[0] in "LNS" for character in cleaned):
         raise UsageError(
             f"Nothing is left of the prompt {shorten(text)!r} once it is cleaned for the text encoder.",
@@ -111,11 +151,41 @@ def parse_prompt(text: str) -> Prompt:
 
 
 def clean(text: str) -> str:
-    """What the text encoder reads of a prompt; empty where nothing is left."""
-    text = html.unescape(html.unescape(unicodedata.normalize("NFC", text))).lower()
-    for pattern, replacement in _RULES:
+    """Clean a prompt as the released text models' captions were; empty where nothing is left.
+
+    The released procedure runs twice, the second time on its own result.
+    """
+    return _clean_once(_clean_once(text))
+
+
+def _clean_once(text: str) -> str:
+    from ftfy import fix_text
+
+    text = _substitute(_BEFORE_HTML, unquote_plus(text).strip().lower())
+    text = _substitute(_BEFORE_REPAIR, _html_text(text))
+    if len(re.findall("[-_]", text)) > 3:
+        text = re.sub("[-_]", " ", text)
+    text = html.unescape(html.unescape(fix_text(text))).strip()
+    return _substitute(_AFTER_REPAIR, text).strip()
+
+
+def _substitute(rules: Iterable[tuple[re.Pattern[str], str]], text: str) -> str:
+    for pattern, replacement in rules:
         text = pattern.sub(replacement, text)
-    return text.strip()
+    return text
+
+
+def _html_text(text: str) -> str:
+    """Return the text of HTML; markup that the parser rejects stays as it is."""
+    if "<" not in text and "&" not in text:
+        return text
+    from bs4 import BeautifulSoup
+    from bs4.exceptions import ParserRejectedMarkup
+
+    with warnings.catch_warnings(), suppress(ParserRejectedMarkup, RecursionError):
+        warnings.simplefilter("ignore")  # of prompts that look like addresses, names of files or XML
+        return str(BeautifulSoup(text, "html.parser").text)
+    return text
 
 
 def collect(prompts: Sequence[str], file: Path | None = None) -> list[Prompt]:

@@ -72,7 +72,7 @@ class Pictures(Run):
     def check(self) -> None:
         """Also the prompts, which exclude a class."""
         if self.prompt or self.prompt_file is not None:
-            if self.classes is not None:
+            if self.classes:
                 raise UsageError(
                     "--class and --prompt exclude each other.", "Each is for models of its kind."
                 )
