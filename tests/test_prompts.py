@@ -156,7 +156,11 @@ def test_prompts_come_from_several_places_in_order(tmp_path, monkeypatch):
 )
 def test_tables_have_a_column_of_prompts(tmp_path, name, content):
     (tmp_path / name).write_text(content)
-    assert [prompt.text for prompt in collect([], tmp_path / name)] == ["bond", 'a "red" apple']
+    told = []
+    found = collect([], tmp_path / name, told.append)
+    assert [prompt.text for prompt in found] == ["bond", 'a "red" apple']
+    other = "category" if "parti" in name else "id"
+    assert told == [f"{tmp_path / name}: only the column 'prompt' is used, not {other}."]
 
 
 @pytest.mark.parametrize(
@@ -164,6 +168,14 @@ def test_tables_have_a_column_of_prompts(tmp_path, name, content):
     [
         ("a.csv", b"text,other\na,b\n", UsageError, "no column 'prompt'. It has text, other."),
         ("a.tsv", b"", UsageError, "It is empty"),
+        ("a.csv", b"prompt,seed\ncat,3\n", UsageError, "column 'seed', and a table sets prompts only"),
+        ("a.tsv", b"prompt\tCFG-Scale\ncat\t3\n", UsageError, "column 'cfg-scale'"),
+        ("a.csv", b"class,prompt\n207,cat\n", UsageError, "column 'class'"),
+        ("a.csv", b"prompt,Prompt\ncat,dog\n", UsageError, "several columns 'prompt'"),
+        ("a.csv", b"prompt\ndog\ncat, asleep\n", UsageError, "Row 3 of"),
+        ("a.jsonl", b'{"prompt": "cat"}\n', UsageError, "not a text file or table"),
+        ("a.JSON", b'["cat"]', UsageError, "not a text file or table"),
+        ("a.txt", b'cat\n{"prompt": "cat"}\n', UsageError, "Prompt 2 of"),
         ("a.txt", b"\n\n", UsageError, "no prompts in"),
         ("a.txt", b"good\n\xe7\x8c\xab\n", UsageError, "Prompt 2 of"),
         ("a.txt", b"\xff\xfe", CheckpointError, "not UTF-8"),
@@ -177,6 +189,11 @@ def test_unusable_files_are_refused_with_a_reason(tmp_path, name, content, error
     assert message in caught.value.message
     with pytest.raises(UsageError, match="no file"):
         collect([], tmp_path / "none.txt")
+
+
+def test_text_in_brackets_is_a_prompt(tmp_path):
+    (tmp_path / "a.txt").write_text("[a red apple]\n{cat}\n(dog)\n")
+    assert [prompt.cleaned for prompt in collect([], tmp_path / "a.txt")] == ["a red apple", "cat", "dog"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import re
 import sys
 import unicodedata
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,13 @@ MAX_JSON = 20_000  # bytes in the metadata of a file, where an emoji takes 12; i
 MAX_BYTES = 2**26  # of a file of prompts
 SHOWN = 60  # characters of a prompt, in messages
 STDIN = "-"
+_AS_TEXT = "Give a prompt a line as .txt, or a .csv or .tsv with a column 'prompt'."
+_DATA = (".json", ".jsonl", ".ndjson", ".yaml", ".yml")
+#: Columns of tables that ask for what a run has once for all prompts.
+_SETTINGS = {
+    "class", "classes", "num", "seed", "seeds", "cfg", "cfg_scale", "guidance_scale", "cfg_interval", "temperature",
+    "top_k", "top_p", "model", "tokenizer", "text_encoder", "negative_prompt",
+}  # fmt: skip
 
 _FORMATS = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
 _DOMAINS = "com|co|ru|net|org|edu|gov|it"
@@ -188,12 +195,15 @@ def _html_text(text: str) -> str:
     return text
 
 
-def collect(prompts: Sequence[str], file: Path | None = None) -> list[Prompt]:
+def collect(
+    prompts: Sequence[str], file: Path | None = None, tell: Callable[[str], object] = warnings.warn
+) -> list[Prompt]:
     """The prompts of ``--prompt`` and ``--prompt-file``, in that order.
 
     Args:
         prompts: as typed; ``-`` stands for the lines of the standard input.
         file: a prompt a line, or ``.csv`` or ``.tsv`` with a column ``prompt``; blank ones are skipped.
+        tell: called with a note about columns that are not used.
 
     Raises:
         UsageError: as ``parse_prompt``, with the place in the file; no such file or column, or no prompts.
@@ -203,9 +213,11 @@ def collect(prompts: Sequence[str], file: Path | None = None) -> list[Prompt]:
     for prompt in prompts:
         found += _parse_lines("the standard input", _stdin()) if prompt == STDIN else [parse_prompt(prompt)]
     if file is not None:
+        if file.suffix.lower() in _DATA:
+            raise UsageError(f"{file} is not a text file or table.", _AS_TEXT)
         text = _read(file)
         table = {".csv": ",", ".tsv": "\t"}.get(file.suffix.lower())
-        lines = text.splitlines() if table is None else _column(file, text, table)
+        lines = text.splitlines() if table is None else _column(file, text, table, tell)
         found += _parse_lines(str(file), lines)
     return found
 
@@ -230,6 +242,8 @@ def slug(text: str) -> str:
 def _parse_lines(where: str, lines: Sequence[str]) -> list[Prompt]:
     found = []
     for number, line in enumerate(lines, 1):
+        if _is_json(line):
+            raise UsageError(f"Prompt {number} of {where} is JSON: {shorten(line)}", _AS_TEXT)
         if line.strip():
             try:
                 found.append(parse_prompt(line))
@@ -238,6 +252,15 @@ def _parse_lines(where: str, lines: Sequence[str]) -> list[Prompt]:
     if not found:
         raise UsageError(f"There are no prompts in {where}.", "Expected a prompt a line.")
     return found
+
+
+def _is_json(line: str) -> bool:
+    if not line.lstrip().startswith(("{", "[")):
+        return False
+    try:
+        return bool(json.loads(line))
+    except (ValueError, RecursionError):
+        return False
 
 
 def _stdin() -> list[str]:
@@ -266,8 +289,12 @@ def _read(file: Path) -> str:
         raise CheckpointError(f"{file} is not UTF-8 text.", "Save it as UTF-8.") from None
 
 
-def _column(file: Path, text: str, delimiter: str) -> list[str]:
-    """The column ``prompt`` of a table with a line of titles."""
+def _column(file: Path, text: str, delimiter: str, tell: Callable[[str], object]) -> list[str]:
+    """Return the column ``prompt`` of a table with a line of titles.
+
+    Raises:
+        UsageError: no or two such columns, one that says how to draw, or a row with more values than titles.
+    """
     try:
         rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
     except csv.Error as error:
@@ -278,5 +305,21 @@ def _column(file: Path, text: str, delimiter: str) -> list[str]:
     if "prompt" not in titles:
         has = f"It has {', '.join(titles)[:200]}." if titles else "It is empty."
         raise UsageError(f"{file} has no column 'prompt'. {has}", "For a prompt a line, name it .txt.")
+    words = {title: re.sub(r"[\s-]", "_", title.lstrip("-")) for title in titles}
+    if unused := [title for title, word in words.items() if word in _SETTINGS]:
+        raise UsageError(
+            f"{file} has a column {unused[0][:40]!r}, and a table sets prompts only.",
+            "Take the column out, and give the value as an option, for all prompts of a run.",
+        )
+    if titles.count("prompt") > 1:
+        raise UsageError(f"{file} has several columns 'prompt'.", "Take out all but one.")
+    for number, row in enumerate(rows, 1):
+        if len(row) > len(titles):
+            raise UsageError(
+                f"Row {number} of {file} has {len(row)} values, and there are {len(titles)} columns.",
+                'Put a prompt with a comma or tab into quotes: "a cat, asleep".',
+            )
+    if others := [shorten(title, 40) for title in titles if title not in ("", "prompt")]:
+        tell(f"{file}: only the column 'prompt' is used, not {', '.join(others[:10])}.")
     place = titles.index("prompt")
     return [row[place] if place < len(row) else "" for row in rows[1:]]

@@ -19,7 +19,7 @@ from ..classes import ClassEntry, load_table
 from ..encoding import all_cached
 from ..errors import NarError, UsageError
 from ..metadata import MAX_HASHES, MAX_TOKENS, SCHEMA
-from ..prompts import Prompt, slug
+from ..prompts import Prompt
 from ..settings import Sample, SamplingSettings, plan_samples
 from ..sources import choose
 from .console import Console, is_terminal
@@ -38,13 +38,6 @@ PHASES = ("import", "load", "sample", "decode", "write")
 MAX_PROMPTS = 50_000  # bytes of prompts in the metadata of what shows several samples
 FRONTIER = "_frontier"  # before the suffix of the file beside the first sample's
 TOKENS = "_tokens.safetensors"  # ending of the tokens beside a sample
-
-
-def _words(entry: ClassEntry | Prompt) -> dict[str, object]:
-    """What names of files can hold of a class or prompt."""
-    if isinstance(entry, Prompt):
-        return {"prompt": slug(entry.text)}
-    return {"class": entry.id, "class_name": entry.stands_for or entry.name}
 
 
 def _about(entry: ClassEntry | Prompt) -> dict[str, Any]:
@@ -299,9 +292,9 @@ class Run:
 
     def name_files(self, model: str) -> None:
         """Choose a file for each sample; those with ``endings`` are named after the first."""
-        from ..outputs import default_name, resolve_outputs
+        from ..outputs import default_name, fields_of, resolve_outputs
 
-        named = [{**_words(sample.entry), "seed": sample.seed, "model": model} for sample in self.samples]
+        named = [fields_of(sample.entry, sample.seed) | {"model": model} for sample in self.samples]
         self.outputs = resolve_outputs(
             self.output,
             named,
