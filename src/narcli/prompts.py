@@ -32,8 +32,8 @@ _AS_TEXT = "Give a prompt a line as .txt, or a .csv or .tsv with a column 'promp
 _DATA = (".json", ".jsonl", ".ndjson", ".yaml", ".yml")
 #: Columns of tables that ask for what a run has once for all prompts.
 _SETTINGS = {
-    "class", "classes", "num", "seed", "seeds", "cfg", "cfg_scale", "guidance_scale", "cfg_interval", "temperature",
-    "top_k", "top_p", "model", "tokenizer", "text_encoder", "negative_prompt",
+    "class", "classes", "num", "seed", "seeds", "cfg", "cfg_scale", "guidance_scale", "cfg_interval",
+    "temperature", "top_k", "top_p", "model", "tokenizer", "text_encoder", "negative_prompt",
 }  # fmt: skip
 
 _FORMATS = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
