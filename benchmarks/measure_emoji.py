@@ -62,7 +62,7 @@ def main() -> None:
     for result, label in zip(results, taken_for.tolist(), strict=True):
         found.append(label == result.label)
         if not found[-1]:
-            wrong.append(f"{result.class_name} -> {pipeline.classes.entry(label).name}")
+            wrong.append(f"{result.entry.name} -> {pipeline.classes.entry(label).name}")
     groups = pixels.view(len(labels), given.samples, -1)
     pairs = [(i, j) for i in range(given.samples) for j in range(i)]
     distances = torch.stack([(groups[:, i] - groups[:, j]).abs().mean(1) for i, j in pairs], 1)

@@ -69,7 +69,7 @@ def main() -> None:
         found.append(int(training.labels[nearest]) == result.label)
         if not found[-1]:
             wrong.append(
-                f"{result.class_name} -> {pipeline.classes.entry(int(training.labels[nearest])).name}"
+                f"{result.entry.name} -> {pipeline.classes.entry(int(training.labels[nearest])).name}"
             )
         own = int(np.flatnonzero(training.labels == result.label)[0])
         start = int(distances[index, own].argmin())

@@ -461,3 +461,8 @@ def test_progress_counts_decoding_steps_on_a_terminal_only(run, monkeypatch):
     run("--class", "cat", "-n", 5, "--batch-size", 4, "--frontier", "none")
     # The fourth step failed: three batches instead of two, from the first step.
     assert counted == [("decoding", 14, [*[(1, 14)] * 3, (-2, 21), *[(1, 21)] * 20])]
+
+
+def test_classes_given_one_by_one_are_all_made(run):
+    made = run("--class", 207, "--class", "cat,208", "--seed", 3, "--frontier", "none", "--json")
+    assert [sample["class"]["id"] for sample in json.loads(made.stdout)["samples"]] == [207, 281, 208]

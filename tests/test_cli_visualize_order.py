@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import itertools
 import json
 import os
 import pty
@@ -15,6 +16,7 @@ import termios
 import time
 from pathlib import Path
 
+import pyte
 import pytest
 import typer
 from PIL import Image
@@ -24,7 +26,7 @@ import narcli
 from narcli import cli
 from narcli.cli import app, console, visualize_order
 from narcli.errors import CheckpointError, HubError, MemoryLimitError, NarError, UsageError
-from narcli.order import Order
+from narcli.order import Order, parse_grid
 from narcli.readers import read_metadata
 from narcli.style import caption
 
@@ -385,3 +387,124 @@ def test_progress_draws_on_a_terminal_and_cleans_up(monkeypatch, capsys):
     err = capsys.readouterr().err
     assert "decoding" in err and "2/2 done" in err
     assert err.endswith("\r\x1b[K")
+
+
+def screen_of(text, columns, lines=24):
+    """The lines that a terminal of that size shows in the end, and those that scrolled out above."""
+    screen = pyte.HistoryScreen(columns, lines, history=1000)
+    screen.set_mode(pyte.modes.LNM)
+    pyte.Stream(screen).feed(text)
+    above = ["".join(row[x].data for x in range(columns)) for row in screen.history.top]
+    return [line.rstrip() for line in [*above, *screen.display]]
+
+
+LABELS = [
+    "decoding",
+    "decoding the frontier of a long name " * 3,
+    "食べ物の絵を描く" * 4,
+    "red\x1b[2J\napple",
+]
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("columns", [60, 40, 20, 8, 2])
+def test_progress_stays_on_one_line_and_leaves_none_behind(monkeypatch, capsys, label, columns):
+    monkeypatch.setattr(console, "is_terminal", lambda stream: True)
+    monkeypatch.setattr(console, "_columns", lambda stream: columns)
+    monkeypatch.setattr(console.time, "monotonic", itertools.count().__next__)
+    shown, written = [], ">\n"
+    with console.Console().progress(label, 1200) as advance:
+        for _ in range(30):
+            advance(40, "steps")
+            written += capsys.readouterr().err
+            shown.append([line for line in screen_of(written, columns) if line])
+    assert {len(lines) for lines in shown} <= {1, 2} and shown[-1][0] == ">"
+    if columns >= 20:
+        assert shown[-1][1].endswith(("1200/1200", "1200/1200 steps")) and shown[-1][1][0] == label[0]
+    written += capsys.readouterr().err + "after\n"
+    assert [line for line in screen_of(written, 60) if line] == [">", "after"]
+
+
+@pytest.mark.parametrize("wraps", [True, False])
+def test_progress_in_a_window_that_becomes_narrow_leaves_nothing_behind(monkeypatch, capsys, wraps):
+    monkeypatch.setattr(console, "is_terminal", lambda stream: True)
+    monkeypatch.setattr(console.time, "monotonic", itertools.count().__next__)
+    columns = 60
+    monkeypatch.setattr(console, "_columns", lambda stream: columns)
+    screen = pyte.Screen(60, 10)
+    stream = pyte.Stream(screen)
+    stream.feed("before\r\n")
+    with console.Console().progress("decoding the frontier", 9) as advance:
+        advance(1, "steps")
+        stream.feed(capsys.readouterr().err)
+        columns, line = 20, screen.display[1]
+        screen.resize(10, 20)
+        if wraps:  # as many terminals do; the cursor stays with its letter
+            column, row = screen.cursor.x, screen.cursor.y
+            stream.feed(f"\r{line[:20]}\r\n{line[20:40]}\r\n{line[40:60]}\x1b[{row + 1};{column + 1}H")
+        advance(1, "steps")
+        stream.feed(capsys.readouterr().err)
+        assert [text.rstrip() for text in screen.display if text.strip()] == ["before", "decoding the f… 2/9"]
+    stream.feed(capsys.readouterr().err)
+    assert [text.rstrip() for text in screen.display if text.strip()] == ["before"]
+
+
+@pytest.mark.parametrize("color", [True, False])
+@pytest.mark.parametrize("grid", ["16x16", "16x8x8", "300"])
+@pytest.mark.parametrize("size", [(60, 24), (40, 12), (20, 8), (20, 3), (8, 4), (3, 2)])
+def test_the_animation_leaves_one_picture_in_terminals_of_any_size(monkeypatch, capsys, size, grid, color):
+    monkeypatch.setattr(visualize_order.shutil, "get_terminal_size", lambda: os.terminal_size(size))
+    monkeypatch.setattr(visualize_order, "has_color", lambda stream: color)
+    monkeypatch.setattr(visualize_order.time, "sleep", lambda seconds: None)
+    visualize_order.animate(Order(parse_grid(grid)))
+    written = capsys.readouterr().out
+    lines = [line for line in screen_of(written, *size) if line]
+    assert "".join(lines).count("step ") <= 1 and "".join(lines).count("Each square") <= 1
+    if written:
+        assert lines[-1].startswith("step ") and len(lines) <= size[1]
+        assert written.endswith("\x1b[?7h\x1b[?25h")
+    assert bool(written) or size[0] < 20 or size[1] < 12
+
+
+@pytest.mark.parametrize("size", [(60, 24), (20, 8), (8, 3)])
+def test_a_terminal_of_any_size_is_told_of_the_order_once(size):
+    output, code = in_terminal("visualize-order", "--grid", "4x4", columns=size[0], lines=size[1])
+    together = "".join(screen_of(output, *size))
+    assert code == 0 and together.replace(" ", "").count("4x4grid:7stepsinstead") == 1
+    assert together.count("step 7/7") == (size[1] > 4)
+
+
+def commands_of(command):
+    """The commands in a group and its groups, or the command alone."""
+    parts = getattr(command, "commands", {}).values()
+    return [each for part in parts for each in commands_of(part)] if parts else [command]
+
+
+OPTIONS = [
+    (command, option)
+    for command in commands_of(typer.main.get_command(app))
+    for option in command.params
+    if option.param_type_name == "option" and not option.is_flag
+]
+
+
+def test_no_value_of_an_option_given_twice_is_lost():
+    for command, option in OPTIONS:
+        if not option.multiple:
+            with pytest.raises(UsageError) as caught:
+                command.make_context("narcli", [option.opts[0], "1", option.opts[-1], "1"])
+            assert caught.value.message == f"{max(option.opts, key=len)} is given twice, and takes one value."
+
+
+def test_all_lists_of_things_to_make_may_be_given_again():
+    several = {option.opts[0] for _, option in OPTIONS if option.multiple}
+    assert several == {"--class", "--prompt"} and len(OPTIONS) > 140
+
+
+def test_a_switch_given_twice_is_given():
+    assert invoke("--json", "--json", "--grid", "2x2").exit_code == 0
+    result = invoke("-g", "2x2", "--grid", "3x3", "-g4x4")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "error: --grid is given 3 times, and takes one value.\n  Leave out all but one.\n",
+    )

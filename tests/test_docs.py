@@ -196,6 +196,19 @@ def test_snippets_run_as_written(language, code, environment, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_the_pattern_of_the_python_page_overwrites_nothing(environment, tmp_path):
+    code = next(
+        code
+        for language, code in SNIPPET.findall((ROOT / "docs" / "python.md").read_text("utf-8"))
+        if "save(" in code
+    )
+    assert "[207, 208," in code, "two breeds, for which one emoji stands"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    names = [path.name for path in tmp_path.glob("*.png")]
+    assert len(names) == 6 and "nar-image_c208-Labrador_retriever_s1.png" in names
+
+
 # --- start-up ------------------------------------------------------------------------------------
 
 

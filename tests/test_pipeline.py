@@ -11,10 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import narcli
 from conftest import hold_at_most
 from narcli import devices, memory, pipeline, sources
+from narcli.cli import app
 from narcli.errors import CheckpointError, MemoryLimitError, UsageError
 from narcli.models import packed
 from narcli.models.transformer import NARTransformer
@@ -99,7 +101,8 @@ def test_a_seed_is_drawn_when_none_is_given_and_makes_the_sample_again(plain):
 
 def test_results_say_what_they_are(plain, tiny):
     (result,) = plain.images("golden retriever", seed=3)
-    assert (result.class_id, result.class_name, result.seed) == (207, "dog", 3)
+    assert (result.class_id, result.class_name, result.seed) == (207, "golden_retriever", 3)
+    assert result.entry.name == "dog"
     assert result.image.size == (8, 8) == plain.size and result.image.mode == "RGB"
     assert result.tokens.shape == (16,) and result.tokens.dtype == torch.int64
     about = result.metadata
@@ -399,3 +402,19 @@ def test_importing_narcli_imports_no_torch():
         check=True,
     )
     assert done.stdout.split()[:2] == ["False", "False"]
+
+
+@pytest.mark.parametrize("asked", [[207, 208], ["dog", "golden retriever"]])
+def test_results_are_called_as_the_command_calls_their_files(plain, tiny, tmp_path, monkeypatch, asked):
+    monkeypatch.chdir(tmp_path)
+    classes = [word for each in asked for word in ("--class", str(each))]
+    words = ["image", "--model", str(tiny), "--seed", "0", "-n", "2", "--frontier", "none"]
+    template = "{class}-{class_name}-{seed}.png"
+    results = plain.images(asked, seed=0, num=2)
+    assert len({result.name for result in results}) == 4
+    for output, names in {
+        "./": [f"{result.name}.png" for result in results],
+        template: [f"{result.class_id}-{result.class_name}-{result.seed}.png" for result in results],
+    }.items():
+        made = CliRunner().invoke(app, [*words, *classes, "-o", output])
+        assert made.stdout.split() == names

@@ -2,30 +2,107 @@
 
 import io
 import json
+import re
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from narcli import prompts
+from narcli.classes import load_table
 from narcli.errors import CheckpointError, UsageError
-from narcli.prompts import MAX_PROMPT, clean, collect, parse_prompt, slug
+from narcli.prompts import MAX_PROMPT, Prompt, clean, collect, parse_prompt, slug
 
-PAIRS = json.loads((Path(__file__).with_name("data") / "prompt_cleaning.json").read_text("utf-8"))
+PAIRS = [
+    pair
+    for name in ("prompt_cleaning", "prompt_cleaning_more")
+    for pair in json.loads((Path(__file__).with_name("data") / f"{name}.json").read_text("utf-8"))
+]
 
 
 @pytest.mark.parametrize(("prompt", "cleaned"), PAIRS)
 def test_prompts_are_cleaned_as_by_the_released_code(prompt, cleaned):
     assert clean(prompt) == cleaned
-    assert parse_prompt(f"  {prompt}\n").text == prompt
+    if any(unicodedata.category(c)[0] in "LNS" for c in cleaned):
+        assert parse_prompt(f"  {prompt}\n") == Prompt(prompt.strip(), cleaned)
+    else:
+        with pytest.raises(UsageError, match="Nothing is left"):
+            parse_prompt(prompt)
 
 
-@given(st.text(max_size=300))
-def test_what_is_cleaned_is_one_line_of_lower_case(text):
+# fmt: off
+PIECES = st.sampled_from([
+    "a.com", "b.y.com", "a", "1", "3x4", "x", ".", "..", ".png", "@", "/", "-", "_", " ", "\t", "\n", "é",
+    "http:/", "www:a", "\u0660", "<a", "</b>", "<![", "<!--", "<?", "&quot", "&am", "%3C", "+", "猫",
+    "\\n", '"', "&lt;", "shipping", "free ", "page 3", "1:23 ", "\u2019", "\ufb01",
+    "ä½", "\x1b[1m", "\ud800", "%C2%81",
+])
+# fmt: on
+
+
+@given(st.lists(PIECES | st.text(max_size=5), max_size=20).map("".join))
+def test_cleaning_never_fails_and_gives_one_line_always_the_same(text):
     cleaned = clean(text)
-    assert cleaned == cleaned.strip() and "  " not in cleaned and "\n" not in cleaned
-    assert cleaned.lower() == cleaned or text.lower() != text.lower().lower()
+    assert cleaned == clean(text) == cleaned.strip() and "  " not in cleaned
+    try:
+        prompt = parse_prompt(text)
+    except UsageError:
+        return
+    assert prompt == Prompt(text.strip(), cleaned)
+    assert not any(unicodedata.category(c) in ("Cc", "Cs") for c in cleaned)
+
+
+@given(st.lists(PIECES, max_size=20).map("".join))
+def test_quick_patterns_match_as_the_plain_ones_do(text):
+    tail = r"[a-z0-9.-]+\.(?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)"
+    for (quick, replacement), plain in {
+        prompts._BEFORE_HTML[1]: rf"\b(?:https?:(?:/{{1,3}}|[a-z0-9%])|{tail})",
+        prompts._BEFORE_HTML[2]: rf"\b(?:www:(?:/{{1,3}}|[a-z0-9%])|{tail})",
+        _rule("jpeg", prompts._BEFORE_REPAIR): r"\S+\.(?:png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4)",
+        _rule(r"\s+\.\s+", prompts._BEFORE_REPAIR): r"\s+\.\s+",
+        _rule("u0445", prompts._AFTER_REPAIR): r"\b\d+\.?\d*[xх×]\d+\.?\d*\b",
+    }.items():
+        assert quick.sub(replacement, text) == re.sub(plain, " " if replacement == " " else "", text)
+
+
+def _rule(part, rules):
+    (found,) = [rule for rule in rules if part in rule[0].pattern and r"\b(?:" not in rule[0].pattern]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("prompt", "cleaned"),
+    [
+        ("<![odd a red apple", "<! odd a red apple"),  # the parser of HTML may refuse it
+        ("<b>" * 3000 + "a red apple", "a red apple"),
+        ("a%1b[31m red%00 apple", "a 31m red apple"),
+        ("&amp;am&amp;quotp a cat", "a cat"),
+        ("notes.txt", "notes. txt"),
+        ("http://a.com", ""),
+        ("<?xml version='1.0'?> a red apple", "a red apple"),
+    ],
+)
+def test_odd_prompts_are_cleaned_without_a_warning(prompt, cleaned, recwarn):
+    assert clean(prompt) == cleaned
+    assert not recwarn.list
+
+
+def test_what_the_built_in_model_was_trained_with_is_cleaned_as_it_was():
+    names = {name for row in load_table("emoji").rows for name in row.names}
+    captions = {*names, *(f"a {name} with a hat" for name in names)}
+    assert {caption for caption in captions if clean(caption) != caption.lower()} == set()
+
+
+def test_a_cleaned_prompt_of_a_file_is_kept():
+    assert parse_prompt("RV, R.V.", "rv, r.v.").cleaned == "rv, r.v."
+    assert parse_prompt("猫", "cat").cleaned == "cat"
+    with pytest.raises(UsageError, match="U\\+001B"):
+        parse_prompt("cat", "c\x1bat")
+    with pytest.raises(UsageError, match="Nothing is left"):
+        parse_prompt("cat", "")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +156,11 @@ def test_prompts_come_from_several_places_in_order(tmp_path, monkeypatch):
 )
 def test_tables_have_a_column_of_prompts(tmp_path, name, content):
     (tmp_path / name).write_text(content)
-    assert [prompt.text for prompt in collect([], tmp_path / name)] == ["bond", 'a "red" apple']
+    told = []
+    found = collect([], tmp_path / name, told.append)
+    assert [prompt.text for prompt in found] == ["bond", 'a "red" apple']
+    other = "category" if "parti" in name else "id"
+    assert told == [f"{tmp_path / name}: only the column 'prompt' is used, not {other}."]
 
 
 @pytest.mark.parametrize(
@@ -87,6 +168,14 @@ def test_tables_have_a_column_of_prompts(tmp_path, name, content):
     [
         ("a.csv", b"text,other\na,b\n", UsageError, "no column 'prompt'. It has text, other."),
         ("a.tsv", b"", UsageError, "It is empty"),
+        ("a.csv", b"prompt,seed\ncat,3\n", UsageError, "column 'seed', and a table sets prompts only"),
+        ("a.tsv", b"prompt\tCFG-Scale\ncat\t3\n", UsageError, "column 'cfg-scale'"),
+        ("a.csv", b"class,prompt\n207,cat\n", UsageError, "column 'class'"),
+        ("a.csv", b"prompt,Prompt\ncat,dog\n", UsageError, "several columns 'prompt'"),
+        ("a.csv", b"prompt\ndog\ncat, asleep\n", UsageError, "Row 3 of"),
+        ("a.jsonl", b'{"prompt": "cat"}\n', UsageError, "not a text file or table"),
+        ("a.JSON", b'["cat"]', UsageError, "not a text file or table"),
+        ("a.txt", b'cat\n{"prompt": "cat"}\n', UsageError, "Prompt 2 of"),
         ("a.txt", b"\n\n", UsageError, "no prompts in"),
         ("a.txt", b"good\n\xe7\x8c\xab\n", UsageError, "Line 2 of"),
         ("a.txt", b"\xff\xfe", CheckpointError, "UTF-16"),
@@ -101,6 +190,11 @@ def test_unusable_files_are_refused_with_a_reason(tmp_path, name, content, error
     assert message in caught.value.message
     with pytest.raises(UsageError, match="no file"):
         collect([], tmp_path / "none.txt")
+
+
+def test_text_in_brackets_is_a_prompt(tmp_path):
+    (tmp_path / "a.txt").write_text("[a red apple]\n{cat}\n(dog)\n")
+    assert [prompt.cleaned for prompt in collect([], tmp_path / "a.txt")] == ["a red apple", "cat", "dog"]
 
 
 @pytest.mark.parametrize(

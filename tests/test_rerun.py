@@ -185,6 +185,18 @@ def test_prompts_of_a_run_come_back_too(run, here):
     assert again.stderr.count("the tokens are equal") == 4
 
 
+def test_files_made_before_prompts_were_cleaned_as_now_give_the_same_tokens(run, here, monkeypatch):
+    with monkeypatch.context() as before:
+        before.setattr("narcli.prompts.clean", str.lower)
+        made = run("image", "--prompt", "Cat, 猫 R.V.", "--prompt", "猫 IMG_1.jpg", "--seed", 5, "--json")
+    (here / "run.json").write_text(made.stdout)
+    files = ["run.json", "nar-image_cat-猫-r-v_s5.png", "nar-image_cat-猫-r-v_s5_frontier.gif"]
+    again = run("rerun", *files, "--verify", "-o", "again/", "--json")
+    assert again.exit_code == 0, again.stderr
+    cleaned = [[s["cleaned_prompt"] for s in each["samples"]] for each in json.loads(again.stdout)["runs"]]
+    assert cleaned == [["cat, 猫 r.v.", "猫 img_1.jpg"], ["cat, 猫 r.v."], ["cat, 猫 r.v.", "猫 img_1.jpg"]]
+
+
 OVERRIDES = [
     (["--class", "207"], lambda about: about["class"]["id"] == 207),
     (["--seed", "3"], lambda about: about["seed"] == 3),

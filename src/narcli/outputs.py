@@ -17,7 +17,9 @@ from itertools import chain, count
 from pathlib import Path
 from string import Formatter
 
+from .classes import ClassEntry
 from .errors import NarError, UsageError
+from .prompts import Prompt, slug
 from .textfiles import expand
 
 MAX_NAME = 255  # bytes of one part of a path, nearly everywhere
@@ -61,6 +63,19 @@ def default_name(kind: str, fields: Mapping[str, object]) -> str:
         if key in known
     )
     return "_".join(filter(None, (f"nar-{kind}", about, "s{seed}" if "seed" in known else "")))
+
+
+def fields_of(entry: ClassEntry | Prompt, seed: int) -> dict[str, object]:
+    """Return what names of files can hold of a sample; both the commands and Python's results use it."""
+    if isinstance(entry, Prompt):
+        return {"prompt": slug(entry.text), "seed": seed}
+    return {"class": entry.id, "class_name": entry.stands_for or entry.name, "seed": seed}
+
+
+def default_stem(kind: str, entry: ClassEntry | Prompt, seed: int) -> str:
+    """Return the default file name of a sample without its ending: ``nar-image_c207-cat_s42``."""
+    fields = fields_of(entry, seed)
+    return _fill(default_name(kind, fields), fields)
 
 
 def resolve_outputs(

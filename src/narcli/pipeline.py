@@ -36,6 +36,7 @@ from .metadata import MAX_TOKENS, pack_tokens
 from .models.packed import pack, pack_tokenizer
 from .models.transformer import NARTransformer
 from .order import Order, format_grid
+from .outputs import clean_name, default_stem, fields_of
 from .prompts import Prompt, parse_prompt
 from .sampling import Step, generate
 from .settings import DECODED_TOGETHER, Sample, SamplingSettings, check_batch_size, plan_samples
@@ -198,14 +199,19 @@ class Result:
         return self.frames[0]
 
     @property
+    def name(self) -> str:
+        """File name that the commands choose, without its ending: ``nar-image_c207-golden_retriever_s42``."""
+        return default_stem(self.metadata["kind"], self.entry, self.seed)
+
+    @property
     def class_id(self) -> int:
         """The id asked for."""
         return self._class.id
 
     @property
     def class_name(self) -> str:
-        """What the model calls the class."""
-        return self._class.name
+        """Name of the class asked for, as ``{class_name}`` of ``--output``; ``entry.name`` is the model's."""
+        return clean_name(fields_of(self._class, self.seed)["class_name"])
 
     @property
     def label(self) -> int:

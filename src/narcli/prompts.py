@@ -1,8 +1,8 @@
 """Prompts: what was typed, what the text encoder reads, and lists of them from files. No torch.
 
-The released text models learned from captions that were cleaned in a particular way, so prompts are cleaned
-likewise: lower case, and no addresses, mentions, numbers of tags, sizes or Chinese characters, which the
-captions of web pages are full of. tests/data/prompt_cleaning.json holds pairs of the released code.
+The released text models learned from captions that were cleaned in a particular way, and prompts are cleaned
+in exactly that way: lower case, without the addresses, mentions, article numbers, sizes and Chinese
+characters of web pages. tests/data/prompt_cleaning*.json hold pairs of the released code.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ import json
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote_plus
 
 from .errors import CheckpointError, UsageError
 from .textfiles import decode_text, read_text, split_lines
@@ -26,33 +29,72 @@ MAX_JSON = 20_000  # bytes in the metadata of a file, where an emoji takes 12; i
 MAX_BYTES = 2**26  # of a file of prompts
 SHOWN = 60  # characters of a prompt, in messages
 STDIN = "-"
+_AS_TEXT = "Give a prompt a line as .txt, or a .csv or .tsv with a column 'prompt'."
+_DATA = (".json", ".jsonl", ".ndjson", ".yaml", ".yml")
+#: Columns of tables that ask for what a run has once for all prompts.
+_SETTINGS = {
+    "class", "classes", "num", "seed", "seeds", "cfg", "cfg_scale", "guidance_scale", "cfg_interval",
+    "temperature", "top_k", "top_p", "model", "tokenizer", "text_encoder", "negative_prompt",
+}  # fmt: skip
 
-_FORMATS = "png|jpe?g|bmp|webp|gif|eps|pdf|apk|mp4"
+_FORMATS = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
 _DOMAINS = "com|co|ru|net|org|edu|gov|it"
-#: What is replaced, in this order, in text that is lower case already.
-_RULES = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        ("<person>", "person"),  # stands for names in the captions
-        (r"</?[a-z][^<>]{0,200}>", " "),  # HTML
-        (rf"https?:/+\S*?(?=\.(?:{_FORMATS})\b|\s|$)", " "),  # addresses
-        (rf"(?<![\w.-])(?:[\w-]+\.)+(?:{_DOMAINS})\b[\w/-]*", " "),
-        (r"@\w+", " "),  # mentions
-        (r"#(?:\d{1,3}|\d{5,})\b", " "),  # numbers of tags and articles
-        ("[\u31c0-\u9fff]", " "),  # Chinese characters and what surrounds them in Unicode
-        ("[\u2010-\u2015\u2212\u2e3a\u2e3b\ufe58\ufe63\uff0d]", "-"),
-        ("[\u201c\u201d\u201e\u00ab\u00bb]", '"'),
-        ("[`\u00b4\u2018\u2019]", "'"),
-        (r"\b\d{1,3}(?:\.\d{1,3}){3}\b", " "),  # numbers of machines
-        (rf"(?<![\w-])[\w-]+\.(?:{_FORMATS})\b|\b(?:{_FORMATS})\b", " "),  # names of files
-        (r"\b(?:[a-z]{1,3}\d{3,15}|\d{6,})\b", " "),  # numbers of articles
-        (r"\b\d+\.?\d*\s?[x\u00d7]\s?\d+\.?\d*\b", " "),  # sizes
-        (r"[#®•©™&@·º½¾¿¡§~()\[\]{}|\\/*<>]+", " "),
-        (r'"{2,}', '"'),
-        (r"'{2,}", "'"),
-        (r"\.{2,}", " "),
-        (r"\s+", " "),
-    )
+#: Matches an address, or as its group a run that holds none: skipping it keeps the search linear.
+_ADDRESS = rf"\b(?:%s:(?:/{{1,3}}|[a-z0-9%%])|[a-z0-9.-]+\.(?:{_DOMAINS})[\w/-]*\b/?(?!@)|([a-z0-9.-]*[.-]))"
+_DASHES = (
+    "-\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40"
+    "\u301c\u3030\u30a0\ufe31\ufe32\ufe58\ufe63\uff0d"
+)
+
+
+def _compiled(*rules: tuple[str, str]) -> tuple[tuple[re.Pattern[str], str], ...]:
+    return tuple((re.compile(pattern), replacement) for pattern, replacement in rules)
+
+
+#: Patterns and replacements, in this order. Lookbehinds only spare repeated scans of a run.
+_BEFORE_HTML = _compiled(
+    ("<person>", "person"),  # stands for names in the captions
+    (_ADDRESS % "https?", r"\1"),
+    (_ADDRESS % "www", r"\1"),
+)
+_BEFORE_REPAIR = _compiled(
+    (r"@\w+\b", ""),  # mentions
+    ("[\u31c0-\u9fff]+", ""),  # Chinese characters and symbols
+    (f"[{_DASHES}]+", "-"),
+    ("[`\u00b4\u00ab\u00bb\u201c\u201d\u00a8]", '"'),
+    ("[\u2018\u2019]", "'"),
+    ("&quot;?", ""),
+    ("&amp", ""),
+    (r"\d{1,3}(?:\.\d{1,3}){3}", " "),  # IP addresses
+    (r"\d:\d\d\s+$", ""),
+    (r"\\n", " "),
+    (r"#\d{1,3}\b", ""),  # article numbers
+    (r"#\d{5,}\b", ""),
+    (r"\b\d{6,}\b", ""),
+    (rf"(?<!\S)\S+\.(?:{_FORMATS})", ""),  # file names
+    (r"[\"']{2,}", '"'),
+    (r"\.{2,}", " "),
+    (r"[#®•©™&@·º½¾¿¡§~)(\]\[}{|\\/*]+", " "),
+    (r"(?<!\s)\s+\.\s+", " "),
+)
+_AFTER_REPAIR = _compiled(
+    (r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),  # article codes
+    (r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""),
+    (r"\b\d+[a-zA-Z]+\d+\b", ""),
+    (r"(?:worldwide\s+)?(?:free\s+)?shipping", ""),  # words of web shops
+    (r"(?:free\s)?download(?:\sfree)?", ""),
+    (r"\bclick\b\s(?:for|on)\s\w+", ""),
+    (rf"\b(?:{_FORMATS})(?:\simages?)?", ""),
+    (r"\bpage\s+\d+\b", ""),
+    (r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d[a-zA-Z\d]*\b", " "),
+    (r"\b\d+(?:\.\d*)?[x\u0445\u00d7]\d+(?:\.\d*)?\b", ""),  # sizes
+    (r"\b\s+:\s+", ": "),
+    (r"(\D[,./])\b", r"\1 "),
+    (r"\s+", " "),
+    (r"^[\"'](.+)[\"']$", r"\1"),
+    (r"^['_,\-:;]", ""),
+    (r"['_,:+\-]$", ""),
+    (r"^\.\S+$", ""),
 )
 
 
@@ -72,8 +114,12 @@ class Prompt:
         return shorten(self.text)
 
 
-def parse_prompt(text: str) -> Prompt:
+def parse_prompt(text: str, cleaned: str | None = None) -> Prompt:
     """Check and clean a prompt.
+
+    Args:
+        text: as typed.
+        cleaned: what the text encoder read of it before, kept as it is; None cleans ``text``.
 
     Raises:
         UsageError: it is empty, too long, also for the metadata of a file, holds control characters, or
@@ -87,7 +133,9 @@ def parse_prompt(text: str) -> Prompt:
             f"The prompt has {len(text):,} characters, expected at most {MAX_PROMPT:,}.",
             "For a prompt a line, give the file as --prompt-file.",
         )
-    for character in text:
+    if cleaned is None:
+        cleaned = clean(text)
+    for character in text + cleaned:
         kind = unicodedata.category(character)
         if kind == "Cs":
             raise UsageError("The prompt is not valid UTF-8.", "Check the encoding of the terminal or file.")
@@ -96,7 +144,6 @@ def parse_prompt(text: str) -> Prompt:
                 f"The prompt {shorten(text)!r} holds the control character U+{ord(character):04X}.",
                 "Leave it out.",
             )
-    cleaned = clean(text)
     if not any(unicodedata.category(character)[0] in "LNS" for character in cleaned):
         raise UsageError(
             f"Nothing is left of the prompt {shorten(text)!r} once it is cleaned for the text encoder.",
@@ -112,19 +159,52 @@ def parse_prompt(text: str) -> Prompt:
 
 
 def clean(text: str) -> str:
-    """What the text encoder reads of a prompt; empty where nothing is left."""
-    text = html.unescape(html.unescape(unicodedata.normalize("NFC", text))).lower()
-    for pattern, replacement in _RULES:
+    """Clean a prompt as the released text models' captions were; empty where nothing is left.
+
+    The released procedure runs twice, the second time on its own result.
+    """
+    return _clean_once(_clean_once(text))
+
+
+def _clean_once(text: str) -> str:
+    from ftfy import fix_text
+
+    text = _substitute(_BEFORE_HTML, unquote_plus(text).strip().lower())
+    text = _substitute(_BEFORE_REPAIR, _html_text(text))
+    if len(re.findall("[-_]", text)) > 3:
+        text = re.sub("[-_]", " ", text)
+    text = html.unescape(html.unescape(fix_text(text))).strip()
+    return _substitute(_AFTER_REPAIR, text).strip()
+
+
+def _substitute(rules: Iterable[tuple[re.Pattern[str], str]], text: str) -> str:
+    for pattern, replacement in rules:
         text = pattern.sub(replacement, text)
-    return text.strip()
+    return text
 
 
-def collect(prompts: Sequence[str], file: Path | None = None) -> list[Prompt]:
+def _html_text(text: str) -> str:
+    """Return the text of HTML; markup that the parser rejects stays as it is."""
+    if "<" not in text and "&" not in text:
+        return text
+    from bs4 import BeautifulSoup
+    from bs4.exceptions import ParserRejectedMarkup
+
+    with warnings.catch_warnings(), suppress(ParserRejectedMarkup, RecursionError):
+        warnings.simplefilter("ignore")  # of prompts that look like addresses, names of files or XML
+        return str(BeautifulSoup(text, "html.parser").text)
+    return text
+
+
+def collect(
+    prompts: Sequence[str], file: Path | None = None, tell: Callable[[str], object] = warnings.warn
+) -> list[Prompt]:
     """The prompts of ``--prompt`` and ``--prompt-file``, in that order.
 
     Args:
         prompts: as typed; ``-`` stands for the lines of the standard input.
         file: a prompt a line, or ``.csv`` or ``.tsv`` with a column ``prompt``; blank ones are skipped.
+        tell: called with a note about columns that are not used.
 
     Raises:
         UsageError: as ``parse_prompt``, with the place in the file; no such file or column, or no prompts.
@@ -137,9 +217,11 @@ def collect(prompts: Sequence[str], file: Path | None = None) -> list[Prompt]:
         else:
             found.append(parse_prompt(prompt))
     if file is not None:
+        if file.suffix.lower() in _DATA:
+            raise UsageError(f"{file} is not a text file or table.", _AS_TEXT)
         text = _read(file)
         table = {".csv": ",", ".tsv": "\t"}.get(file.suffix.lower())
-        lines = enumerate(split_lines(text), 1) if table is None else _column(file, text, table)
+        lines = enumerate(split_lines(text), 1) if table is None else _column(file, text, table, tell)
         found += _parse_lines(str(file), lines)
     return found
 
@@ -165,6 +247,8 @@ def _parse_lines(where: str, lines: Iterable[tuple[int, str]]) -> list[Prompt]:
     """The prompts of a file, each with the number of its line."""
     found = []
     for number, line in lines:
+        if _is_json(line):
+            raise UsageError(f"Prompt {number} of {where} is JSON: {shorten(line)}", _AS_TEXT)
         if line.strip():
             try:
                 found.append(parse_prompt(line))
@@ -174,6 +258,15 @@ def _parse_lines(where: str, lines: Iterable[tuple[int, str]]) -> list[Prompt]:
     if not found:
         raise UsageError(f"There are no prompts in {where}.", "Expected a prompt a line.")
     return found
+
+
+def _is_json(line: str) -> bool:
+    if not line.lstrip().startswith(("{", "[")):
+        return False
+    try:
+        return bool(json.loads(line))
+    except (ValueError, RecursionError):
+        return False
 
 
 def _stdin() -> str:
@@ -192,8 +285,14 @@ def _read(file: Path) -> str:
     return read_text(file, "a file of prompts", MAX_BYTES)
 
 
-def _column(file: Path, text: str, delimiter: str) -> list[tuple[int, str]]:
-    """The column ``prompt`` of a table with a line of titles, each with the line on which its row begins."""
+def _column(
+    file: Path, text: str, delimiter: str, tell: Callable[[str], object]
+) -> list[tuple[int, str]]:
+    """Return the column ``prompt`` of a table with a line of titles, each with the line on which its row begins.
+
+    Raises:
+        UsageError: no or two such columns, one that says how to draw, or a row with more values than titles.
+    """
     rows: list[tuple[int, list[str]]] = []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     begin = 1
@@ -209,5 +308,21 @@ def _column(file: Path, text: str, delimiter: str) -> list[tuple[int, str]]:
     if "prompt" not in titles:
         has = f"It has {', '.join(titles)[:200]}." if titles else "It is empty."
         raise UsageError(f"{file} has no column 'prompt'. {has}", "For a prompt a line, name it .txt.")
+    words = {title: re.sub(r"[\s-]", "_", title.lstrip("-")) for title in titles}
+    if unused := [title for title, word in words.items() if word in _SETTINGS]:
+        raise UsageError(
+            f"{file} has a column {unused[0][:40]!r}, and a table sets prompts only.",
+            "Take the column out, and give the value as an option, for all prompts of a run.",
+        )
+    if titles.count("prompt") > 1:
+        raise UsageError(f"{file} has several columns 'prompt'.", "Take out all but one.")
+    for number, row in rows:
+        if len(row) > len(titles):
+            raise UsageError(
+                f"Line {number} of {file} has {len(row)} values, and there are {len(titles)} columns.",
+                'Put a prompt with a comma or tab into quotes: "a cat, asleep".',
+            )
+    if others := [shorten(title, 40) for title in titles if title not in ("", "prompt")]:
+        tell(f"{file}: only the column 'prompt' is used, not {', '.join(others[:10])}.")
     place = titles.index("prompt")
     return [(number, row[place] if place < len(row) else "") for number, row in rows[1:]]

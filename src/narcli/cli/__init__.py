@@ -13,13 +13,14 @@ import io
 import os
 import signal
 import sys
+from collections import Counter
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from .. import __version__
-from ..errors import NarError
+from ..errors import NarError, UsageError
 from . import bench, classes, decode, image, models, rerun, show, train, video, visualize_order
 from .console import fail
 
@@ -32,6 +33,21 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except (NarError, KeyboardInterrupt, MemoryError, BrokenPipeError, EOFError) as error:
             raise typer.Exit(fail(error)) from error
+
+
+class _Command(TyperCommand):
+    """Refuses an option that is given again, of which only the last value would count."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _, _, given = self.make_parser(ctx).parse_args(list(args))
+        for option, times in Counter(given).items():
+            if times > 1 and not (option.multiple or getattr(option, "is_flag", False)):
+                name = max(option.opts, key=len)
+                raise UsageError(
+                    f"{name} is given {'twice' if times == 2 else f'{times} times'}, and takes one value.",
+                    "Leave out all but one.",
+                )
+        return super().parse_args(ctx, args)
 
 
 app = typer.Typer(
@@ -55,6 +71,9 @@ app.command("visualize-order")(visualize_order.visualize_order)
 app.command("classes")(classes.classes)
 app.add_typer(models.app, name="models")
 app.add_typer(train.app, name="train")
+for _typer in (app, models.app, train.app):
+    for _registered in _typer.registered_commands:
+        _registered.cls = _Command
 
 
 def _print_version(wanted: bool) -> None:

@@ -26,7 +26,10 @@ def bench(
     tokenizer: options.Tokenizer = None,
     batch_sizes: Annotated[str, typer.Option(metavar="N,N,...", help="Samples at once.")] = "1,8",
     orders: Annotated[
-        str, typer.Option(metavar="NAME,NAME,...", help="Of nar, raster and plain (the released algorithm).")
+        str,
+        typer.Option(
+            metavar="NAME,NAME,...", help="Orders to measure: nar, raster and plain (the released algorithm)."
+        ),
     ] = ",".join(ORDERS),
     cfg_scale: options.CfgScale = None,
     repeats: Annotated[int, typer.Option(min=1, help="Counted runs of each; medians are shown.")] = 5,

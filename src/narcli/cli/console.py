@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 from ..errors import MemoryLimitError, NarError, UsageError, is_shortage
 
+_ERASE = "\x1b[J\r\x1b[K"  # what wrapped below the cursor's line, and that line
 LARGE = 2 * 10**9  # bytes; a person is asked before more is downloaded
 
 
@@ -107,7 +108,7 @@ class Console:
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Callable[..., None]]:
-        """A progress line on stderr while the block runs, on a terminal only; it leaves nothing behind.
+        """Show a progress line on stderr while the block runs, on a terminal only; it leaves nothing behind.
 
         Yields ``advance(count=1, note="", total=None)``, for example
         ``with console.progress("decoding", 31) as advance: ... advance()``; a total replaces the one before.
@@ -122,16 +123,16 @@ class Console:
             done, most = done + count, total or most
             if (now := time.monotonic()) - shown > 0.05 or done >= most:
                 shown = now
-                filled = 24 * min(done, most) // max(most, 1)
-                bar = _paint("━" * filled, "33") + _paint("━" * (24 - filled), "90")
-                sys.stderr.write(f"\r\x1b[K{label} {bar} {done}/{most} {note}")
+                # The cursor waits at the line's start: what a narrower window wraps is erased too.
+                line = _progress_line(label, note, done, most, _columns(sys.stderr) - 1)
+                sys.stderr.write(f"{_ERASE}{line}\r")
                 sys.stderr.flush()
 
         try:
             advance(0)
             yield advance
         finally:
-            sys.stderr.write("\r\x1b[K")
+            sys.stderr.write(_ERASE)
             sys.stderr.flush()
 
 
@@ -174,9 +175,35 @@ def fail(error: BaseException) -> int:
     return code
 
 
+def _progress_line(label: str, note: str, done: int, total: int, width: int) -> str:
+    """Lay out a progress line of at most ``width`` cells: without the note, the bar, the label"""
+    from rich.cells import cell_len, set_cell_size
+
+    label, count = " ".join(printable(label).split()), f"{done}/{total}"
+    noted = f"{count} {' '.join(printable(note).split())}".rstrip()
+    if cell_len(label) + cell_len(noted) + 10 <= width:
+        count = noted
+    size = min(24, width - cell_len(label) - len(count) - 2)
+    if size >= 4:
+        filled = size * min(done, total) // max(total, 1)
+        return f"{label} {_paint('━' * filled, '33')}{_paint('━' * (size - filled), '90')} {count}"
+    room = width - len(count) - 1
+    if cell_len(label) > room:
+        label = set_cell_size(label, room - 1) + "…" if room > 1 else ""
+    return f"{label} {count}".strip() if width >= len(count) else ""
+
+
+def _columns(stream: TextIO) -> int:
+    """Columns of the terminal now, also where the other streams are pipes; 80 where it does not say."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError, AttributeError):
+        return 80
+
+
 def _cleared() -> str:
-    """What a line begins with, so that it takes the place of a progress line."""
-    return "\r\x1b[K" if is_terminal(sys.stderr) else ""
+    """Begin a line that takes the place of a progress line."""
+    return _ERASE if is_terminal(sys.stderr) else ""
 
 
 def _paint(text: str, code: str) -> str:

@@ -19,6 +19,7 @@ from ..configs import MAX_CELLS
 from ..errors import CheckpointError
 from ..metadata import RUN, SAMPLE
 from ..order import format_grid
+from ..prompts import Prompt
 from ..settings import Sample
 from ..textfiles import expand
 from .console import Console, is_terminal
@@ -30,7 +31,6 @@ from .rerun import (
     find_part,
     looks_of,
     options_given,
-    prompt_of,
     require,
     takes,
     warn_of_others,
@@ -103,11 +103,11 @@ def _decode(
     if array.shape != grid or hash_tokens(tokens) != about["tokens_sha256"]:
         raise CheckpointError(f"{path}: its tokens are not those of its hash.", "Get the original file.")
     run = build_run(about["kind"], looks_of(about, given) | {"classes": [said]}, given)
-    if isinstance(said, str):
-        run.classes, run.prompts = None, [prompt_of(path, said)]
+    if isinstance(said, Prompt):
+        run.classes, run.prompts = None, [said]
     run.check()
     run.reserved = reserved
-    entry = run.prompts[0] if run.prompts else _class(said)
+    entry = said if isinstance(said, Prompt) else _class(said)
     run.samples = [Sample(entry, about["seed"])]
     run.name_files(about["model"]["name"])
 

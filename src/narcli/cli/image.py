@@ -73,11 +73,11 @@ class Pictures(Run):
     def check(self) -> None:
         """Also the prompts, which exclude a class."""
         if self.prompt or self.prompt_file is not None:
-            if self.classes is not None:
+            if self.classes:
                 raise UsageError(
                     "--class and --prompt exclude each other.", "Each is for models of its kind."
                 )
-            self.prompts = collect(self.prompt or (), self.prompt_file)
+            self.prompts = collect(self.prompt or (), self.prompt_file, self.console.note)
         elif not self.prompts:
             for option, value in (("encoder", self.text_encoder), ("device", self.text_device)):
                 if value is not None:

@@ -72,9 +72,9 @@ def whole_numbers(text: str, option: str, example: str) -> tuple[int, ...]:
 # --- what to make ---------------------------------------------------------------------------------
 
 Classes = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
-        "--class", metavar="CLASS", help="Id or name, or several with commas: 207,cat,'polar bear'."
+        "--class", metavar="CLASS", help="Id or name, or several: 207,cat,'polar bear'; may be given again."
     ),
 ]
 Prompts = Annotated[
@@ -92,7 +92,7 @@ PromptFile = Annotated[
 Num = Annotated[int, typer.Option("--num", "-n", help="Samples of each class or prompt.")]
 Seed = Annotated[
     int | None,
-    typer.Option(help="Of the first sample; the next have seed + 1 and so on. Drawn if not given."),
+    typer.Option(help="Seed of the first sample; later ones add 1. Random if omitted."),
 ]
 
 # --- sampling: None is the model's default --------------------------------------------------------

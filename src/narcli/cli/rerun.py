@@ -179,7 +179,7 @@ def _plan(path: Path, about: About, given: Mapping[str, Any], console: Console) 
     said["grid"] = about.get("contact_sheet", False)
     if given.get("frontier") == "none":
         said.pop("frontier_mode", None)
-    of_text, of_others = isinstance(entries[0], str), any(name in given for name in _SUBJECT)
+    of_text, of_others = isinstance(entries[0], Prompt), any(name in given for name in _SUBJECT)
     if not of_text and not of_others:
         said["classes"] = entries
     pins: dict[str, str | None] = {}
@@ -194,7 +194,7 @@ def _plan(path: Path, about: About, given: Mapping[str, Any], console: Console) 
         each = " for each class or prompt" * of_others
         raise UsageError(f"{path} asks for {asked:,} samples{each}.", "Add --yes to make all of them.")
     if of_text and not of_others:
-        run.prompts = [prompt_of(path, text) for text in entries]
+        run.prompts = entries
     if not {"model", "dtype", "text_encoder"} & set(given) and "text_encoder" in about:
         run.text_dtype = about["text_encoder"].get("dtype")
     if "device" not in given and run.device not in ("cpu", "auto"):
@@ -255,7 +255,7 @@ def _subject(path: Path, about: About) -> tuple[list[Any], int, int]:
         if "classes" in about:
             entries = [{"id": id} for id in about["classes"]]
         elif "prompts" in about:
-            entries = [prompt["prompt"] for prompt in about["prompts"]]
+            entries = [entry_of(path, prompt) for prompt in about["prompts"]]
             if len(entries) < about.get("prompts_in_all", 0):
                 raise CheckpointError(
                     f"{path} holds {len(entries)} of its {about['prompts_in_all']} prompts.",
@@ -268,17 +268,19 @@ def _subject(path: Path, about: About) -> tuple[list[Any], int, int]:
     return entries, seed, num
 
 
-def entry_of(path: Path, sample: About) -> Any:
-    """The prompt, or the class as metadata, that a sample is of."""
+def entry_of(path: Path, sample: About) -> Prompt | dict[str, Any]:
+    """Return the prompt, or the class as metadata, that a sample is of.
+
+    A prompt keeps its cleaned text: that of an earlier release gives the same tokens again.
+
+    Raises:
+        CheckpointError: it names neither, or the prompt is unusable.
+    """
     if "prompt" not in sample:
         require(path, sample, "class")
-    return sample["prompt"] if "prompt" in sample else sample["class"]
-
-
-def prompt_of(path: Path, text: str) -> Prompt:
-    """A prompt of a file, cleaned again."""
+        return dict(sample["class"])
     try:
-        return parse_prompt(text)
+        return parse_prompt(sample["prompt"], sample.get("cleaned_prompt"))
     except UsageError as error:
         raise CheckpointError(f"{path}: {error.message}", "Get the original file again.") from None
 

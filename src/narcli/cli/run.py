@@ -19,7 +19,7 @@ from ..classes import ClassEntry, load_table
 from ..encoding import all_cached
 from ..errors import NarError, UsageError
 from ..metadata import MAX_HASHES, MAX_TOKENS, SCHEMA
-from ..prompts import Prompt, slug
+from ..prompts import Prompt
 from ..settings import Sample, SamplingSettings, plan_samples
 from ..sources import choose
 from .console import Console, is_terminal
@@ -41,13 +41,6 @@ FRONTIER = "_frontier"  # before the suffix of the file beside the first sample'
 TOKENS = "_tokens.safetensors"  # ending of the tokens beside a sample
 
 
-def _words(entry: ClassEntry | Prompt) -> dict[str, object]:
-    """What names of files can hold of a class or prompt."""
-    if isinstance(entry, Prompt):
-        return {"prompt": slug(entry.text)}
-    return {"class": entry.id, "class_name": entry.stands_for or entry.name}
-
-
 def _about(entry: ClassEntry | Prompt) -> dict[str, Any]:
     """A class or prompt as metadata, as far as it is known before the run."""
     if isinstance(entry, Prompt):
@@ -55,12 +48,14 @@ def _about(entry: ClassEntry | Prompt) -> dict[str, Any]:
     return {"class": {"id": entry.id, "name": entry.name, "label": entry.label}}
 
 
-def _entry(table: ClassTable, about: Mapping[str, Any]) -> ClassEntry:
-    """A class from its metadata; one that was asked for by its own name stands for nothing else."""
+def _entries(table: ClassTable, about: str | Mapping[str, Any]) -> list[ClassEntry]:
+    """Classes as typed, or one from metadata; if asked for by its own name, it stands for nothing else."""
+    if isinstance(about, str):
+        return table.parse_classes(about)
     label = about.get("label", len(table))
     if "stands_for" not in about and label < len(table) and table.entry(label).id == about["id"]:
-        return table.entry(label)
-    return table.by_id(about["id"])
+        return [table.entry(label)]
+    return [table.by_id(about["id"])]
 
 
 @dataclass(kw_only=True)
@@ -75,7 +70,7 @@ class Run:
     kind: ClassVar[str]
     noun: ClassVar[str]
     ways: ClassVar[str]
-    classes: str | Sequence[Mapping[str, Any]] | None
+    classes: Sequence[str | Mapping[str, Any]] | None
     num: int
     seed: int | None
     cfg_scale: float | None
@@ -284,7 +279,7 @@ class Run:
                 "--save-tokens and --no-metadata exclude each other: settings tell what the tokens mean.",
                 "Drop one of them.",
             )
-        if self.classes is None and not self.prompts:
+        if not self.classes and not self.prompts:
             raise UsageError(
                 f"Nothing says what to make a {self.noun} of.",
                 f"Give {self.ways}. `narcli classes --model NAME` lists the classes of a model.",
@@ -299,18 +294,16 @@ class Run:
     def plan(self, table: ClassTable, model: str) -> None:
         """Choose the samples, and a file for each."""
         entries: Sequence[ClassEntry | Prompt] = self.prompts
-        if isinstance(self.classes, str):
-            entries = table.parse_classes(self.classes)
-        elif self.classes is not None:
-            entries = [_entry(table, about) for about in self.classes]
+        if self.classes:
+            entries = [entry for given in self.classes for entry in _entries(table, given)]
         self.samples = plan_samples(entries, self.seed, self.num)
         self.name_files(model)
 
     def name_files(self, model: str) -> None:
         """Choose a file for each sample; those with ``endings`` are named after the first."""
-        from ..outputs import default_name, resolve_outputs
+        from ..outputs import default_name, fields_of, resolve_outputs
 
-        named = [{**_words(sample.entry), "seed": sample.seed, "model": model} for sample in self.samples]
+        named = [fields_of(sample.entry, sample.seed) | {"model": model} for sample in self.samples]
         self.outputs = resolve_outputs(
             self.output,
             named,
@@ -442,7 +435,7 @@ class Run:
     def decode_partials(self, shown: Sequence[Result]) -> list[list[Clip]]:
         """For each step, the samples decoded from what is known after it."""
         partials, steps = [], len(self.pipeline.order.steps)
-        with self.timed("decode"), self.console.progress("decoding the frontier of", steps) as advance:
+        with self.timed("decode"), self.console.progress("decoding the frontier", steps) as advance:
             for clips in self.pipeline.partials([result.tokens for result in shown]):
                 partials.append(clips)
                 advance(note="steps")

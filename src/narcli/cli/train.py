@@ -54,7 +54,9 @@ SaveEvery = Annotated[int, typer.Option(min=1, help="Steps between checkpoints a
 LoopStarts = Annotated[
     int, typer.Option(help="Clips are loops: also train on them from so many frames on, evenly spread.")
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights, data order, dropout and noise.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, data order, dropout and noise.")
+]
 
 
 class Position(str, Enum):
@@ -103,7 +105,7 @@ def tokenizer(
     learning_rate: LearningRate = 8e-4,
     channels: Annotated[int, typer.Option(min=32, help="At the highest resolution, a multiple of 32.")] = 64,
     multipliers: Annotated[
-        str, typer.Option(help="Of the channels, one a level; all levels but the last halve.")
+        str, typer.Option(help="Factors of the channels, one a level; all levels but the last halve.")
     ] = "1,1,2",
     blocks: Annotated[int, typer.Option(min=1, help="Residual blocks a level.")] = 1,
     patch: Annotated[int, typer.Option(min=1, help="Side in pixels of the patches stacked as channels.")] = 2,

@@ -58,10 +58,12 @@ def video(
     dtype: options.DtypeOption = Dtype.auto,
     format: Annotated[
         ClipFormat | None,
-        typer.Option(help="Of the clips; frames is a folder of PNGs.", show_default="by --output, or mp4"),
+        typer.Option(
+            help="Format of the clips; frames is a folder of PNGs.", show_default="by --output, or mp4"
+        ),
     ] = None,
     quality: Annotated[
-        int | None, typer.Option(help="Of mp4 and webp, 0 to 100.", show_default=f"{QUALITY}")
+        int | None, typer.Option(help="Quality of mp4 and webp, 0 to 100.", show_default=f"{QUALITY}")
     ] = None,
     frontier: options.Frontier = FrontierFormat.gif,
     frontier_mode: options.FrontierModeOption = None,

@@ -149,20 +149,26 @@ def plain_lines(order: Order) -> Iterator[str]:
 
 
 def animate(order: Order) -> None:
-    """Draw each step over the one before; a grid that does not fit is shown at a whole fraction."""
+    """Draw each step over the one before; a grid that does not fit is shown at a whole fraction.
+
+    A terminal that not even that fits gets no animation.
+    """
     size = shutil.get_terminal_size()
     color = has_color(sys.stdout)
     cells, (across, down), every = _layout(order, size.columns - 1, size.lines - 4, color)
+    height = ceil(len(cells) / down) + 1
+    if height >= size.lines or max(map(len, cells)) * across >= size.columns:
+        return
     if every > 1:
         print(f"Each square stands for {every if len(order.sizes) == 1 else f'{every}x{every}'} cells.")
     steps = len(order.steps)
     stride = max(1, steps // 150)
     spread = (every - 1) * min(len(order.sizes), 2)  # steps between the first and last cell of a square
-    height = ceil(len(cells) / down) + 1
     frame = ""
     try:
-        # Hide the cursor, make room, remember its first line: a lost piece of output cannot shift frames.
-        sys.stdout.write("\x1b[?25l" + "\n" * height + f"\x1b[{height}A\x1b7")
+        # Hide the cursor, cut long lines off, make room, remember its first line: neither a lost piece of
+        # output nor a narrower window can shift frames.
+        sys.stdout.write("\x1b[?25l\x1b[?7l" + "\n" * height + f"\x1b[{height}A\x1b7")
         for s in [*range(0, steps - 1, stride), steps - 1]:
             lines = [*_draw(cells, s, spread, steps, across, down, color), caption(order, s)]
             lines[-1] = lines[-1][: size.columns - 1]
@@ -174,7 +180,7 @@ def animate(order: Order) -> None:
         sys.stdout.write(frame)  # a terminal drops what it has not shown yet
         raise
     finally:
-        sys.stdout.write("\x1b[?25h")
+        sys.stdout.write("\x1b[?7h\x1b[?25h")
         sys.stdout.flush()
 
 
