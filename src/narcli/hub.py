@@ -27,7 +27,7 @@ from . import conversions
 from .configs import CONFIG, MODEL, TEXT_ENCODER, TOKENIZER, read_config, weights_in
 from .errors import HubError, NarError, UsageError
 from .outputs import MAX_NAME
-from .registry import Model, complete, no_tokenizer, smaller_models
+from .registry import MODELS, Model, complete, meant, no_tokenizer, smaller_models
 from .writers import write_atomic
 
 
@@ -79,15 +79,17 @@ class Located:
         files: of the repository, the weights last.
         missing: bytes to download, as far as they are told.
         license: what the repository says; None where the Hub was not asked or tells none.
+        note: reason why its size is an estimate, or "".
     """
 
     model: Model
     revision: str
     here: Fetched | None
     commit: str | None = None
-    files: Sequence[File] = ()
+    files: Sequence[File] = field(default=(), repr=False)
     missing: int = 0
     license: str | None = None
+    note: str = ""
 
     @property
     def copy(self) -> Fetched | None:
@@ -171,10 +173,13 @@ def locate(
     offline: bool = False,
     tokenizer: bool = False,
     check: bool = False,
+    estimate: bool = False,
 ) -> Located:
-    """Find a model without downloading it; arguments and errors are those of ``fetch``.
+    """Find a model without downloading it; other arguments and errors are those of ``fetch``.
 
-    ``check`` asks the Hub also for a pinned commit that is here, so that its files can be compared.
+    Args:
+        check: ask the Hub also for a pinned commit that is here, so that its files can be compared.
+        estimate: take what the registry says of a known model where neither it nor the Hub is there.
     """
     wanted = revision or "main"
     if model.repo is None:
@@ -192,11 +197,18 @@ def locate(
     pinned = _COMMIT.fullmatch(wanted) is not None
     if (offline or (pinned and not check)) and (found := cached(model, wanted)):
         return Located(model, wanted, found, found.commit)
+    rough = (
+        Located(model, wanted, None, missing=model.size or 0) if estimate and model.name in MODELS else None
+    )
     if offline:
-        raise HubError(
+        error = _not_here(
+            model,
             f"{model.name}{_at(revision)} is not on this machine, and narcli is offline.",
             "Fetch it once without --offline and HF_HUB_OFFLINE.",
         )
+        if rough is not None:
+            return replace(rough, note=error.message)
+        raise error
     try:
         with _online(False):
             commit, license, listed = _list_files(model.repo, wanted)
@@ -213,8 +225,13 @@ def locate(
             missing = sum(_left(model.repo, file) for file in lacking)
     except NarError:
         raise
-    except Exception as error:
-        found = _instead(model, wanted, error)
+    except Exception as failure:
+        try:
+            found = _instead(model, wanted, failure)
+        except HubError as error:
+            if rough is not None:
+                return replace(rough, note=error.message)
+            raise
         return Located(model, wanted, found, found.commit)
     if not missing and any(file.size is None for file in lacking):
         missing = model.size or 0  # as the models' pages had it
@@ -413,7 +430,9 @@ def explain(error: Exception, model: Model, revision: str | None = None, file: s
     # Without a token the Hub answers 401 for what does not exist, too.
     unknown = status == 401 and "Invalid credentials" not in headers.get("x-error-message", "")
     if isinstance(error, errors.RepositoryNotFoundError) or status == 404 or unknown:
-        return HubError(f"The Hub has no repository {repo}, or it is private.", f"See {page}. {login}.")
+        return _not_here(
+            model, f"The Hub has no repository {repo}, or it is private.", f"See {page}. {login}."
+        )
     if status == 401:
         return HubError("The Hub did not accept your token.", f"{login}.")
     if status == 403:
@@ -440,10 +459,19 @@ def explain(error: Exception, model: Model, revision: str | None = None, file: s
             f"{constants.ENDPOINT} does not answer as the Hub does{why}.", "Check HF_ENDPOINT and your proxy."
         )
     why = f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else 'no answer'}"
-    return HubError(
+    return _not_here(
+        model,
         f"{constants.ENDPOINT} could not be reached ({why}).",
         "Check the connection, or HTTPS_PROXY. `narcli models list` shows what is on this machine.",
     )
+
+
+def _not_here(model: Model, message: str, hint: str) -> HubError:
+    """The error of a model that is nowhere; a name that is no row may have been meant for a path."""
+    if model.name not in MODELS:
+        message = f"There is no file or folder {model.name} here. {message}"
+        hint = meant(model.name) + hint
+    return HubError(f"{message} {model.origin}".strip(), hint)
 
 
 #: What a disk says where no file is named.

@@ -12,12 +12,11 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from difflib import get_close_matches
 from itertools import chain, count
 from pathlib import Path
 from string import Formatter
 
-from .errors import NarError, UsageError
+from .errors import NarError, UsageError, nearest
 
 MAX_NAME = 255  # bytes of one part of a path, nearly everywhere
 MAX_STEM = 150  # bytes; leaves room for _frontier, a number and the suffix within 255
@@ -118,6 +117,7 @@ def resolve_outputs(
         for name in names[not suffix :]:  # without a suffix the first is a folder
             if name.is_dir():
                 raise UsageError(f"{name} is a folder, and a file would be written there.", "Move it away.")
+            _refuse_device(str(name))
         paths.append(names[0])
         others.append(names[1 : 1 + len(beside)])
         if index == 0:
@@ -151,6 +151,7 @@ def _split_output(output: str | None, default: str, suffixes: Sequence[str]) -> 
     output = os.path.expanduser(output).replace(os.sep, "/")  # noqa: PTH111 (Path would drop a last slash)
     if not output.strip() or "\0" in output:
         raise UsageError(f"--output {output!r} names no file.", "Give a file, a folder or a template.")
+    _refuse_device(output)
     if Path(output).is_dir():
         output = output.replace("{", "{{").replace("}", "}}").rstrip("/") + "/"
     if output.endswith("/"):
@@ -164,6 +165,18 @@ def _split_output(output: str | None, default: str, suffixes: Sequence[str]) -> 
             "or end a folder's name with a slash.",
         )
     return f"{folder}{slash}{name.removesuffix(suffix)}", suffix or suffixes[0]
+
+
+def _refuse_device(output: str) -> None:
+    """Refuse names of devices and pipes, beside which a file of another name would be written."""
+    path = Path(output)
+    beside = path.parent.as_posix() in ("/dev", "/dev/fd") and not path.is_dir()
+    if output == "-" or beside or (path.exists() and not (path.is_file() or path.is_dir())):
+        what = "stdout" if output == "-" else "a device or a pipe"
+        raise UsageError(
+            f"--output {output!r} is {what}, and narcli writes files.",
+            "Give a file, a folder or a template; --json tells on stdout what was written.",
+        )
 
 
 def _fill(part: str, fields: Mapping[str, object]) -> str:
@@ -180,7 +193,7 @@ def _fill(part: str, fields: Mapping[str, object]) -> str:
         if field is None:
             continue
         if field not in fields:
-            close = get_close_matches(field, fields, n=1)
+            close = nearest(field, fields, 1)
             raise UsageError(
                 f"--output has no field {{{field}}}.",
                 (f"Did you mean {{{close[0]}}}? " if close else "")

@@ -26,6 +26,9 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except (NarError, KeyboardInterrupt, MemoryError, BrokenPipeError) as error:
             raise typer.Exit(fail(error)) from error
+        except typer.BadParameter as error:  # newer Typers say "Invalid value: Value error, ..."
+            error.message = error.message.removeprefix("Value error, ")
+            raise
 
 
 app = typer.Typer(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..errors import MemoryLimitError, NarError, UsageError, is_shortage
+from ..errors import DeclinedError, MemoryLimitError, NarError, UsageError, is_shortage
 from . import signals
 
 LARGE = 2 * 10**9  # bytes; a person is asked before more is downloaded
@@ -84,7 +84,7 @@ class Console:
 
         Raises:
             UsageError: there is nobody to ask.
-            NarError: the answer is no.
+            DeclinedError: the answer is no.
         """
         total = sum(sizes.values())
         if total < LARGE:
@@ -99,12 +99,12 @@ class Console:
         """Ask whether to go on.
 
         Raises:
-            NarError: the answer is no; ``declined`` is its message.
+            DeclinedError: the answer is no; ``declined`` is its message.
         """
         sys.stderr.write(f"{printable(what)} Go on? [y/N] ")
         sys.stderr.flush()
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            raise NarError(declined)
+            raise DeclinedError(declined)
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Callable[..., None]]:
@@ -163,6 +163,9 @@ def fail(error: BaseException) -> int:
             number = int(error.args[0]) if error.args else int(signal.SIGINT)
             _say("Interrupted." if number == signal.SIGINT else "Terminated.")
             return 128 + number
+        case DeclinedError():
+            _say(error.message)
+            return error.exit_code
         case NarError():
             message, hint, code = error.message, error.hint, error.exit_code
         case _ if is_shortage(error):
