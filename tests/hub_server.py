@@ -1,5 +1,6 @@
 """A small server that speaks as much of the Hub's protocol as its client needs."""
 
+import gzip
 import hashlib
 import json
 import sys
@@ -40,6 +41,10 @@ class HubServer:
     so for paths that contain the key. ``cut`` sends that share of a file and closes, ``cuts`` times. ``lie``
     adds to the sizes told, ``lies`` to those of a repository. ``hang`` is in seconds; ``stall`` too, where a
     file was cut. ``flip`` serves files with their first byte changed.
+
+    A hostile one: ``listing`` changes the answer that lists files, ``told`` headers of files (None drops
+    one), ``more`` is sent after a file, ``packed`` sends it as gzip, ``redirects`` sends paths that contain
+    the key elsewhere, ``error_body`` goes along with ``status``. ``sent`` counts the bytes of whole answers.
     """
 
     def __init__(self, repos):
@@ -47,6 +52,8 @@ class HubServer:
         self.status, self.code, self.headers = 0, "", {}
         self.status_of, self.cut, self.cuts, self.lie, self.hang = {}, 1.0, 10**9, 0, 0.0
         self.stall, self.flip, self.lies = 0.0, False, {}
+        self.listing, self.told, self.more, self.packed = lambda content: content, {}, b"", False
+        self.redirects, self.error_body, self.sent = {}, b"", 0
         self.requests = []
         outer = self
 
@@ -69,7 +76,10 @@ class HubServer:
                     threading.Event().wait(outer.hang)
                 status = next((s for part, s in outer.status_of.items() if part in path), outer.status)
                 if status:
-                    return self.send(status, b"", {"X-Error-Code": outer.code} | outer.headers)
+                    headers = {"X-Error-Code": outer.code} | outer.headers
+                    return self.send(status, outer.error_body, headers, body)
+                if to := next((to for part, to in outer.redirects.items() if part in path), None):
+                    return self.send(302, b"", {"Location": to}, body)
                 if path.startswith("/api/models/"):
                     repo, _, revision = path.removeprefix("/api/models/").partition("/revision/")
                     return self.info(repo, revision or "main", body)
@@ -91,9 +101,9 @@ class HubServer:
                     files.append(about)
                 content = {"id": repo, "modelId": repo, "sha": outer.commit, "siblings": files, "tags": []}
                 content |= {"private": False, "downloads": 0, "cardData": {"license": "apache-2.0"}}
-                return self.send(
-                    200, json.dumps(content).encode(), {"Content-Type": "application/json"}, body
-                )
+                content = outer.listing(content)
+                data = content if isinstance(content, bytes) else json.dumps(content).encode()
+                return self.send(200, data, {"Content-Type": "application/json"}, body)
 
             def file(self, repo, revision, name, body):
                 data = outer.repos.get(repo, {}).get(name)
@@ -106,6 +116,11 @@ class HubServer:
                     "X-Linked-Size": str(len(data)),
                     "Accept-Ranges": "bytes",
                 }
+                headers |= outer.told
+                if body:
+                    data += outer.more
+                if outer.packed and body:
+                    data, headers["Content-Encoding"] = gzip.compress(data), "gzip"
                 if outer.flip:
                     data = bytes([data[0] ^ 1]) + data[1:]
                 first = 0
@@ -126,6 +141,7 @@ class HubServer:
                 self.end_headers()
                 if body:
                     self.wfile.write(data[:end])
+                    outer.sent += len(data[:end])
                     self.close_connection = end is not None and end < len(data)
                     if self.close_connection and outer.stall:
                         threading.Event().wait(outer.stall)

@@ -316,10 +316,6 @@ def test_a_shared_file_that_is_damaged_is_left_to_the_others(online, here):
     damaged = CONFIG[:-1] + b"x"
     entry.write_bytes(damaged)
     online.commit = "d" * 40  # the new revision takes what the cache has of the old one
-    assert "config.json of me/one did not arrive" in run("models", "pull", "me/one", code=3)
-    assert copy.read_bytes() == damaged and not list(
-        online.cache.glob("models--me--one/snapshots/d*/config*")
-    )
     said = pull()
     assert said["downloaded"] == len(CONFIG) and all(file["ok"] for file in said["files"])
     assert Path(said["path"]).with_name("config.json").read_bytes() == CONFIG
@@ -467,14 +463,6 @@ def test_a_pull_hashes_each_file_once(online, monkeypatch):
     assert len(seen) == 2
     seen.clear()
     assert pull()["downloaded"] == 0 and len(seen) == 2
-
-
-def test_a_hash_that_is_none_is_not_compared(online, monkeypatch):
-    monkeypatch.setattr("hub_server.sha256", lambda data: "Z" * 64)
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-    result = CliRunner().invoke(app, ["models", "pull", "me/one"])
-    assert result.exit_code == 0, result.output
-    assert "hashes checked of 1 of 2 files" in result.stderr
 
 
 def test_another_revision_than_the_one_on_disk_is_to_fetch(online):

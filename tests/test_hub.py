@@ -312,6 +312,222 @@ def test_a_repository_without_the_tokenizer_that_is_wanted_is_refused_before_the
     assert Path(fetch("me/tiny", tokenizer=True)["path"]).is_dir()
 
 
+# --- a server that means harm --------------------------------------------------------------------
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """The files outside of the cache, which nothing may change; bytes inside the cache."""
+
+    def look():
+        files = [path for path in tmp_path.parent.rglob("*") if path.is_file() and not path.is_symlink()]
+        inside = [path for path in files if path.is_relative_to(tmp_path / "hf")]
+        return set(files) - set(inside), sum(path.stat().st_size for path in inside)
+
+    before, _ = look()
+    yield look
+    assert look()[0] == before
+
+
+BAD_NAMES = [
+    *("../up.pt", "a/../../up.pt", "/up.pt", "..", ".", "", "a//b.pt", "a/./b.pt", ".a.pt", "a/.git/b.pt"),
+    *("..\\up.pt", "a\\b.pt", "C:up.pt", "C:/up.pt", "nul\0.pt", "line\n.pt", "esc\x1b[2J.pt", "\u202etp.pt"),
+    *("x" * 300 + ".pt", "a/" * 300 + "b.pt", "trailing./b.pt", "space /b.pt", "\ud800.pt"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_listed_name_that_leaves_its_folder_is_no_file(hub, fetch, outside, name):
+    assert choose(Model("x", "image", "a/b"), [name, "good.pt"]) == ["good.pt"]
+    hub.repos["me/bad"] = {"README.md": b""}
+    entry = {"rfilename": name, "size": 4, "blobId": "0" * 40}
+    hub.listing = lambda content: content | {"siblings": [entry]}
+    refused(fetch("me/bad"), "has no weights file")
+    assert not any("/resolve/" in path for path in paths(hub))
+
+
+@pytest.mark.parametrize(
+    "etag", ['"../../../../up"', '"/tmp/up"', '"x"', f'"{"0" * 64}"', 'W/"../up"', '"' + "y" * 5000 + '"']
+)
+@pytest.mark.parametrize("name", ["last.pt", "config.json"])
+def test_an_etag_other_than_the_listed_hash_is_refused(hub, fetch, outside, etag, name):
+    hub.repos["me/one"]["config.json"] = CONFIG
+    hub.told = {"ETag": etag}
+    refused(fetch(), "ETag")
+    hub.told = {"X-Linked-Etag": etag}
+    refused(fetch(), "ETag")
+
+
+def test_an_etag_that_is_weak_or_missing_is_no_harm_where_the_hash_is_listed(hub, fetch):
+    hub.told = {"ETag": f'W/"{sha256(WEIGHTS)}"'}
+    assert Path(fetch()["path"]).read_bytes() == WEIGHTS
+    shutil.rmtree(hub.cache)
+    hub.told = {"ETag": None}
+    assert Path(fetch()["path"]).read_bytes() == WEIGHTS
+
+
+def without_hashes(content):
+    files = [{"rfilename": file["rfilename"]} for file in content["siblings"]]
+    return content | {"siblings": files}
+
+
+def test_what_the_list_does_not_tell_is_taken_from_the_file_if_that_is_a_hash(hub, fetch, outside):
+    hub.listing = without_hashes
+    assert Path(fetch()["path"]).read_bytes() == WEIGHTS
+    shutil.rmtree(hub.cache)
+    hub.told = {"ETag": '"../../../up"'}
+    refused(fetch(), "ETag")
+    hub.told = {"ETag": None}
+    refused(fetch(), "does not answer as the Hub does")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_no_more_bytes_are_taken_than_listed(hub, fetch, outside, packed):
+    hub.more, hub.packed = bytes(5 * 2**20), packed
+    refused(fetch(), "sends more than")
+    assert outside()[1] <= len(WEIGHTS)
+    hub.listing = without_hashes
+    refused(fetch(), "sends more than")
+    assert outside()[1] <= len(WEIGHTS)
+    hub.more, hub.listing = b"", lambda content: content
+    assert Path(fetch()["path"]).read_bytes() == WEIGHTS
+
+
+def test_bytes_of_another_hash_than_listed_are_not_kept(hub, fetch, outside):
+    hub.flip = True
+    refused(fetch(), "did not arrive as the Hub lists it")
+    assert outside()[1] == 0
+
+
+@pytest.mark.parametrize(
+    "commit",
+    [
+        None,
+        7,
+        "",
+        "main",
+        "../../up",
+        "C0FFEE" * 6 + "C0DE",
+        "c" * 39,
+        "c" * 41,
+        "c" * 64,
+        ["c" * 40],
+        "/" * 40,
+    ],
+)
+def test_a_commit_that_is_not_40_digits_is_refused(hub, fetch, outside, commit):
+    hub.listing = lambda content: content | {"sha": commit}
+    refused(fetch(), "commit")
+    assert not hub.cache.exists()
+
+
+def test_a_commit_other_than_the_one_asked_for_or_listed_is_refused(hub, fetch, outside):
+    hub.listing = lambda content: content | {"sha": "d" * 40}
+    refused(fetch(revision=COMMIT), "asked for commit")
+    hub.listing = lambda content: content
+    for commit in ("d" * 40, "../../up"):
+        hub.told = {"X-Repo-Commit": commit}
+        refused(fetch(), "is of commit")
+
+
+@pytest.mark.parametrize("size", [-1, 2**63, 10**30, 1.5, "12", True, [1], {}])
+def test_a_size_that_is_none_is_refused(hub, fetch, outside, size):
+    hub.listing = lambda content: content | {"siblings": [{"rfilename": "last.pt", "size": size}]}
+    refused(fetch(), "the size")
+
+
+def test_a_size_larger_than_the_disk_is_refused_before_the_download(hub, fetch, outside):
+    hub.listing = lambda content: content | {"siblings": [{"rfilename": "last.pt", "size": 2**62}]}
+    refused(fetch(), "to download", code=1)
+    assert not any("/resolve/" in path for path in paths(hub))
+
+
+@pytest.mark.parametrize("hash", ["../../up", "", "x" * 64, "A" * 64, "0" * 63, 7, ["0" * 40]])
+def test_a_hash_of_odd_shape_is_refused(hub, fetch, outside, hash):
+    for entry in ({"blobId": hash}, {"lfs": {"sha256": hash, "size": 4}}):
+        hub.listing = lambda content, entry=entry: (
+            content | {"siblings": [{"rfilename": "last.pt", "size": 4} | entry]}
+        )
+        refused(fetch(), "the hash")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(b"", b"{", b"\xff\xfe", b"[" * 100_000, b"null", b"[]", b'"x"', b"1" * 5000, b"<html>"),
+        *(b'{"siblings": 7}', b'{"siblings": {}}', b'{"siblings": [7]}', b'{"siblings": [{}]}'),
+        *(b'{"siblings": [{"rfilename": null}]}', b'{"siblings": null}'),
+    ],
+)
+def test_a_list_of_another_type_is_refused(hub, fetch, outside, answer):
+    answer = answer.replace(b'{"', b'{"sha": "' + COMMIT.encode() + b'", "', 1)
+    hub.listing = lambda content: answer
+    refused(fetch(), "does not answer as the Hub does")
+
+
+def test_a_list_without_end_is_not_read_to_its_end(hub, fetch, outside, monkeypatch):
+    from narcli import hub as module
+
+    monkeypatch.setattr(module, "MAX_LISTING", 2**20)
+    entries = [{"rfilename": f"{number}.txt", "size": 1} for number in range(50_000)]
+    hub.listing = lambda content: content | {"siblings": entries}
+    refused(fetch(), "is longer than 1,048,576 bytes")
+
+
+def test_files_that_differ_in_case_only_or_are_too_many_are_refused(hub, fetch, outside, tiny):
+    names = ["model.safetensors", "config.json", "text_encoder/a.json", "text_encoder/A.json"]
+    hub.repos["me/case"] = dict.fromkeys(names, b"{}")
+    refused(fetch("me/case"), "several files of one name")
+    hub.repos["me/many"] = dict.fromkeys([names[0], *(f"text_encoder/{k}" for k in range(1001))], b"")
+    refused(fetch("me/many"), "1,002 files")
+    assert not any("/resolve/" in path for path in paths(hub))
+
+
+def test_an_error_with_a_long_body_is_not_read(hub, fetch):
+    hub.status_of, hub.error_body = {"/api/": 404}, bytes(2**27)
+    refused(fetch(), "no repository me/one")
+    assert hub.sent < 2**27
+
+
+@pytest.mark.parametrize("to", ["file:///etc/passwd", "ftp://127.0.0.1/x", "gopher://x", "http:///", "//"])
+@pytest.mark.parametrize("path", ["/api/", "/resolve/"])
+def test_a_redirect_to_another_scheme_is_not_followed(hub, fetch, outside, to, path):
+    hub.redirects = {path: to}
+    refused(fetch(), "")
+
+
+def test_a_redirect_to_itself_ends(hub, fetch, outside):
+    hub.redirects = {"/api/": f"{hub.url}/api/models/me/one"}
+    refused(fetch(), "could not be reached")
+
+
+@pytest.mark.parametrize("path", ["/api/", "/resolve/"])
+def test_the_token_is_not_sent_to_another_host_after_a_redirect(hub, fetch, outside, path):
+    other = type(hub)(hub.repos)
+    try:
+        # Another name of this machine is another host.
+        elsewhere = other.url.replace("127.0.0.1", "localhost")
+        target = "api/models/me/one/revision/main" if path == "/api/" else f"me/one/resolve/{COMMIT}/last.pt"
+        hub.redirects = {path: f"{elsewhere}/{target}"}
+        hub.told = other.told = {}
+        fetch(environment={"HF_TOKEN": "hf_secret"})
+        assert hub.requests[0][2]["authorization"] == "Bearer hf_secret"
+        assert not any("authorization" in headers for _, _, headers in other.requests)
+        assert other.requests
+    finally:
+        other.close()
+
+
+@pytest.mark.parametrize(
+    "revision", ["../x", "..", "a/../../x", "/etc", "a\\b", "C:x", "", "-\n", "x" * 600, ".git", "a//b"]
+)
+def test_a_revision_that_leaves_its_folder_is_refused(hub, fetch, outside, revision):
+    if revision:
+        refused(fetch(revision=revision), "cannot be a revision", code=2)
+        refused(fetch(revision=revision, offline=True), "cannot be a revision", code=2)
+    assert "/../" not in "".join(paths(hub))
+
+
 def test_names_that_leave_the_folder_are_not_files():
     model = Model("x", "image", "a/b")
     assert choose(model, ["../evil.pt", "/etc/x.pt", "good.pt"]) == ["good.pt"]

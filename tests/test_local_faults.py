@@ -88,6 +88,9 @@ def works(folder, tiny, *more):
     return result.stdout.split()
 
 
+SAID = ("Terminated.\n", "Interrupted.\n")  # of other signals, of Ctrl-C
+
+
 def stop_in(phase, number, tiny, *more):
     """Run until the phase, send the signal; the exit code, stdout, and stderr from then on."""
     process = start(PAUSE + PHASES[phase][0], "image", *WORDS, "--model", tiny, *more)
@@ -97,16 +100,157 @@ def stop_in(phase, number, tiny, *more):
     return process.returncode, out.decode().split(), err.decode()
 
 
-@pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize(
-    ("number", "said"), [(signal.SIGINT, "Interrupted.\n"), (signal.SIGTERM, "Terminated.\n")]
+    ("phase", "number"),
+    [
+        *((phase, number) for phase in PHASES for number in (signal.SIGINT, signal.SIGHUP)),
+        *(("writing", number) for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGXCPU, signal.SIGUSR1)),
+    ],
 )
-def test_a_signal_in_any_phase_leaves_whole_files_only(phase, number, said, tiny, here):
-    written = PHASES[phase][1]
+def test_a_signal_in_any_phase_leaves_whole_files_only(phase, number, tiny, here):
+    written, said = PHASES[phase][1], SAID[number == signal.SIGINT]
     assert stop_in(phase, number, tiny) == (128 + number, written, said)
     assert names(here) == written  # nothing temporary either
     assert all(read_metadata(here / name)["seed"] == 1 for name in written)
     assert len(works(here, tiny)) == 2
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_second_signal_during_the_cleanup_changes_nothing(second, tiny, here):
+    slow = """
+import pathlib
+original = pathlib.Path.unlink
+def unlink(path, **options):
+    os.write(2, b"cleaning\\n")
+    time.sleep(1)
+    original(path, **options)
+pathlib.Path.unlink = unlink
+"""
+    process = start(PAUSE + slow + PHASES["writing"][0], "image", *WORDS, "--model", tiny)
+    assert process.stderr.readline() == b"now\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == b"cleaning\n"
+    for _ in range(3):
+        process.send_signal(second)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out, err) == (130, b"", b"Interrupted.\n")
+    assert names(here) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "number"),
+    [
+        # While the last words are said, and while Python shuts down.
+        ("import narcli.cli.console as c; c._say = lambda text: (print(text, file=sys.stderr), pause())", 2),
+        ("import atexit; atexit.register(pause)\n" + PHASES["writing"][0], 15),
+    ],
+)
+def test_a_second_signal_at_the_end_changes_neither_words_nor_code(code, number, tiny):
+    code = PAUSE.replace("300", "1") + code + "\n"
+    process = start(code, "image", *WORDS, "--model", tiny if "atexit" in code else "nothing-here")
+    lines = [process.stderr.readline()]
+    if "atexit" in code:
+        process.send_signal(number)
+    while lines[-1] != b"now\n" or ("atexit" in code and lines.count(b"now\n") < 2):
+        lines.append(process.stderr.readline())
+    for _ in range(3):
+        process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out, err) == (143 if "atexit" in code else 2, b"", b"")
+    assert b"Traceback" not in b"".join(lines)
+
+
+LOST = {
+    "in a destructor": """
+class Dies:
+    def __del__(self):
+        pause()
+import narcli.cli.commands
+def load(*_):
+    Dies()
+    time.sleep(300)
+""",
+    "by what catches everything": """
+def load(*_):
+    try:
+        pause()
+    except BaseException:
+        pass
+    time.sleep(300)
+""",
+    "as another exception": """
+def load(*_):
+    try:
+        pause()
+    except BaseException:
+        pass
+    raise ImportError("numpy.core.multiarray failed to import")
+""",
+}
+
+
+@pytest.mark.parametrize("way", LOST)
+def test_a_signal_whose_exception_is_lost_still_ends_the_run(way, tiny, here):
+    code = PAUSE + LOST[way] + "import narcli.checkpoints; narcli.checkpoints._fill = load\n"
+    process = start(code, "image", *WORDS, "--model", tiny)
+    assert process.stderr.readline() == b"now\n"
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (143, b"", b"Terminated.\n")
+    assert names(here) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_is_ignored_from_the_start_stays_so(number, tiny, here):
+    """As nohup does, and shells for what runs in the background."""
+    code = PAUSE.replace("300", "1") + "import narcli.writers as w; plain = w._move_to_free_name\n"
+    code += "w._move_to_free_name = lambda *names: (pause(), plain(*names))[1]\n"
+    process = start(
+        code, "image", *WORDS, "--model", tiny, preexec_fn=lambda: signal.signal(number, signal.SIG_IGN)
+    )
+    assert process.stderr.readline() == b"now\n"
+    process.send_signal(number)
+    process.communicate(timeout=120)
+    assert process.returncode == 0 and names(here) == WHOLE
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "module", ["typer", "typer.core", "narcli.cli.commands", "json", "torch._C", "numpy"]
+)
+def test_a_signal_during_the_start_is_one_message(module, number, tiny, here):
+    pausing = PHASES["import"][0].replace('"torch"', repr(module))
+    process = start(PAUSE + pausing, "image", *WORDS, "--model", tiny)
+    assert process.stderr.readline() == b"now\n"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err.decode()) == (128 + number, b"", SAID[number == signal.SIGINT])
+    assert names(here) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_a_training_leaves_a_run_that_goes_on(number, here, tmp_path):
+    pictures = tmp_path / "pictures"
+    for kind in ("a", "b"):
+        (pictures / kind).mkdir(parents=True)
+        for k in range(4):
+            Image.new("RGB", (16, 16), (60 * k, 0, 90)).save(pictures / kind / f"{k}.png")
+    command = ["train", "tokenizer", pictures, "-o", here / "run", "--size", "16", "--steps", "6"]
+    slow = "import narcli.training.tokenizer as t; plain = t.batch_indices\n"
+    slow += "t.batch_indices = lambda *a: pause() if a[2] == 3 else plain(*a)\n"
+    process = start(PAUSE + slow, *command)
+    lines = [process.stderr.readline()]
+    while lines[-1] and b"now" not in lines[-1]:
+        lines.append(process.stderr.readline())
+    for _ in range(3):
+        process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, (lines, err)
+    assert err.decode() == SAID[number == signal.SIGINT]
+    assert not [path for path in here.rglob("*") if path.name.endswith(".part")]
+    process = start("", *command)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
 
 
 def test_sigkill_in_mid_write_leaves_the_name_free_or_the_old_file(tiny, here):

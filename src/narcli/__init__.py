@@ -3,9 +3,12 @@
 ``narcli.load("emoji").images(classes=[207], seed=0)`` makes pictures; see ``narcli.pipeline``.
 """
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+TYPE_CHECKING = False  # importing typing would delay the handlers of signals
 if TYPE_CHECKING:
+    from typing import Any
+
     from .pipeline import load as load
 
 __version__ = "0.1.0"

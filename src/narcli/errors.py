@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class NarError(Exception):
     """Something went wrong that a person can act on.
@@ -23,6 +25,10 @@ class UsageError(NarError):
     """An option or argument that cannot be used: exit code 2."""
 
     exit_code = 2
+
+
+class DeclinedError(NarError):
+    """A person answered a question with no: what that means, in a sentence. Exit code 1, and no error."""
 
 
 class HubError(NarError):
@@ -60,3 +66,27 @@ def is_shortage(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """The first line of an error, for a message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+
+
+def nearest(text: str, names: Iterable[str], n: int = 3) -> list[str]:
+    """At most ``n`` names that may have been meant: those a slip or two away, then those alike."""
+    from difflib import get_close_matches
+
+    typed, by_key = text[:60].casefold().strip(), {name.casefold(): name for name in names}
+    slips = {key: _slips(typed, key) for key in by_key if abs(len(key) - len(typed)) <= 2}
+    few = [key for key in slips if slips[key] <= max(1, len(typed) // 4)]
+    close = [*sorted(few, key=lambda key: slips[key]), *get_close_matches(typed, by_key, n, cutoff=0.6)]
+    return [by_key[key] for key in dict.fromkeys(close)][:n]
+
+
+def _slips(a: str, b: str) -> int:
+    """How many letters were lost, added, changed, or swapped with the next, from ``a`` to ``b``."""
+    rows = [list(range(len(b) + 1))]
+    for i, left in enumerate(a, 1):
+        row = [i]
+        for j, right in enumerate(b, 1):
+            row.append(min(row[-1] + 1, rows[-1][j] + 1, rows[-1][j - 1] + (left != right)))
+            if i > 1 and j > 1 and left == b[j - 2] and right == a[i - 2]:
+                row[-1] = min(row[-1], rows[-2][j - 2] + 1)
+        rows.append(row)
+    return rows[-1][-1]

@@ -3,11 +3,15 @@
 ``HF_HOME``, ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` mean what they mean everywhere. Online, one
 short request tells the commit, the files and their sizes; a Hub that cannot be reached, or refuses, is
 no error while the files are in the cache. Offline, or for a pinned commit that is on disk, nothing is asked.
+
+A server is not trusted: names, sizes and hashes of its listing are checked, files are stored under the hash
+that is listed, and no more bytes are taken than are listed.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -16,11 +20,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha1, sha256
 from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
+from urllib.parse import quote
 
 from . import conversions
 from .configs import CONFIG, MODEL, TEXT_ENCODER, TOKENIZER, read_config, weights_in
-from .errors import HubError, NarError
-from .registry import Model, complete, no_tokenizer, smaller_models
+from .errors import HubError, NarError, UsageError
+from .outputs import MAX_NAME
+from .registry import MODELS, Model, complete, meant, no_tokenizer, smaller_models
 from .writers import write_atomic
 
 
@@ -52,8 +59,7 @@ class File:
     Args:
         name: path in the repository.
         size: bytes; None where the Hub does not tell.
-        hash: SHA-256 of a large file (64 digits), git's SHA-1 of another one (40); None likewise, and where
-            it is neither.
+        hash: SHA-256 of a large file (64 digits), git's SHA-1 of another one (40); None likewise.
     """
 
     name: str
@@ -73,15 +79,17 @@ class Located:
         files: of the repository, the weights last.
         missing: bytes to download, as far as they are told.
         license: what the repository says; None where the Hub was not asked or tells none.
+        note: reason why its size is an estimate, or "".
     """
 
     model: Model
     revision: str
     here: Fetched | None
     commit: str | None = None
-    files: Sequence[File] = ()
+    files: Sequence[File] = field(default=(), repr=False)
     missing: int = 0
     license: str | None = None
+    note: str = ""
 
     @property
     def copy(self) -> Fetched | None:
@@ -104,16 +112,14 @@ class Located:
         """
         if self.here is not None:
             return self.here
-        assert self.model.repo is not None
+        assert self.model.repo is not None and self.commit is not None
         name: str | None = None
         downloaded = 0
         try:
-            with _quiet(progress):
+            with _online(progress):
                 for file in self.files:
                     name = file.name
-                    path, size = _download(
-                        self.model.repo, file, self.commit or self.revision, check=check, tell=tell
-                    )
+                    path, size = _download(self.model.repo, file, self.commit, check=check, tell=tell)
                     downloaded += size
                 self._remember()
         except NarError:
@@ -150,7 +156,7 @@ def fetch(
         tokenizer: download nothing from a repository that does not bring the model's tokenizer too.
 
     Raises:
-        UsageError: the tokenizer is wanted, and not there.
+        UsageError: the tokenizer is wanted, and not there; a revision that cannot be one.
         HubError: what failed and what to do next.
         CheckpointError: a config.json that is not usable.
         NarError: the disk is full and the like.
@@ -167,40 +173,65 @@ def locate(
     offline: bool = False,
     tokenizer: bool = False,
     check: bool = False,
+    estimate: bool = False,
 ) -> Located:
-    """Find a model without downloading it; arguments and errors are those of ``fetch``.
+    """Find a model without downloading it; other arguments and errors are those of ``fetch``.
 
-    ``check`` asks the Hub also for a pinned commit that is here, so that its files can be compared.
+    Args:
+        check: ask the Hub also for a pinned commit that is here, so that its files can be compared.
+        estimate: take what the registry says of a known model where neither it nor the Hub is there.
     """
     wanted = revision or "main"
     if model.repo is None:
         assert model.path is not None
         return Located(model, wanted, Fetched(complete(model, model.path), model.path))
+    if not _is_name(wanted):
+        raise UsageError(
+            f"{wanted[:60]!r} cannot be a revision.", "Give a branch, a tag or a commit of 40 digits."
+        )
     # The client would look up, at the Hub, what kind of program it runs in; narcli asks for what was named.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import constants
 
     offline = offline or bool(constants.HF_HUB_OFFLINE)
-    pinned = re.fullmatch("[0-9a-f]{40}", wanted) is not None
+    pinned = _COMMIT.fullmatch(wanted) is not None
     if (offline or (pinned and not check)) and (found := cached(model, wanted)):
         return Located(model, wanted, found, found.commit)
+    rough = (
+        Located(model, wanted, None, missing=model.size or 0) if estimate and model.name in MODELS else None
+    )
     if offline:
-        raise HubError(
+        error = _not_here(
+            model,
             f"{model.name}{_at(revision)} is not on this machine, and narcli is offline.",
             "Fetch it once without --offline and HF_HUB_OFFLINE.",
         )
+        if rough is not None:
+            return replace(rough, note=error.message)
+        raise error
     try:
-        with _quiet(False):
+        with _online(False):
             commit, license, listed = _list_files(model.repo, wanted)
             files = [listed[name] for name in choose(model, listed)]
+            if len({file.name.casefold() for file in files}) < len(files):
+                raise _OddAnswerError("it lists several files of one name")
+            if len(files) > MAX_FILES:
+                raise _OddAnswerError(f"it lists {len(files):,} files of one model")
+            if pinned and commit != wanted:
+                raise _OddAnswerError(f"asked for commit {wanted}, it tells of {commit}")
             if tokenizer and not any(PurePosixPath(file.name).name == TOKENIZER for file in files):
                 raise no_tokenizer(model)
             lacking = [file for file in files if not _is_here(model.repo, file, commit)]
             missing = sum(_left(model.repo, file) for file in lacking)
     except NarError:
         raise
-    except Exception as error:
-        found = _instead(model, wanted, error)
+    except Exception as failure:
+        try:
+            found = _instead(model, wanted, failure)
+        except HubError as error:
+            if rough is not None:
+                return replace(rough, note=error.message)
+            raise
         return Located(model, wanted, found, found.commit)
     if not missing and any(file.size is None for file in lacking):
         missing = model.size or 0  # as the models' pages had it
@@ -323,7 +354,7 @@ def choose(model: Model, names: Iterable[str]) -> list[str]:
     Raises:
         HubError: the file is not there, or it is not clear which one is meant.
     """
-    names = [name for name in names if ".." not in name and not name.startswith("/")]
+    names = [name for name in names if _is_name(name)]
     if model.kind == "text-encoder":
         return _encoder_files(model, names)
     candidates = weights_in(names)
@@ -399,7 +430,9 @@ def explain(error: Exception, model: Model, revision: str | None = None, file: s
     # Without a token the Hub answers 401 for what does not exist, too.
     unknown = status == 401 and "Invalid credentials" not in headers.get("x-error-message", "")
     if isinstance(error, errors.RepositoryNotFoundError) or status == 404 or unknown:
-        return HubError(f"The Hub has no repository {repo}, or it is private.", f"See {page}. {login}.")
+        return _not_here(
+            model, f"The Hub has no repository {repo}, or it is private.", f"See {page}. {login}."
+        )
     if status == 401:
         return HubError("The Hub did not accept your token.", f"{login}.")
     if status == 403:
@@ -420,15 +453,25 @@ def explain(error: Exception, model: Model, revision: str | None = None, file: s
             f"Could not write to the Hub's cache: {why}.",
             "Free some space, or set HF_HOME to a folder on another disk.",
         )
-    if isinstance(error, ValueError | TypeError | KeyError):
+    if isinstance(error, ValueError | TypeError | KeyError | RecursionError):
+        why = f": {error}" if isinstance(error, _OddAnswerError) else ""
         return HubError(
-            f"{constants.ENDPOINT} does not answer as the Hub does.", "Check HF_ENDPOINT and your proxy."
+            f"{constants.ENDPOINT} does not answer as the Hub does{why}.", "Check HF_ENDPOINT and your proxy."
         )
     why = f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else 'no answer'}"
-    return HubError(
+    return _not_here(
+        model,
         f"{constants.ENDPOINT} could not be reached ({why}).",
         "Check the connection, or HTTPS_PROXY. `narcli models list` shows what is on this machine.",
     )
+
+
+def _not_here(model: Model, message: str, hint: str) -> HubError:
+    """The error of a model that is nowhere; a name that is no row may have been meant for a path."""
+    if model.name not in MODELS:
+        message = f"There is no file or folder {model.name} here. {message}"
+        hint = meant(model.name) + hint
+    return HubError(f"{message} {model.origin}".strip(), hint)
 
 
 #: What a disk says where no file is named.
@@ -438,30 +481,82 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 # --- helpers -------------------------------------------------------------------------------------
 
 
-def _list_files(repo: str, revision: str) -> tuple[str | None, str | None, dict[str, File]]:
-    """The commit of a revision, the license, and the files by name."""
-    from huggingface_hub import HfApi, constants
+class _OddAnswerError(ValueError):
+    """An answer that the Hub would not give; says in words which."""
 
-    timeout = constants.HF_HUB_ETAG_TIMEOUT  # 10 seconds, or what the environment says
-    info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=timeout)
-    license = getattr(info.card_data, "license", None)
+
+def _is_name(name: str) -> bool:
+    """Whether a file or revision of this name stays in its folder of the cache, on every system."""
     return (
-        info.sha,
-        license if isinstance(license, str) else None,
-        {
-            file.rfilename: File(file.rfilename, file.size, hash if _HASH.fullmatch(hash or "") else None)
-            for file in info.siblings or []
-            for hash in [file.lfs.sha256 if file.lfs else file.blob_id]
-        },
+        name.isprintable()
+        and not set(name) & set('\\:*?"<>|')
+        and len(name) <= MAX_PATH
+        and all(
+            part and part[0] != "." and part[-1] not in ". " and len(part.encode()) <= MAX_NAME
+            for part in name.split("/")
+        )
     )
 
 
-def _is_here(repo: str, file: File, commit: str | None) -> bool:
-    """Whether the cache has a file of a commit, of the right size, perhaps from an older commit."""
-    from huggingface_hub import try_to_load_from_cache
+def _list_files(repo: str, revision: str) -> tuple[str, str | None, dict[str, File]]:
+    """The commit of a revision, the license, and the files by name; others than ``_is_name`` are left out.
 
-    found = try_to_load_from_cache(repo, file.name, revision=commit)
-    path = Path(found) if isinstance(found, str) else _blob(repo, file)
+    The client's own ``model_info`` would read an answer of any length, and believe it.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        build_hf_headers,
+        get_session,
+        hf_raise_for_status,
+    )
+
+    url = f"{constants.ENDPOINT}/api/models/{repo}/revision/{quote(revision, safe='')}"
+    timeout = constants.HF_HUB_ETAG_TIMEOUT  # 10 seconds, or what the environment says
+    answer = bytearray()
+    with get_session().stream(
+        "GET", url, params={"blobs": True}, headers=build_hf_headers(), timeout=timeout
+    ) as response:
+        hf_raise_for_status(response)
+        for chunk in response.iter_bytes(2**20):
+            answer += chunk
+            if len(answer) > MAX_LISTING:
+                raise _OddAnswerError(f"its list of files is longer than {MAX_LISTING:,} bytes")
+    about = json.loads(answer)
+    if not isinstance(about, dict) or not isinstance(about.get("siblings"), list):
+        raise _OddAnswerError("its list of files is none")
+    commit, card = about.get("sha"), about.get("cardData")
+    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+        raise _OddAnswerError(f"it names the commit {_short(commit)}, expected 40 digits")
+    license = card.get("license") if isinstance(card, dict) else None
+    files = [_read_entry(entry) for entry in about["siblings"]]
+    return (
+        commit,
+        license[:100] if isinstance(license, str) else None,
+        {file.name: file for file in files if _is_name(file.name)},
+    )
+
+
+def _read_entry(entry: object) -> File:
+    """A file as the list of a repository tells of it."""
+    if not isinstance(entry, dict) or not isinstance(name := entry.get("rfilename"), str):
+        raise _OddAnswerError("its list of files holds something else")
+    size, large = entry.get("size"), entry.get("lfs")
+    hash = large.get("sha256") if isinstance(large, dict) else entry.get("blobId")
+    if size is not None and (type(size) is not int or not 0 <= size < 2**63):
+        raise _OddAnswerError(f"it gives {_short(name)} the size {_short(size)}")
+    if hash is not None and (not isinstance(hash, str) or not _HASH.fullmatch(hash)):
+        raise _OddAnswerError(f"it gives {_short(name)} the hash {_short(hash)}")
+    return File(name, size, hash)
+
+
+def _short(value: object) -> str:
+    return repr(value)[:80]
+
+
+def _is_here(repo: str, file: File, commit: str) -> bool:
+    """Whether the cache has a file of a commit, of the right size, perhaps from an older commit."""
+    pointer, blob = _pointer(repo, file, commit), _blob(repo, file)
+    path = pointer if pointer.exists() else blob
     return path is not None and path.is_file() and _damage(path, file, check=False) is None
 
 
@@ -473,44 +568,52 @@ def _left(repo: str, file: File) -> int:
 
 
 def _download(
-    repo: str, file: File, revision: str, *, check: bool, tell: Callable[[str], None]
+    repo: str, file: File, commit: str, *, check: bool, tell: Callable[[str], None]
 ) -> tuple[Path, int]:
     """One file of the cache, fetched unless it is there and whole; and how many bytes came."""
-    from huggingface_hub import (
-        constants,
-        get_hf_file_metadata,
-        hf_hub_download,
-        hf_hub_url,
-        try_to_load_from_cache,
-    )
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
-    found = try_to_load_from_cache(repo, file.name, revision=revision)
-    path = Path(found) if isinstance(found, str) else None
-    damaged = path is not None and _damage(path, file, check) is not None
-    if path is not None and not damaged:
-        return path, 0
+    pointer = _pointer(repo, file, commit)
+    if pointer.is_file() and _damage(pointer, file, check) is None:
+        return pointer, 0
     # Asked once, a Hub that refuses says so at once; downloads of the client ask again for minutes.
-    url = hf_hub_url(repo, file.name, revision=revision)
-    get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    if len(file.hash or "") == SHA256:
-        size = _download_large(repo, file, url, tell)
-        if damaged and path is not None and not path.is_symlink():
-            path.unlink()  # a copy, where there are no links
-        return Path(hf_hub_download(repo, file.name, revision=revision)), size
-    path = Path(hf_hub_download(repo, file.name, revision=revision, force_download=damaged))
-    if why := _damage(path, file, check=True):
-        _first_link(path).unlink()  # what that links to, in turn, may be others' too
-        path.unlink(missing_ok=True)
-        raise _arrived_wrong(repo, file, why)
-    return path, path.stat().st_size
+    url = hf_hub_url(repo, file.name, revision=commit)
+    told = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    if told.commit_hash not in (None, commit):
+        raise _OddAnswerError(f"{file.name} is of commit {_short(told.commit_hash)}, not {commit}")
+    if told.etag is not None and file.hash is not None and told.etag != file.hash:
+        raise _OddAnswerError(f"{file.name} has the ETag {_short(told.etag)}, listed is {file.hash}")
+    file = replace(
+        file,
+        hash=file.hash or told.etag,
+        size=told.size if file.size is None else file.size,
+    )
+    if not _HASH.fullmatch(file.hash or "") or file.size is None:
+        raise _OddAnswerError(f"{file.name} has the ETag {_short(file.hash)} and {file.size} bytes")
+    return pointer, _download_blob(repo, file, url, pointer, tell)
 
 
-def _download_large(repo: str, file: File, url: str, tell: Callable[[str], None]) -> int:
-    """Bring a large file into the cache, going on where an interrupted download stopped; the bytes that came.
+class _Limited:
+    """A file that takes no more bytes than listed: a server may send more, packed or for ever."""
 
-    The client itself would start again. What has arrived is kept under a name of its own, which `hf cache
-    prune` knows, and gets the final one when the hash is right. A damaged file is replaced, whichever commit
-    brought it.
+    def __init__(self, opened: BinaryIO, file: File) -> None:
+        self.opened, self.file = opened, file
+        self.tell, self.seek, self.truncate = opened.tell, opened.seek, opened.truncate
+
+    def write(self, data: bytes) -> int:
+        if self.opened.tell() + len(data) > (self.file.size or 0):
+            raise _OddAnswerError(
+                f"it sends more than the {self.file.size:,} bytes that it lists of {self.file.name}"
+            )
+        return self.opened.write(data)
+
+
+def _download_blob(repo: str, file: File, url: str, pointer: Path, tell: Callable[[str], None]) -> int:
+    """Bring a file into the cache, going on where an interrupted download stopped; the bytes that came.
+
+    The client itself would start again, and store the file under any name that the server tells. What has
+    arrived is kept under a name of its own, which `hf cache prune` knows, and gets the final one when the
+    hash is right. A damaged file is replaced, whichever commit brought it.
     """
     from huggingface_hub import constants
     from huggingface_hub.file_download import http_get
@@ -519,33 +622,51 @@ def _download_large(repo: str, file: File, url: str, tell: Callable[[str], None]
     blob = _blob(repo, file)
     assert blob is not None
     lock = Path(constants.HF_HUB_CACHE, ".locks", blob.parents[1].name, f"{blob.name}.lock")
-    for folder in (blob.parent, lock.parent):
+    for folder in (blob.parent, lock.parent, pointer.parent):
         folder.mkdir(parents=True, exist_ok=True)
     with _locked(lock, lambda: tell(f"Waiting for another process that downloads {file.name} of {repo}.")):
         if blob.exists() and _damage(blob, file, check=True) is None:
+            _link(pointer, blob)
             return 0
         part = _part(blob)
         with part.open("ab") as opened:
+            if opened.tell() > (file.size or 0):
+                opened.truncate(0)
+                opened.seek(0)
             began = opened.tell()
             try:
                 http_get(
                     url,
-                    opened,
-                    resume_size=opened.tell(),
+                    cast(BinaryIO, _Limited(opened, file)),
+                    resume_size=began,
                     headers=build_hf_headers(),
                     expected_size=file.size,
-                    displayed_filename="".join(c if c.isprintable() else "?" for c in file.name),
+                    displayed_filename=file.name,
                 )
-            except OSError as error:
+            except (OSError, _OddAnswerError) as error:
                 status = getattr(getattr(error, "response", None), "status_code", None)
-                if status == 416 or "Consistency check failed" in str(error):
+                wrong = isinstance(error, _OddAnswerError) or "Consistency check failed" in str(error)
+                if status == 416 or wrong:
                     opened.truncate(0)  # nothing can be added to what has arrived
                 raise
         if why := _damage(part, file, check=True):
             part.unlink()
             raise _arrived_wrong(repo, file, why)
         part.replace(blob)
-        return blob.stat().st_size - began
+        size = blob.stat().st_size - began
+        _link(pointer, blob)
+        return size
+
+
+def _link(pointer: Path, blob: Path) -> None:
+    """Let a file of a commit be the blob, as the client does it; a copy where there are no links."""
+    pointer.unlink(missing_ok=True)
+    try:
+        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+    except FileExistsError:  # another process, for the same file
+        pass
+    except (OSError, NotImplementedError):
+        shutil.copyfile(blob, pointer)
 
 
 @contextmanager
@@ -572,6 +693,10 @@ def _arrived_wrong(repo: str, file: File, why: str) -> HubError:
 
 #: Hexadecimal digits of the two kinds of hashes that the Hub lists.
 SHA256, GIT_SHA1 = 64, 40
+MAX_LISTING = 2**25  # bytes of the list of a repository
+MAX_FILES = 1000  # of a model
+MAX_PATH = 500  # characters of the name of a file in a repository
+_COMMIT = re.compile("[0-9a-f]{40}")
 _HASH = re.compile(f"[0-9a-f]{{{SHA256}}}|[0-9a-f]{{{GIT_SHA1}}}")
 
 
@@ -657,6 +782,11 @@ def _content(repo: str) -> dict[Path, int]:
     return {path.resolve(): path.stat().st_size for path in paths if path.is_file()}
 
 
+def _pointer(repo: str, file: File, commit: str) -> Path:
+    """Where the cache has a file of a commit."""
+    return _folder(repo) / "snapshots" / commit / file.name
+
+
 def _blob(repo: str, file: File) -> Path | None:
     """Where the cache keeps the content of a file; None where its hash is not known."""
     known = _HASH.fullmatch(file.hash or "")
@@ -680,12 +810,14 @@ def _fetched(model: Model, path: Path) -> Fetched:
 def _snapshot(repo: str, revision: str) -> Path | None:
     """The folder of the cache with the files of a revision."""
     folder = _folder(repo)
+    if not _is_name(revision):
+        return None
     try:
         commit = (folder / "refs" / revision).read_text().strip()
     except (OSError, ValueError):
         commit = revision
     snapshot = folder / "snapshots" / commit
-    return snapshot if re.fullmatch("[0-9a-f]{40}", commit) and snapshot.is_dir() else None
+    return snapshot if _COMMIT.fullmatch(commit) and snapshot.is_dir() else None
 
 
 def _commit(path: Path) -> str | None:
@@ -721,3 +853,22 @@ def _quiet(progress: bool) -> Iterator[None]:
         logging.set_verbosity(level)
         if silence:
             enable_progress_bars()
+
+
+@contextmanager
+def _online(progress: bool) -> Iterator[None]:
+    """Quiet requests; what a server sends along with an error, of any length, is not read."""
+    from huggingface_hub import get_session
+
+    def drop_error(response: Any) -> None:
+        if response.status_code >= 400 and response.request.method == "GET":
+            response.close()
+
+    with _quiet(progress):
+        session = get_session()
+        hooks = session.event_hooks
+        session.event_hooks = {**hooks, "response": [*hooks["response"], drop_error]}
+        try:
+            yield
+        finally:
+            session.event_hooks = hooks

@@ -12,13 +12,12 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from difflib import get_close_matches
 from itertools import chain, count
 from pathlib import Path
 from string import Formatter
 
 from .classes import ClassEntry
-from .errors import NarError, UsageError
+from .errors import NarError, UsageError, nearest
 from .prompts import Prompt, slug
 from .textfiles import expand
 
@@ -134,6 +133,7 @@ def resolve_outputs(
         for name in names[not suffix :]:  # without a suffix the first is a folder
             if name.is_dir():
                 raise UsageError(f"{name} is a folder, and a file would be written there.", "Move it away.")
+            _refuse_device(str(name))
         paths.append(names[0])
         others.append(names[1 : 1 + len(beside)])
         if index == 0:
@@ -169,6 +169,7 @@ def _split_output(output: str | None, default: str, suffixes: Sequence[str]) -> 
     output = output.replace(os.sep, "/")
     if not output.strip() or "\0" in output:
         raise UsageError(f"--output {output!r} names no file.", "Give a file, a folder or a template.")
+    _refuse_device(output)
     if Path(output).is_dir():
         output = output.replace("{", "{{").replace("}", "}}").rstrip("/") + "/"
     if output.endswith("/"):
@@ -182,6 +183,18 @@ def _split_output(output: str | None, default: str, suffixes: Sequence[str]) -> 
             "or end a folder's name with a slash.",
         )
     return f"{folder}{slash}{name.removesuffix(suffix)}", suffix or suffixes[0]
+
+
+def _refuse_device(output: str) -> None:
+    """Refuse names of devices and pipes, beside which a file of another name would be written."""
+    path = Path(output)
+    beside = path.parent.as_posix() in ("/dev", "/dev/fd") and not path.is_dir()
+    if output == "-" or beside or (path.exists() and not (path.is_file() or path.is_dir())):
+        what = "stdout" if output == "-" else "a device or a pipe"
+        raise UsageError(
+            f"--output {output!r} is {what}, and narcli writes files.",
+            "Give a file, a folder or a template; --json tells on stdout what was written.",
+        )
 
 
 def _fill(part: str, fields: Mapping[str, object]) -> str:
@@ -198,7 +211,7 @@ def _fill(part: str, fields: Mapping[str, object]) -> str:
         if field is None:
             continue
         if field not in fields:
-            close = get_close_matches(field, fields, n=1)
+            close = nearest(field, fields, 1)
             raise UsageError(
                 f"--output has no field {{{field}}}.",
                 (f"Did you mean {{{close[0]}}}? " if close else "")

@@ -175,7 +175,7 @@ def load_decoder(
     return TokenDecoder(tokenizer, grid)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """One finished picture or clip.
 
@@ -190,8 +190,13 @@ class Result:
     frames: Clip
     entry: ClassEntry | Prompt
     seed: int
-    tokens: Tensor = field(repr=False)
-    metadata: dict[str, Any] = field(repr=False)
+    tokens: Tensor
+    metadata: dict[str, Any]
+
+    def __repr__(self) -> str:
+        width, height = self.frames[0].size
+        frames = f", {len(self.frames)} frames" if len(self.frames) > 1 else ""
+        return f"<Result: {str(self.entry)[:60]!r}, seed {self.seed}, {width}x{height}{frames}>"
 
     @property
     def image(self) -> Image.Image:
@@ -232,7 +237,7 @@ class Result:
         raise AttributeError("this result is of a prompt, not of a class")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Progress:
     """One decoding step of one batch.
 
@@ -254,11 +259,24 @@ class Progress:
     results: tuple[Result, ...]
     seconds: Mapping[str, float]
 
+    def __repr__(self) -> str:
+        return (
+            f"<Progress: batch {self.batch} of {self.batches}, step {self.step.index}, "
+            f"{len(self.samples)} samples, {len(self.results)} finished>"
+        )
+
 
 class Decodes(ABC):
     """What turns tokens into pictures or clips: a tokenizer, and the grid that the tokens are on."""
 
     tokenizer: Tokenizer
+
+    def __repr__(self) -> str:
+        width, height = self.size
+        return (
+            f"<{type(self).__name__}: {self.kind}s of {width}x{height}, grid {format_grid(self.grid)}, "
+            f"{self.device}>"
+        )
 
     @property
     @abstractmethod
@@ -316,7 +334,7 @@ class Decodes(ABC):
         return vectors.float().mean(0).to(vectors.dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TokenDecoder(Decodes):
     """A tokenizer alone, for tokens that are there already; ``sizes`` are those of their grid."""
 
@@ -329,7 +347,7 @@ class TokenDecoder(Decodes):
         return self.sizes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pipeline(Decodes):
     """A model, its tokenizer and its classes, ready to run.
 
@@ -350,6 +368,11 @@ class Pipeline(Decodes):
     source: Mapping[str, Any] = field(default_factory=dict)
     load_seconds: float = 0.0
     encoder: PromptEncoder | None = None
+
+    def __repr__(self) -> str:
+        name = str(self.source.get("model", {}).get("name", "a model"))[:60]
+        of = "prompts" if self.encoder is not None else f"{len(self.classes)} classes"
+        return f"{super().__repr__()[:-1]}, {name}, {of}>"
 
     def images(
         self,

@@ -12,11 +12,11 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 
 from .configs import CONFIG, MODEL, RELEASED_DEFAULTS, TEXT_ENCODER, TOKENIZER, read_config, result_of
-from .errors import NarError, UsageError
+from .errors import NarError, UsageError, nearest
 from .textfiles import expand
 
 #: What a model can be the default for.
@@ -44,6 +44,7 @@ class Model:
         scale: letters of its size in the paper; None for ours.
         path: the local file or folder.
         text_encoder: name of its text encoder; None when it is in the model's own folder, or not known.
+        origin: sentence on who chose it, where nobody named it for this run, or "".
     """
 
     name: str
@@ -53,13 +54,14 @@ class Model:
     size: int | None = None
     grid: tuple[int, ...] | None = None
     tokenizer: str | None = None
-    classes: str | tuple[str, ...] | None = None
+    classes: str | tuple[str, ...] | None = field(default=None, repr=False)
     defaults: Mapping[str, float] = field(default_factory=dict)
     license: str | None = None
     note: str = ""
     scale: str | None = None
     path: Path | None = None
     text_encoder: str | None = None
+    origin: str = field(default="", compare=False)
 
     @property
     def page(self) -> str | None:
@@ -148,23 +150,43 @@ def resolve(name: str | Path, kind: str | None) -> Model:
         model = Model(path.stem if path.is_file() else path.resolve().name, kind or "image", path=path)
     elif _is_path(text):
         raise UsageError(
-            f"There is no file or folder {text}.", "Check the path, or see `narcli models list`."
+            f"There is no file or folder {text}.",
+            f"{meant(text)}Check the path, or see `narcli models list`.",
         )
     elif (match := _REPOSITORY.fullmatch(text)) and ".." not in text:
         repo, file = match["repo"], match["file"]
         model = _row_of(repo, file) or Model(text, kind or "image", repo, file)
     else:
-        close = get_close_matches(text.lower(), MODELS, n=3, cutoff=0.5)
-        meant = f"Did you mean {' or '.join(close)}? " if close else ""
         raise UsageError(
-            f"There is no model {text[:60]!r}.",
-            f"{meant}`narcli models list` shows them; a path or owner/name of the Hub works too.",
+            f"There is no model {text[:60]!r}, and no file or folder of that name.",
+            f"{meant(text)}`narcli models list` shows them; a path or owner/name of the Hub works too.",
         )
     model = complete(model, model.path) if model.path else model
     if kind is not None and model.kind != kind:
         what, instead = _KINDS[model.kind]
         raise UsageError(f"{model.name} is {what}, not {_KINDS[kind][0]}.", instead)
     return model
+
+
+def meant(text: str) -> str:
+    """``Did you mean ...? `` with the nearest path here and the nearest names, or ""."""
+    close = [*filter(None, [_near_path(text)]), *nearest(text.strip().strip("/"), MODELS)]
+    return f"Did you mean {' or '.join(close[:3])}? " if close else ""
+
+
+def _near_path(text: str) -> str | None:
+    """The path on this machine that differs least in each of its parts, if any is near."""
+    try:
+        path = Path(text.strip().replace("\\", "/")).expanduser()
+        found = Path(path.anchor)
+        for part in path.relative_to(path.anchor).parts:
+            if not (found / part).exists():
+                names = [entry.name for entry in islice(found.iterdir(), 1000)]
+                part = (nearest(part, names, 1) or [part])[0]
+            found /= part
+        return str(found) if found.exists() and found != Path(path.anchor) else None
+    except (OSError, ValueError, RuntimeError):
+        return None
 
 
 def complete(model: Model, path: Path) -> Model:
@@ -268,6 +290,21 @@ def default_model(kind: str) -> str:
     return from_environment(kind) or _chosen().get(kind) or built_in
 
 
+def resolve_default(kind: str, wanted: str | None) -> Model:
+    """The default model of a kind; ``wanted`` and errors as ``resolve``, which say who chose the name."""
+    name = default_model(kind)
+    origin = ""
+    if from_environment(kind):
+        origin = f"{variable(kind)} names it."
+    elif kind in _chosen():
+        origin = f"It is the default {kind} model in {_settings_file()}."
+    try:
+        return replace(resolve(name, wanted), origin=origin)
+    except NarError as error:
+        error.message = f"{error.message} {origin}".strip()
+        raise
+
+
 def defaults() -> dict[str, str]:
     """The default of each kind."""
     return {kind: default_model(kind) for kind in DEFAULT_KINDS}
@@ -305,7 +342,11 @@ def from_environment(kind: str) -> str | None:
 def check_kind(kind: str) -> None:
     """Raise UsageError unless there can be a default of that kind."""
     if kind not in DEFAULT_KINDS:
-        raise UsageError(f"There is no kind {kind[:40]!r}.", f"The kinds are {', '.join(DEFAULT_KINDS)}.")
+        close = nearest(kind, DEFAULT_KINDS, 1)
+        raise UsageError(
+            f"There is no kind {kind[:40]!r}.",
+            (f"Did you mean {close[0]}? " if close else "") + f"The kinds are {', '.join(DEFAULT_KINDS)}.",
+        )
 
 
 def _settings_file() -> Path:

@@ -38,6 +38,9 @@ class Step:
     logits: Tensor
     done: int
 
+    def __repr__(self) -> str:
+        return f"<Step {self.index}: {len(self.cells)} cells of {len(self.tokens)} samples>"
+
 
 @torch.inference_mode()
 def generate(

@@ -15,11 +15,11 @@ from .errors import UsageError
 from .registry import (
     TEXT_ENCODER_OF_RELEASED,
     Model,
-    default_model,
     has_own_encoder,
     has_own_tokenizer,
     no_tokenizer,
     resolve,
+    resolve_default,
 )
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class Source:
         self,
         *,
         offline: bool = False,
+        estimate: bool = False,
         approve: Callable[[Mapping[str, int]], None] = lambda sizes: None,
         known: Callable[[EncoderFiles], bool] = lambda encoder: False,
     ) -> Found:
@@ -64,6 +65,7 @@ class Source:
 
         Args:
             offline: use what is on disk only.
+            estimate: as ``hub.locate`` has it.
             approve: as in ``fetch``; kept for a text encoder that turns out to be needed later.
             known: whether all prompts are encoded already, so that the text encoder is not needed.
 
@@ -72,10 +74,17 @@ class Source:
         """
         from .hub import locate  # slow to import
 
-        model = locate(self.model, revision=self.revision, offline=offline, tokenizer=self.tokenizer is None)
+        model = locate(
+            self.model,
+            revision=self.revision,
+            offline=offline,
+            tokenizer=self.tokenizer is None,
+            estimate=estimate,
+        )
         tokenizer = None
         if self.tokenizer:
-            tokenizer = locate(self.tokenizer, revision=self.pins.get("tokenizer"), offline=offline)
+            pin = self.pins.get("tokenizer")
+            tokenizer = locate(self.tokenizer, revision=pin, offline=offline, estimate=estimate)
         if self.model.kind != "text":
             return Found(model, tokenizer, None, False)
         if self.encoder is None and _brings_encoder(model):
@@ -83,7 +92,8 @@ class Source:
             own = EncoderFiles(replace(model, here=here), own=True)
             return Found(model, tokenizer, None, here is None or not known(own))
         other = self.encoder or resolve(TEXT_ENCODER_OF_RELEASED, "text-encoder")
-        located = locate(other, revision=self.pins.get("text_encoder"), offline=offline)
+        pin = self.pins.get("text_encoder")
+        located = locate(other, revision=pin, offline=offline, estimate=estimate)
         encoder = EncoderFiles(located, approve=approve)
         return Found(model, tokenizer, encoder, not known(encoder))
 
@@ -248,7 +258,7 @@ def choose(
         UsageError: no such model, one of another kind, or one without a known tokenizer.
         CheckpointError: a file without a known tokenizer that is of another kind, or no model.
     """
-    chosen = resolve(model or default_model(kind or "image"), kind)
+    chosen = resolve(model, kind) if model else resolve_default(kind or "image", kind)
     if revision is not None and chosen.repo is None:
         raise UsageError(
             f"--revision is for models of the Hub; {chosen.name} is on this machine.", "Leave --revision out."

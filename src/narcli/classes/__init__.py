@@ -8,21 +8,23 @@ ImageNet classes that it can depict, so that 207 means (some kind of) dog everyw
 from __future__ import annotations
 
 import csv
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import UsageError, nearest
 
 #: The tables that a model's ``config.json`` or registry row may name.
 TABLES = ("emoji", "emoji-video", "imagenet1k", "ucf101")
 #: The tables of the released models, by kind and number of classes.
 RELEASED_TABLES = {("image", 1000): "imagenet1k", ("video", 101): "ucf101"}
 SHOWN = 60  # characters of what was typed, in messages
+#: An item of a list: in double quotes, which are doubled inside, or up to a comma.
+_ITEM = re.compile(r'\s*"((?:[^"]|"")*)"\s*(?=,|$)|[^,]*')
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,9 @@ class ClassTable:
     rows: tuple[ClassRow, ...]
     stands: bool = False
 
+    def __repr__(self) -> str:
+        return f"<ClassTable {self.name or 'of names'}: {len(self)} classes>"
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -90,12 +95,15 @@ class ClassTable:
         Raises:
             UsageError: no such class (the nearest are named), or a name that several have (ids listed).
         """
+        for exact in dict.fromkeys((text, text.strip())) if not self.name else ():
+            named = [label for label, row in enumerate(self.rows) if exact in row.names]
+            if len(named) == 1:
+                return self.entry(named[0])
         text = text.strip()
-        named = [label for label, row in enumerate(self.rows) if text in row.names] if not self.name else []
-        if len(named) == 1:
-            return self.entry(named[0])
         if text.isdecimal() and len(text) <= SHOWN:
             return self.by_id(int(text))
+        if "," in text and (spelled := self._spelled(text)):
+            return spelled
         labels = self._labels.get(_key(text), ())
         if len(labels) == 1:
             return self.entry(labels[0])
@@ -135,13 +143,75 @@ class ClassTable:
     def parse_classes(self, text: str) -> list[ClassEntry]:
         """The classes of a comma list of ids and names, such as ``"207,cat,1003"``.
 
+        A name that holds commas is found as it is written, or in double quotes. Synonyms of a class in their
+        order, such as ``great white shark, white shark``, are that class once.
+
         Raises:
             UsageError: as ``lookup``, or an empty item.
         """
-        items = [item.strip() for item in text.split(",")]
-        if not all(items):
+        if any(text in row.names for row in self.rows):
+            return [self.lookup(text)]
+        pieces: list[re.Match[str]] = []
+        end = -1
+        while end < len(text):
+            piece = _ITEM.match(text, end + 1)
+            assert piece is not None  # it matches nothing, too
+            pieces.append(piece)
+            end = piece.end()
+        if not all(piece[0].strip() for piece in pieces):
             raise UsageError(f"{text[:60]!r} has an empty class.", "Separate ids and names by single commas.")
-        return [self.lookup(item) for item in items]
+        entries: list[ClassEntry] = []
+        while pieces:
+            for count in range(min(len(pieces), self._most_commas + 1), 1, -1):
+                together = self._spelled(text[pieces[0].start() : pieces[count - 1].end()].strip())
+                if together is not None:
+                    break
+            else:
+                count, quoted = 1, pieces[0][1]
+                item = pieces[0][0].strip() if quoted is None else quoted.replace('""', '"')
+                together = self._lookup_item(item)
+            entries.append(together)
+            del pieces[:count]
+        return entries
+
+    def _lookup_item(self, item: str) -> ClassEntry:
+        try:
+            return self.lookup(item)
+        except UsageError as error:
+            if any("," in name for row in self.rows for name in row.names):
+                error.hint = f"{error.hint or ''} A name with a comma goes in double quotes.".strip()
+            raise
+
+    def _spelled(self, text: str) -> ClassEntry | None:
+        """The class of a name with commas, or of the first synonyms of a class in their order."""
+        if text in self._with_commas:
+            return self.entry(self._with_commas[text])
+        synonyms = tuple(map(_key, text.split(",")))
+        if synonyms in self._synonyms:
+            return self.entry(self._synonyms[synonyms])
+        id = _load("imagenet1k")._synonyms.get(synonyms) if self.stands else None
+        return self.by_id(id) if id is not None else None
+
+    @cached_property
+    def _with_commas(self) -> dict[str, int]:
+        """The label of each name that holds commas."""
+        return {name: label for label, row in enumerate(self.rows) for name in row.names if "," in name}
+
+    @cached_property
+    def _synonyms(self) -> dict[tuple[str, ...], int]:
+        """The label of each class by its first names, two of them or more."""
+        return {
+            tuple(map(_key, row.names[:count])): label
+            for label, row in enumerate(self.rows)
+            for count in range(2, len(row.names) + 1)
+        }
+
+    @cached_property
+    def _most_commas(self) -> int:
+        """Commas in the longest that ``_spelled`` knows."""
+        most = max((name.count(",") for name in self._with_commas), default=0)
+        several = [*self._synonyms, *(_load("imagenet1k")._synonyms if self.stands else ())]
+        return max(most, *(len(names) - 1 for names in several), 0)
 
     def search(self, word: str) -> list[ClassEntry]:
         """Classes with ``word`` in a name or synonym: the table's own first, then those it stands for."""
@@ -169,7 +239,7 @@ class ClassTable:
             covered = (name for id, synonyms in enumerate(_imagenet()) if id in self._by for name in synonyms)
             names = {_key(name): name for name in covered} | names
         close = [entry.stands_for or entry.name for entry in self.search(text)] if len(text) > 2 else []
-        close += [names[key] for key in get_close_matches(_key(text[:60]), names, n=3)]
+        close = [*(names[key] for key in nearest(_key(text[:60]), names)), *close]
         if close := list(dict.fromkeys(close))[:3]:
             return f"Did you mean {' or '.join(map(repr, close))}?"
         return "`narcli classes --model NAME` lists those of a model."
@@ -202,7 +272,11 @@ def load_table(source: str | Sequence[str]) -> ClassTable:
         ids = numbers if len(numbers) == len(source) else range(len(source))
         return ClassTable("", tuple(ClassRow((name,), (id,)) for id, name in zip(ids, source, strict=True)))
     if source not in TABLES:
-        raise UsageError(f"There is no class table {source[:60]!r}.", f"There are {', '.join(TABLES)}.")
+        close = nearest(source, TABLES, 1)
+        meant = f"Did you mean {close[0]}? " if close else ""
+        raise UsageError(
+            f"There is no class table {source[:60]!r}.", f"{meant}There are {', '.join(TABLES)}."
+        )
     return _load(source)
 
 

@@ -1,121 +1,84 @@
-"""The ``narcli`` command.
+"""The ``narcli`` command: signals, exit codes, and the last word; the commands are in ``commands``.
 
-A command is a function in a module of its own, registered here in one line; a group of commands is a
-``typer.Typer`` there, added with ``app.add_typer(module.app, name=...)``. These modules import only
-light things at module level (no torch, numpy, Pillow or huggingface_hub), so that ``--help`` is quick.
+Light, so that signals are handled before anything else is imported.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import io
-import os
-import signal
 import sys
-from collections import Counter
-from typing import Annotated, Any
 
-import typer
-from typer.core import TyperCommand, TyperGroup
+from . import signals
 
-from .. import __version__
-from ..errors import NarError, UsageError
-from . import bench, classes, decode, image, models, rerun, show, train, video, visualize_order
-from .console import fail
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .commands import _Commands as _Commands
+    from .commands import app as app
 
 
-class _Commands(TyperGroup):
-    """Reports the errors of every command below; Typer reports usage errors of its own."""
+def __getattr__(name: str) -> object:
+    """Import the commands when they are first used."""
+    if name in ("app", "_Commands"):
+        from . import commands
 
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (NarError, KeyboardInterrupt, MemoryError, BrokenPipeError, EOFError) as error:
-            raise typer.Exit(fail(error)) from error
-
-
-class _Command(TyperCommand):
-    """Refuses an option that is given again, of which only the last value would count."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        _, _, given = self.make_parser(ctx).parse_args(list(args))
-        for option, times in Counter(given).items():
-            if times > 1 and not (option.multiple or getattr(option, "is_flag", False)):
-                name = max(option.opts, key=len)
-                raise UsageError(
-                    f"{name} is given {'twice' if times == 2 else f'{times} times'}, and takes one value.",
-                    "Leave out all but one.",
-                )
-        return super().parse_args(ctx, args)
-
-
-app = typer.Typer(
-    name="narcli",
-    cls=_Commands,
-    help="Run, see, measure and train next-neighbor autoregressive (NAR) image and video models.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,  # plain help: rich would double the start-up time
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-app.command("image")(image.image)
-app.command("video")(video.video)
-app.command("rerun")(rerun.rerun)
-app.command("decode")(decode.decode)
-app.command("show")(show.show)
-app.command("bench")(bench.bench)
-app.command("visualize-order")(visualize_order.visualize_order)
-app.command("classes")(classes.classes)
-app.add_typer(models.app, name="models")
-app.add_typer(train.app, name="train")
-for _typer in (app, models.app, train.app):
-    for _registered in _typer.registered_commands:
-        _registered.cls = _Command
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"narcli {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
-    ] = False,
-) -> None:
-    pass
-
-
-def _interrupt(number: int, _: object) -> None:
-    raise KeyboardInterrupt(number)
+        return getattr(commands, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def main() -> int:
-    """Run narcli on ``sys.argv``; the exit code. Nothing but a message for a person ever escapes."""
+    """Run narcli on ``sys.argv``; the exit code. Nothing but a message for a person ever escapes.
+
+    A signal ends it with 128 and its number, all cleaned up; those that follow change nothing.
+    """
+    signals.catch()
+    try:
+        try:
+            code = _run()
+        except BaseException as error:
+            code = _fail(error)
+        signals.end()
+    except signals.Interruption as error:  # in the moment between the two
+        code = _fail(error)
+    return code
+
+
+def _run() -> int:
+    """Run the command, and print all of its results; the exit code."""
+    import gc
+    import io
+
     gc.set_threshold(50_000)  # Python's 700 makes imports of torch a quarter longer; runs make few cycles
-    with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, _interrupt)  # ends as Ctrl-C does, with all cleaned up
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # an ASCII terminal gets ?, not an error
     try:
-        app()
+        sys.modules[__name__].app()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException as error:
-        code = fail(error)
+    number = signals.received()
+    if code and number is not None and not signals.ended():  # Typer ends without a word
+        code = _fail(signals.Interruption(number))
+    return _flush(code)
+
+
+def _fail(error: BaseException) -> int:
+    from .console import fail
+
+    return _flush(fail(error))
+
+
+def _flush(code: int) -> int:
+    """Print what is left of the results; the exit code, 1 where nobody reads them."""
+    import contextlib
+    import os
+
+    from .console import fail
+
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
         with contextlib.suppress(OSError):  # or Python would complain once more at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = code or fail(error)
+        return code or fail(error)
     return code

@@ -27,6 +27,8 @@ def classes(
     if action and not word:
         raise UsageError("There is no word to search for.", "For example: narcli classes search dog")
     console, name = Console(), model or registry.default_model("image")
+    if model is None:
+        registry.resolve_default("image", None)  # an error says who chose it
     table = table_of(name)
     rows = _search(table, word) if word else _all(table)
     if as_json:

@@ -12,12 +12,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..errors import MemoryLimitError, NarError, UsageError, is_shortage
+from ..errors import DeclinedError, MemoryLimitError, NarError, UsageError, is_shortage
+from . import signals
 
 _ERASE = "\x1b[J\r\x1b[K"  # what wrapped below the cursor's line, and that line
 LARGE = 2 * 10**9  # bytes; a person is asked before more is downloaded
@@ -65,11 +66,11 @@ class Console:
     def note(self, text: str) -> None:
         """Something good to know, on stderr."""
         if not self.quiet:
-            print(f"{_cleared()}{printable(text)}", file=sys.stderr)
+            _say(f"{_cleared()}{printable(text)}")
 
     def warn(self, text: str) -> None:
         """Something the person should know, on stderr, even when quiet."""
-        print(f"{_cleared()}{_paint('warning:', '33')} {printable(text)}", file=sys.stderr)
+        _say(f"{_cleared()}{_paint('warning:', '33')} {printable(text)}")
 
     @property
     def can_ask(self) -> bool:
@@ -84,7 +85,7 @@ class Console:
 
         Raises:
             UsageError: there is nobody to ask.
-            NarError: the answer is no.
+            DeclinedError: the answer is no.
         """
         total = sum(sizes.values())
         if total < LARGE:
@@ -99,12 +100,12 @@ class Console:
         """Ask whether to go on.
 
         Raises:
-            NarError: the answer is no; ``declined`` is its message.
+            DeclinedError: the answer is no; ``declined`` is its message.
         """
         sys.stderr.write(f"{printable(what)} Go on? [y/N] ")
         sys.stderr.flush()
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            raise NarError(declined)
+            raise DeclinedError(declined)
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Callable[..., None]]:
@@ -144,7 +145,14 @@ def bytes_text(count: int) -> str:
 
 
 def fail(error: BaseException) -> int:
-    """Say on stderr what went wrong and what to do; the exit code."""
+    """Say on stderr what went wrong and what to do; the exit code. Signals do nothing from then on.
+
+    After a signal that is what went wrong: its exception may have become another one.
+    """
+    signals.end()
+    number = signals.received()
+    if number is not None and not isinstance(error, KeyboardInterrupt):
+        error = signals.Interruption(number)
     if os.environ.get("NARCLI_DEBUG") == "1" and not isinstance(error, BrokenPipeError):
         import traceback
 
@@ -154,8 +162,11 @@ def fail(error: BaseException) -> int:
             return 1
         case KeyboardInterrupt():
             number = int(error.args[0]) if error.args else int(signal.SIGINT)
-            print("Interrupted." if number == signal.SIGINT else "Terminated.", file=sys.stderr)
+            _say("Interrupted." if number == signal.SIGINT else "Terminated.")
             return 128 + number
+        case DeclinedError():
+            _say(error.message)
+            return error.exit_code
         case NarError():
             message, hint, code = error.message, error.hint, error.exit_code
         case _ if is_shortage(error):
@@ -169,9 +180,7 @@ def fail(error: BaseException) -> int:
         case _:
             message = f"narcli failed unexpectedly: {type(error).__name__}: {str(error) or 'no message'}"
             hint, code = "Set NARCLI_DEBUG=1 and run it again for the traceback, and please report it.", 1
-    print(f"{_paint('error:', '1;31')} {printable(message)}", file=sys.stderr)
-    if hint:
-        print(f"  {printable(hint)}", file=sys.stderr)
+    _say(f"{_paint('error:', '1;31')} {printable(message)}" + (f"\n  {printable(hint)}" if hint else ""))
     return code
 
 
@@ -199,6 +208,13 @@ def _columns(stream: TextIO) -> int:
         return os.get_terminal_size(stream.fileno()).columns or 80
     except (OSError, ValueError, AttributeError):
         return 80
+
+
+def _say(text: str) -> None:
+    """Print on stderr, if that is there: a terminal that was closed takes nothing more."""
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):
+            print(text, file=sys.stderr, flush=True)
 
 
 def _cleared() -> str:

@@ -43,7 +43,7 @@ _SPELLED = {"classes": "class", "as_json": "json"}
 _PARTS = {"model": "model", "tokenizer": "tokenizer", "text_encoder": "text encoder"}
 _HASHES = ("commit", "sha256", "sha256_of_size_and_ends", "sha256_of_names_and_ends")
 SHOWN = 20  # cells named in a message
-MANY = 1000  # samples that a file may have made without being asked
+MANY = 1000  # samples that files may have made, in all, without being asked
 
 
 def takes(names: Collection[str] | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -99,6 +99,7 @@ def rerun(
         raise UsageError(f"--verify compares the same samples; {_flag(named[0])} makes others.", "Drop one.")
     abouts = [(path, about) for path in files for about in runs_of(read_metadata(path))]
     runs = [_plan(path, about, given, console) for path, about in abouts]
+    _check_many(files, runs, given)
     recorded = [_recorded(path, about) if verify else [] for path, about in abouts]
     verdicts: list[bool] = []
     made: list[Path] = []
@@ -189,17 +190,36 @@ def _plan(path: Path, about: About, given: Mapping[str, Any], console: Console) 
         pins = {part: commit for part, (_, commit) in found.items()}
     run = build_run(about["kind"], said, given)
     run.pins = pins
-    asked = (1 if of_others else len(entries)) * (1 if "num" in given else num)
-    if asked > MANY and not run.yes:
-        each = " for each class or prompt" * of_others
-        raise UsageError(f"{path} asks for {asked:,} samples{each}.", "Add --yes to make all of them.")
     if of_text and not of_others:
         run.prompts = entries
+    _check_many([path], [run], given)
     if not {"model", "dtype", "text_encoder"} & set(given) and "text_encoder" in about:
         run.text_dtype = about["text_encoder"].get("dtype")
     if "device" not in given and run.device not in ("cpu", "auto"):
         run.device = _device_here(path, run.device, console)
     return run
+
+
+def _check_many(files: Sequence[Path], runs: Sequence[Run | None], given: Mapping[str, Any]) -> None:
+    """Refuse more samples, of all the runs together, than files may have made without being asked.
+
+    What a person typed is not counted: their classes or prompts with their ``--num``, or that alone for
+    the one sample of one file.
+    """
+    of_others = any(name in given for name in _SUBJECT)
+    subjects = samples = 0
+    for run in runs:
+        count = 1
+        if run is not None and not (of_others and "num" in given):
+            classes = run.classes.split(",") if isinstance(run.classes, str) else run.classes
+            count = len(run.prompts or classes or ("",))
+        subjects += count
+        samples += count * (1 if run is None else run.num)
+    if samples <= MANY or given.get("yes") or ("num" in given and subjects == 1):
+        return
+    each = " for each class or prompt" * (of_others and subjects == len(runs))
+    who = f"{files[0]} asks" if len(files) == 1 else f"The {len(files)} files ask"
+    raise UsageError(f"{who} for {samples:,} samples{each}.", "Add --yes to make all of them.")
 
 
 def build_run(kind: str, said: Mapping[str, Any], given: Mapping[str, Any]) -> Run:

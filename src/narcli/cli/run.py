@@ -142,6 +142,7 @@ class Run:
         approve = (lambda sizes: None) if self.yes else self.console.approve_download
         found = source.locate(
             offline=self.offline,
+            estimate=self.dry_run,
             approve=approve,
             known=lambda encoder: all_cached(encoder, self.prompts, text_dtype),
         )
@@ -155,6 +156,10 @@ class Run:
         budget = Budget(self, found)
         budget.check_fit(kind)
         if self.dry_run:
+            parts = (found.model, found.tokenizer, found.encoder and found.encoder.located)
+            for note in dict.fromkeys(part.note for part in parts if part):
+                if note:
+                    self.console.warn(f"{note} Sizes are those of the models' pages.")
             budget.tell()
         budget.check()
         if self.dry_run:

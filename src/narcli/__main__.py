@@ -1,0 +1,9 @@
+"""``python -m narcli`` is the command ``narcli``."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.argv[0] = "narcli"
+    sys.exit(main())
