@@ -39,7 +39,7 @@ from .configs import (
     agree,
     read_config,
 )
-from .containers import read_tensors
+from .containers import NUMBERS, read_tensors
 from .conversions import Conversion
 from .errors import CheckpointError, NarError, UsageError, first_line
 from .models.larp import LARPConfig, LARPTokenizer
@@ -65,7 +65,6 @@ VIDEO_GRIDS = {1024: (4, 16, 16)}
 #: Widths whose heads are not 64 wide (the 3B and 7B sizes).
 HEAD_DIMS = {3200: 100, 4096: 128}
 MAX_INDEX = 2**24  # bytes of the index of a model in shards
-NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # formats of weights
 
 # --- names ---------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,6 +31,7 @@ MAX_STEPS = 2**20  # instructions of a pickle
 MAX_TENSORS = 2**16
 MAX_NAME = 300  # characters of a tensor's name
 MAX_AXES = 8
+NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # formats of weights
 
 #: What training puts around a network, and thereby into the names of its tensors. The first two are also
 #: ordinary words: they are removed where all names begin with them, the others anywhere.
@@ -230,7 +231,7 @@ def _interpret(file: BinaryIO, storages: dict[str, tuple[int, int]] | None = Non
     """
     stack: list[Any] = []
     marks: list[int] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
 
     def since_mark() -> list[Any]:
         start = marks.pop()
@@ -364,13 +365,12 @@ def _read_pickle(path: Path, file: BinaryIO, size: int, zipped: bool) -> dict[st
         content, place = _open_zip(path, file) if zipped else _open_legacy(file)
         described = _find_tensors(path, content)
         _check_names(path, list(described))
+        plain = {name: tensor for name, tensor in described.items() if isinstance(tensor, _Described)}
         # A small file must not claim large tensors: strides of zero or shared storages would allow it.
-        if any(isinstance(tensor, _Other) for tensor in described.values()) or size < sum(
-            tensor.bytes for tensor in described.values()
-        ):
+        if len(plain) < len(described) or sum(tensor.bytes for tensor in plain.values()) > size:
             raise CheckpointError(f"{path} claims tensors that it does not hold.", "The file is damaged.")
-        whole = torch.UntypedStorage.from_file(str(path), False, size)
-        return {name: _tensor(whole, place, tensor) for name, tensor in described.items()}
+        whole = cast(torch.UntypedStorage, torch.UntypedStorage.from_file(str(path), False, size))
+        return {name: _tensor(whole, place, tensor) for name, tensor in plain.items()}
     except CheckpointError:
         raise
     except _Refused as error:
