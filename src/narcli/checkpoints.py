@@ -43,10 +43,11 @@ from .containers import NUMBERS, read_tensors
 from .conversions import Conversion
 from .errors import CheckpointError, NarError, UsageError, first_line
 from .models.larp import LARPConfig, LARPTokenizer
-from .models.text import T5Encoder
+from .models.text import T5Encoder, check_encoder
 from .models.transformer import NARTransformer, TransformerConfig
 from .models.vq import VQConfig, VQTokenizer
 from .order import HEADS, format_grid
+from .registry import DEFAULT_KINDS, Model, has_own_encoder, has_own_tokenizer
 from .textfiles import read_json
 
 Tensors = Mapping[str, Tensor]
@@ -497,6 +498,28 @@ def _expect(file: Path, tensors: Tensors, families: tuple[str, ...], wanted: str
     raise CheckpointError(f"{file} is {_IN_WORDS.get(family, family)}, not {wanted}.", hint)
 
 
+def check_model(model: Model, path: Path, kind: Kind | None = None) -> None:
+    """Load all networks of a model that is on this machine strictly, without memory.
+
+    Args:
+        model: from the registry.
+        path: its weights file or folder.
+        kind: what a transformer has to be; None for any.
+
+    Raises:
+        CheckpointError: what the file is instead, or what is missing, unexpected or misshapen.
+    """
+    folder = path if path.is_dir() else path.parent
+    if model.kind == "text-encoder":
+        return check_encoder(folder)
+    if model.kind in DEFAULT_KINDS:
+        load_transformer(path, kind=kind, grid=model.grid, dtype=None, device="meta")
+        if has_own_encoder(path):
+            check_encoder(folder / TEXT_ENCODER)
+    if model.kind.endswith("-tokenizer") or has_own_tokenizer(path):
+        load_tokenizer(folder if has_own_tokenizer(path) else path, dtype=None, device="meta")
+
+
 @overload
 def build(config: TransformerConfig) -> NARTransformer: ...
 @overload
@@ -687,7 +710,7 @@ def convert(
         folder,
         transformer=model,
         tokenizer=load_tokenizer(tokenizer, dtype=dtype) if tokenizer else None,
-        text_encoder=T5Encoder.load(own, None) if (own := file.with_name(TEXT_ENCODER)).is_dir() else None,
+        text_encoder=T5Encoder.load(file.with_name(TEXT_ENCODER), None) if has_own_encoder(file) else None,
         classes=said.classes or RELEASED_TABLES.get((_kind(model), model.config.num_classes)),
         defaults=said.defaults if said.kind else RELEASED_DEFAULTS[_kind(model)],
         dtype=dtype,

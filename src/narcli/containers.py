@@ -26,8 +26,9 @@ from torch import Tensor
 from .errors import CheckpointError, MemoryLimitError, first_line
 from .textfiles import open_regular, unreadable
 
-MAX_PROGRAM = 2**24  # bytes of a pickle, and of the header of a safetensors file; their numbers are elsewhere
-MAX_STEPS = 2**20  # instructions of a pickle
+MAX_PROGRAM = 2**24  # bytes of a pickle, without the numbers of its tensors
+MAX_HEADER = 2**23  # bytes of the header of a safetensors file
+MAX_STEPS = 2**19  # instructions of a pickle
 MAX_TENSORS = 2**16
 MAX_NAME = 300  # characters of a tensor's name
 MAX_AXES = 8
@@ -86,8 +87,8 @@ def _refuse_other_formats(path: Path, size: int, start: bytes) -> None:
 
 def _read_safetensors(path: Path, start: bytes) -> dict[str, Tensor]:
     try:
-        if len(start) >= 8 and struct.unpack_from("<Q", start)[0] > MAX_PROGRAM:
-            raise ValueError(f"a header of more than {MAX_PROGRAM:,} bytes")
+        if len(start) >= 8 and struct.unpack_from("<Q", start)[0] > MAX_HEADER:
+            raise ValueError(f"a header of more than {MAX_HEADER:,} bytes")
         with safe_open(path, framework="pt") as file:
             names = file.keys()
             _check_names(path, names)
@@ -241,7 +242,7 @@ def _interpret(file: BinaryIO, storages: dict[str, tuple[int, int]] | None = Non
 
     for steps, (instruction, value, _) in enumerate(pickletools.genops(file)):
         if steps > MAX_STEPS:
-            raise _Refused(f"more than {MAX_STEPS:,} instructions")
+            raise ValueError(f"more than {MAX_STEPS:,} instructions")
         match instruction.name:
             case "PROTO" | "FRAME":
                 pass
@@ -308,8 +309,8 @@ def _interpret(file: BinaryIO, storages: dict[str, tuple[int, int]] | None = Non
 
 
 def _put(target: dict[Any, Any], items: Iterable[tuple[Any, Any]]) -> None:
-    """Set items; keys that may be slow to compare, such as tuples in tuples, belong to no model."""
-    target.update((key, value) for key, value in items if isinstance(key, str | int | float | None))
+    """Set items. Keys that may be slow to compare, such as tuples in tuples, become None."""
+    target.update((key if isinstance(key, str | int | float) else None, value) for key, value in items)
 
 
 def _call(function: Any, arguments: Any) -> Any:

@@ -16,10 +16,12 @@ from .registry import (
     TEXT_ENCODER_OF_RELEASED,
     Model,
     default_model,
+    from_environment,
     has_own_encoder,
     has_own_tokenizer,
     no_tokenizer,
     resolve,
+    variable,
 )
 
 if TYPE_CHECKING:
@@ -248,7 +250,7 @@ def choose(
         UsageError: no such model, one of another kind, or one without a known tokenizer.
         CheckpointError: a file without a known tokenizer that is of another kind, or no model.
     """
-    chosen = resolve(model or default_model(kind or "image"), kind)
+    chosen = resolve(model, kind) if model else _default(kind)
     if revision is not None and chosen.repo is None:
         raise UsageError(
             f"--revision is for models of the Hub; {chosen.name} is on this machine.", "Leave --revision out."
@@ -267,6 +269,19 @@ def choose(
         transformer_config(chosen.path, kind=cast("Kind | None", kind))
         raise no_tokenizer(chosen)
     return Source(chosen, None, revision, encoder)
+
+
+def _default(kind: str | None) -> Model:
+    """The default model; errors say that it is one, for nobody named it in this run."""
+    name = default_model(kind or "image")
+    try:
+        return resolve(name, kind)
+    except UsageError as error:
+        by = variable(kind or "image") if from_environment(kind or "image") else "narcli models default"
+        raise UsageError(
+            f"The default {kind or 'image'} model {name} cannot be used. {error.message}",
+            f"It was set by {by}; choose another one, or give --model.",
+        ) from None
 
 
 def _about(fetched: Fetched, part: str) -> dict[str, Any]:
