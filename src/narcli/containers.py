@@ -188,6 +188,7 @@ _STORAGES = {
         "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8,
         "Byte": torch.uint8, "Bool": torch.bool,
         "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128,
+        "QInt8": torch.int8, "QUInt8": torch.uint8, "QInt32": torch.int32,
     }.items()
 } | {"torch.storage.UntypedStorage": torch.uint8}  # fmt: skip
 _DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
