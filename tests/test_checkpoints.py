@@ -2,11 +2,15 @@
 
 import argparse
 import json
+import os
 import pickle
 import shutil
+import struct
+import subprocess
 import sys
 import types
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -661,3 +665,265 @@ def test_conversion_gives_released_models_the_settings_of_the_released_scripts(t
     (tmp_path / "c2i" / "config.json").write_text(json.dumps(config))  # narcli's own: it says all there is
     again = convert(tmp_path / "c2i", tmp_path / "again")
     assert read_config(again / "config.json").defaults == {}
+
+
+# --- hostile and unusual files -------------------------------------------------------------------
+
+
+def text(value):
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def whole(value):
+    return b"\x8a\x08" + struct.pack("<q", value)
+
+
+def described(numel, offset, size, stride):
+    """Instructions for {"model": {"norm.weight": a tensor}}."""
+    storage = (
+        b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + whole(numel) + b"tQ"
+    )
+    shape = b"(" + b"".join(map(whole, size)) + b"t(" + b"".join(map(whole, stride)) + b"t"
+    rest = b"\x89ccollections\nOrderedDict\n)RtR"
+    name = b"}" + text("model") + b"}" + text("norm.weight")
+    return name + b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + whole(offset) + shape + rest + b"ss."
+
+
+def with_program(path, program):
+    """The golden file with another pickle."""
+    with zipfile.ZipFile(DATA / "c2i.pt") as old, zipfile.ZipFile(path, "w") as new:
+        for entry in old.infolist():
+            ours = entry.filename.endswith("data.pkl")
+            new.writestr(entry.filename, b"\x80\x02" + program if ours else old.read(entry))
+    return path
+
+
+DOUBLING = b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(100))
+LIES = {
+    "bytearray": b"}" + text("model") + b"cbuiltins\nbytearray\n" + whole(2**33) + b"\x85Rs.",
+    "FloatTensor": b"}" + text("model") + b"ctorch\nFloatTensor\n" + whole(2**33) + b"\x85Rs.",
+    "UntypedStorage": b"}" + text("model") + b"ctorch.storage\nUntypedStorage\n" + whole(2**33) + b"\x85Rs.",
+    "bytes of 8 GiB": b"\x96" + struct.pack("<Q", 2**33) + b"xx.",
+    "text of 8 GiB": b"\x8d" + struct.pack("<Q", 2**33) + b"xx.",
+    "frame of 8 GiB": b"\x95" + struct.pack("<Q", 2**33) + b"N.",
+    "memo of 2**31": b"Nr\xff\xff\xff\x7f.",
+    "many lists": b"]" * (2**24 - 10) + b".",
+    "doubling tuple": b"]" + DOUBLING + b".",
+    "doubling key": b"}N" + DOUBLING + b"Ns.",
+    "doubling name": b"N" + DOUBLING + text("x") + b"\x93.",
+    "list in itself": b"}q\0" + text("model") + b"h\0s.",
+    "number of 5000 digits": b"I" + b"9" * 5000 + b"\n.",
+    "storage of 4 TiB": described(2**40, 0, [2**40], [1]),
+    "storage of 2**62": described(2**62, 0, [4], [1]),
+    "storage below 0": described(-1, 0, [4], [1]),
+    "offset beyond": described(64, 2**40, [4], [1]),
+    "offset below 0": described(64, -4, [4], [1]),
+    "stride beyond": described(64, 0, [4], [2**40]),
+    "stride below 0": described(64, 0, [4], [-1]),
+    "strides of 0": described(64, 0, [2**20, 2**20], [0, 0]),
+    "sizes that overflow": described(64, 0, [0, 2**62, 2**62], [0, 0, 0]),
+    "64 axes": described(64, 0, [1] * 64, [0] * 64),
+}
+MEASURED = """
+import json, sys
+from pathlib import Path
+from narcli.checkpoints import load_transformer
+from narcli.errors import CheckpointError
+from narcli.readers import read_tokens
+def sizes():
+    lines = [line.split() for line in open("/proc/self/status")]
+    return {words[0]: int(words[1]) for words in lines if words[0].startswith("Vm")}
+found = {}
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = sizes()["VmRSS:"]
+    try:
+        read_tokens(path) if "tokens" in path.name else load_transformer(path)
+        found[path.name] = None
+    except CheckpointError as error:
+        found[path.name] = (sizes()["VmHWM:"] - before) // 1024, error.message
+print(json.dumps(found))
+"""
+
+
+def measured(folder):
+    """What becomes of each file of a folder: (MiB that it took, message), None where it is loaded."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, folder], capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_small_files_that_ask_for_gigabytes_are_refused_in_little_memory(tmp_path):
+    for name, program in LIES.items():
+        with_program(tmp_path / f"{name}.pt", program)
+    header = b"{" + b",".join(
+        b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % i for i in range(70_000)
+    ) + b"}"  # fmt: skip
+    (tmp_path / "many.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    (tmp_path / "header.safetensors").write_bytes(struct.pack("<Q", 2**40) + b"{}")
+    with (tmp_path / "sparse.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", 10**8) + b'{"')
+        file.truncate(10**10)
+    said = json.dumps({"tokens": {"dtype": "I32", "shape": [2**30], "data_offsets": [0, 2**32]}}).encode()
+    with (tmp_path / "tokens.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(said)) + said)
+        file.truncate(8 + len(said) + 2**32)
+    found = measured(tmp_path)
+    assert len(found) == len(LIES) + 4
+    assert None not in found.values(), [name for name, answer in found.items() if answer is None]
+    assert {name: size for name, (size, _) in found.items() if size > 150} == {}
+    assert "asks to run builtins.bytearray" in found["bytearray.pt"][1]
+    assert "1073741824 numbers" in found["tokens.safetensors"][1]
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_attributes_and_hooks_in_a_pickle_shadow_nothing(tmp_path, zipped):
+    tensors, name = tensors_of("c2i"), "norm.weight"
+    parameter = torch.nn.Parameter(tensors[name].clone())
+    parameter.__dict__.update(shape=3, dtype=4, numel=5, is_floating_point=6, to=7, device="x")
+    torch.save(
+        {"model": tensors | {name: parameter}}, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped
+    )
+    hooked = tensors[name].clone().requires_grad_()
+    hooked._backward_hooks = OrderedDict(x=1)
+    torch.save({"model": tensors | {name: hooked}}, tmp_path / "b.pt", _use_new_zipfile_serialization=zipped)
+    for path in (tmp_path / "a.pt", tmp_path / "b.pt"):
+        found = read_tensors(path)[name]
+        assert type(found) is torch.Tensor and not vars(found) and found._backward_hooks is None
+        assert torch.equal(found, tensors[name]) and load_transformer(path).config.layers == 3
+
+
+def test_attributes_of_a_dictionary_in_a_pickle_shadow_nothing(tmp_path):
+    state = b"}" + text("items") + b"K\1s" + text("values") + b"K\2s" + text("keys") + b"K\3s"
+    program = (
+        b"ccollections\nOrderedDict\n)R" + text("model") + b"ccollections\nOrderedDict\n)R" + state + b"bs"
+    )
+    path = with_program(tmp_path / "x.pt", program + state + b"b.")
+    assert "holds no model: model instead of tensors" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "expected"),
+    [
+        (torch.eye(64).to_sparse(), "does not hold"),
+        (torch.eye(64).to_sparse_csr(), "does not hold"),
+        (torch.quantize_per_tensor(torch.zeros(64), 0.1, 0, torch.qint8), "does not hold"),
+        (torch.nested.nested_tensor([torch.zeros(3), torch.zeros(4)]), "does not hold"),
+        (torch.zeros(64, dtype=torch.complex64).conj().imag, "does not hold"),
+        (torch.zeros(64, dtype=torch.complex64), "non-float"),
+        (torch.zeros(64).to(torch.float8_e4m3fn), "non-float"),
+        (torch.zeros(64, dtype=torch.bool), "non-float"),
+        (torch.tensor(1.0), "misshapen"),
+        (None, "holds no model"),
+    ],
+)
+def test_tensors_that_are_no_plain_floats_are_refused(tmp_path, tensor, expected):
+    torch.save({"model": tensors_of("c2i") | {"norm.weight": tensor}}, tmp_path / "x.pt")
+    assert expected in refused(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    "name", [3, None, 1.5, (1, 2), b"x", "x" * 10**6, "a\0b", "\udc80", "\x1b[2J", "a\nb"]
+)
+def test_tensors_of_unusable_names_are_refused(tmp_path, name):
+    torch.save({"model": tensors_of("c2i") | {name: torch.zeros(1)}}, tmp_path / "x.pt")
+    assert "unusable name" in refused(tmp_path / "x.pt") and len(refused(tmp_path / "x.pt")) < 600
+
+
+def test_views_come_out_dense_and_may_be_written_to(tmp_path):
+    tensors = tensors_of("c2i")
+    odd = {"norm.weight": torch.ones(1).expand(64), "medusa_norm.weight": torch.ones(128)[::2]}
+    torch.save({"model": tensors | odd}, tmp_path / "x.pt")
+    found = read_tensors(tmp_path / "x.pt")
+    assert all(tensor.is_contiguous() for tensor in found.values())
+    found["norm.weight"][0] = 2
+    assert found["norm.weight"].tolist() == [2, *[1] * 63]
+
+
+@pytest.mark.parametrize("what", ["pipe", "device", "folder", "nothing"])
+@pytest.mark.parametrize("name", ["m.pt", "config.json", "model.safetensors"])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path, small, what, name):
+    folder = save_model(tmp_path / "m", transformer=small)
+    path = folder / name
+    if name == "m.pt":
+        shutil.rmtree(folder)
+        folder.mkdir()
+    path.unlink(missing_ok=True)
+    match what:
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "folder":
+            path.mkdir()
+        case "nothing":
+            path.symlink_to("nowhere")
+    said = refused(path if name == "m.pt" and what != "folder" else folder)
+    assert {"pipe": "named pipe", "device": "is a device", "nothing": "no such file"}.get(
+        what, "folder"
+    ) in said
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: "module." + name,
+        lambda name: "_orig_mod." + name,
+        lambda name: "_orig_mod.module." + name,
+        lambda name: "module._orig_mod." + name,
+        lambda name: "model." + name,
+        lambda name: "_fsdp_wrapped_module." + name.replace("layers.0.", "layers.0._fsdp_wrapped_module."),
+        lambda name: name.replace(".", "._checkpoint_wrapped_module.", 1),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_wrappers_of_training_are_taken_off_the_names(tmp_path, rename, suffix):
+    for source, load in (("c2i.pt", load_transformer), ("vq.pt", load_tokenizer)):
+        tensors = {rename(name): t.contiguous() for name, t in read_tensors(DATA / source).items()}
+        path = tmp_path / f"{source[:2]}{suffix}"
+        save_file(tensors, path) if suffix == ".safetensors" else torch.save({"model": tensors}, path)
+        expected = load(DATA / source).state_dict()
+        assert all(torch.equal(expected[name], t) for name, t in load(path).state_dict().items())
+
+
+def test_a_wrapper_on_some_names_only_is_refused(tmp_path):
+    tensors = tensors_of("c2i")
+    tensors["module.norm.weight"] = tensors.pop("norm.weight")
+    torch.save({"model": tensors}, tmp_path / "x.pt")
+    assert "module.norm.weight" in refused(tmp_path / "x.pt")
+    both = tensors_of("c2i") | {"_orig_mod.norm.weight": torch.zeros(64)}
+    torch.save({"model": both}, tmp_path / "y.pt")
+    assert "with and without the wrappers" in refused(tmp_path / "y.pt")
+
+
+def test_of_a_model_and_its_average_the_model_is_used_and_that_is_said(tmp_path):
+    tensors = tensors_of("c2i")
+    average = {name: torch.zeros_like(t) for name, t in tensors.items()}
+    torch.save({"ema": average, "model": tensors}, tmp_path / "both.pt")
+    assert torch.equal(read_tensors(tmp_path / "both.pt")["norm.weight"], tensors["norm.weight"])
+    assert checkpoints.remark(tmp_path / "both.pt").endswith(
+        "holds 'model' and 'ema'; 'model' is used, as by the released code."
+    )
+    torch.save({"ema": tensors, "steps": 3}, tmp_path / "ema.pt")
+    assert load_transformer(tmp_path / "ema.pt").config.layers == 3
+    assert checkpoints.remark(tmp_path / "ema.pt") == "" == checkpoints.remark(DATA / "c2i.pt")
+
+
+def test_one_shard_of_several_is_called_that(tmp_path):
+    tensors = {name: t.contiguous() for name, t in tensors_of("c2i").items()}
+    save_file(tensors, tmp_path / "model-00001-of-00003.safetensors")
+    said = refused(tmp_path / "model-00001-of-00003.safetensors")
+    assert "is one shard of a model in 3, number 1." in said
+    save_file(tensors, tmp_path / "nar-00001-of-00001.safetensors")
+    assert load_transformer(tmp_path / "nar-00001-of-00001.safetensors").config.layers == 3
+    save_file(tensors, tmp_path / "a.safetensors")
+    index = {"weight_map": {"norm.weight": "a.safetensors", "output.weight": "b.safetensors"}}
+    (tmp_path / "x.safetensors.index.json").write_text(json.dumps(index))
+    assert "is one shard of a model in 2" in refused(tmp_path / "a.safetensors")
+    for number in (2, 3):
+        save_file(tensors, tmp_path / f"model-0000{number}-of-00003.safetensors")
+    for name in ("nar-00001-of-00001.safetensors", "a.safetensors", "x.safetensors.index.json"):
+        (tmp_path / name).unlink()
+    assert "a model in 3 shards" in refused(tmp_path)

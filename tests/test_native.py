@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 from zlib import crc32
 
@@ -346,6 +347,32 @@ def afresh():
     native._works.cache_clear()
 
 
+def test_a_library_is_whole_only_with_its_hash_at_the_end(tmp_path):
+    content = b"\x7fELF" + bytes(range(256)) * 100
+    whole = content + sha256(content).digest()
+    file = tmp_path / "libnative.so"
+    file.write_bytes(whole)
+    assert native.is_whole(file)
+    changed = bytearray(whole)
+    changed[500] ^= 1
+    for damaged in (
+        whole[:-1],
+        whole[:4096],
+        content,
+        whole + b"x",
+        bytes(changed),
+        b"",
+        bytes(31),
+        bytes(32),
+    ):
+        file.write_bytes(damaged)
+        assert not native.is_whole(file)
+    file.unlink()
+    assert not native.is_whole(file)
+    os.mkfifo(file)
+    assert not native.is_whole(file)
+
+
 @pytest.mark.parametrize(
     "fault", ["missing", "not a library", "another library", "of another processor", "of an older source"]
 )
@@ -464,6 +491,7 @@ def test_the_library_is_built_into_a_wheel_of_this_platform(build, tmp_path):
     assert (warnings, files) == ([], {"native.cpp"})
     assert included.keys() == {"narcli/models/libnative.so"}
     (tmp_path / "found.so").write_bytes(included["narcli/models/libnative.so"])
+    assert native.is_whole(tmp_path / "found.so")
     library = ctypes.CDLL(str(tmp_path / "found.so"))
     assert library.narcli_source() & 0xFFFFFFFF == crc32((ROOT / SOURCE).read_bytes())
 

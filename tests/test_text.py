@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import warnings
@@ -18,8 +19,11 @@ from narcli import encoding
 from narcli.checkpoints import convert, load_transformer
 from narcli.encoding import PromptEncoder, cache_folder, prune, read_cached, write_cached
 from narcli.errors import CheckpointError, UsageError
-from narcli.models.text import Encoded, T5Encoder, left_pad
+from narcli.hub import Fetched
+from narcli.memory import networks_of
+from narcli.models.text import Encoded, T5Encoder, check_encoder, left_pad
 from narcli.prompts import parse_prompt
+from narcli.registry import Model
 from narcli.sampling import SamplingSettings, generate
 from narcli.sources import choose
 
@@ -166,6 +170,120 @@ def test_damaged_encoders_are_refused(flan, tmp_path, damage, says):
     damage(folder)
     with pytest.raises(CheckpointError, match=says):
         T5Encoder.load(folder)
+
+
+#: What a folder may say to make transformers fetch or run something, or build something large.
+NAMED = {"auto_map": {"AutoTokenizer": "x/y--z.T", "AutoModel": "x/y--z.M", "AutoConfig": "x/y--z.C"}}
+CLAIMS = [
+    *({key: value} for key in ("_attn_implementation", "attn_implementation", "_attn_implementation_internal")
+      for value in ("x/y", "x/y:fn", "paged|x/y", "flash_attention_3")),
+    {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+    {"quantization_config": {"quant_method": "fp8"}, "return_dict": False, "output_attentions": True},
+    {"num_labels": 10**7, "chunk_size_feed_forward": 3, "torchscript": True, "is_decoder": True},
+    {**NAMED, "name_or_path": "x/y", "_name_or_path": "x/y", "transformers_version": "99.0"},
+]  # fmt: skip
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Nothing is connected to, and no optional package of transformers is imported."""
+    import transformers.integrations.hub_kernels as hub_kernels
+
+    def forbidden(*_, **__):
+        raise AssertionError("something was fetched, or tried to be")
+
+    monkeypatch.setattr(socket, "create_connection", forbidden)
+    monkeypatch.setattr(socket.socket, "connect", forbidden)
+    monkeypatch.setattr(socket, "getaddrinfo", forbidden)
+    monkeypatch.setattr(hub_kernels, "load_and_register_attn_kernel", forbidden)
+    for name in ("kernels", "peft", "bitsandbytes"):
+        monkeypatch.setitem(sys.modules, name, None)  # an import fails
+
+
+@pytest.mark.parametrize("claims", CLAIMS)
+def test_nothing_that_an_encoder_names_is_fetched_or_run(flan, tmp_path, alone, claims):
+    folder = shutil.copytree(flan, tmp_path / "flan")
+    for name in ("config.json", "tokenizer_config.json"):
+        said = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(said | claims))
+    more = {"tokenizer_file": "/etc/passwd", "vocab_file": "/etc/passwd", "chat_template": "{{ 1 / 0 }}"}
+    said = json.loads((folder / "tokenizer_config.json").read_text()) | more | NAMED
+    (folder / "tokenizer_config.json").write_text(json.dumps(said | {"tokenizer_class": "LlamaTokenizer"}))
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "x/y", "peft_type": "LORA"}')
+    (folder / "generation_config.json").write_text('{"custom_generate": "x/y"}')
+    (folder / "chat_template.jinja").write_text("{{ 1 / 0 }}")
+    index = {"metadata": {}, "weight_map": {"shared.weight": "../../../etc/passwd"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "modeling.py").write_text("raise SystemExit")
+    expected = T5Encoder.load(flan, torch.float32).encode("a red apple", 9)
+    found = T5Encoder.load(folder, torch.float32)
+    assert torch.equal(found.encode("a red apple", 9).features, expected.features)
+    assert found.model.config._attn_implementation in ("sdpa", "eager")
+    check_encoder(folder)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"d_kv": [0]}, "d_kv is [0], expected a whole number"),
+        ({"d_kv": "x" * 10**6}, "expected a whole number"),
+        ({"d_kv": "x" * 2**21}, "larger than"),
+        ({"num_heads": 10**7}, "num_heads is 10000000"),
+        ({"d_model": float("inf")}, "d_model is Infinity"),
+        ({"d_model": 10**300}, "d_model is 1000"),
+        ({"d_model": True}, "d_model is true"),
+        ({"d_model": 24.0}, "d_model is 24.0"),
+        ({"d_model": None}, "lacks d_model"),
+        ({"relative_attention_num_buckets": 10**9}, "relative_attention_num_buckets is 1000000000"),
+        ({"relative_attention_num_buckets": 2}, "expected a whole number from 4"),
+        ({"relative_attention_max_distance": 8}, "more than a quarter of the 32 buckets"),
+        ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon is NaN"),
+        ({"feed_forward_proj": "gated-x/y"}, "feed_forward_proj"),
+        ({"dense_act_fn": "relu"}, "dense_act_fn is 'relu'"),
+        ({"model_type": ["t5"]}, "expected a T5"),
+        ({"model_type": "\ud800"}, "expected a T5"),
+    ],
+)
+def test_sizes_of_an_encoder_are_checked_before_anything_is_built(
+    flan, tmp_path, monkeypatch, said, expected
+):
+    folder = shutil.copytree(flan, tmp_path / "flan")
+    config = json.loads((folder / "config.json").read_text()) | said
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("transformers.T5EncoderModel.__init__", lambda *_: pytest.fail("it was built"))
+    model = Model("x", "text-encoder", path=folder)
+    for load in (T5Encoder.load, check_encoder, lambda _: networks_of(Fetched(model, folder))):
+        with pytest.raises(CheckpointError) as caught:
+            load(folder)
+        assert expected in caught.value.message and len(caught.value.message) < 600
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors"]
+)
+@pytest.mark.parametrize("what", ["pipe", "device", "folder"])
+def test_what_is_no_file_in_an_encoder_is_refused_at_once(flan, tmp_path, name, what):
+    folder = shutil.copytree(flan, tmp_path / "flan")
+    (folder / name).unlink(missing_ok=True)
+    match what:
+        case "pipe":
+            os.mkfifo(folder / name)
+        case "device":
+            (folder / name).symlink_to("/dev/zero")
+        case _:
+            (folder / name).mkdir()
+    with pytest.raises(CheckpointError, match="expected a file"):
+        T5Encoder.load(folder)
+
+
+def test_an_encoder_comes_back_from_its_folder(flan, tiny_text, tmp_path):
+    for number, folder in enumerate((flan, tiny_text / "text_encoder")):
+        first = T5Encoder.load(folder, None)
+        first.save(tmp_path / f"{number}")
+        second = T5Encoder.load(tmp_path / f"{number}", None)
+        assert torch.equal(first.encode("a red é", 9).features, second.encode("a red é", 9).features)
+        assert first.encode("a red é", 3).dropped == second.encode("a red é", 3).dropped
+        assert second.model.shared.weight is second.model.encoder.embed_tokens.weight
 
 
 # --- the pipeline --------------------------------------------------------------------------------

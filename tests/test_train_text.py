@@ -71,8 +71,6 @@ def encoder():
 
 
 def test_muon_takes_blocks_and_projections_and_nothing_of_the_encoder(encoder):
-    if not hasattr(torch.optim, "Muon"):
-        pytest.skip("this torch has no Muon")
     config = replace(CLASSES, condition="text", num_classes=0, condition_tokens=4, caption_dim=64)
     model = TextNAR(begin(start(), config), encoder.model)
     _, muon = optimizers_of(model, settings(muon=True), "encoder.")

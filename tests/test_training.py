@@ -169,8 +169,6 @@ def test_a_decoder_that_learns_on_keeps_the_codes(folder, tmp_path):
 
 @pytest.mark.parametrize("muon", [False, True], ids=["AdamW", "Muon"])
 def test_a_transformer_learns_its_tokens_by_heart_and_generates_them(muon, tmp_path):
-    if muon and not hasattr(torch.optim, "Muon"):
-        pytest.skip("this torch has no Muon")
     torch.manual_seed(0)
     tokens, labels = torch.randint(0, 16, (3, 16)), torch.arange(3)
     config = TransformerConfig((4, 4), 64, 2, 2, 16, 128, num_classes=3)
@@ -189,8 +187,6 @@ def test_a_transformer_learns_its_tokens_by_heart_and_generates_them(muon, tmp_p
 
 
 def test_muon_takes_the_layers_matrices_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    if not hasattr(torch.optim, "Muon"):
-        pytest.skip("this torch has no Muon")
     tokens, labels = torch.randint(0, 16, (6, 16)), torch.arange(6)
     config = TransformerConfig((4, 4), 32, 1, 2, 16, 64, num_classes=6)
     adamw, muon = optimizers_of(NARTransformer(config), settings(muon=True))
@@ -304,8 +300,6 @@ def test_samples_of_a_class_lead_to_the_picture_that_they_are_of(tmp_path):
 
 
 def test_slow_parts_learn_with_adamw_at_a_share_of_the_rate(tmp_path):
-    if not hasattr(torch.optim, "Muon"):
-        pytest.skip("this torch has no Muon")
     model = torch.nn.ModuleDict(
         {name: torch.nn.ModuleDict({"layers": torch.nn.Linear(4, 4)}) for name in ("fast", "slow")}
     )
@@ -328,12 +322,6 @@ def test_slow_parts_learn_with_adamw_at_a_share_of_the_rate(tmp_path):
     )
     moved = {name: (p - before[name]).abs().max().item() for name, p in model.named_parameters()}
     assert moved["slow.layers.bias"] == pytest.approx(SLOW * moved["fast.layers.bias"], rel=1e-3)
-
-
-def test_a_torch_without_muon_says_so(monkeypatch):
-    monkeypatch.delattr(torch.optim, "Muon", raising=False)
-    with pytest.raises(UsageError, match="has no Muon"):
-        settings(muon=True)
 
 
 def test_tokens_are_kept_for_the_same_pictures_and_tokenizer_only(folder, tmp_path):

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -23,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from . import configs, conversions
+from . import configs, containers, conversions
 from .classes import RELEASED_TABLES
 from .configs import (
     CONFIG,
@@ -37,15 +39,16 @@ from .configs import (
     agree,
     read_config,
 )
-from .containers import read_tensors
+from .containers import NUMBERS, read_tensors
 from .conversions import Conversion
 from .errors import CheckpointError, UsageError, first_line
 from .models.larp import LARPConfig, LARPTokenizer
-from .models.text import T5Encoder
+from .models.text import T5Encoder, check_encoder
 from .models.transformer import NARTransformer, TransformerConfig
 from .models.vq import VQConfig, VQTokenizer
 from .order import HEADS, format_grid
-from .textfiles import expand
+from .registry import DEFAULT_KINDS, Model, has_own_encoder, has_own_tokenizer
+from .textfiles import MAX_JSON, expand, read_json
 from .writers import OLD, PART, explain, system_error
 
 Tensors = Mapping[str, Tensor]
@@ -63,6 +66,7 @@ IMAGE_GRID = (16, 16)
 VIDEO_GRIDS = {1024: (4, 16, 16)}
 #: Widths whose heads are not 64 wide (the 3B and 7B sizes).
 HEAD_DIMS = {3200: 100, 4096: 128}
+MAX_INDEX = 2**24  # bytes of the index of a model in shards
 
 # --- names ---------------------------------------------------------------------------------------
 
@@ -422,24 +426,58 @@ def _infer_larp(file: Path, tensors: Tensors, said: ModelConfig) -> LARPConfig:
 # --- parts ---------------------------------------------------------------------------------------
 
 
+def _weights_file(path: Path, part: str) -> Path:
+    """The weights file that a path means: itself, or ``part`` or the only other one of a folder."""
+    if not path.is_dir():
+        return path
+    there = sorted(p.name for p in path.iterdir())
+    if part in there:
+        return path / part
+    others = configs.weights_in(there)
+    if len(others) == 1:
+        return path / others[0]  # a released repository as it was downloaded
+    if others and all(_SHARD.search(name) for name in others):
+        raise CheckpointError(f"The folder {path} has a model in {len(others)} shards.", _SHARD_HINT)
+    held = ", ".join(others or there)[:200] or "nothing"
+    raise CheckpointError(
+        f"The folder {path} has no {part} (it holds {held}).",
+        "Give a narcli model folder, or the weights file itself.",
+    )
+
+
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.\w+$")
+_SHARD_HINT = "narcli reads a model from one file; save it as one, without shards."
+
+
+def _refuse_shard(file: Path) -> None:
+    """Refuse one of several files of a model, told by its name or by the index beside it."""
+    shard = _SHARD.search(file.name)
+    parts = int(shard[2]) if shard else 0
+    for index in file.parent.glob("*.index.json"):
+        with suppress(CheckpointError):  # what cannot be read says nothing
+            names = read_json(index, MAX_INDEX).get("weight_map")
+            listed = {n for n in names.values() if isinstance(n, str)} if isinstance(names, dict) else set()
+            parts = max(parts, len(listed) if file.name in listed else 0)
+    if parts > 1:
+        number = f", number {int(shard[1])}" if shard else ""
+        raise CheckpointError(f"{file} is one shard of a model in {parts}{number}.", _SHARD_HINT)
+
+
+def remark(path: Path) -> str:
+    """Say which model of several in a model's file is used; "" where there is one."""
+    with suppress(CheckpointError):
+        return containers.remark(_weights_file(path, MODEL))
+    return ""
+
+
 def _open(
     path: Path, part: str, config: str | Path | None, kept: torch.dtype | None = None
 ) -> tuple[Path, ModelConfig, dict[str, Tensor], Conversion | None]:
     """The weights file that a path means, what its config.json says, its tensors, and its copy in a dtype."""
-    file = path = configs.result_of(expand(path))
-    if path.is_dir():
-        file = path / part
-        there = sorted(p.name for p in path.iterdir())
-        if part not in there and len(others := configs.weights_in(there)) == 1:
-            file = path / others[0]  # a released repository as it was downloaded
-        elif part not in there:
-            held = ", ".join(others or there)[:200] or "nothing"
-            raise CheckpointError(
-                f"The folder {path} has no {part} (it holds {held}).",
-                "Give a narcli model folder, or the weights file itself.",
-            )
+    file = _weights_file(configs.result_of(expand(path)), part)
+    _refuse_shard(file)
     beside = expand(config) if config else file.with_name(CONFIG)
-    said = read_config(beside) if config or beside.is_file() else ModelConfig()
+    said = read_config(beside) if config or os.path.lexists(beside) else ModelConfig()
     copy = conversions.of(file, str(kept).removeprefix("torch."))  # the state before it is read
     if copy is not None:
         with suppress(CheckpointError):  # which would not name the file as it was given
@@ -459,6 +497,28 @@ def _expect(file: Path, tensors: Tensors, families: tuple[str, ...], wanted: str
     elif "LlamaGen" in family or "raster" in family:
         hint = "NAR's own weights have medusa_* (images) or output_R, output_D, output_B (videos) tensors."
     raise CheckpointError(f"{file} is {_IN_WORDS.get(family, family)}, not {wanted}.", hint)
+
+
+def check_model(model: Model, path: Path, kind: Kind | None = None) -> None:
+    """Load all networks of a model that is on this machine strictly, without memory.
+
+    Args:
+        model: from the registry.
+        path: its weights file or folder.
+        kind: what a transformer has to be; None for any.
+
+    Raises:
+        CheckpointError: what the file is instead, or what is missing, unexpected or misshapen.
+    """
+    folder = path if path.is_dir() else path.parent
+    if model.kind == "text-encoder":
+        return check_encoder(folder)
+    if model.kind in DEFAULT_KINDS:
+        load_transformer(path, kind=kind, grid=model.grid, dtype=None, device="meta")
+        if has_own_encoder(path):
+            check_encoder(folder / TEXT_ENCODER)
+    if model.kind.endswith("-tokenizer") or has_own_tokenizer(path):
+        load_tokenizer(folder if has_own_tokenizer(path) else path, dtype=None, device="meta")
 
 
 @overload
@@ -508,7 +568,7 @@ def _fill(
             for name, shape in expected.items()
             if name in tensors and tuple(tensors[name].shape) != shape
         ],
-        "has non-float": [shown.get(n, n) for n, t in tensors.items() if not t.is_floating_point()],
+        "has non-float": [shown.get(n, n) for n, t in tensors.items() if t.dtype not in NUMBERS],
     }
     found = [f"{what} {len(names)} tensors: {_some(names)}" for what, names in problems.items() if names]
     if found:
@@ -647,9 +707,9 @@ def _write_config(
     if defaults:
         said["defaults"] = dict(defaults)
     text = json.dumps(said, indent=1) + "\n"
-    if len(text) > configs.MAX_BYTES:
+    if len(text) > MAX_JSON:
         raise CheckpointError(
-            f"The class names take {len(text):,} bytes of {CONFIG}, expected at most {configs.MAX_BYTES:,}.",
+            f"The class names take {len(text):,} bytes of {CONFIG}, expected at most {MAX_JSON:,}.",
             "Shorten them.",
         )
     path.write_text(text)
@@ -692,13 +752,13 @@ def convert(
         alone = load_tokenizer(file, config=config, dtype=dtype)
         return save_model(folder, tokenizer=alone, overwrite=overwrite)
     model = load_transformer(file, grid=grid, config=config, dtype=dtype)
-    if tokenizer is None and file.name == MODEL and file.with_name(TOKENIZER).is_file():
+    if tokenizer is None and file.name == MODEL and os.path.lexists(file.with_name(TOKENIZER)):
         tokenizer = file.with_name(TOKENIZER)
     return save_model(
         folder,
         transformer=model,
         tokenizer=load_tokenizer(tokenizer, dtype=dtype) if tokenizer else None,
-        text_encoder=T5Encoder.load(own, None) if (own := file.with_name(TEXT_ENCODER)).is_dir() else None,
+        text_encoder=T5Encoder.load(file.with_name(TEXT_ENCODER), None) if has_own_encoder(file) else None,
         classes=said.classes or RELEASED_TABLES.get((kind_of(model.config), model.config.num_classes)),
         defaults=said.defaults if said.kind else RELEASED_DEFAULTS[kind_of(model.config)],
         dtype=dtype,

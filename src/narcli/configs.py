@@ -30,6 +30,7 @@ from typing import Any
 from .classes import TABLES
 from .errors import CheckpointError
 from .settings import LARGEST
+from .textfiles import read_json
 
 FORMAT = "narcli.model/1"
 CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer.safetensors"
@@ -37,7 +38,6 @@ TEXT_ENCODER = "text_encoder"
 #: In the folder of a training run: its result, its state, its log, and tokens of its pictures by a digest.
 RESULT, STATE, LOG, TOKENS = "model", "state.pt", "log.jsonl", "tokens-{}.npy"
 KINDS = ("image", "text", "video", "image-tokenizer", "video-tokenizer")
-MAX_BYTES = 2**20
 MAX_CELLS = 2**16
 MAX_CLASSES, MAX_CLASS_NAME = 10**5, 200
 
@@ -173,18 +173,7 @@ def read_config(path: Path) -> ModelConfig:
     Raises:
         CheckpointError: unreadable, not JSON, or a value that is not what it should be.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise CheckpointError(f"{path} is larger than {MAX_BYTES:,} bytes: not a model's config.json.")
-        said = json.loads(data)
-    except OSError as error:
-        raise CheckpointError(f"Could not read {path}: {(error.strerror or str(error)).lower()}.") from None
-    except (ValueError, RecursionError):  # also bytes that are not UTF-8
-        raise CheckpointError(f"{path} is not valid JSON.", "Get the original file again.") from None
-    if not isinstance(said, dict):
-        raise CheckpointError(f"{path} holds {_show(said)}, expected an object with the model's sizes.")
+    said = read_json(path)
     return _released(path, said) if "format" not in said else _own(path, said)
 
 
@@ -217,15 +206,18 @@ def _own(path: Path, said: dict[str, Any]) -> ModelConfig:
     )
 
 
-_NAME: Rule = ("a text of at most 200 characters", lambda v: isinstance(v, str) and len(v) <= 200)
+_NAME: Rule = (
+    "a printable text of at most 200 characters",
+    lambda v: isinstance(v, str) and len(v) <= 200 and v.isprintable(),
+)
 _CLASSES: Rule = (
-    f"a list of names or one of {', '.join(TABLES)}",
+    f"a list of printable names or one of {', '.join(TABLES)}",
     lambda v: (
         v in TABLES
         if isinstance(v, str)
         else isinstance(v, list)
         and 0 < len(v) <= MAX_CLASSES
-        and all(isinstance(n, str) and 0 < len(n) < MAX_CLASS_NAME for n in v)
+        and all(isinstance(n, str) and 0 < len(n) < MAX_CLASS_NAME and n.isprintable() for n in v)
     ),
 )
 
@@ -348,7 +340,7 @@ def check(path: Path, prefix: str, rules: Mapping[str, Rule], values: Mapping[st
 def _refuse_unknown(path: Path, prefix: str, values: Mapping[str, Any], known: Collection[str]) -> None:
     if unknown := [key for key in values if key not in known]:
         raise CheckpointError(
-            f"{path}: {prefix}{unknown[0][:60]} is not known here.", "A newer narcli may read it."
+            f"{path}: {prefix}{_show(unknown[0])[1:-1]} is not known here.", "A newer narcli may read it."
         )
 
 

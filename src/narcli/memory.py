@@ -8,7 +8,6 @@ it cannot drop is counted. ``docs/models.md`` says how close the estimates are.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from contextlib import suppress
@@ -21,10 +20,12 @@ import torch
 from . import conversions
 from .checkpoints import build, load_tokenizer, transformer_config
 from .configs import CONFIG, TEXT_ENCODER
+from .devices import DTYPES
 from .errors import MemoryLimitError
 from .hub import Fetched, Located, cached
 from .models.larp import LARPConfig
 from .models.native import cache_shape, can_fuse
+from .models.text import read_sizes
 from .models.transformer import TransformerConfig, ffn_dim
 from .models.vq import VQConfig
 from .order import Order
@@ -530,23 +531,24 @@ def _tokenizer(row: Model, path: Path | None) -> tuple[VQConfig | LARPConfig | N
 def _encoder(row: Model, path: Path | None) -> tuple[int, torch.dtype]:
     """Parameters of a T5 encoder and the number format of its files, from its config.json.
 
-    No parameters where that is not here, or not of a T5; float32 where it does not say.
+    No parameters where that is not here; float32 where it does not say.
+
+    Raises:
+        CheckpointError: it is not of a T5, or a value is not what it should be.
     """
     if path is None:
         return ENCODERS.get(row.name, 0), torch.float32
-    try:
-        said = json.loads(((path if path.is_dir() else path.parent) / CONFIG).read_text(encoding="utf-8"))
-        d, inner, ff = said["d_model"], said["num_heads"] * said["d_kv"], said["d_ff"]
-        gated = str(said.get("feed_forward_proj", "")).startswith("gated")
-        layer = 4 * d * inner + (3 if gated else 2) * d * ff + 2 * d
-        buckets = said.get("relative_attention_num_buckets", 32) * said["num_heads"]
-        stored = getattr(torch, str(said.get("dtype", said.get("torch_dtype"))), None)
-        return (
-            int(said["num_layers"] * layer + said["vocab_size"] * d + buckets + d),
-            stored if isinstance(stored, torch.dtype) else torch.float32,
-        )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    folder = path if path.is_dir() else path.parent
+    if not os.path.lexists(folder / CONFIG):
         return 0, torch.float32
+    said = read_sizes(folder)
+    d, inner = said["d_model"], said["num_heads"] * said["d_kv"]
+    layer = (
+        4 * d * inner + (3 if said["feed_forward_proj"].startswith("gated") else 2) * d * said["d_ff"] + 2 * d
+    )
+    buckets = said["relative_attention_num_buckets"] * said["num_heads"]
+    stored = DTYPES.get(said.get("dtype", ""), torch.float32)
+    return said["num_layers"] * layer + said["vocab_size"] * d + buckets + d, stored
 
 
 def released_config(row: Model) -> TransformerConfig | None:

@@ -285,10 +285,8 @@ def _read(file: Path) -> str:
     return read_text(file, "a file of prompts", MAX_BYTES)
 
 
-def _column(
-    file: Path, text: str, delimiter: str, tell: Callable[[str], object]
-) -> list[tuple[int, str]]:
-    """Return the column ``prompt`` of a table with a line of titles, each with the line on which its row begins.
+def _column(file: Path, text: str, delimiter: str, tell: Callable[[str], object]) -> list[tuple[int, str]]:
+    """Return the column ``prompt`` of a table with titles, each value with the line on which its row begins.
 
     Raises:
         UsageError: no or two such columns, one that says how to draw, or a row with more values than titles.

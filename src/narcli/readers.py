@@ -7,14 +7,17 @@ believed, and whatever is wrong ends in a CheckpointError.
 from __future__ import annotations
 
 import json
+import math
 import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from .configs import MAX_CELLS
 from .errors import CheckpointError
 from .metadata import DESCRIPTION, MAX_METADATA, SCHEMA, check_fields
+from .textfiles import check_regular
 
 if TYPE_CHECKING:
     import numpy as np
@@ -224,11 +227,17 @@ def read_tokens(path: Path) -> npt.NDArray[np.int32]:
     """
     from safetensors import SafetensorError, safe_open
 
+    check_regular(path)
     try:
         with safe_open(path, "np") as file:
             part = file.get_slice("tokens")
-            if part.get_dtype() != "I32" or not 1 <= len(part.get_shape()) <= 3:
-                raise CheckpointError(f"{path} holds other numbers than tokens.", "Get the original file.")
+            shape = part.get_shape()
+            if part.get_dtype() != "I32" or not 1 <= len(shape) <= 3 or not 0 < math.prod(shape) <= MAX_CELLS:
+                raise CheckpointError(
+                    f"{path} holds {'x'.join(map(str, shape))} numbers of the format {part.get_dtype()}, "
+                    f"expected at most {MAX_CELLS} tokens (I32) in a grid of 1 to 3 axes.",
+                    "Get the original file.",
+                )
             return file.get_tensor("tokens")
     except (OSError, SafetensorError):
         raise CheckpointError(

@@ -14,10 +14,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from .configs import CONFIG, MODEL, RELEASED_DEFAULTS, TEXT_ENCODER, TOKENIZER, read_config, result_of
-from .errors import NarError, UsageError, nearest
+from .errors import CheckpointError, NarError, UsageError, nearest
 from .textfiles import expand
+
+if TYPE_CHECKING:
+    from .checkpoints import Kind
 
 #: What a model can be the default for.
 DEFAULT_KINDS = ("image", "text", "video")
@@ -200,18 +204,18 @@ def complete(model: Model, path: Path) -> Model:
     if model.kind == "text-encoder":  # its config.json is the one of transformers
         return model
     folder = path.parent if path.name == MODEL else path
-    said = read_config(folder / CONFIG) if (folder / CONFIG).is_file() else None
+    said = read_config(folder / CONFIG) if os.path.lexists(folder / CONFIG) else None
     if said is None or not said.kind:  # beside a released file: only about sizes
         return replace(model, defaults=model.defaults or RELEASED_DEFAULTS.get(model.kind, {}))
     kind = said.kind
-    if model.kind.endswith("-tokenizer") and (folder / TOKENIZER).is_file() and kind in DEFAULT_KINDS:
+    if model.kind.endswith("-tokenizer") and has_own_tokenizer(path) and kind in DEFAULT_KINDS:
         # A folder with both parts is a model; asked for as a tokenizer it is one too.
         kind = "video-tokenizer" if kind == "video" else "image-tokenizer"
     return replace(
         model,
         kind=kind,
         grid=said.transformer.get("grid", model.grid),
-        tokenizer=None if (folder / TOKENIZER).is_file() else model.tokenizer,
+        tokenizer=None if has_own_tokenizer(path) else model.tokenizer,
         text_encoder=None if has_own_encoder(path) else model.text_encoder,
         classes=said.classes or model.classes,
         defaults={**model.defaults, **said.defaults},
@@ -221,12 +225,19 @@ def complete(model: Model, path: Path) -> Model:
 def has_own_tokenizer(path: Path) -> bool:
     """Whether a local model is a narcli folder that brings its tokenizer."""
     folder = path.parent if path.name == MODEL else path
-    return (folder / TOKENIZER).is_file()
+    return os.path.lexists(folder / TOKENIZER)
 
 
 def has_own_encoder(path: Path) -> bool:
-    """Whether a local model is a narcli folder that brings its text encoder."""
-    return ((path if path.is_dir() else path.parent) / TEXT_ENCODER).is_dir()
+    """Whether a local model is a narcli folder that brings its text encoder.
+
+    Raises:
+        CheckpointError: what has the encoder's name is no folder.
+    """
+    folder = (path if path.is_dir() else path.parent) / TEXT_ENCODER
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise CheckpointError(f"{folder} is no folder, expected one of a text encoder.", "Get it again.")
+    return folder.is_dir()
 
 
 _TOKENIZERS = {
@@ -315,6 +326,7 @@ def set_default(kind: str, name: str | None) -> None:
 
     Raises:
         UsageError: not a kind, or nothing of that name.
+        CheckpointError: a file or folder that is no model of that kind, or a damaged one.
         NarError: the settings cannot be written.
     """
     from .writers import write_atomic
@@ -325,6 +337,12 @@ def set_default(kind: str, name: str | None) -> None:
     if name is not None:
         model = resolve(name, kind)
         local = model.path is not None and name.lower() not in MODELS
+        if name.lower() not in MODELS:
+            from .checkpoints import check_model  # only here: it imports torch
+            from .hub import cached
+
+            if (found := cached(model)) is not None:
+                check_model(found.model, found.path, cast("Kind", kind))
         chosen[kind] = str(expand(name).resolve()) if local else model.name
     write_atomic(_settings_file(), (json.dumps(chosen, indent=1) + "\n").encode(), overwrite=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,7 +14,7 @@ import typer
 from .. import conversions, registry
 from ..configs import CONFIG
 from ..errors import CheckpointError, HubError, NarError, UsageError
-from ..textfiles import expand
+from ..textfiles import expand, read_json
 from . import options
 from .console import Console, bytes_text, is_terminal
 from .options import Json, Overwrite
@@ -226,9 +225,12 @@ def show(
     import torch
 
     from .. import memory
+    from ..checkpoints import remark
 
     about = _row(found.model if found else model, registry.defaults(), revision)
     networks = memory.networks_of(found or located or model)
+    if found is not None and (used := remark(found.path)):
+        about["note"] = f"{about['note']}; {used}" if about["note"] else used
     estimates, suffix = {}, ".mp4" if about["kind"] == "video" else ".png"
     if networks.runs:
         for dtype in Stored:
@@ -308,6 +310,7 @@ def verify(
     Converted copies go, and are made anew by the next run.
     """
     from .. import hub
+    from ..checkpoints import check_model
 
     console = Console()
     others, incomplete = list[str](), list[str]()
@@ -334,7 +337,7 @@ def verify(
             if damaged := [file["path"] for file in files if not file["ok"]]:
                 error = f"{damaged[0]} is not what was downloaded: its hash differs."
             else:
-                _load_on_meta(found)
+                check_model(found.model, found.path)
         except CheckpointError as problem:
             error = problem.message
         rows.append({
@@ -477,6 +480,7 @@ def _on_disk() -> tuple[list[tuple[registry.Model, str | None]], list[str], list
 def _read_as(repo: str, revision: str) -> list[registry.Model]:
     """What narcli takes a revision in the cache for, of a repository that it does not know; [] if nothing."""
     from .. import hub
+    from ..checkpoints import check_model
 
     models = [registry.Model(repo, kind, repo) for kind in ("image", "image-tokenizer", "text-encoder")]
     for model in models:
@@ -486,7 +490,7 @@ def _read_as(repo: str, revision: str) -> list[registry.Model]:
             if (
                 found.path.is_file() or model.kind == "text-encoder"
             ):  # a folder of narcli says itself what it is
-                _load_on_meta(found)
+                check_model(found.model, found.path)
             return [model]
     whole = set[Path]()
     for model in models:  # damage may hide what a file is
@@ -503,9 +507,8 @@ def _read_as(repo: str, revision: str) -> list[registry.Model]:
 
 def _is_foreign(config: Path) -> bool:
     """Whether a config.json is of another network of ``transformers``, whose weights narcli never reads."""
-    with suppress(OSError, ValueError, RecursionError):
-        said = json.loads(config.read_text(encoding="utf-8"))
-        return isinstance(said, dict) and said.get("model_type") not in (None, "t5")
+    with suppress(CheckpointError):
+        return read_json(config).get("model_type") not in (None, "t5")
     return False
 
 
@@ -535,28 +538,6 @@ def _compared(files: Sequence[dict[str, Any]]) -> str:
     if known in (0, len(files)):
         return "hashes checked" if known else "no hashes to compare with"
     return f"hashes checked of {known} of {len(files)} files"
-
-
-def _load_on_meta(found: Fetched) -> None:
-    """Load all networks of a model strictly, without memory.
-
-    Raises:
-        CheckpointError: what is missing, unexpected or misshapen.
-    """
-    from ..checkpoints import load_tokenizer, load_transformer
-    from ..configs import TEXT_ENCODER
-    from ..models.text import check_encoder
-
-    model, path = found.model, found.path
-    folder = path if path.is_dir() else path.parent
-    if model.kind == "text-encoder":
-        return check_encoder(folder)
-    if model.kind in registry.DEFAULT_KINDS:
-        load_transformer(path, grid=model.grid, dtype=None, device="meta")
-        if registry.has_own_encoder(path):
-            check_encoder(folder / TEXT_ENCODER)
-    if model.kind.endswith("-tokenizer") or registry.has_own_tokenizer(path):
-        load_tokenizer(folder if registry.has_own_tokenizer(path) else path, dtype=None, device="meta")
 
 
 def _count(number: int) -> str:

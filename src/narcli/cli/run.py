@@ -166,7 +166,10 @@ class Run:
             return
         progress = not self.quiet and is_terminal(sys.stderr)
         files = found.fetch(progress=progress, approve=approve, tell=self.console.note)
-        for note in dict.fromkeys((files.model.note, files.tokenizer.note)):
+        from ..checkpoints import remark
+
+        notes = [part.note or remark(part.path) for part in (files.model, files.tokenizer)]
+        for note in dict.fromkeys(notes):
             if note:
                 self.console.warn(note)
         if not budget.networks.runs:  # a repository that says its sizes only now

@@ -91,7 +91,7 @@ Rollouts = Annotated[
         min=0, max=1, help="Share of examples with some or all input tokens as the network itself drew them."
     ),
 ]
-Muon = Annotated[bool, typer.Option("--muon", help="Muon for hidden matrices: fewer steps; needs torch 2.9.")]
+Muon = Annotated[bool, typer.Option("--muon", help="Muon for hidden matrices: fewer steps.")]
 
 
 @app.command()

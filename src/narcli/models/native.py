@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 from zlib import crc32
@@ -16,12 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import CheckpointError
+from ..textfiles import read_bytes
+
 if TYPE_CHECKING:
     from .transformer import NARTransformer, Plan, TransformerConfig
 
 #: What ``hatch_build.py`` compiles, and of what.
 LIBRARY = Path(__file__).with_name("libnative.so")
 SOURCE = LIBRARY.with_name("native.cpp")
+MAX_LIBRARY = 2**26  # bytes
 #: Columns that lie side by side in a packed weight.
 PANEL = 64
 
@@ -42,10 +47,23 @@ class _Step(ctypes.Structure):
     ]
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a library is as it was built: it ends with the SHA-256 of what comes before.
+
+    The system would map one that was cut off, and end the process where a page is missing.
+    """
+    try:
+        data = read_bytes(path, MAX_LIBRARY, "a compiled library")
+    except CheckpointError:
+        return False
+    size = sha256().digest_size
+    return len(data) > size and sha256(data[:-size]).digest() == data[-size:]
+
+
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled functions; None where there are none, or torch does not use AVX-512 here."""
-    if not LIBRARY.exists() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+    """The compiled functions; None where there are none, damaged ones, or torch does not use AVX-512 here."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not is_whole(LIBRARY):
         return None
     pointer, long = ctypes.c_void_p, ctypes.c_long
     try:

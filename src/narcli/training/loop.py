@@ -46,7 +46,7 @@ class TrainSettings:
         betas: of AdamW; 0.9 and 0.95 as in the paper.
         weight_decay: on tensors of two and more dimensions.
         muon: a transformer's hidden matrices go to Muon instead of AdamW, at the same rate (its steps
-            are scaled to AdamW's size); needs torch 2.9.
+            are scaled to AdamW's size).
         ema: decay of the averaged weights, which are what is saved as the result.
         clip: largest norm of the gradient.
         save_every: steps between checkpoints and sample sheets.
@@ -73,8 +73,6 @@ class TrainSettings:
         for name in ("steps", "batch_size", "save_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected at least 1.")
-        if self.muon and not hasattr(torch.optim, "Muon"):
-            raise UsageError(f"torch {torch.__version__} has no Muon.", "Install torch 2.9 or later.")
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, then a cosine down to zero."""
