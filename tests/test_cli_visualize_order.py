@@ -24,7 +24,7 @@ import narcli
 from narcli import cli
 from narcli.cli import app, console, visualize_order
 from narcli.errors import CheckpointError, HubError, MemoryLimitError, NarError, UsageError
-from narcli.order import Order
+from narcli.order import neighbor as Order
 from narcli.readers import read_metadata
 from narcli.style import caption
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from narcli.errors import UsageError
-from narcli.order import HEADS, Order, format_grid, parse_grid
+from narcli.order import HEADS, format_grid, parse_grid
+from narcli.order import neighbor as Order
 
 grids = st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple)
 

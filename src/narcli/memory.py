@@ -21,8 +21,8 @@ from .checkpoints import build, load_tokenizer, transformer_config
 from .configs import CONFIG, TEXT_ENCODER
 from .errors import MemoryLimitError
 from .hub import Fetched, Located, cached
+from .kernels.native import cache_shape, can_fuse
 from .models.larp import LARPConfig
-from .models.native import cache_shape, can_fuse
 from .models.transformer import TransformerConfig, ffn_dim
 from .models.vq import VQConfig
 from .registry import MODELS, TEXT_ENCODER_OF_RELEASED, Model, has_own_tokenizer, smaller_models
@@ -153,7 +153,7 @@ def estimate(
     c, tokenizer, size = networks.transformer, networks.tokenizer, dtype.itemsize
     assert c is not None and tokenizer is not None
     rows, widest = batch_size * (2 if guided else 1), c.order.widest
-    length = c.condition_tokens + c.order.cells - len(c.order.steps[-1])
+    length = c.condition_tokens + c.order.slots
     keys_and_values = c.total_layers * 2 * rows * length * c.dim * size
     if can_fuse(c, dtype, torch.device(device)):
         keys_and_values = math.prod(cache_shape(c, rows, length)) * size
