@@ -115,7 +115,7 @@ def test_the_limit_is_reading_for_one_sample_and_computing_for_many():
         bench.limit(model, model.config.order, 1, settings, slow_memory) == len(c.order.steps) * weights * 4
     )
     assert bench.limit(model, model.config.order, 8, settings, slow_memory) == bench.limit(
-        model, 1, settings, slow_memory
+        model, model.config.order, 1, settings, slow_memory
     )
     slow_products = bench.Limits(read=1e30, products=1.0)
     once, eight = (bench.limit(model, model.config.order, size, settings, slow_products) for size in (1, 8))
