@@ -16,7 +16,7 @@ from zlib import crc32
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path("src/narcli/models/native.cpp")
+SOURCE = Path("src/narcli/kernels/native.cpp")
 LIBRARY = SOURCE.with_name("libnative.so")
 OPTIMISED = ["-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-exceptions", "-fno-rtti", "-fno-strict-aliasing"]
 #: What ``native.can_run`` asks for: all that PyTorch calls AVX512, and for one of the formats AVX512-BF16.

@@ -18,7 +18,7 @@ import narcli
 from hub_server import HubServer
 from narcli.checkpoints import save_model
 from narcli.classes import load_table
-from narcli.models import native
+from narcli.kernels import native
 from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.models.vq import VQConfig, VQTokenizer
 
@@ -39,15 +39,15 @@ def small_transformer(grid, num_classes, **changes):
 
 def hold_at_most(monkeypatch, rows, error):
     """From the third step on more rows, those of guidance included, fail; the numbers of rows seen."""
-    seen, whole = [], NARTransformer.decode
+    seen, whole = [], NARTransformer.feed
 
-    def decode(self, tokens, step, cache):
-        seen.append(len(tokens))
-        if step > 1 and len(tokens) > rows:
+    def feed(self, state, index, tokens):
+        seen.append(state.rows)
+        if index > 2 and state.rows > rows:
             raise error
-        return whole(self, tokens, step, cache)
+        return whole(self, state, index, tokens)
 
-    monkeypatch.setattr(NARTransformer, "decode", decode)
+    monkeypatch.setattr(NARTransformer, "feed", feed)
     return seen
 
 

@@ -18,10 +18,11 @@ from narcli import bench, memory
 from narcli.checkpoints import save_model
 from narcli.cli import app
 from narcli.errors import NarError
-from narcli.models import native
-from narcli.models.packed import can_pack
+from narcli.kernels import native
+from narcli.kernels.packed import can_pack
 from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.models.vq import VQConfig, VQTokenizer
+from narcli.order import raster
 from narcli.registry import MODELS, resolve
 from narcli.sampling import generate
 from narcli.settings import SamplingSettings
@@ -66,12 +67,11 @@ def test_the_plain_algorithm_draws_the_same_tokens(kind, interval):
 @pytest.mark.parametrize("grid", [(3, 4), (2, 3, 3)])
 def test_raster_order_shares_the_weights_and_takes_a_pass_a_cell(grid):
     model = network(grid, position="absolute" if len(grid) == 3 else "rotary")
-    other = bench.raster(model)
-    cells = model.config.order.cells
-    assert [len(step) for step in other.config.order.steps] == [1] * cells
-    assert all(a is b for a, b in zip(other.parameters(), model.parameters(), strict=True))
+    order, cells = raster(grid), model.config.order.cells
+    assert [len(step) for step in order.steps] == [1] * cells
     assert len(model.config.order.steps) < cells
-    assert len(list(generate(other, torch.tensor([0]), [0], SamplingSettings()))) == cells
+    steps = list(generate(model, torch.tensor([0]), [0], SamplingSettings(), order=order))
+    assert [step.cells for step in steps] == [(cell,) for cell in range(cells)]
 
 
 @pytest.mark.parametrize(
@@ -111,10 +111,14 @@ def test_the_limit_is_reading_for_one_sample_and_computing_for_many():
     c = model.config
     weights = c.total_layers * (4 * c.dim**2 + 3 * c.dim * c.ffn_dim) + 2 * c.dim * c.vocab_size
     slow_memory = bench.Limits(read=1.0, products=1e30)
-    assert bench.limit(model, 1, settings, slow_memory) == len(c.order.steps) * weights * 4
-    assert bench.limit(model, 8, settings, slow_memory) == bench.limit(model, 1, settings, slow_memory)
+    assert (
+        bench.limit(model, model.config.order, 1, settings, slow_memory) == len(c.order.steps) * weights * 4
+    )
+    assert bench.limit(model, model.config.order, 8, settings, slow_memory) == bench.limit(
+        model, model.config.order, 1, settings, slow_memory
+    )
     slow_products = bench.Limits(read=1e30, products=1.0)
-    once, eight = (bench.limit(model, size, settings, slow_products) for size in (1, 8))
+    once, eight = (bench.limit(model, model.config.order, size, settings, slow_products) for size in (1, 8))
     assert eight == pytest.approx(8 * once)
     # What torch counts of the real run, attention left out on both sides for its many forms.
     with FlopCounterMode(display=False) as counter:

@@ -26,7 +26,8 @@ import narcli
 from narcli import cli
 from narcli.cli import app, console, visualize_order
 from narcli.errors import CheckpointError, HubError, MemoryLimitError, NarError, UsageError
-from narcli.order import Order, parse_grid
+from narcli.order import neighbor as Order
+from narcli.order import parse_grid
 from narcli.readers import read_metadata
 from narcli.style import caption
 

@@ -19,7 +19,8 @@ from narcli.frontier import (
     order_svg,
     run_frames,
 )
-from narcli.order import Order, order_rows
+from narcli.order import neighbor as Order
+from narcli.order import order_rows
 from narcli.style import (
     BACKGROUND,
     CHECKER,

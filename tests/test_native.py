@@ -22,14 +22,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from narcli.errors import CheckpointError
+from narcli.kernels import draw, native, prepare, prepare_tokenizer
+from narcli.kernels.native import NativeAttention, NativeLinear, NativeTransformer
+from narcli.kernels.packed import PackedBlock, PackedLinear, PackedTransformer, can_pack
 from narcli.memory import Networks, estimate
-from narcli.models import larp, native
-from narcli.models.larp import Attention
-from narcli.models.native import NativeLayers, NativeLinear
-from narcli.models.packed import PackedBlock, PackedLinear, can_pack, pack
-from narcli.models.transformer import Cache, NARTransformer, TransformerConfig
+from narcli.models.larp import LARPConfig, LARPTokenizer
+from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.models.vq import VQConfig
-from narcli.sampling import draw, filter_logits, generate
+from narcli.sampling import draw_plain, filter_logits, generate
 from narcli.settings import SamplingSettings
 
 pytest.importorskip("hatchling", reason="hatchling (of the dev extra) builds the library")
@@ -112,9 +112,9 @@ def test_logits_are_those_of_the_plain_layers(sizes):
     needs(torch.float32)
     model, tokens = network(**sizes), torch.randint(300, (4, math.prod(sizes.get("grid", (5, 7)))))
     expected = logits_of(model, sizes, tokens)
-    packed = pack(copy.deepcopy(model))
-    assert isinstance(packed.fused, NativeLayers) and not packed.layers
-    torch.testing.assert_close(logits_of(packed, sizes, tokens), expected, rtol=1e-4, atol=2e-4)
+    fast = prepare(copy.deepcopy(model))
+    assert isinstance(fast, NativeTransformer)
+    torch.testing.assert_close(logits_of(fast, sizes, tokens), expected, rtol=1e-4, atol=2e-4)
 
 
 @KINDS
@@ -124,14 +124,14 @@ def test_bfloat16_is_nearer_to_float32_than_the_plain_layers_are(sizes):
     expected = logits_of(exact, sizes, tokens)
     plain = copy.deepcopy(exact).bfloat16()
     far = (logits_of(plain, sizes, tokens) - expected).norm()
-    assert 0 < (logits_of(pack(plain), sizes, tokens) - expected).norm() < far
+    assert 0 < (logits_of(prepare(plain), sizes, tokens) - expected).norm() < far
 
 
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
 @KINDS
 def test_logits_do_not_depend_on_the_batch_or_the_threads(sizes, dtype):
     needs(dtype)
-    model, before = pack(network(dtype, **sizes)), torch.get_num_threads()
+    model, before = prepare(network(dtype, **sizes)), torch.get_num_threads()
     together = logits_of(model, sizes)
     for rows in (slice(0, 1), slice(1, 4), slice(3, 4)):
         assert torch.equal(logits_of(model, sizes, rows=rows), together[rows])
@@ -147,7 +147,7 @@ def test_logits_do_not_depend_on_the_batch_or_the_threads(sizes, dtype):
 def test_fewer_threads_than_asked_for_are_enough():
     needs(torch.float32)
     code = (
-        "import torch; from narcli.models import native; torch.manual_seed(0); torch.set_num_threads(4);"
+        "import torch; from narcli.kernels import native; torch.manual_seed(0); torch.set_num_threads(4);"
         "linear = native.NativeLinear(torch.randn(999, 60)); x = torch.randn(9, 60);"
         "y = linear(x); tokens = native.draw(y[None], torch.rand(1, 9), 1.0, 9);"
         "print(y.double().sum().item(), tokens.tolist())"
@@ -163,7 +163,7 @@ def test_fewer_threads_than_asked_for_are_enough():
 
 def test_several_python_threads_may_use_one_model():
     needs(torch.float32)
-    model = pack(network(grid=(12, 12), dim=256, ffn_dim=512))
+    model = prepare(network(grid=(12, 12), dim=256, ffn_dim=512))
     expected = [logits_of(model, {}, rows=slice(row, row + 1)) for row in range(4)]
     with ThreadPoolExecutor(4) as pool:
         rows = [slice(k % 4, k % 4 + 1) for k in range(16)]
@@ -177,16 +177,17 @@ def test_several_python_threads_may_use_one_model():
 def test_what_is_no_number_is_not_hidden(dtype, number, part):
     """In the class, the only key of the first pass; and in every token, later."""
     needs(dtype)
-    model = pack(network(dtype))
+    model = prepare(network(dtype))
     with torch.no_grad():
         if part == "condition":
             model.condition.embedding.weight[3, 5] = number
         else:
             model.token_embedding.weight[:, 5] = number
     with torch.inference_mode():
-        cache = Cache(model, 2)
-        first = model.predict(model.prefill(model.condition(torch.tensor([3, 4])), cache), 0)
-        second = model.predict(model.decode(torch.tensor([[5], [6]]), 0, cache), 1)
+        state = model.start(model.condition(torch.tensor([3, 4])), 2)
+        first, tokens = model.predict(state, 0), torch.tensor([[5], [6]]).repeat(1, 35)
+        model.feed(state, 1, tokens)
+        second = model.predict(state, 1)
     if part == "condition":
         assert first[0].isnan().all() and second[0].isnan().all()
         assert first[1].isfinite().all() and second[1].isfinite().all()
@@ -230,19 +231,19 @@ def test_attention_is_that_of_torch_and_no_head_depends_on_another(dtype, n, wid
     assert found[0, :2].isnan().all() and found[0, 2:].isfinite().all() and found[1:].isfinite().all()
 
 
-@pytest.mark.parametrize("width", [12, 11])
-def test_the_attention_of_larp_is_compiled_but_for_gradients_and_odd_heads(width, monkeypatch):
+def test_the_attention_of_larp_is_compiled_but_for_odd_heads():
     needs(torch.float32)
     torch.manual_seed(0)
-    layer, x = Attention(4 * width, 4), torch.randn(2, 30, 4 * width)
-    expected = layer(x)
-    expected.sum().backward()
-    assert layer.qkv.weight.grad.abs().sum() > 0
-    calls, compiled = [], larp.attend
-    monkeypatch.setattr(larp, "attend", lambda *a: calls.append(a) or compiled(*a))
-    with torch.inference_mode():
-        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-6)
-    assert len(calls) == (width == 12)
+    sizes = {"encoder_num_heads": 4, "decoder_num_heads": 4, "encoder_depth": 1, "decoder_depth": 1}
+    for width, compiled in ((12, True), (11, False)):
+        hidden = {"encoder_hidden_size": 4 * width, "decoder_hidden_size": 4 * width}
+        tokenizer = LARPTokenizer(LARPConfig(8, 64, 8, input_size=16, frame_num=4, **sizes | hidden)).eval()
+        codes = torch.randint(64, (2, 8))
+        with torch.inference_mode():
+            expected = tokenizer.decode(codes)
+            prepare_tokenizer(tokenizer)
+            torch.testing.assert_close(tokenizer.decode(codes), expected, rtol=1e-4, atol=1e-5)
+        assert any(isinstance(part, NativeAttention) for part in tokenizer.modules()) == compiled
 
 
 @pytest.mark.parametrize(
@@ -264,12 +265,13 @@ def test_the_estimate_of_memory_knows_how_keys_and_values_lie(sizes):
     model = network(**sizes)
     networks = Networks(model.config, VQConfig(32, (1, 1), 1, 32, codebook_size=300))
     told = [estimate(networks, torch.float32, rows, guided=False).sampling for rows in (1, 9)]
-    held = [Cache(pack(copy.deepcopy(model)), rows).tensors.nbytes for rows in (1, 9)]
+    slots = model.plan().length
+    held = [prepare(copy.deepcopy(model)).empty_cache(rows, slots).nbytes for rows in (1, 9)]
     assert held[0] < told[0] and held[1] - held[0] < told[1] - told[0]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "library", lambda: None)
         plain = estimate(networks, torch.float32, 9, guided=False).sampling
-        assert told[1] - plain == held[1] - Cache(model, 9).tensors.nbytes
+        assert told[1] - plain == held[1] - model.empty_cache(9, slots).nbytes
 
 
 @given(
@@ -290,7 +292,7 @@ def test_a_draw_is_that_of_torch(columns, top_k, temperature, scale, seed):
     found = draw(logits, uniform, settings)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "library", lambda: None)
-        expected = draw(logits, uniform, settings)
+        expected = draw_plain(logits, uniform, settings)
     scaled = (logits - logits.amax(-1, keepdim=True)) / max(temperature, 1e-30)
     probabilities = filter_logits(scaled, top_k).double().softmax(-1)
     assert (probabilities.gather(-1, found[..., None]) > 0).all()
@@ -332,8 +334,8 @@ def test_a_step_that_finds_no_memory_is_a_shortage_of_memory(monkeypatch):
 def test_without_the_library_layers_are_packed(kernels):
     if not can_pack(torch.float32):
         pytest.skip("this machine has no packed layers")
-    model = pack(network())
-    assert (model.fused is not None) == (kernels == "native")
+    model = prepare(network())
+    assert type(model) is (NativeTransformer if kernels == "native" else PackedTransformer)
     assert isinstance(model.outputs, NativeLinear if kernels == "native" else PackedLinear)
     if kernels == "packed":
         assert all(isinstance(layer, PackedBlock) for layer in model.layers)
@@ -397,7 +399,7 @@ def test_a_library_that_cannot_be_used_is_left_alone(afresh, fault, monkeypatch,
     native.library.cache_clear()
     assert native.library() is None
     assert not native.can_run(torch.float32, CPU)
-    assert pack(network()).fused is None
+    assert not isinstance(prepare(network()), NativeTransformer)
 
 
 @pytest.mark.parametrize(("bf16", "amx"), [(False, False), (True, True)])
@@ -416,12 +418,12 @@ def test_a_trial_that_fails_leaves_everything_to_torch(afresh, monkeypatch):
     needs(torch.float32)
     native._works.cache_clear()
     monkeypatch.setattr(native.NativeLinear, "forward", lambda self, x: x.new_zeros(len(x), 70))
-    assert not native.can_run(torch.float32, CPU) and pack(network()).fused is None
+    assert not native.can_run(torch.float32, CPU) and not isinstance(prepare(network()), NativeTransformer)
 
 
 @pytest.mark.parametrize("sizes", [{"dim": 30, "position": "absolute"}, {"ffn_dim": 81}])
 def test_sizes_that_do_not_go_in_pairs_are_left_to_torch(sizes):
-    assert pack(network(**sizes)).fused is None
+    assert not isinstance(prepare(network(**sizes)), NativeTransformer)
 
 
 def test_only_what_it_is_made_for_is_run():
@@ -433,7 +435,7 @@ def test_there_is_one_pool_of_threads():
     """Two OpenMP libraries would fight for the processors."""
     needs(torch.float32)
     code = (
-        "import torch; from narcli.models import native; torch.randn(999, 999) @ torch.randn(999, 999);"
+        "import torch; from narcli.kernels import native; torch.randn(999, 999) @ torch.randn(999, 999);"
         "native.draw(torch.randn(4, 4, 99), torch.rand(4, 4), 1.0, 0);"
         "print(*{l.split()[-1] for l in open('/proc/self/maps')}, sep='\\n')"
     )
@@ -489,8 +491,8 @@ def test_the_library_is_built_into_a_wheel_of_this_platform(build, tmp_path):
     warnings, data, included, files = build("standard")
     assert data == {"pure_python": False, "tag": "py3-none-linux_x86_64"}
     assert (warnings, files) == ([], {"native.cpp"})
-    assert included.keys() == {"narcli/models/libnative.so"}
-    (tmp_path / "found.so").write_bytes(included["narcli/models/libnative.so"])
+    assert included.keys() == {"narcli/kernels/libnative.so"}
+    (tmp_path / "found.so").write_bytes(included["narcli/kernels/libnative.so"])
     assert native.is_whole(tmp_path / "found.so")
     library = ctypes.CDLL(str(tmp_path / "found.so"))
     assert library.narcli_source() & 0xFFFFFFFF == crc32((ROOT / SOURCE).read_bytes())

@@ -1,14 +1,17 @@
 """The decoding order, checked against its definition on any grid."""
 
 import itertools
+import json
 from math import prod
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from narcli.errors import UsageError
-from narcli.order import HEADS, Order, format_grid, parse_grid
+from narcli.order import HEADS, NONE, format_grid, neighbor, parse_grid, raster, regions, scales, zipar
+from narcli.order import neighbor as Order
 
 grids = st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple)
 
@@ -159,3 +162,145 @@ def test_parse_grid_returns_a_grid_or_a_usage_error(text):
         return
     assert 1 <= len(sizes) <= 3
     assert all(size >= 1 for size in sizes)
+
+
+# --- the orders of other systems -----------------------------------------------------------------
+
+GOLDEN = json.loads((Path(__file__).with_name("data") / "orders.json").read_text())
+
+
+def any_order(draw):
+    """An order of any kind, on a grid that it takes."""
+    match draw(st.sampled_from(["neighbor", "raster", "zipar", "regions", "scales"])):
+        case "neighbor":
+            return neighbor(draw(grids))
+        case "raster":
+            return raster(draw(grids))
+        case "zipar":
+            rows, columns = draw(st.integers(1, 7)), draw(st.integers(3, 9))
+            return zipar((rows, columns), draw(st.integers(2, columns - 1)))
+        case "regions":
+            side = draw(st.integers(1, 4))
+            sizes = side * draw(st.integers(1, 3)), side * draw(st.integers(1, 3))
+            return regions(sizes, side**2)
+        case _:
+            return scales(tuple(sorted(draw(st.sets(st.integers(1, 6), min_size=1, max_size=5)))))
+
+
+orders = st.composite(any_order)()
+
+
+@settings(max_examples=200, deadline=None)
+@given(orders)
+def test_every_order_decodes_every_cell_once_from_what_is_known(order):
+    """No token is fed before it is drawn, and every term of a cell's logits is of this pass."""
+    known = set()
+    for index, step in enumerate(order.passes):
+        assert bool(step.feeds) or index == 0
+        assert {feed.token for feed in step.feeds} - {NONE} <= known
+        assert len(step.cells) == len(step.sources) > 0
+        for terms in step.sources:
+            assert sum(source.weight for source in terms) == pytest.approx(1)
+            assert all(NONE <= source.feed < len(step.feeds) for source in terms)
+            assert all(0 <= source.head < len(order.heads) for source in terms)
+            assert all(source.feed != NONE for source in terms) or index == 0
+        assert not known & set(step.cells)
+        known |= set(step.cells)
+    assert known == set(range(order.cells))
+    assert sorted(order.generation) == list(range(order.cells))
+
+
+@settings(max_examples=200, deadline=None)
+@given(orders)
+def test_every_place_sees_itself_and_nothing_that_is_fed_later(order):
+    written = set()
+    for step in order.passes:
+        slots = [feed.slot for feed in step.feeds]
+        assert len(set(slots)) == len(slots)
+        written.update(slots)
+        for feed in step.feeds:
+            assert feed.slot < feed.sees <= order.slots
+            assert NONE <= feed.place < order.cells and NONE <= feed.learned < max(order.learned, 1)
+            assert (feed.token == NONE) or (feed.learned == NONE)
+        if not order.has_holes:
+            assert all(set(range(feed.sees)) <= written for feed in step.feeds)
+
+
+@settings(max_examples=100, deadline=None)
+@given(orders)
+def test_predecessors_are_fed_by_the_pass_that_reads_them(order):
+    if order.name.startswith("scales"):
+        return  # its inputs are no tokens
+    for cell in range(order.cells):
+        fed = {feed.token for feed in order.passes[order.step_of[cell]].feeds}
+        assert {p.cell for p in order.predecessors(cell)} <= fed
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        (raster(tuple(GOLDEN["raster"]["grid"])), GOLDEN["raster"]["step_of"]),
+        (neighbor(tuple(GOLDEN["next_neighbor"]["grid"])), GOLDEN["next_neighbor"]["step_of"]),
+        *((regions(tuple(one["grid"]), one["regions"]), one["step_of"]) for one in GOLDEN["par"]),
+        *((zipar(tuple(one["grid"]), one["window"]), one["step_of"]) for one in GOLDEN["zipar"]),
+        *((scales(tuple(one["sides"])), one["step_of_sequence"]) for one in GOLDEN["next_scale"]),
+    ],
+    ids=lambda value: value.name if isinstance(value, type(raster((1,)))) else "",
+)
+def test_steps_are_those_of_the_released_systems(order, expected):
+    assert list(order.step_of) == expected
+
+
+@pytest.mark.parametrize(
+    ("side", "window", "passes"),
+    [(16, 4, 88), (16, 8, 144), (16, 12, 200), (24, 8, 224), (24, 12, 312), (24, 16, 400), (32, 8, 304)],
+)
+def test_zipar_takes_the_passes_of_its_released_code(side, window, passes):
+    assert len(zipar((side, side), window).passes) == passes
+
+
+@pytest.mark.parametrize(
+    ("side", "count", "passes"), [(16, 4, 67), (24, 4, 147), (32, 4, 259), (16, 16, 31), (24, 16, 51)]
+)
+def test_par_takes_the_passes_of_its_released_code(side, count, passes):
+    order = regions((side, side), count)
+    assert (len(order.passes), order.learned, order.slots) == (passes, count - 1, side**2 - 1)
+
+
+def test_var_takes_ten_passes_for_680_tokens():
+    order = scales((1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
+    assert (len(order.passes), order.cells, order.sizes) == (10, 680, (16, 16))
+    assert [step.share for step in order.passes] == pytest.approx([k / 9 for k in range(10)])
+
+
+def test_zipar_feeds_a_substitute_at_the_end_of_the_row_above_and_its_token_when_it_is_known():
+    order = zipar((4, 5), 2)
+    # Row 2 begins at pass 5 + 2: the end of row 1 predicts its first cell, from the last token of row 0.
+    assert order.step_of[10] == 7
+    (feed,) = [feed for feed in order.passes[7].feeds if feed.place == 9]
+    assert (feed.token, feed.slot, feed.sees) == (4, 9, 10)
+    # Row 1 is complete after pass 9, and the token takes the substitute's slot.
+    (feed,) = [feed for feed in order.passes[10].feeds if feed.slot == 9]
+    assert (feed.token, feed.place) == (9, 9)
+    assert order.has_holes and not raster((4, 5)).has_holes
+    # Row 3 begins two passes after row 2 and takes the newest token of row 1, cell (1, 3).
+    assert [f.token for f in order.passes[order.step_of[15]].feeds if f.place == 14] == [8]
+
+
+def test_guidance_clocks_are_those_of_the_released_systems():
+    assert [step.clock for step in neighbor((3, 3)).passes] == [0, 1, 3, 6, 8]
+    assert [step.clock for step in raster((2, 3)).passes] == [0, 0, 1, 2, 3, 4]
+    assert [step.clock for step in regions((4, 4), 4).passes] == [0, 0, 1, 2, 0, 4, 8]
+    assert [step.clock for step in zipar((3, 4), 2).passes] == [0, 0, 1, 2, 0, 1, 2, 4, 6, 7]
+
+
+@pytest.mark.parametrize("window", [-1, 0, 1, 5, 9])
+def test_a_window_that_is_none_is_refused_with_the_range(window):
+    with pytest.raises(UsageError, match=rf"window is {window} .* from 2 to 4"):
+        zipar((5, 5), window)
+
+
+@pytest.mark.parametrize(("sizes", "count"), [((4, 4), 3), ((4, 6), 16), ((4, 4), 0), ((2, 4, 4), 4)])
+def test_regions_that_do_not_divide_the_grid_are_refused(sizes, count):
+    with pytest.raises(UsageError, match="regions"):
+        regions(sizes, count)

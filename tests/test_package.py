@@ -75,7 +75,7 @@ def test_the_wheel_has_the_data_and_nothing_else(wheel):
         for path in registry.WEIGHTS.parent.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".so"
     }
-    assert packed - {"narcli/models/libnative.so"} == there
+    assert packed - {"narcli/kernels/libnative.so"} == there
     assert {f"narcli/classes/{name}" for name in ("emoji.tsv", "imagenet1k.txt", "ucf101.txt")} <= packed
     for model in MAX_WEIGHTS:
         assert {f"narcli/weights/{model}/{name}" for name in WEIGHTS} <= packed
@@ -86,7 +86,7 @@ def test_the_wheel_has_the_data_and_nothing_else(wheel):
 
 
 def test_the_wheel_is_of_a_platform_if_something_in_it_was_compiled(wheel):
-    compiled = "narcli/models/libnative.so" in zipfile.ZipFile(wheel).namelist()
+    compiled = "narcli/kernels/libnative.so" in zipfile.ZipFile(wheel).namelist()
     assert wheel.name.endswith("-py3-none-linux_x86_64.whl" if compiled else "-py3-none-any.whl")
     if sys.platform == "linux" and platform.machine() == "x86_64" and shutil.which("c++"):
         assert compiled
@@ -98,7 +98,7 @@ def test_the_source_distribution_has_what_is_compiled_and_nothing_that_was(tmp_p
     (path,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"hatch_build.py", "src/narcli/models/native.cpp", "pyproject.toml"} <= names
+    assert {"hatch_build.py", "src/narcli/kernels/native.cpp", "pyproject.toml"} <= names
     assert not [name for name in names if name.endswith((".so", ".o", ".pyc"))]
 
 

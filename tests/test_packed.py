@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from narcli.models import native
-from narcli.models.packed import PackedLinear, can_pack, most_rows, pack
+from narcli.kernels import native, prepare
+from narcli.kernels.native import NativeTransformer
+from narcli.kernels.packed import PackedLinear, can_pack, most_rows
 from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.sampling import SamplingSettings
 from narcli.sampling import sample as sample_batch
@@ -46,8 +47,8 @@ def test_a_packed_model_gives_a_sample_the_same_tokens_in_every_batch(grid, head
     """Also with guidance that ends half way."""
     if not (native.can_run(dtype, torch.device("cpu")) if kernels == "native" else can_pack(dtype)):
         pytest.skip("this machine has no packed layers")
-    model = pack(network(grid, heads, dtype, **sizes))
-    assert (model.fused is not None) == (kernels == "native")
+    model = prepare(network(grid, heads, dtype, **sizes))
+    assert isinstance(model, NativeTransformer) == (kernels == "native")
     c, seeds = model.config, list(range(9))
     condition, padding = torch.arange(9), None
     if c.condition == "text":
@@ -74,7 +75,7 @@ def test_packing_leaves_odd_heads_as_they_are_and_may_be_asked_for_twice():
         torch.nn.init.normal_(parameter, std=0.3)
     classes, settings = torch.tensor([0, 1]), SamplingSettings()
     before = sample_batch(model, classes, [0, 1], settings)
-    model = pack(pack(model))
+    model = prepare(prepare(model))
     assert torch.equal(sample_batch(model, classes, [0, 1], settings), before)
 
 

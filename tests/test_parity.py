@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-import oracle
+from narcli.bench import generate_plain
 from narcli.checkpoints import load_tokenizer, load_transformer
-from narcli.models import native
-from narcli.models.packed import TransposedUpsample, can_pack, pack
+from narcli.kernels import native, prepare, prepare_tokenizer
+from narcli.kernels.native import NativeTransformer
+from narcli.kernels.packed import TransposedUpsample, can_pack
 from narcli.models.transformer import NARTransformer, TransformerConfig
 from narcli.sampling import SamplingSettings, filter_logits, generate
 
@@ -46,10 +47,21 @@ def released(tmp_path_factory):
 def run(model, condition, settings, padding=None, seeds=None):
     """(tokens in raster order, logits in generation order)."""
     steps = list(generate(model, condition, seeds or range(len(condition)), settings, padding))
+    assert [step.done for step in steps][-1] == model.config.order.cells
+    return gathered(model, condition, steps)
+
+
+def run_plain(model, condition, settings, padding=None):
+    """The same, by the slow algorithm."""
+    return gathered(
+        model, condition, list(generate_plain(model, condition, range(len(condition)), settings, padding))
+    )
+
+
+def gathered(model, condition, steps):
     tokens = torch.empty(len(condition), model.config.order.cells, dtype=torch.int64)
     for step in steps:
         tokens[:, list(step.cells)] = step.tokens
-    assert [step.done for step in steps][-1] == model.config.order.cells
     return tokens, torch.cat([step.logits for step in steps], 1)
 
 
@@ -66,8 +78,8 @@ def test_tokens_equal_and_logits_agree_with_the_released_code(
             pytest.skip(f"no {layers} layers on this machine")
         copy = NARTransformer(model.config)
         copy.load_state_dict(model.state_dict())
-        model = pack(copy.eval())
-        assert (model.fused is not None) == (layers == "native")
+        model = prepare(copy.eval())
+        assert isinstance(model, NativeTransformer) == (layers == "native")
     key = f"cfg{scale:g}" + (f"_interval{interval}" if interval >= 0 else "")
     tokens, logits = run(model, condition, SamplingSettings(scale, interval, temperature=0), padding)
     assert torch.equal(tokens, expected[f"tokens.{key}"])
@@ -91,7 +103,7 @@ def test_image_tokenizer_agrees_with_the_released_code(packed):
     if packed:
         if not can_pack(torch.float32):
             pytest.skip("no packed layers on this machine")
-        pack(tokenizer)
+        prepare_tokenizer(tokenizer)
         assert any(isinstance(module, TransposedUpsample) for module in tokenizer.modules())
     with torch.no_grad():
         decoded = tokenizer.decode(expected["codes"], (4, 4))
@@ -125,7 +137,8 @@ def test_the_slow_oracle_agrees_with_the_released_code(released, kind):
     model, condition, padding, expected = released[kind]
     scale, interval = [case[1:] for case in SETTINGS if case[0] == kind][-1]
     key = f"cfg{scale:g}" + (f"_interval{interval}" if interval >= 0 else "")
-    tokens, logits = oracle.greedy(model, condition, scale, interval, padding)
+    settings = SamplingSettings(scale, interval, temperature=0)
+    tokens, logits = run_plain(model, condition, settings, padding)
     assert torch.equal(tokens, expected[f"tokens.{key}"])
     torch.testing.assert_close(logits, expected[f"logits.{key}"], rtol=1e-4, atol=1e-4)
 
@@ -141,7 +154,7 @@ def test_fast_path_agrees_with_the_oracle_on_grids_that_are_not_square(grid, pos
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     classes = torch.tensor([0, 4, 2])
-    slow, slow_logits = oracle.greedy(model, classes, 3.0, 4)
+    slow, slow_logits = run_plain(model, classes, SamplingSettings(3.0, 4, temperature=0))
     fast, fast_logits = run(model, classes, SamplingSettings(3.0, 4, temperature=0))
     assert torch.equal(fast, slow)
     torch.testing.assert_close(fast_logits, slow_logits, rtol=1e-4, atol=1e-4)

@@ -18,7 +18,7 @@ from conftest import hold_at_most
 from narcli import devices, memory, pipeline, sources
 from narcli.cli import app
 from narcli.errors import CheckpointError, MemoryLimitError, UsageError
-from narcli.models import packed
+from narcli.kernels import packed
 from narcli.models.transformer import NARTransformer
 from narcli.pictures import auto_scale, contact_sheet, enlarge
 from narcli.pipeline import hash_tokens, to_clips

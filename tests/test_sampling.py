@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from narcli.errors import UsageError
-from narcli.models import packed
+from narcli.kernels import draw, packed
 from narcli.models.transformer import NARTransformer, TransformerConfig, rotate
-from narcli.sampling import SamplingSettings, draw, filter_logits, generate, uniform_draws
+from narcli.sampling import SamplingSettings, filter_logits, generate, uniform_draws
 from narcli.sampling import sample as sample_batch
 
 
@@ -35,7 +35,8 @@ def test_a_sample_does_not_depend_on_its_batch(model, scale):
 @pytest.mark.parametrize("threads", [1, 5, 8])
 def test_positions_do_not_depend_on_the_batch_however_it_is_split_over_threads(threads):
     model = NARTransformer(TransformerConfig((16, 16), 96, 1, 1, 8, 32, num_classes=2))
-    tables = packed.PackedBlock.rotary(model.plan, slice(100, 116), torch.device("cpu"))
+    step = next(step for step in model.plan().passes if len(step.tokens) == 16)
+    tables = packed.halves(step.rotary, 1)
     qk = torch.randn(24, 16, 2, 2, 48, generator=torch.Generator().manual_seed(0))
     before = torch.get_num_threads()
     try:
@@ -45,8 +46,7 @@ def test_positions_do_not_depend_on_the_batch_however_it_is_split_over_threads(t
             assert torch.equal(packed.rotate_halves(qk[row : row + 1], *tables)[0], together[row])
     finally:
         torch.set_num_threads(before)
-    cells = [1 + cell for cell in model.config.order.generation[99:115]]  # row 0 is the condition
-    cos, sin = (table[cells] for table in model.plan.train_rotary(torch.device("cpu")))
+    cos, sin = step.rotary
     pairs = qk.transpose(-1, -2).flatten(-2)[:, :, :, None]  # one head of 96
     torch.testing.assert_close(together.transpose(-1, -2).flatten(-2)[:, :, :, None], rotate(pairs, cos, sin))
 

@@ -1,9 +1,9 @@
 """How fast a model samples here: in next-neighbor and raster order, by the plain algorithm, and at best.
 
 Time does not depend on the values of weights, so random ones of a model's size will do; they are written to
-a file, which is loaded as a user's would be. Raster order is the same network on a grid of one row: as many
-passes as cells, one cell each. The plain algorithm is what the released code does, step by step: full-length
-caches under a mask, all heads for all cells, nothing prepared.
+a file, which is loaded as a user's would be. Raster order is the same network, fed one cell a pass. The plain
+algorithm is what the released code does, step by step: full-length caches under a mask, all heads for all
+cells, nothing prepared.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -32,22 +32,25 @@ from .checkpoints import Tokenizer, kind_of, save_model, transformer_config
 from .devices import release
 from .errors import NarError, UsageError
 from .hub import Fetched, fetch
+from .kernels import draw, prepare, prepare_tokenizer
+from .kernels.native import NativeLinear, can_run
+from .kernels.packed import PackedLinear, can_pack, multiply
 from .memory import released_config, sizes_told
 from .models.larp import LARPConfig, LARPTokenizer
-from .models.native import NativeLinear, can_run
-from .models.packed import PackedLinear, can_pack, multiply, pack, pack_tokenizer
+from .models.plan import ROTARY_BASE
 from .models.transformer import (
     NARTransformer,
-    Plan,
     RMSNorm,
     TextCondition,
+    TransformerConfig,
     hide_padding,
     rotate,
 )
 from .models.vq import VQConfig, VQTokenizer
+from .order import NONE, Order, raster
 from .pipeline import load_networks
 from .registry import Model, resolve
-from .sampling import draw, generate, uniform_draws
+from .sampling import draw_plain, generate, uniform_draws
 from .settings import ORDERS, SamplingSettings
 from .sources import Files, choose
 from .style import BACKGROUND, EMPTY, FRONTIER, MUTED, TEXT, ramp
@@ -182,15 +185,6 @@ def random_model(row: Model, dtype: torch.dtype, device: torch.device) -> NARTra
     return model.eval()
 
 
-def raster(model: NARTransformer) -> NARTransformer:
-    """The same network and weights with as many steps as cells."""
-    grid = (*[1] * (len(model.config.grid) - 1), model.config.order.cells)
-    other = copy.copy(model)
-    other.config = replace(model.config, grid=grid)
-    other.plan = Plan(other.config)
-    return other
-
-
 def measure(
     files: Files,
     orders: Sequence[str],
@@ -232,10 +226,10 @@ def measure(
             began = perf_counter()
             model, tokenizer = load_ready(files, device, dtype, plain)
             loads[plain] += [perf_counter() - began] * bool(repeat)
-            generator, together = (generate_plain, None) if plain else (generate, one)
+            together = None if plain else one
             for order, size in mine:
-                network = raster(model) if order == "raster" else model
-                case = network, generator, tokenizer, model.config.grid, size, settings, together
+                walk = raster(model.config.grid) if order == "raster" else model.config.order
+                case = model, None if plain else walk, tokenizer, size, settings, together
                 if not repeat:
                     forget_peak(device)
                 elif (order, size) == mine[0]:
@@ -244,9 +238,9 @@ def measure(
                 if repeat:
                     times[order, size].append(timed)
                 else:
-                    watched[order, size] = peak_bytes(device), limit(network, size, settings, limits)
+                    watched[order, size] = peak_bytes(device), limit(model, walk, size, settings, limits)
                 advance()
-            del model, tokenizer, network, case
+            del model, tokenizer, case
             release(device)
     cases = []
     for (order, size), samples in times.items():
@@ -271,8 +265,8 @@ def load_ready(
     if plain:
         networks = copy.deepcopy(networks)  # the first pass should not read the file
     else:
-        pack(networks[0])
-        pack_tokenizer(networks[1])
+        networks = prepare(networks[0]), networks[1]
+        prepare_tokenizer(networks[1])
     synchronize(device)
     return networks
 
@@ -280,28 +274,32 @@ def load_ready(
 @torch.inference_mode()
 def _run(
     model: NARTransformer,
-    generator: Callable[..., Iterator[Any]],
+    order: Order | None,
     tokenizer: Tokenizer,
-    grid: tuple[int, ...],
     size: int,
     settings: SamplingSettings,
     decoded_at_once: int | None,
 ) -> tuple[list[float], float]:
-    """Seconds of each step, and of decoding (on a CPU the pipeline decodes one sample at a time)."""
+    """Seconds of each pass, and of decoding (on a CPU the pipeline decodes one sample at a time).
+
+    Without an order it is the plain algorithm.
+    """
     c, device = model.config, device_of(model)
     condition = torch.zeros(size, dtype=torch.int64, device=device)
     if c.condition == "text":
         condition = torch.randn(size, c.condition_tokens, c.caption_dim).to(model.token_embedding.weight)
     steps, tokens = [], torch.zeros(size, c.order.cells, dtype=torch.int64, device=device)
     began = perf_counter()
-    for step in generator(model, condition, range(size), settings):
+    asked = model, condition, range(size), settings
+    walk: Iterator[Any] = generate(*asked, order=order, draw=draw) if order else generate_plain(*asked)
+    for step in walk:
         tokens[:, list(step.cells)] = step.tokens
         synchronize(device)
         now = perf_counter()
         steps.append(now - began)
         began = now
     for part in tokens.split(decoded_at_once or size):
-        tokenizer.decode(part, grid)
+        tokenizer.decode(part, c.grid)
     synchronize(device)
     return steps, perf_counter() - began
 
@@ -317,26 +315,37 @@ class PlainStep:
 
 @torch.inference_mode()
 def generate_plain(
-    model: NARTransformer, condition: Tensor, seeds: Sequence[int], settings: SamplingSettings
+    model: NARTransformer,
+    condition: Tensor,
+    seeds: Sequence[int],
+    settings: SamplingSettings,
+    padding: Tensor | None = None,
 ) -> Iterator[PlainStep]:
-    """The released algorithm as it is written, for comparison: the same tokens in float32, later.
+    """The released algorithm as it is written: the same tokens as ``generate`` in float32, later.
 
-    Arguments are those of ``sampling.generate``; the model must not be packed.
+    Full-length caches in raster order under a mask, all heads for all places, nothing prepared. What each
+    cell is predicted from comes from ``Order.predecessors``, not from a plan. Arguments are those of
+    ``generate``; the model must not be prepared.
     """
-    c, device, weight = model.config, condition.device, model.token_embedding.weight
+    c, order, first = model.config, model.config.order, model.config.condition_tokens
+    device, dtype = condition.device, model.token_embedding.weight.dtype
     rows = model.condition(condition)
     guided = settings.guided(0)
     if guided:
         rows = torch.cat([rows, model.condition.unconditional(condition)])
-    length = c.condition_tokens + c.order.cells
-    shape = (c.total_layers, 2, len(rows), c.heads, length, c.head_dim)
-    cache = torch.zeros(shape, dtype=weight.dtype, device=device)
-    mask, rotary = model.plan.train_mask.to(device), model.plan.train_rotary(device)
-    mask = hide_padding(mask, torch.zeros(len(rows), length, dtype=torch.bool, device=device))
-    draws = uniform_draws(seeds, c.order.cells).to(device)
-    positions, x = torch.arange(c.condition_tokens, device=device), rows
-    done = 0
-    for index, cells in enumerate(c.order.steps):
+    step_of = torch.tensor([*range(-first, 0), *order.step_of], device=device)
+    hidden = torch.zeros(len(rows), len(step_of), dtype=torch.bool, device=device)
+    if padding is not None:
+        hidden[:, :first] = padding.repeat(len(rows) // len(padding), 1)
+    mask = hide_padding(step_of[:, None] >= step_of[None, :], hidden)
+    rotary = raster_rotary(c, device) if c.position == "rotary" else None
+    cache = torch.zeros(
+        (c.total_layers, 2, len(rows), c.heads, len(step_of), c.head_dim), dtype=dtype, device=device
+    )
+    draws = uniform_draws(seeds, order.cells).to(device)
+    positions, x = torch.arange(first, device=device), rows
+    place, done = {NONE: first - 1}, 0  # of each cell, among what was fed last
+    for cells in order.steps:
         if c.position == "absolute":
             x = x + model.position_embedding[:, positions].to(x.dtype)
         outputs = []
@@ -358,20 +367,34 @@ def generate_plain(
             if (k := number + 1 - c.layers) >= 0:
                 head = model.ordered_heads[k]
                 outputs.append(head.output(head.norm(x)).float())
-        plan = model.plan.steps[index]
-        sources, weights = plan.sources.to(device), plan.weights.to(device)
-        parts = [logits[:, sources[:, k]] * weights[:, k, None] for k, logits in enumerate(outputs)]
-        logits = sum(parts[1:], parts[0])
+        by_head = dict(zip(order.heads, outputs, strict=True))
+        each = []
+        for cell in cells:
+            near = [(p.head, p.cell) for p in order.predecessors(cell)] or [(h, NONE) for h in order.heads]
+            each.append(torch.stack([by_head[name][:, place[other]] for name, other in near]).mean(0))
+        logits = torch.stack(each, 1)
         if guided:
             conditional, unconditional = logits.chunk(2)
             logits = unconditional + settings.cfg_scale * (conditional - unconditional)
             if not settings.guided(done):
                 logits = conditional
-        tokens = draw(logits, draws[:, list(cells)], settings)
+        tokens = draw_plain(logits, draws[:, list(cells)], settings)
         done += len(cells)
         yield PlainStep(cells, tokens, logits)
-        positions = plan.cells.to(device) + c.condition_tokens
+        place = {cell: index for index, cell in enumerate(cells)}
+        positions = torch.tensor(cells, device=device) + first
         x = model.token_embedding(tokens.repeat(2, 1) if guided else tokens)
+
+
+def raster_rotary(c: TransformerConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of each pair of condition and cells in raster order, twice (C + N, head_dim / 2)."""
+    half = c.head_dim // 2
+    frequencies = ROTARY_BASE ** (-2 * torch.arange(half // 2, device=device) / half)
+    rows, columns = (torch.arange(size, device=device).float() for size in c.grid)
+    h, w = torch.meshgrid(rows, columns, indexing="ij")
+    angles = torch.cat([axis.reshape(-1, 1) * frequencies for axis in (h, w)], 1)
+    first = (0, 0, c.condition_tokens, 0)
+    return F.pad(angles.cos(), first), F.pad(angles.sin(), first)
 
 
 # --- the machine ---------------------------------------------------------------------------------
@@ -419,13 +442,15 @@ def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
     return Limits(memory.numel() * 4 / best(memory.sum), 2 * 2048**3 / seconds)
 
 
-def limit(model: NARTransformer, batch_size: int, settings: SamplingSettings, limits: Limits) -> float:
+def limit(
+    model: NARTransformer, order: Order, batch_size: int, settings: SamplingSettings, limits: Limits
+) -> float:
     """Seconds that the machine's limits leave for the tokens: for each pass, reading or computing."""
     c, itemsize = model.config, model.token_embedding.weight.element_size()
     block = 4 * c.dim**2 + 3 * c.dim * c.ffn_dim
-    head = len(c.order.heads) * c.dim * c.vocab_size
+    head = len(model.heads) * c.dim * c.vocab_size
     seconds, fed, known = 0.0, c.condition_tokens, 0
-    for cells in c.order.steps:
+    for cells in order.steps:
         rows = batch_size * (2 if settings.guided(known) else 1)
         keys = c.condition_tokens + known
         attention = 4 * c.dim * fed * keys

@@ -23,12 +23,12 @@ from .configs import CONFIG, TEXT_ENCODER
 from .devices import DTYPES
 from .errors import MemoryLimitError
 from .hub import Fetched, Located, cached
+from .kernels.native import cache_shape, can_fuse
 from .models.larp import LARPConfig
-from .models.native import cache_shape, can_fuse
 from .models.text import read_sizes
 from .models.transformer import TransformerConfig, ffn_dim
 from .models.vq import VQConfig
-from .order import Order
+from .order import neighbor
 from .registry import MODELS, TEXT_ENCODER_OF_RELEASED, Model, has_own_tokenizer, smaller_models
 from .settings import DECODED_TOGETHER
 
@@ -198,7 +198,7 @@ def estimate(
     c, tokenizer, size = networks.transformer, networks.tokenizer, dtype.itemsize
     assert c is not None and tokenizer is not None
     rows, widest = batch_size * (2 if guided else 1), c.order.widest
-    length = c.condition_tokens + c.order.cells - len(c.order.steps[-1])
+    length = c.condition_tokens + c.order.slots
     keys_and_values = c.total_layers * 2 * rows * length * c.dim * size
     if can_fuse(c, dtype, torch.device(device)):
         keys_and_values = math.prod(cache_shape(c, rows, length)) * size
@@ -250,7 +250,7 @@ def _files(
         frames, height, width = tokenizer.clip_size(grid)
     except ValueError:  # they do not belong together, which is refused when they are loaded
         return 0, 0
-    order, pixels = Order(grid), height * width
+    order, pixels = neighbor(grid), height * width
     scale = files.scale or auto_scale((height, width))
     large, many = pixels * scale**2, min(frames, files.frames or frames)
     png = round(PNG * pixels + DETAIL * large)

@@ -1,29 +1,84 @@
-"""Decoding order of next-neighbor autoregression (arXiv 2503.10696, section 3.1).
+"""Decoding orders as data: which cells each pass of a network decodes, and from what.
 
-A cell's distance is the sum of its coordinates (Manhattan distance from the all-zero corner);
-step ``s`` decodes every cell of distance ``s`` at once. Each cell of a later step is predicted by
-its predecessors, the neighbors one step nearer to the corner, one for each axis along which it is
-not on the border. Pure Python: nothing here knows of tensors.
+An order is a list of passes. The network and the sampler execute passes and know no paradigm; an order is one
+of the
+generators at the end: ``neighbor`` (NAR, arXiv 2503.10696 section 3.1), ``raster`` (LlamaGen), ``zipar``
+(ZipAR, arXiv 2412.04062), ``regions`` (PAR, arXiv 2412.15119) and ``scales`` (VAR, arXiv 2404.02905). Pure
+Python: nothing here knows of tensors.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
-from typing import Any
+from math import isqrt, prod
+from typing import Any, NamedTuple
 
 from .errors import UsageError
 
-#: Names of the dimension-oriented heads, counted from the last axis: W, H, T.
+#: Names of the axis heads, counted from the last axis: W, H, T.
 HEADS = ("right", "down", "back")
+#: In a Feed or Source: no cell, no position, no learned row; the last condition token.
+NONE = -1
+
+
+class Feed(NamedTuple):
+    """One place that a pass feeds to the network.
+
+    Args:
+        token: cell whose token is embedded; ``NONE`` for a learned row, or an input that the network makes.
+        place: cell whose position it has; ``NONE`` for no position.
+        slot: where its key and value are kept, counted after the condition. One that is taken is overwritten.
+        sees: number of leading slots that it attends to, with the condition. Those that nothing was written
+            to count as keys and values of zero.
+        learned: row of the learned embeddings, or ``NONE``.
+    """
+
+    token: int
+    place: int
+    slot: int
+    sees: int
+    learned: int = NONE
+
+
+class Source(NamedTuple):
+    """One term of a cell's logits.
+
+    Args:
+        feed: index among the feeds of the pass; ``NONE`` for the last condition token.
+        head: axis head that reads the hidden state there, counted from the first.
+        weight: share of the cell's logits; those of a cell add up to 1.
+    """
+
+    feed: int
+    head: int
+    weight: float
 
 
 @dataclass(frozen=True)
-class Predecessor:
-    """``cell`` (flat index) predicts its neighbor along ``axis`` with the head named ``head``."""
+class Pass:
+    """One forward pass of the network.
+
+    Args:
+        cells: flat indices of the cells that it decodes, n of them.
+        sources: for each of them the terms of its logits.
+        feeds: what is fed; nothing in the first pass of most orders, which reads the condition.
+        clock: number that ``cfg_interval`` is compared with.
+        share: of the guidance scale's excess over 1 that is used.
+    """
+
+    cells: tuple[int, ...]
+    sources: tuple[tuple[Source, ...], ...]
+    feeds: tuple[Feed, ...] = ()
+    clock: int = 0
+    share: float = 1.0
+
+
+class Predecessor(NamedTuple):
+    """``cell`` (flat index) predicts another cell along ``axis`` with the head named ``head``."""
 
     axis: int
     cell: int
@@ -32,41 +87,47 @@ class Predecessor:
 
 @dataclass(frozen=True)
 class Order:
-    """The decoding order of a grid.
+    """A decoding order of a grid.
 
     Args:
-        sizes: grid sizes, one to three axes, e.g. ``(16, 16)`` = (H, W) or ``(4, 16, 16)`` = (T, H, W).
-
-    Raises:
-        UsageError: when there are no axes, more than three, or a size below 1.
+        name: as people type it, such as ``neighbor`` or ``zipar:8``.
+        sizes: grid sizes, one to three axes: ``(16, 16)`` = (H, W), ``(4, 16, 16)`` = (T, H, W).
+        panels: grids that pictures of the order show side by side; cells are numbered through all of them.
+        heads: names of the axis heads that it reads, from the first.
+        rule: makes the passes.
+        learned: rows of learned embeddings that it feeds.
     """
 
+    name: str
     sizes: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if not 1 <= len(self.sizes) <= len(HEADS) or any(size < 1 for size in self.sizes):
-            raise UsageError(
-                f"The grid {format_grid(self.sizes)!r} has no decoding order.",
-                "Give one to three sizes of at least 1, such as 16x16 or 4x16x16.",
-            )
+    panels: tuple[tuple[int, ...], ...]
+    heads: tuple[str, ...]
+    rule: Callable[[], Iterator[Pass]] = field(compare=False, repr=False)
+    learned: int = 0
 
     @property
     def cells(self) -> int:
-        """Number of cells, which is also the number of steps of raster order."""
-        return prod(self.sizes)
+        """Number of cells, of all panels; also the number of passes of raster order."""
+        return sum(map(prod, self.panels))
+
+    @cached_property
+    def passes(self) -> tuple[Pass, ...]:
+        """The passes, first to last."""
+        return tuple(self.rule())
 
     @cached_property
     def steps(self) -> tuple[tuple[int, ...], ...]:
-        """Flat (row-major) cell indices of each step, ascending within a step."""
-        steps: list[list[int]] = [[] for _ in range(sum(self.sizes) - len(self.sizes) + 1)]
-        for cell, coordinates in enumerate(itertools.product(*map(range, self.sizes))):
-            steps[sum(coordinates)].append(cell)
-        return tuple(map(tuple, steps))
+        """Flat cell indices that each pass decodes."""
+        return tuple(step.cells for step in self.passes)
 
     @cached_property
     def step_of(self) -> tuple[int, ...]:
-        """The step at which each cell is decoded, in raster order."""
-        return tuple(map(sum, itertools.product(*map(range, self.sizes))))
+        """The pass that decodes each cell, by flat index."""
+        found = [NONE] * self.cells
+        for index, cells in enumerate(self.steps):
+            for cell in cells:
+                found[cell] = index
+        return tuple(found)
 
     @cached_property
     def generation(self) -> tuple[int, ...]:
@@ -74,19 +135,29 @@ class Order:
         return tuple(itertools.chain.from_iterable(self.steps))
 
     @cached_property
+    def slots(self) -> int:
+        """Slots that keys and values take, those of the condition aside."""
+        return 1 + max((feed.slot for step in self.passes for feed in step.feeds), default=NONE)
+
+    @cached_property
+    def has_holes(self) -> bool:
+        """Whether a place attends to a slot that nothing was written to."""
+        written: set[int] = set()
+        for step in self.passes:
+            written.update(feed.slot for feed in step.feeds)
+            if any(feed.sees > len(written) for feed in step.feeds):
+                return True
+        return False
+
+    @cached_property
     def strides(self) -> tuple[int, ...]:
         """Distance in flat indices between neighbors along each axis."""
         return tuple(prod(self.sizes[axis + 1 :]) for axis in range(len(self.sizes)))
 
-    @property
+    @cached_property
     def widest(self) -> int:
         """Number of cells of the largest step."""
         return max(map(len, self.steps))
-
-    @property
-    def heads(self) -> tuple[str, ...]:
-        """The heads that the grid needs: right, then down, then back in time."""
-        return HEADS[: len(self.sizes)]
 
     def coordinates(self, cell: int) -> tuple[int, ...]:
         """Coordinates of a flat index.
@@ -94,7 +165,7 @@ class Order:
         Raises:
             IndexError: when the cell is outside the grid.
         """
-        if not 0 <= cell < self.cells:
+        if not 0 <= cell < prod(self.sizes):
             raise IndexError(f"cell {cell} is outside the grid {format_grid(self.sizes)}")
         return tuple(cell // stride % size for stride, size in zip(self.strides, self.sizes, strict=True))
 
@@ -102,17 +173,216 @@ class Order:
         """The axis along which ``head`` predicts: ``right`` is the last one.
 
         Raises:
-            ValueError: when the grid has no such head.
+            ValueError: when the order has no such head.
         """
         return len(self.sizes) - 1 - self.heads.index(head)
 
     def predecessors(self, cell: int) -> tuple[Predecessor, ...]:
-        """The neighbors that predict ``cell``, in the order of ``heads``; none for the corner."""
-        coordinates = self.coordinates(cell)
-        axes = ((self.head_axis(head), head) for head in self.heads)
-        return tuple(
-            Predecessor(axis, cell - self.strides[axis], head) for axis, head in axes if coordinates[axis] > 0
+        """The cells whose tokens predict ``cell``, by head; none where only the condition does."""
+        index, place = self._found_at[cell]
+        step = self.passes[index]
+        found = []
+        for source in step.sources[place]:
+            token = step.feeds[source.feed].token if source.feed != NONE else NONE
+            if token != NONE:
+                head = self.heads[source.head]
+                found.append(Predecessor(self.head_axis(head), token, head))
+        return tuple(found)
+
+    @cached_property
+    def _found_at(self) -> dict[int, tuple[int, int]]:
+        """(pass, place among its cells) of each cell."""
+        return {
+            cell: (index, place) for index, cells in enumerate(self.steps) for place, cell in enumerate(cells)
+        }
+
+
+# --- the orders ----------------------------------------------------------------------------------
+
+
+def neighbor(sizes: tuple[int, ...]) -> Order:
+    """NAR: each pass decodes all cells of one Manhattan distance from the first (section 3.1).
+
+    A cell is predicted by its neighbors one step nearer to the corner, by the head of the axis between them.
+
+    Args:
+        sizes: one to three, each at least 1.
+
+    Raises:
+        UsageError: there are no axes, more than three, or a size below 1.
+    """
+    heads = HEADS[: len(_checked(sizes))]
+
+    def rule() -> Iterator[Pass]:
+        steps: list[list[int]] = [[] for _ in range(sum(sizes) - len(sizes) + 1)]
+        for cell, coordinates in enumerate(itertools.product(*map(range, sizes))):
+            steps[sum(coordinates)].append(cell)
+        yield Pass((0,), (tuple(Source(NONE, head, 1 / len(heads)) for head in range(len(heads))),))
+        # Of each head, from the last axis on: the stride along its axis, and the size of that axis.
+        axes = [(prod(sizes[axis + 1 :]), sizes[axis]) for axis in reversed(range(len(sizes)))]
+        known = 0
+        for before, cells in itertools.pairwise(steps):
+            place = {cell: index for index, cell in enumerate(before)}
+            sources = []
+            for cell in cells:
+                near = [(h, cell - stride) for h, (stride, size) in enumerate(axes) if cell // stride % size]
+                sources.append(tuple(Source(place[other], head, 1 / len(near)) for head, other in near))
+            slots = range(known, known + len(before))
+            known += len(before)
+            feeds = (Feed(cell, cell, slot, known) for cell, slot in zip(before, slots, strict=True))
+            yield Pass(tuple(cells), tuple(sources), tuple(feeds), known)
+
+    return Order("neighbor", sizes, (sizes,), heads, rule)
+
+
+def raster(sizes: tuple[int, ...]) -> Order:
+    """LlamaGen and LARP-AR: one cell a pass, in raster order, each predicted from the one before.
+
+    Raises:
+        UsageError: as ``neighbor``.
+    """
+
+    def rule() -> Iterator[Pass]:
+        yield Pass((0,), ((Source(NONE, 0, 1.0),),))
+        for cell in range(1, prod(sizes)):
+            # cfg_interval counts one token later than in NAR's code.
+            yield Pass(
+                (cell,), ((Source(0, 0, 1.0),),), (Feed(cell - 1, cell - 1, cell - 1, cell),), cell - 1
+            )
+
+    return Order("raster", _checked(sizes), (sizes,), HEADS[:1], rule)
+
+
+def zipar(sizes: tuple[int, ...], window: int) -> Order:
+    """ZipAR: raster order in which a row begins when the row above has ``window`` tokens.
+
+    A row's first cell is predicted at the last place of the row above. While its token is missing, the newest
+    token of two rows above stands in for it there. A place attends to all places before it, also to those
+    still empty.
+
+    Args:
+        sizes: (H, W).
+        window: from 2 to W - 1.
+
+    Raises:
+        UsageError: no grid of two axes, or another window.
+    """
+    if len(_checked(sizes)) != 2 or not 2 <= window < sizes[1]:
+        expected = f"from 2 to {sizes[-1] - 1}" if sizes[-1] > 2 else "a grid of two axes, at least 3 wide"
+        raise UsageError(
+            f"ZipAR's window is {window} on the grid {format_grid(sizes)}, expected {expected}.",
+            "A window of the whole row or more is raster order.",
         )
+    rows, columns = sizes
+
+    def rule() -> Iterator[Pass]:
+        yield Pass((0,), ((Source(NONE, 0, 1.0),),))
+        known_below = 0  # tokens of all rows but the first
+        for index in range(1, 2 * columns + (rows - 2) * window if rows > 1 else columns):
+            cells, feeds, sources = [], [], []
+            for row in range(rows):
+                column = index - (columns + (row - 1) * window if row else 0)
+                cell, end = row * columns + column, row * columns - 1
+                if row and column == columns and cell < rows * columns:  # its token replaces the substitute
+                    feeds.append(Feed(cell - 1, cell - 1, cell - 1, cell))
+                if not 0 <= column < columns:
+                    continue
+                if column or row == 1:
+                    feeds.append(Feed(cell - 1, cell - 1, cell - 1, cell))
+                else:
+                    newest = columns - 1 if row == 2 else (row - 2) * columns + min(2 * window, columns) - 1
+                    feeds.append(Feed(newest, end, end, end + 1))
+                cells.append(cell)
+                sources.append((Source(len(feeds) - 1, 0, 1.0),))
+            clock = known_below if index >= columns else index - 1
+            yield Pass(tuple(cells), tuple(sources), tuple(feeds), clock)
+            known_below += sum(cell >= columns for cell in cells)
+
+    return Order(f"zipar:{window}", sizes, (sizes,), HEADS[:1], rule)
+
+
+def regions(sizes: tuple[int, ...], count: int) -> Order:
+    """PAR: the first cells of ``count`` regions one by one, then all regions together in raster order.
+
+    Args:
+        sizes: (H, W), both multiples of the square root of ``count``.
+        count: a square, n.
+
+    Raises:
+        UsageError: no grid of two axes, not a square, or regions that do not divide the grid.
+    """
+    side = isqrt(max(count, 0))
+    if len(_checked(sizes)) != 2 or count < 1 or side**2 != count or any(size % side for size in sizes):
+        raise UsageError(
+            f"The grid {format_grid(sizes)} cannot be cut into {count} regions.",
+            "PAR takes 4, 9, 16 and other squares whose root divides both sides of a grid of two axes.",
+        )
+    height, width = sizes[0] // side, sizes[1] // side
+    cells = [
+        (a * height + i) * sizes[1] + b * width + j
+        for i, j in itertools.product(range(height), range(width))
+        for a, b in itertools.product(range(side), range(side))
+    ]
+
+    def rule() -> Iterator[Pass]:
+        yield Pass(tuple(cells[:1]), ((Source(NONE, 0, 1.0),),))
+        for t in range(1, count):
+            feed = Feed(cells[t - 1], cells[t - 1], t - 1, t)
+            yield Pass((cells[t],), ((Source(0, 0, 1.0),),), (feed,), t - 1)
+        slot = count - 1
+        for group, start in enumerate(range(count, len(cells), count)):
+            end = slot + count
+            if group:  # the group before, and its slots after the learned ones
+                fed = [Feed(cell, cell, slot + k, end) for k, cell in enumerate(cells[start - count : start])]
+            else:
+                fed = [Feed(cells[count - 1], cells[count - 1], slot, end)]
+                fed += [Feed(NONE, NONE, slot + 1 + k, end, k) for k in range(count - 1)]
+            slot = end
+            sources = tuple((Source(k, 0, 1.0),) for k in range(count))
+            yield Pass(tuple(cells[start : start + count]), sources, tuple(fed), group * count)
+
+    return Order(f"regions:{count}", sizes, (sizes,), HEADS[:1], rule, count - 1)
+
+
+def scales(sides: tuple[int, ...]) -> Order:
+    """VAR: each pass decodes a whole square grid, from the smallest to the finest.
+
+    Cells are numbered scale by scale. The network makes the input of a place from the scales before, and the
+    place predicts its own token. Guidance grows from none to all.
+
+    Args:
+        sides: of the grids, each at least 1.
+
+    Raises:
+        UsageError: there are none, or a side below 1.
+    """
+    panels = tuple((side, side) for side in sides)
+    _checked(sides[:1] or (0,))
+    _checked((min(sides), max(sides)))
+
+    def rule() -> Iterator[Pass]:
+        known = 0
+        for index, side in enumerate(sides):
+            cells = tuple(range(known, known + side * side))
+            known += side * side
+            feeds = tuple(Feed(NONE, cell, cell, known) for cell in cells)
+            share = index / (len(sides) - 1) if len(sides) > 1 else 0.0
+            sources = tuple((Source(k, 0, 1.0),) for k in range(len(cells)))
+            yield Pass(cells, sources, feeds, 0, share)
+
+    return Order("scales:" + ",".join(map(str, sides)), (sides[-1], sides[-1]), panels, HEADS[:1], rule)
+
+
+def _checked(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    if not 1 <= len(sizes) <= len(HEADS) or any(size < 1 for size in sizes):
+        raise UsageError(
+            f"The grid {format_grid(sizes)!r} has no decoding order.",
+            "Give one to three sizes of at least 1, such as 16x16 or 4x16x16.",
+        )
+    return sizes
+
+
+# --- grids and rows as text ----------------------------------------------------------------------
 
 
 def order_rows(order: Order) -> list[dict[str, Any]]:

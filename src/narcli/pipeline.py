@@ -31,11 +31,11 @@ from .classes import ClassEntry, ClassTable, load_table, table_for
 from .devices import choose_device, choose_dtype, memory_guard, release
 from .encoding import PromptEncoder, encoder_dtype
 from .errors import CheckpointError, MemoryLimitError, UsageError
+from .kernels import draw, prepare, prepare_tokenizer
 from .memory import Networks, choose_batch_size
 from .metadata import MAX_TOKENS, pack_tokens
-from .models.packed import pack, pack_tokenizer
 from .models.transformer import NARTransformer
-from .order import Order, format_grid
+from .order import Order, format_grid, neighbor
 from .outputs import clean_name, default_stem, fields_of
 from .prompts import Prompt, parse_prompt
 from .sampling import Step, generate
@@ -107,8 +107,8 @@ def load_files(
     known = files.model.model
     with memory_guard("Try a smaller model, or --dtype bfloat16."):
         transformer, tokenizer = load_networks(files, place, choose_dtype(dtype, place))
-        pack(transformer)
-        pack_tokenizer(tokenizer)
+        transformer = prepare(transformer)
+        prepare_tokenizer(tokenizer)
     count = transformer.config.num_classes
     classes = load_table(known.classes) if known.classes else table_for(count, known.kind)
     if len(classes) != count:
@@ -170,7 +170,7 @@ def load_decoder(
     place = choose_device(device)
     with memory_guard("Try --dtype bfloat16."):
         tokenizer = load_tokenizer(path, dtype=choose_dtype(dtype, place), device=place, keep=True)
-        pack_tokenizer(tokenizer)
+        prepare_tokenizer(tokenizer)
     _check_grid("The tokens are", grid, tokenizer, path)
     return TokenDecoder(tokenizer, grid)
 
@@ -314,7 +314,7 @@ class Decodes(ABC):
     @cached_property
     def order(self) -> Order:
         """In which the cells of a picture or clip are decoded."""
-        return Order(self.grid)
+        return neighbor(self.grid)
 
     @property
     def device(self) -> torch.device:
@@ -487,7 +487,9 @@ class Pipeline(Decodes):
         """Each step of a batch, all tokens so far, and after the last one the results; counts ``seconds``."""
         order = self.order
         tokens = torch.full((len(batch), order.cells), -1)
-        steps = generate(self.model, condition, [sample.seed for sample in batch], settings, padding)
+        steps = generate(
+            self.model, condition, [sample.seed for sample in batch], settings, padding, draw=draw
+        )
         for index in range(len(order.steps)):
             results: tuple[Result, ...] = ()
             with memory_guard("Free some memory, or try a smaller model or --dtype bfloat16."):

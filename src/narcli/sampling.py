@@ -7,7 +7,7 @@ so that a sample does not depend on the batch that it is made in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
-from .models import native
-from .models.transformer import Cache, NARTransformer
+from .models.transformer import NARTransformer
+from .order import Order
 from .settings import SamplingSettings as SamplingSettings
+
+#: Logits float32 (B, n, V), uniform numbers (B, n) and settings in, tokens (B, n) int64 out.
+Draw = Callable[[Tensor, Tensor, SamplingSettings], Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,11 @@ def generate(
     settings: SamplingSettings,
     padding: Tensor | None = None,
     given: Tensor | None = None,
+    *,
+    order: Order | None = None,
+    draw: Draw | None = None,
 ) -> Iterator[Step]:
-    """Decode a batch, one frontier at a time.
+    """Decode a batch, one pass at a time.
 
     Args:
         model: in evaluation mode.
@@ -61,38 +67,40 @@ def generate(
         padding: (B, C) bool, true where a text feature is padding; None without any.
         given: (B, N) int64 tokens in raster order that are taken as they are, -1 where one is drawn; None
             to draw all. The logits of a step are the network's all the same.
+        order: of the model's grid; None is the order that it was trained in.
+        draw: draws the tokens, as ``draw_plain`` does; None is that.
 
     Yields:
-        A Step for each step of the order.
+        A Step for each pass of the order.
     """
-    steps = model.config.order.steps
-    draws = uniform_draws(seeds, model.config.order.cells).to(condition.device)
-    if given is not None:
-        given = given.to(condition.device)
-    guided = settings.guided(0)
+    order, draw = order or model.config.order, draw or draw_plain
+    passes, plan = order.passes, model.plan(order)
+    draws = uniform_draws(seeds, order.cells).to(condition.device)
+    known = torch.zeros(len(seeds), order.cells, dtype=torch.int64, device=condition.device)
+    given = None if given is None else given.to(condition.device)
+    scales = [settings.scale(step.clock, step.share) for step in passes]
+    last = max((index for index, scale in enumerate(scales) if scale > 1), default=-1)
     # One by one: torch splits GELU over threads where it likes, and rounds otherwise at the ends of a part.
     rows = torch.cat([model.condition(one) for one in condition.split(1)])
-    if guided:
+    if last >= 0:
         unconditional = model.condition.unconditional(condition[:1])
         rows = torch.cat([rows, unconditional.expand_as(rows)])
         padding = None if padding is None else padding.repeat(2, 1)
-    cache = Cache(model, len(rows), padding)
-    hidden = model.prefill(rows, cache)
+    state = model.start(rows, len(seeds), padding, order)
     done = 0
-    for index, cells in enumerate(steps):
-        logits = model.predict(hidden, index, settings.cfg_scale if guided else 1.0)
-        tokens = draw(logits, draws[:, list(cells)], settings)
+    for index, (step, scale) in enumerate(zip(passes, scales, strict=True)):
+        if step.feeds:
+            if index > last:
+                state.cache.keep_rows(len(seeds))
+            model.feed(state, index, known)
+        logits = model.predict(state, index, scale)
+        cells = plan.passes[index].cells
+        tokens = draw(logits, draws[:, cells], settings)
         if given is not None:
-            known = given[:, list(cells)]
-            tokens = torch.where(known < 0, tokens, known)
-        done += len(cells)
-        yield Step(index, cells, tokens, logits, done)
-        if done == model.config.order.cells:
-            return
-        if guided and not settings.guided(done):
-            guided = False
-            cache.keep_rows(len(seeds))
-        hidden = model.decode(tokens.repeat(2, 1) if guided else tokens, index, cache)
+            tokens = torch.where(given[:, cells] < 0, tokens, given[:, cells])
+        known[:, cells] = tokens
+        done += len(step.cells)
+        yield Step(index, step.cells, tokens, logits, done)
 
 
 def sample(
@@ -102,10 +110,13 @@ def sample(
     settings: SamplingSettings,
     padding: Tensor | None = None,
     given: Tensor | None = None,
+    *,
+    order: Order | None = None,
+    draw: Draw | None = None,
 ) -> Tensor:
     """All tokens of a batch, (B, N) int64 in raster order; arguments and B as in ``generate``."""
-    tokens = torch.empty(len(seeds), model.config.order.cells, dtype=torch.int64)
-    for step in generate(model, condition, seeds, settings, padding, given):
+    tokens = torch.empty(len(seeds), (order or model.config.order).cells, dtype=torch.int64)
+    for step in generate(model, condition, seeds, settings, padding, given, order=order, draw=draw):
         tokens[:, list(step.cells)] = step.tokens.cpu()
     return tokens
 
@@ -115,7 +126,7 @@ def uniform_draws(seeds: Sequence[int], cells: int) -> Tensor:
     return torch.stack([torch.rand(cells, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def draw(logits: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:
+def draw_plain(logits: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:
     """Draw tokens through the inverse of the cumulative distribution.
 
     Args:
@@ -135,13 +146,7 @@ def draw(logits: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:
         if on_cpu:
             refuse_unless(logits.gather(-1, tokens[..., None]).isfinite())
         return tokens
-    # Without the maximum, and not below 1e-30, no temperature makes infinities of different logits equal.
-    temperature = max(settings.temperature, 1e-30)
-    if settings.top_p == 1 and logits.dtype == torch.float32 and native.can_run(logits.dtype, logits.device):
-        tokens = native.draw(logits, uniform, temperature, settings.top_k)
-        refuse_unless(tokens >= 0)
-        return tokens
-    logits = (logits - logits.amax(-1, keepdim=True)).div_(temperature)
+    logits = (logits - logits.amax(-1, keepdim=True)).div_(settings.divisor)
     logits = filter_logits(logits, settings.top_k, settings.top_p)
     cumulative = logits.softmax(-1).cumsum(-1)
     # Strictly below the last value, so that rounding never reaches past the last token kept.

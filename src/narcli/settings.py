@@ -94,6 +94,17 @@ class SamplingSettings:
         if not 0 < self.top_p <= 1:
             raise refuse("top_p", "a number above 0 and at most 1")
 
+    @property
+    def divisor(self) -> float:
+        """Divisor of the logits, at least 1e-30, so that different ones do not become infinities alike."""
+        return max(self.temperature, 1e-30)
+
     def guided(self, generated: int) -> bool:
-        """Whether a step that follows ``generated`` tokens uses guidance."""
+        """Whether a pass uses guidance, by its clock: in NAR the number of tokens generated before it."""
         return self.cfg_scale > 1 and (self.cfg_interval == -1 or generated <= self.cfg_interval)
+
+    def scale(self, clock: int, share: float = 1.0) -> float:
+        """Guidance scale of a pass, by its clock and its share of the excess over 1; 1 is without."""
+        if not self.guided(clock):
+            return 1.0
+        return self.cfg_scale if share == 1 else 1 + (self.cfg_scale - 1) * share

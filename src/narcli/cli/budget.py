@@ -10,7 +10,7 @@ from ..checkpoints import kind_of
 from ..devices import choose_device, choose_dtype
 from ..hub import check_disk, free_disk
 from ..memory import Memory, available, check, choose_batch_size, estimate, networks_of
-from ..order import Order
+from ..order import neighbor
 from ..settings import SamplingSettings
 from ..sources import Found
 from .console import bytes_text
@@ -94,7 +94,7 @@ class Budget:
     def document(self) -> dict[str, Any]:
         """As JSON; null is what is not known before the download."""
         row, known = self.found.model.model, self.networks.transformer
-        order = known.order if known else Order(row.grid) if row.grid else None
+        order = known.order if known else neighbor(row.grid) if row.grid else None
         outputs = self.run.outputs if hasattr(self.run, "outputs") else None
         return {
             "dry_run": True,

@@ -19,7 +19,7 @@ import typer
 from .. import registry
 from ..errors import CheckpointError, NarError, UsageError
 from ..metadata import SCHEMA, runs_of, unpack_tokens
-from ..order import Order, format_grid
+from ..order import format_grid, neighbor
 from ..prompts import Prompt, parse_prompt
 from ..textfiles import expand
 from .console import Console
@@ -442,7 +442,7 @@ def _verify(
     path: Path, recorded: Sequence[Recorded], run: Run, document: dict[str, Any], console: Console
 ) -> Iterable[bool]:
     """Compare the tokens of each sample with those of the file, and say which cells differ."""
-    order = Order(tuple(run.common["grid"]))
+    order = neighbor(tuple(run.common["grid"]))
     if recorded and (more := len(run.documents) - len(recorded)):
         console.warn(f"{path} holds no hash of {more} of its {len(run.documents)} samples: not compared.")
     for index, ((grid, known, before), now) in enumerate(zip(recorded, run.documents, strict=False)):
@@ -477,7 +477,7 @@ def _order_again(
     path: Path, about: About, given: Mapping[str, Any], console: Console, reserved: Sequence[Path]
 ) -> dict[str, Any]:
     """A picture of ``visualize-order`` again."""
-    order = Order(tuple(about["grid"]))
+    order = neighbor(tuple(about["grid"]))
     name = f"nar-order_{format_grid(order.sizes)}{path.suffix.lower()}"
     output = given.get("output", name)
     if output.endswith("/") or expand(output).is_dir():

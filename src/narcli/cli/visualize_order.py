@@ -16,7 +16,7 @@ import typer
 
 from .. import __version__
 from ..errors import UsageError
-from ..order import Order, format_grid, order_rows, parse_grid
+from ..order import Order, format_grid, neighbor, order_rows, parse_grid
 from ..style import EMPTY, FRONTIER, RGB, caption, comparison, step_colors
 from .console import Console, has_color, is_terminal
 from .options import Json, Overwrite, Quiet
@@ -43,7 +43,7 @@ def visualize_order(
         raise UsageError("--overwrite needs a file to write.", "Add --output FILE.")
     sizes = parse_grid(grid)
     check_size(sizes)
-    order = Order(sizes)
+    order = neighbor(sizes)
     console = Console(quiet)
     path = None if output is None else write_order(order, output, overwrite=overwrite)
     if as_json:

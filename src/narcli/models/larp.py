@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .native import attend, can_run
 from .vq import Codebook
 
 NORM_EPS = 1e-6
@@ -221,11 +220,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, n, D) -> the same."""
-        qkv = self.qkv(x)
-        even = not qkv.shape[-1] // 3 // self.heads % 2
-        if even and can_run(qkv.dtype, qkv.device) and not torch.is_grad_enabled():
-            return self.proj(attend(qkv, self.heads))
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, n, d)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, n, d)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 

@@ -10,23 +10,21 @@ vocabulary: only as many rows are projected as cells are predicted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Literal, cast
+from functools import cached_property, partial
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..order import Order
+from ..order import Order, neighbor
+from .plan import Cache, Plan, Rotary
 
-if TYPE_CHECKING:
-    from .native import NativeLayers
-
-#: Base of the rotary frequencies.
-ROTARY_BASE = 10000.0
 NORM_EPS = 1e-5
+#: Keeps the keys and values of n places and returns those that are seen, as ``Cache.store``.
+Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class TransformerConfig:
     @cached_property
     def order(self) -> Order:
         """Decoding order of the grid."""
-        return Order(self.grid)
+        return neighbor(self.grid)
 
     @property
     def head_dim(self) -> int:
@@ -82,16 +80,47 @@ def ffn_dim(dim: int, multiple_of: int = 256) -> int:
     return -(-int(2 * 4 * dim / 3) // multiple_of) * multiple_of
 
 
-class NARTransformer(nn.Module):
-    """Condition and known tokens in, logits of the next frontier out.
+@dataclass
+class State:
+    """What a batch keeps from pass to pass.
 
-    ``prefill`` and ``decode`` run one step each on a key/value cache in generation order;
-    ``forward_train`` runs all steps at once with teacher forcing.
+    Args:
+        plan: the order that is executed.
+        cache: keys and values of all places fed so far.
+        samples: B; there are 2 B rows, conditional ones first, while guidance may be needed.
+        hidden: every axis head's normalised input at the places fed last, (rows, n, heads, D).
     """
 
-    def __init__(self, config: TransformerConfig, dropout: float = 0.0) -> None:
+    plan: Plan
+    cache: Cache
+    samples: int
+    hidden: Tensor
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch, those for guidance included."""
+        return self.cache.tensors.shape[2]
+
+
+class NARTransformer(nn.Module):
+    """Condition and known tokens in, logits of the next cells out, in any order of one grid.
+
+    ``start``, ``feed`` and ``predict`` execute an order pass by pass; ``forward_train`` runs all passes at
+    once with teacher forcing. ``kernels.prepare`` makes faster networks of the same face, which replace
+    ``through``, ``project``, ``empty_cache`` and ``layout``.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, dropout: float = 0.0, parts: NARTransformer | None = None
+    ) -> None:
+        """Make a network of new parts, or of those of another one of the same sizes."""
         super().__init__()
         self.config = config
+        self._plans: dict[tuple[Order, torch.device], Plan] = {}
+        if parts is not None:
+            for name, part in [*parts.named_children(), *parts.named_parameters(recurse=False)]:
+                setattr(self, name, part)
+            return
         self.dropout = nn.Dropout(dropout)
         self.token_embedding = nn.Embedding(config.vocab_size + config.extra_tokens, config.dim)
         self.condition = ClassCondition(config) if config.condition == "class" else TextCondition(config)
@@ -100,11 +129,6 @@ class NARTransformer(nn.Module):
             self.position_embedding = nn.Parameter(torch.zeros(1, length, config.dim))
         self.layers = nn.ModuleList(Block(config, dropout) for _ in range(config.total_layers))
         self.heads = nn.ModuleDict({name: Head(config) for name in config.order.heads})
-        #: All layers as one module, where ``packed`` made one of them.
-        self.fused: NativeLayers | None = None
-        #: All heads' projections side by side, likewise.
-        self.outputs: nn.Module | None = None
-        self.plan = Plan(config)
 
     def init_weights(self, std: float = 0.02) -> None:
         """Fresh weights for training: normal, heads zero, as the released code does."""
@@ -118,131 +142,178 @@ class NARTransformer(nn.Module):
 
     @property
     def ordered_heads(self) -> list[Head]:
-        """The heads from the trunk up."""
-        return [cast(Head, self.heads[name]) for name in self.config.order.heads]
+        """The axis heads from the trunk up."""
+        return [cast(Head, head) for head in self.heads.values()]
 
     @property
     def ordered_layers(self) -> list[Block]:
         """The layers from the bottom up."""
         return [cast(Block, layer) for layer in self.layers]
 
-    def prefill(self, condition: Tensor, cache: Cache) -> Tensor:
+    def plan(self, order: Order | None = None) -> Plan:
+        """The tensors of an order, made once; None is the order that the network was trained in."""
+        c, device = self.config, self.token_embedding.weight.device
+        order = order or c.order
+        if (order, device) not in self._plans:
+            rotary = c.head_dim if c.position == "rotary" else 0
+            self._plans[order, device] = Plan(
+                order, c.condition_tokens, len(self.heads), rotary, device, self.layout
+            )
+        return self._plans[order, device]
+
+    def start(
+        self,
+        condition: Tensor,
+        samples: int,
+        padding: Tensor | None = None,
+        order: Order | None = None,
+    ) -> State:
         """Read the condition.
 
         Args:
-            condition: (B, C, D), from ``self.condition``.
-            cache: empty; holds the condition's keys and values afterwards.
+            condition: (rows, C, D), from ``self.condition``; B rows, or 2 B with guidance, conditional ones
+                first.
+            samples: B.
+            padding: (rows, C) bool, true where a condition token is padding; None without any.
+            order: of the same grid; None is the network's own.
 
         Returns:
-            Hidden states for ``predict``, (B, C, heads, D).
+            The state from which ``predict`` reads the first pass.
         """
-        length = condition.shape[1]
+        plan, (rows, length, _) = self.plan(order), condition.shape
+        cache = Cache(self.empty_cache(rows, plan.length), padding)
+        if plan.order.has_holes:
+            cache.tensors.zero_()
         x = condition
         if self.config.position == "absolute":
             x = x + self.position_embedding[:, :length].to(x.dtype)
         mask = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         if cache.padding is not None:
             mask = hide_padding(mask, cache.padding)
-        return self._through(x, slice(0, length), cache, mask)
+        hidden = self.through(x, plan.condition_rotary, cache, slice(0, length), length, mask)
+        return State(plan, cache, samples, hidden)
 
-    def decode(self, tokens: Tensor, step: int, cache: Cache) -> Tensor:
-        """Feed the tokens of one step.
+    def feed(self, state: State, index: int, tokens: Tensor) -> None:
+        """Feed what a pass feeds.
 
         Args:
-            tokens: (B, n) int64, the tokens that step ``step`` decoded, in the order of its cells.
-            step: index of that step.
-            cache: holds all before; the tokens' keys and values are appended.
-
-        Returns:
-            Hidden states for ``predict``, (B, n, heads, D).
+            state: of the batch; its cache and hidden states go on.
+            index: of the pass.
+            tokens: (B, N) int64 in raster order, known where the pass reads them.
         """
-        x = self.token_embedding(tokens)  # (B, n, D)
+        step = state.plan.passes[index]
+        x = self.token_embedding(
+            tokens[:, step.tokens].repeat(state.rows // state.samples, 1)
+        )  # (rows, n, D)
         if self.config.position == "absolute":
-            rows = self.plan.steps[step].cells.to(x.device) + self.config.condition_tokens
-            x = x + self.position_embedding[:, rows]
-        mask = None
-        if cache.padding is not None:
-            # (B, 1, 1, keys): the padding of the condition stays hidden, all else is seen.
-            seen = F.pad(cache.padding, (0, cache.length - cache.padding.shape[1] + x.shape[1]))
-            mask = ~seen[:, None, None]
-        return self._through(x, slice(cache.length, cache.length + x.shape[1]), cache, mask)
+            x = x + self.position_embedding[:, step.positions]
+        mask = state.cache.visible(step.mask, step.seen)
+        state.hidden = self.through(x, step.rotary, state.cache, step.slots, step.seen, mask)
 
-    def predict(self, hidden: Tensor, step: int, scale: float = 1.0) -> Tensor:
-        """Logits of the cells of a step.
+    def predict(self, state: State, index: int, scale: float = 1.0) -> Tensor:
+        """Logits of the cells of a pass, from what was fed last.
 
         Args:
-            hidden: (B, n, heads, D) as ``prefill`` (step 0) or ``decode`` of the step before returned them,
-                or (2 B, ...), conditional rows first, for classifier-free guidance.
-            step: the step to predict.
-            scale: guidance scale; used when above 1.
+            state: of the batch.
+            index: of the pass.
+            scale: guidance scale; used when above 1, which takes 2 B rows.
 
         Returns:
-            float32 (B, m, V), m cells in the order of the step.
+            float32 (B, m, V), m cells in the order of the pass.
         """
-        plan = self.plan.steps[step]
-        sources, weights = plan.sources.to(hidden.device), plan.weights.to(hidden.device)
-        heads = torch.arange(sources.shape[1], device=hidden.device)
-        chosen = hidden[:, sources, heads].float() * weights[..., None]  # (B, m, heads, D)
+        step = state.plan.passes[index]
+        heads = torch.arange(step.sources.shape[1], device=state.hidden.device)
+        hidden = state.hidden if scale > 1 else state.hidden[: state.samples]
+        chosen = hidden[:, step.sources, heads].float() * step.weights[..., None]  # (rows, m, heads, D)
         if scale > 1:
             conditional, unconditional = chosen.chunk(2)
             chosen = unconditional + scale * (conditional - unconditional)
-        chosen = chosen.to(hidden.dtype)
-        if self.outputs is not None:
-            return self.outputs(chosen.flatten(2)).float()
-        logits = [head.output(chosen[:, :, k]).float() for k, head in enumerate(self.ordered_heads)]
-        return sum(logits[1:], logits[0])
+        return self.project(chosen.to(hidden.dtype))
 
-    def forward_train(self, condition: Tensor, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Teacher forcing: the logits of every cell given all cells of earlier steps.
+    def forward_train(
+        self, condition: Tensor, tokens: Tensor, padding: Tensor | None = None, order: Order | None = None
+    ) -> Tensor:
+        """Teacher forcing: the logits of every cell given all cells of earlier passes.
 
         Args:
             condition: (B, C, D), from ``self.condition``.
             tokens: (B, N) int64 in raster order.
             padding: (B, C) bool, true where a condition token is padding; None without any.
+            order: of the same grid; None is the network's own.
 
         Returns:
             (B, N, V) in raster order.
+
+        Raises:
+            ValueError: the order cannot be trained so.
         """
-        plan = self.plan
-        x = torch.cat([condition, self.token_embedding(tokens).to(condition.dtype)], 1)
+        plan = self.plan(order).train
+        x = torch.cat([condition, self.token_embedding(tokens[:, plan.tokens]).to(condition.dtype)], 1)
         if self.config.position == "absolute":
-            x = x + self.position_embedding
-        mask = plan.train_mask.to(x.device)
+            first = condition.shape[1]
+            x = x + torch.cat(
+                [self.position_embedding[:, :first], self.position_embedding[:, plan.positions]], 1
+            )
+        mask = plan.mask
         if padding is not None:
-            mask = hide_padding(mask, F.pad(padding, (0, tokens.shape[1])))
-        rotary = plan.train_rotary(x.device)
+            mask = hide_padding(mask, F.pad(padding, (0, len(plan.tokens))))
         x = self.dropout(x)
         states = []
         for index, layer in enumerate(self.ordered_layers):
-            x = layer.forward_train(x, rotary, mask)
+            x = layer.forward_train(x, plan.rotary, mask)
             if (head := index + 1 - self.config.layers) >= 0:
                 normed = self.ordered_heads[head].norm(x)
-                sources = plan.train_sources[:, head].to(x.device)
-                weights = plan.train_weights[:, head, None].to(x.device, x.dtype)
-                states.append(normed[:, sources] * weights)
+                states.append(normed[:, plan.sources[:, head]] * plan.weights[:, head, None].to(x.dtype))
         # One product for all heads: hidden states side by side times weights side by side.
         weight = torch.cat([head.output.weight for head in self.ordered_heads], 1)
         return F.linear(torch.cat(states, 2), weight)
 
-    def _through(self, x: Tensor, places: slice, cache: Cache, mask: Tensor | None) -> Tensor:
-        """(B, n, D) at places of the generation order through all layers -> every head's normalised input.
+    # --- what faster networks replace -------------------------------------------------------------
 
-        That is (B, n, heads, D).
+    def empty_cache(self, rows: int, length: int) -> Tensor:
+        """Room for the keys and values of ``length`` slots: (layers, k, rows, ...)."""
+        c, weight = self.config, self.token_embedding.weight
+        shape = (c.total_layers, 2, rows, c.heads, length, c.head_dim)
+        return torch.empty(shape, dtype=weight.dtype, device=weight.device)
+
+    def layout(self, tables: Rotary) -> Rotary:
+        """Tables of (n, head_dim / 2) as ``through`` takes them."""
+        return tables
+
+    def through(
+        self,
+        x: Tensor,
+        rotary: Rotary | None,
+        cache: Cache,
+        slots: slice | Tensor,
+        seen: int,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """Run all layers.
+
+        Args:
+            x: (rows, n, D).
+            rotary: tables of these places, from ``layout``.
+            cache: keeps the keys and values of these places.
+            slots: where it keeps them.
+            seen: leading slots that are attended to.
+            mask: true where a slot is seen: (n, seen), (rows, 1, n, seen) or (rows, 1, 1, seen); None for
+                all.
+
+        Returns:
+            Every axis head's normalised input: (rows, n, heads, D).
         """
-        rotary = None
-        if self.config.position == "rotary":
-            rotary = (self.fused or self.ordered_layers[0]).rotary(self.plan, places, x.device)
-        if self.fused is not None:
-            hidden: Tensor = self.fused(x, rotary, cache.tensors, cache.length, mask)
-            cache.length += x.shape[1]
-            return hidden
         states = []
         for index, layer in enumerate(self.ordered_layers):
-            x = layer.decode(x, rotary, cache, index, mask)
+            x = layer.decode(x, rotary, partial(cache.store, index, slots=slots, seen=seen), mask)
             if (head := index + 1 - self.config.layers) >= 0:
                 states.append(self.ordered_heads[head].norm(x))
-        cache.length += x.shape[1]
         return torch.stack(states, 2)
+
+    def project(self, chosen: Tensor) -> Tensor:
+        """Weighted hidden states (B, m, heads, D) -> the sum of the heads' logits, float32 (B, m, V)."""
+        logits = [head.output(chosen[:, :, k]).float() for k, head in enumerate(self.ordered_heads)]
+        return sum(logits[1:], logits[0])
 
 
 class Block(nn.Module):
@@ -258,20 +329,18 @@ class Block(nn.Module):
         self.ffn = SwiGLU(c.dim, c.ffn_dim)
         self.dropout = nn.Dropout(dropout)
 
-    def decode(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: Cache, layer: int, mask: Tensor | None
-    ) -> Tensor:
-        """(B, n, D) -> (B, n, D), appending to the cache of this layer."""
+    def decode(self, x: Tensor, rotary: Rotary | None, store: Store, mask: Tensor | None) -> Tensor:
+        """(B, n, D) -> (B, n, D), attending to what ``store`` keeps of this layer."""
         qkv = self._qkv(x)
         qk = qkv[:, :, :2]
         if rotary is not None:
             qk = rotate(qk, *rotary)
         q, k, v = (part.transpose(1, 2) for part in (*qk.unbind(2), qkv[:, :, 2]))
-        attended = F.scaled_dot_product_attention(q, *cache.append(layer, k, v), attn_mask=mask)
+        attended = F.scaled_dot_product_attention(q, *store(k, v), attn_mask=mask)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.ffn(self.ffn_norm(x))
 
-    def forward_train(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor) -> Tensor:
+    def forward_train(self, x: Tensor, rotary: Rotary | None, mask: Tensor) -> Tensor:
         """(B, C + N, D) -> the same, all positions at once."""
         qkv = self._qkv(x)
         qk, v = qkv[:, :, :2], qkv[:, :, 2].transpose(1, 2)
@@ -280,12 +349,6 @@ class Block(nn.Module):
         attended = attend_train(qk[:, :, 0].transpose(1, 2), qk[:, :, 1].transpose(1, 2), v, mask)
         x = x + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
-
-    @staticmethod
-    def rotary(plan: Plan, places: slice, device: torch.device) -> tuple[Tensor, Tensor]:
-        """What ``decode`` takes of places in generation order, condition first: see ``rotate``."""
-        cos, sin = plan.generation_rotary
-        return cos[places].to(device), sin[places].to(device)
 
     def _qkv(self, x: Tensor) -> Tensor:
         """(B, n, D) -> queries, keys and values without positions: (B, n, 3, heads, head_dim)."""
@@ -365,144 +428,6 @@ class TextCondition(nn.Module):
     def unconditional(self, features: Tensor) -> Tensor:
         """What guidance compares (B, C, caption_dim) features with: (B, C, D)."""
         return self(self.uncond_embedding.expand_as(features).to(features.dtype))
-
-
-class Cache:
-    """Keys and values of all layers in generation order, allocated once.
-
-    Args:
-        model: whose layers are cached.
-        rows: batch rows, those for guidance included.
-        padding: (rows, C) bool, true where a condition token is padding; None without any.
-    """
-
-    def __init__(self, model: NARTransformer, rows: int, padding: Tensor | None = None) -> None:
-        c = model.config
-        weight = model.token_embedding.weight
-        # The tokens of the last step are never fed, so their keys are never needed.
-        length = c.condition_tokens + c.order.cells - len(c.order.steps[-1])
-        if model.fused is not None:
-            self.tensors = model.fused.empty_cache(rows, length)
-        else:
-            shape = (c.total_layers, 2, rows, c.heads, length, c.head_dim)
-            self.tensors = torch.empty(shape, dtype=weight.dtype, device=weight.device)
-        self.length = 0
-        self.padding = padding if padding is not None and bool(padding.any()) else None
-
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store those of n cells, (B, heads, n, d); the layer's so far, (B, heads, all, d)."""
-        end = self.length + keys.shape[2]
-        stored = self.tensors[layer]
-        stored[0, :, :, self.length : end] = keys
-        stored[1, :, :, self.length : end] = values
-        return stored[0, :, :, :end], stored[1, :, :, :end]
-
-    def keep_rows(self, rows: int) -> None:
-        """Go on with the first ``rows`` rows only."""
-        self.tensors = self.tensors[:, :, :rows]
-        if self.padding is not None:
-            self.padding = self.padding[:rows]
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """One step of the order as index tensors.
-
-    Args:
-        cells: (n,) flat indices of the cells that the step decodes.
-        sources: (n, heads) for each cell and head the place, among the tokens fed last, of the predecessor.
-        weights: (n, heads) 1 / number of predecessors, 0 where the head has none.
-    """
-
-    cells: Tensor
-    sources: Tensor
-    weights: Tensor
-
-
-class Plan:
-    """The order as tensors, made once: nothing below computes a coordinate."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        self.config = config
-
-    @cached_property
-    def steps(self) -> list[StepPlan]:
-        """One entry a step."""
-        order, heads = self.config.order, len(self.config.order.heads)
-        corner = torch.full((1, heads), self.config.condition_tokens - 1)
-        plans = [StepPlan(torch.tensor(order.steps[0]), corner, torch.full((1, heads), 1 / heads))]
-        for before, cells in zip(order.steps, order.steps[1:], strict=False):
-            place = {cell: index for index, cell in enumerate(before)}
-            plans.append(StepPlan(torch.tensor(cells), *self._sources(cells, place)))
-        return plans
-
-    @cached_property
-    def train_sources(self) -> Tensor:
-        """(N, heads), raster order: the place of each predecessor in the training sequence."""
-        return self._train[0]
-
-    @cached_property
-    def train_weights(self) -> Tensor:
-        """(N, heads), as in StepPlan."""
-        return self._train[1]
-
-    @cached_property
-    def _train(self) -> tuple[Tensor, Tensor]:
-        c = self.config
-        place = {cell: c.condition_tokens + cell for cell in range(c.order.cells)}
-        sources, weights = self._sources(range(c.order.cells), place)
-        sources[0], weights[0] = c.condition_tokens - 1, 1 / len(c.order.heads)
-        return sources, weights
-
-    @cached_property
-    def train_mask(self) -> Tensor:
-        """(C + N, C + N) bool, true where the row may see the column: the proximity mask of section 3.2."""
-        c = self.config.condition_tokens
-        step = torch.tensor([*range(-c, 0), *self.config.order.step_of])
-        return step[:, None] >= step[None, :]
-
-    def _sources(self, cells: Sequence[int], place: dict[int, int]) -> tuple[Tensor, Tensor]:
-        order = self.config.order
-        sources = torch.zeros(len(cells), len(order.heads), dtype=torch.int64)
-        weights = torch.zeros(len(cells), len(order.heads))
-        for row, cell in enumerate(cells):
-            predecessors = order.predecessors(cell)
-            for predecessor in predecessors:
-                head = order.heads.index(predecessor.head)
-                sources[row, head] = place[predecessor.cell]
-                weights[row, head] = 1 / len(predecessors)
-        return sources, weights
-
-    @cached_property
-    def _angles(self) -> Tensor:
-        """(N, head_dim / 2) angle of each interleaved pair, in raster order."""
-        half = self.config.head_dim // 2
-        frequencies = ROTARY_BASE ** (-2 * torch.arange(half // 2).float() / half)
-        rows, columns = self.config.grid
-        h = torch.arange(rows).repeat_interleave(columns).float()
-        w = torch.arange(columns).repeat(rows).float()
-        return torch.cat([h[:, None] * frequencies, w[:, None] * frequencies], 1)
-
-    @cached_property
-    def generation_rotary(self) -> tuple[Tensor, Tensor]:
-        """Tables for ``rotate``, generation order, condition first: twice (C + N, head_dim / 2)."""
-        return self._tables(self._angles[torch.tensor(self.config.order.generation)])
-
-    @cached_property
-    def _raster_table(self) -> tuple[Tensor, Tensor]:
-        """The same in raster order."""
-        return self._tables(self._angles)
-
-    def _tables(self, angles: Tensor) -> tuple[Tensor, Tensor]:
-        first = (0, 0, self.config.condition_tokens, 0)
-        return F.pad(angles.cos(), first), F.pad(angles.sin(), first)
-
-    def train_rotary(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """Tables of condition and cells in raster order; None without rotary."""
-        if self.config.position != "rotary":
-            return None
-        cos, sin = self._raster_table
-        return cos.to(device), sin.to(device)
 
 
 # Positions: interleaved pairs are rotated; the condition's tables are zero, not angle zero.

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..configs import TOKENS
 from ..errors import CheckpointError, UsageError
-from ..models.packed import pack
+from ..kernels import draw, prepare
 from ..models.transformer import NARTransformer, TransformerConfig
 from ..models.vq import VQTokenizer
 from ..sampling import SamplingSettings, sample
@@ -92,7 +92,7 @@ def train_nar(
     def sampled(network: NARTransformer, items: Tensor, seeds: Tensor) -> Tensor:
         known = tokens[items]
         known[:, 1 if marked else 0 :] = -1
-        drawn = sample(network, labels[items], seeds.tolist(), ROLLOUT_SETTINGS, given=known)
+        drawn = sample(network, labels[items], seeds.tolist(), ROLLOUT_SETTINGS, given=known, draw=draw)
         # A sample of another picture of the class is no way to this one. Were that one the target instead,
         # the network would draw what it draws most ever more often.
         return torch.where((noise.nearest(drawn, items) == items)[:, None], drawn, tokens[items])
@@ -238,8 +238,7 @@ class Rollouts:
         return torch.cat([mixed, noisy[self.count :]])
 
     def _renew(self, step: int) -> None:
-        network = copy.deepcopy(self.model).bfloat16().eval()
-        pack(network)
+        network = prepare(copy.deepcopy(self.model).bfloat16().eval())
         ahead = range(step, step + ROLLOUT_STEPS)
         batches = [batch_indices(self.items, self.settings, later)[: self.count] for later in ahead]
         wanted = torch.from_numpy(np.concatenate(batches))

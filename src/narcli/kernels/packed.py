@@ -1,9 +1,8 @@
 """Layers rewritten for inference on a CPU: the same results up to rounding, sooner.
 
-A transformer's layers become those of ``native``, where these can run. All other weights are laid out ahead
-for oneDNN: PyTorch does it anew at every call, which for the 2 to 32 rows of a frontier costs more than the
-product. Packing uses the operators that inductor's freezing emits; where they are missing or fail a small
-trial, layers stay as they are.
+Weights are laid out ahead for oneDNN: PyTorch does it anew at every call, which for the 2 to 32 rows of a
+frontier costs more than the product. Packing uses the operators that inductor's freezing emits; where they
+are missing or fail a small trial, layers stay as they are.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .native import NativeLayers, NativeLinear, can_fuse
-from .transformer import Block, Cache, Head, NARTransformer, Plan, SwiGLU
-from .vq import Upsample, VQTokenizer
+from ..models.plan import Rotary
+from ..models.transformer import Block, Head, NARTransformer, Store, SwiGLU
+from ..models.vq import Upsample, VQTokenizer
 
 #: Rows that the layout is made for; it fits all others too.
 ROWS = 32
@@ -133,10 +132,8 @@ class PackedBlock(nn.Module):
         self.ffn = PackedSwiGLU(plain.ffn)
         self.attention_norm, self.ffn_norm = plain.attention_norm, plain.ffn_norm
 
-    def decode(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: Cache, layer: int, mask: Tensor | None
-    ) -> Tensor:
-        """As ``Block.decode``, with tables of ``rotary``."""
+    def decode(self, x: Tensor, rotary: Rotary | None, store: Store, mask: Tensor | None) -> Tensor:
+        """As ``Block.decode``, with tables of ``halves``."""
         qk, v = self.qkv(self.attention_norm(x)).split([2 * x.shape[2], x.shape[2]], -1)
         qk = qk.unflatten(-1, (2, 2, -1))  # (B, n, q or k, half, D / 2)
         if rotary is not None:
@@ -144,15 +141,15 @@ class PackedBlock(nn.Module):
         qk = qk.unflatten(-1, (-1, self.head_dim // 2)).permute(2, 0, 4, 1, 3, 5)
         q, k = qk.to(v.dtype, memory_format=torch.contiguous_format).flatten(-2)  # (B, heads, n, head_dim)
         v = v.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        attended = F.scaled_dot_product_attention(q, *cache.append(layer, k, v), attn_mask=mask)
+        attended = F.scaled_dot_product_attention(q, *store(k, v), attn_mask=mask)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.ffn(self.ffn_norm(x))
 
-    @staticmethod
-    def rotary(plan: Plan, places: slice, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Tables for ``rotate_halves``: (n, 1, 1, D / 2), and the sine with its signs (n, 1, 2, D / 2)."""
-        cos, sin = (t[places].repeat(1, plan.config.heads)[:, None, None] for t in plan.generation_rotary)
-        return cos, torch.cat([-sin, sin], 2)
+
+def halves(tables: Rotary, heads: int) -> Rotary:
+    """Tables for ``rotate_halves``: (n, 1, 1, D / 2), and the sine with its signs (n, 1, 2, D / 2)."""
+    cos, sin = (table.repeat(1, heads)[:, None, None] for table in tables)
+    return cos, torch.cat([-sin, sin], 2)
 
 
 def rotate_halves(qk: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -193,57 +190,62 @@ REWRITTEN: dict[type, Callable[[Any], nn.Module]] = {
 }
 
 
-def pack(model: nn.Module) -> nn.Module:
-    """Rewrite the layers of ``model`` that are worth it (no linear ones with a bias), where the machine can.
+def pack(module: nn.Module) -> None:
+    """Rewrite the layers inside ``module`` that are worth it, where the machine can.
 
-    The plain weights are let go one by one, so memory hardly grows. A packed model cannot be trained, saved,
-    copied or moved to another device.
+    Linear layers with a bias stay, and so do blocks whose heads have no halves. The plain weights are let go
+    one by one, so memory hardly grows.
     """
-    if isinstance(model, NARTransformer) and model.fused is None:
-        weight = model.token_embedding.weight
-        if can_fuse(model.config, weight.dtype, weight.device):
-            model.fused = NativeLayers(model)
-    for name, child in model.named_children():
-        if isinstance(child, Head):  # these become one, below
-            continue
+    for name, child in module.named_children():
+        if isinstance(child, Head):
+            continue  # its projection is made with those of the other heads
         if not can_rewrite(child):
             pack(child)
             continue
         weight = next(child.parameters())
         if weight.device.type == "cpu" and can_pack(weight.dtype):
-            setattr(model, name, REWRITTEN[type(child)](child))
-    if isinstance(model, NARTransformer) and model.outputs is None:
-        join_outputs(model)
-    return model
+            setattr(module, name, REWRITTEN[type(child)](child))
 
 
 def can_rewrite(layer: nn.Module) -> bool:
-    """Whether there is another form of a layer: none with a bias, nor blocks whose heads have no halves."""
+    """Whether there is another form of a layer."""
     if isinstance(layer, Block) and layer.head_dim % 2:
         return False
     return type(layer) in REWRITTEN and getattr(layer, "bias", None) is None
 
 
-def join_outputs(model: NARTransformer) -> None:
-    """Make one product of all heads' projections, which is summed before it is rounded."""
-    weights = [head.output.weight.detach() for head in model.ordered_heads]
-    if model.fused is not None or (weights[0].device.type == "cpu" and can_pack(weights[0].dtype)):
-        linear = PackedLinear if model.fused is None else NativeLinear
-        model.outputs = linear(torch.cat(weights, 1))
-        for head in model.ordered_heads:
-            del head.output
+def pack_decoder(tokenizer: VQTokenizer) -> None:
+    """Pack the decoder of a convolutional tokenizer, channels last, in place."""
+    decoder: Any = tokenizer.decoder  # releases of torch differ in how they annotate ``to``
+    decoder.to(memory_format=torch.channels_last)
+    pack(decoder)
 
 
-def pack_tokenizer(tokenizer: nn.Module) -> None:
-    """Prepare a tokenizer for decoding, in place: a convolutional decoder is packed, channels last.
+class PackedTransformer(NARTransformer):
+    """A transformer of packed layers, made of a plain one, whose weights it takes over."""
 
-    LARP stays as it is: all its positions go through at once, for which plain layers are as quick, and its
-    attention chooses by itself.
-    """
-    if isinstance(tokenizer, VQTokenizer):
-        decoder: Any = tokenizer.decoder  # releases of torch differ in how they annotate ``to``
-        decoder.to(memory_format=torch.channels_last)
-        pack(decoder)
+    def __init__(self, plain: NARTransformer) -> None:
+        super().__init__(plain.config, parts=plain)
+        pack(self)
+        self.outputs = PackedLinear(joined_outputs(self))
+
+    def layout(self, tables: Rotary) -> Rotary:
+        """Tables for ``rotate_halves``, where the blocks are packed."""
+        packed = isinstance(self.layers[0], PackedBlock)
+        return halves(tables, self.config.heads) if packed else tables
+
+    def project(self, chosen: Tensor) -> Tensor:
+        """As that of the plain network; summed before it is rounded."""
+        logits: Tensor = self.outputs(chosen.flatten(2))
+        return logits.float()
+
+
+def joined_outputs(network: NARTransformer) -> Tensor:
+    """The projections of all axis heads side by side, (V, heads D), taken out of the network."""
+    weight = torch.cat([head.output.weight.detach() for head in network.ordered_heads], 1)
+    for head in network.ordered_heads:
+        del head.output
+    return weight
 
 
 @cache

@@ -10,7 +10,6 @@ import ctypes
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
 from zlib import crc32
 
 import torch
@@ -18,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..models.larp import Attention, LARPTokenizer
+from ..models.plan import Cache, Rotary
+from ..models.transformer import NARTransformer, TransformerConfig
 from ..textfiles import read_bytes
-
-if TYPE_CHECKING:
-    from .transformer import NARTransformer, Plan, TransformerConfig
+from .packed import joined_outputs, pack
 
 #: What ``hatch_build.py`` compiles, and of what.
 LIBRARY = Path(__file__).with_name("libnative.so")
@@ -101,7 +101,7 @@ def _works(dtype: torch.dtype) -> bool:
 
 
 def can_fuse(c: TransformerConfig, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether ``NativeLayers`` serves for a transformer: in bfloat16 numbers are multiplied in pairs."""
+    """Whether ``NativeTransformer`` serves for a transformer: in bfloat16 numbers are multiplied in pairs."""
     return not c.head_dim % 2 and not c.ffn_dim % 2 and can_run(dtype, device)
 
 
@@ -148,20 +148,22 @@ class NativeLinear(nn.Module):
         return out
 
 
-class NativeLayers(nn.Module):
-    """All layers of a transformer, and the norms of its heads.
+class NativeTransformer(NARTransformer):
+    """A transformer whose layers, and the norms of its heads, are the compiled functions.
 
-    The plain layers are let go one by one, so memory hardly grows. What goes from layer to layer is float32.
+    Made of a plain one, whose weights it takes over one by one, so memory hardly grows. What goes from layer
+    to layer is float32.
     """
 
-    def __init__(self, model: NARTransformer) -> None:
-        super().__init__()
-        c = self.config = model.config
-        self.dtype = model.token_embedding.weight.dtype
+    def __init__(self, plain: NARTransformer) -> None:
+        super().__init__(plain.config, parts=plain)
+        pack(self.condition)
+        c = self.config
+        self.dtype = self.token_embedding.weight.dtype
         self.tensors: list[Tensor] = []
         self.records = (_Layer * c.total_layers)()
         for index, record in enumerate(self.records):
-            layer = model.ordered_layers[index]
+            layer = self.ordered_layers[index]
             gate_up = [half_panels(part.weight.detach()) for part in (layer.ffn.gate, layer.ffn.up)]
             parts = {
                 "attention_norm": layer.attention_norm.weight.detach().float().contiguous(),
@@ -172,54 +174,78 @@ class NativeLayers(nn.Module):
                 "down": panels(layer.ffn.down.weight.detach()),
             }
             if index + 1 >= c.layers:
-                head = model.ordered_heads[index + 1 - c.layers]
+                head = self.ordered_heads[index + 1 - c.layers]
                 parts["head_norm"] = head.norm.weight.detach().float().contiguous()
             for name, tensor in parts.items():
                 setattr(record, name, tensor.data_ptr())
             self.tensors += parts.values()  # the records point to them
-            model.layers[index] = nn.Identity()
-        model.layers = nn.ModuleList()
+            self.layers[index] = nn.Identity()
+        self.outputs = NativeLinear(joined_outputs(self))
 
     def empty_cache(self, rows: int, length: int) -> Tensor:
-        """Room for the keys and values of ``length`` positions: (layers, 1, rows, ...)."""
+        """Room for the keys and values of ``length`` slots: (layers, 1, rows, ...)."""
         return torch.empty(cache_shape(self.config, rows, length), dtype=self.dtype)
 
-    @staticmethod
-    def rotary(plan: Plan, places: slice, device: torch.device) -> tuple[Tensor, Tensor]:
+    def layout(self, tables: Rotary) -> Rotary:
         """For each number of a head the cosine, and the sine for its partner: twice (n, head_dim)."""
-        cos, sin = (table[places].repeat_interleave(2, 1) for table in plan.generation_rotary)
+        cos, sin = (table.repeat_interleave(2, 1) for table in tables)
         sin[:, ::2].neg_()
         return cos, sin
 
-    def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, tensors: Tensor, past: int, mask: Tensor | None
+    def through(
+        self,
+        x: Tensor,
+        rotary: Rotary | None,
+        cache: Cache,
+        slots: slice | Tensor,
+        seen: int,
+        mask: Tensor | None,
     ) -> Tensor:
-        """Feed n positions.
-
-        Args:
-            x: (B, n, D).
-            rotary: tables of these positions, from ``rotary``.
-            tensors: from ``empty_cache``; the positions' keys and values are stored.
-            past: positions that it holds already.
-            mask: true where a key is seen: (n, m), (B, 1, n, m) or (B, 1, 1, m); None where all are.
-
-        Returns:
-            Every head's normalised input: float32 (B, n, heads, D).
-        """
+        """As that of the plain network, in float32; slots follow those that are taken."""
+        assert isinstance(slots, slice) and slots.stop == seen
         c, (batch, fed, dim) = self.config, x.shape
         x = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-        states = x.new_empty(batch, fed, len(c.order.heads), dim)
-        step = _Step(batch, fed, past, c.total_layers, dim, c.heads, c.ffn_dim)
-        step.outputs, step.threads = states.shape[2], torch.get_num_threads()
+        states = x.new_empty(batch, fed, len(self.heads), dim)
+        step = _Step(batch, fed, slots.start, c.total_layers, dim, c.heads, c.ffn_dim)
+        step.outputs, step.threads, tensors = states.shape[2], torch.get_num_threads(), cache.tensors
         step.room, step.cache_layer, step.cache = tensors.shape[4], tensors.stride(0), tensors.data_ptr()
         if rotary is not None:
             step.cos, step.sin = (table.data_ptr() for table in rotary)
         if mask is not None:
-            seen = mask.contiguous().expand(batch, 1, fed, past + fed)
-            step.seen, step.seen_batch, step.seen_query = seen.data_ptr(), seen.stride(0), seen.stride(2)
+            shown = mask.contiguous().expand(batch, 1, fed, seen)
+            step.seen, step.seen_batch, step.seen_query = shown.data_ptr(), shown.stride(0), shown.stride(2)
         pointers = x.data_ptr(), states.data_ptr()
         _call(f"narcli_forward_{_named(self.dtype)}", ctypes.byref(step), self.records, *pointers)
         return states
+
+    def project(self, chosen: Tensor) -> Tensor:
+        """As that of the plain network; summed before it is rounded."""
+        logits: Tensor = self.outputs(chosen.flatten(2))
+        return logits
+
+
+class NativeAttention(nn.Module):
+    """LARP's self-attention, by the compiled function; a sample depends on no other."""
+
+    def __init__(self, plain: Attention) -> None:
+        super().__init__()
+        self.heads, self.qkv, self.proj = plain.heads, plain.qkv, plain.proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, n, D) -> the same."""
+        attended: Tensor = self.proj(attend(self.qkv(x), self.heads))
+        return attended
+
+
+def compile_attention(tokenizer: LARPTokenizer) -> None:
+    """Replace the attention of a tokenizer by the compiled function, in place, where that serves."""
+    weight = next(tokenizer.parameters())
+    if not can_run(weight.dtype, weight.device):
+        return
+    for block in tokenizer.modules():
+        attention = getattr(block, "attn", None)
+        if isinstance(attention, Attention) and not attention.qkv.in_features // attention.heads % 2:
+            block.attn = NativeAttention(attention)
 
 
 def attend(qkv: Tensor, heads: int) -> Tensor:

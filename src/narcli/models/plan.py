@@ -1,0 +1,237 @@
+"""An order as index tensors, and the keys and values that its passes keep.
+
+A plan is made once for a network, an order and a device: nothing in the loop over passes computes a
+coordinate or moves an index to the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..order import NONE, Order
+
+#: Base of the rotary frequencies.
+ROTARY_BASE = 10000.0
+#: Tables that rotate n positions, in the layout that the layers of a network take.
+Rotary = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class PassPlan:
+    """One pass as tensors.
+
+    Args:
+        cells: (m,) flat indices of the cells that it decodes.
+        sources: (m, heads) index of the place that each head reads for a cell, among those fed.
+        weights: (m, heads) float32 share of that head, 0 where it does not count.
+        tokens: (n,) cells whose tokens are fed.
+        positions: (n,) row of each in a table of positions, condition first.
+        rotary: tables of these positions; None without rotary positions.
+        slots: where keys and values are kept, condition included: a slice, or (n,) indices.
+        seen: leading slots that any fed place attends to, condition included.
+        mask: (n, seen) bool, true where a slot is seen; None where all places see all.
+    """
+
+    cells: Tensor
+    sources: Tensor
+    weights: Tensor
+    tokens: Tensor
+    positions: Tensor
+    rotary: Rotary | None
+    slots: slice | Tensor
+    seen: int
+    mask: Tensor | None
+
+
+class Plan:
+    """An order as tensors.
+
+    Args:
+        order: the order.
+        condition_tokens: C.
+        axis_heads: of the network; the order may read fewer.
+        head_dim: width of an attention head; 0 for a network without rotary positions.
+        device: where the tensors are.
+        layout: makes what the layers take of (cosine, sine), (n, head_dim / 2) each.
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        condition_tokens: int,
+        axis_heads: int,
+        head_dim: int,
+        device: torch.device,
+        layout: Callable[[Rotary], Rotary],
+    ) -> None:
+        self.order, self.condition_tokens, self.axis_heads = order, condition_tokens, axis_heads
+        self.head_dim, self.device, self.layout = head_dim, device, layout
+
+    @property
+    def length(self) -> int:
+        """Slots of keys and values, condition included."""
+        return self.condition_tokens + self.order.slots
+
+    @cached_property
+    def condition_rotary(self) -> Rotary | None:
+        """Tables of the condition, whose cosine and sine are zero; None without rotary positions."""
+        return self._tables([NONE] * self.condition_tokens)
+
+    @cached_property
+    @torch.inference_mode(False)  # a network that has drawn may be trained
+    def passes(self) -> list[PassPlan]:
+        """One entry a pass."""
+        plans, first = [], self.condition_tokens
+        for step in self.order.passes:
+            sources = torch.zeros(len(step.cells), self.axis_heads, dtype=torch.int64)
+            weights = torch.zeros(len(step.cells), self.axis_heads)
+            for row, terms in enumerate(step.sources):
+                for source in terms:
+                    sources[row, source.head] = first - 1 if source.feed == NONE else source.feed
+                    weights[row, source.head] = source.weight
+            places = [feed.place for feed in step.feeds]
+            slots = [first + feed.slot for feed in step.feeds]
+            sees = torch.tensor([first + feed.sees for feed in step.feeds], dtype=torch.int64)
+            seen = int(sees.max()) if len(sees) else first
+            row_of_slots = slots == list(range(slots[0], slots[0] + len(slots))) if slots else True
+            plans.append(
+                PassPlan(
+                    self._to(torch.tensor(step.cells)),
+                    self._to(sources),
+                    self._to(weights),
+                    self._to(torch.tensor([feed.token for feed in step.feeds], dtype=torch.int64)),
+                    self._to(torch.tensor(places, dtype=torch.int64) + first),
+                    self._tables(places),
+                    slice(slots[0] if slots else first, slots[-1] + 1 if slots else first)
+                    if row_of_slots
+                    else self._to(torch.tensor(slots)),
+                    seen,
+                    None if bool((sees == seen).all()) else self._to(torch.arange(seen) < sees[:, None]),
+                )
+            )
+        return plans
+
+    @cached_property
+    @torch.inference_mode(False)
+    def train(self) -> TrainPlan:
+        """All passes at once, for teacher forcing.
+
+        Raises:
+            ValueError: the order feeds a slot twice, which one pass cannot.
+        """
+        first, feeds = self.condition_tokens, [feed for step in self.order.passes for feed in step.feeds]
+        if len({feed.slot for feed in feeds}) < len(feeds):
+            raise ValueError(f"the order {self.order.name} cannot be trained with teacher forcing")
+        sources = torch.zeros(self.order.cells, self.axis_heads, dtype=torch.int64)
+        weights = torch.zeros(self.order.cells, self.axis_heads)
+        fed = first
+        for step in self.order.passes:
+            for cell, terms in zip(step.cells, step.sources, strict=True):
+                for source in terms:
+                    sources[cell, source.head] = first - 1 if source.feed == NONE else fed + source.feed
+                    weights[cell, source.head] = source.weight
+            fed += len(step.feeds)
+        slots = torch.tensor([*range(-first, 0), *(feed.slot for feed in feeds)])
+        sees = torch.tensor([*range(1 - first, 1), *(feed.sees for feed in feeds)])
+        places = [feed.place for feed in feeds]
+        cos_sin = self._angles([NONE] * first + places)
+        return TrainPlan(
+            self._to(torch.tensor([feed.token for feed in feeds], dtype=torch.int64)),
+            self._to(torch.tensor(places, dtype=torch.int64) + first),
+            None if cos_sin is None else (self._to(cos_sin[0]), self._to(cos_sin[1])),
+            self._to(slots[None] < sees[:, None]),
+            self._to(sources),
+            self._to(weights),
+        )
+
+    def _tables(self, places: list[int]) -> Rotary | None:
+        angles = self._angles(places)
+        if angles is None:
+            return None
+        cos, sin = self.layout(angles)
+        return self._to(cos), self._to(sin)
+
+    def _angles(self, places: list[int]) -> Rotary | None:
+        """(cosine, sine) of each interleaved pair at the places, zero where there is no position."""
+        if not self.head_dim:
+            return None
+        half = self.head_dim // 2
+        frequencies = ROTARY_BASE ** (-2 * torch.arange(half // 2).float() / half)
+        columns = self.order.sizes[-1]
+        index = torch.tensor(places, dtype=torch.int64)
+        h, w = (part.float()[:, None] * frequencies for part in (index // columns, index % columns))
+        angles, placed = torch.cat([h, w], 1), (index != NONE)[:, None]
+        return angles.cos() * placed, angles.sin() * placed
+
+    def _to(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device)
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """All passes as one sequence: the C condition tokens, then the F places that the passes feed.
+
+    Args:
+        tokens: (F,) cells whose tokens are fed.
+        positions: (F,) row of each in a table of positions, condition first.
+        rotary: (C + F, head_dim / 2) cosine and sine; None without rotary positions.
+        mask: (C + F, C + F) bool, true where the row may see the column (section 3.2).
+        sources: (N, heads), raster order: the place in the sequence that each head reads for a cell.
+        weights: (N, heads), as in PassPlan.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    rotary: Rotary | None
+    mask: Tensor
+    sources: Tensor
+    weights: Tensor
+
+
+class Cache:
+    """Keys and values of all layers, allocated once.
+
+    Args:
+        tensors: (layers, k, rows, ...), in whatever layout the layers take.
+        padding: (rows, C) bool, true where a condition token is padding; None without any.
+    """
+
+    def __init__(self, tensors: Tensor, padding: Tensor | None = None) -> None:
+        self.tensors = tensors
+        self.padding = padding if padding is not None and bool(padding.any()) else None
+
+    def store(
+        self, layer: int, keys: Tensor, values: Tensor, slots: slice | Tensor, seen: int
+    ) -> tuple[Tensor, Tensor]:
+        """Store (B, heads, n, d) at slots; the layer's leading ``seen`` slots, twice (B, heads, seen, d)."""
+        stored = self.tensors[layer]
+        stored[0, :, :, slots] = keys
+        stored[1, :, :, slots] = values
+        return stored[0, :, :, :seen], stored[1, :, :, :seen]
+
+    def keep_rows(self, rows: int) -> None:
+        """Go on with the first ``rows`` rows only."""
+        self.tensors = self.tensors[:, :, :rows]
+        if self.padding is not None:
+            self.padding = self.padding[:rows]
+
+    def visible(self, mask: Tensor | None, seen: int) -> Tensor | None:
+        """What each place may see, as attention takes it.
+
+        Args:
+            mask: (n, seen) bool of a pass, or None for all.
+            seen: slots.
+
+        Returns:
+            (n, seen), (B, 1, n or 1, seen) where there is padding, or None where all is seen.
+        """
+        if self.padding is None:
+            return mask
+        shown = ~F.pad(self.padding, (0, seen - self.padding.shape[1]))[:, None, None]
+        return shown if mask is None else shown & mask
