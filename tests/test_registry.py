@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from narcli import registry
-from narcli.errors import NarError, UsageError
+from narcli.errors import CheckpointError, NarError, UsageError
 from narcli.registry import DEFAULT_KINDS, MODELS, Model, complete, default_model, resolve, set_default
+from narcli.sources import choose
 
 DATA = Path(__file__).parent / "data"
 
@@ -175,6 +176,33 @@ def test_only_usable_defaults_are_remembered(settings):
         with pytest.raises(UsageError):
             set_default(kind, name)
     assert not settings.exists()
+
+
+def test_a_default_that_cannot_work_is_refused_when_it_is_set(tmp_path, tiny, tiny_text, larp, settings):
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(tiny, tmp_path / "cut")
+    (tmp_path / "cut" / "tokenizer.safetensors").write_bytes(b"x")
+    (tmp_path / "file.pt").write_bytes(b"no model")
+    os.mkfifo(tmp_path / "pipe.pt")
+    shutil.copytree(tiny, tmp_path / "piped")
+    (tmp_path / "piped" / "tokenizer.safetensors").unlink()
+    os.mkfifo(tmp_path / "piped" / "tokenizer.safetensors")
+    damaged = [tmp_path / name for name in ("empty", "cut", "file.pt", "pipe.pt", "piped")]
+    for path in (*damaged, tiny_text / "text_encoder", larp[1], DATA / "vq.pt", DATA / "t2i.pt"):
+        with pytest.raises(CheckpointError) as caught:
+            set_default("image", str(path))
+        assert caught.value.exit_code == 4
+    assert not settings.exists()
+    set_default("image", str(tiny))
+    assert default_model("image") == str(tiny)
+
+
+def test_a_default_that_is_gone_is_called_the_default(tmp_path, settings):
+    shutil.copy(DATA / "c2i.pt", tmp_path / "last.pt")
+    set_default("image", str(tmp_path / "last.pt"))
+    (tmp_path / "last.pt").unlink()
+    with pytest.raises(UsageError, match=r"The default image model .*last\.pt cannot be used"):
+        choose("image")
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"image": 3}', b"\xff"])
