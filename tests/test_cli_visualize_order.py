@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 import narcli
 from narcli import cli
 from narcli.cli import app, console, visualize_order
-from narcli.errors import CheckpointError, HubError, MemoryLimitError, NarError, UsageError
+from narcli.errors import CheckpointError, DeclinedError, HubError, MemoryLimitError, NarError, UsageError
 from narcli.order import Order
 from narcli.readers import read_metadata
 from narcli.style import caption
@@ -385,3 +385,14 @@ def test_progress_draws_on_a_terminal_and_cleans_up(monkeypatch, capsys):
     err = capsys.readouterr().err
     assert "decoding" in err and "2/2 done" in err
     assert err.endswith("\r\x1b[K")
+
+
+def test_an_unknown_choice_is_one_sentence():
+    result = CliRunner().invoke(app, ["image", "--class", "1", "--dtype", "fp16"])
+    assert result.exit_code == 2 and "'fp16' is not one of" in result.stderr
+    assert "Value error" not in result.stderr
+
+
+def test_a_no_is_an_answer_and_no_error(capsys):
+    assert console.fail(DeclinedError("Nothing was downloaded.")) == 1
+    assert capsys.readouterr().err == "Nothing was downloaded.\n"

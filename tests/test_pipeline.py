@@ -399,3 +399,13 @@ def test_importing_narcli_imports_no_torch():
         check=True,
     )
     assert done.stdout.split()[:2] == ["False", "False"]
+
+
+def test_what_the_library_gives_is_short_in_a_shell(tiny, tiny_video):
+    for folder, size in ((tiny, "8x8"), (tiny_video, "8x8, 6 frames")):
+        loaded = narcli.load(folder)
+        *_, progress = loaded.steps(classes=[0], seed=3)
+        (result,) = progress.results
+        for each in (loaded, progress, progress.step, result, loaded.classes, loaded.order):
+            assert len(repr(each)) < 200 and type(each).__name__ in repr(each)
+        assert "seed 3" in repr(result) and size in repr(result)
