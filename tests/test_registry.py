@@ -245,3 +245,41 @@ def test_the_settings_are_in_the_users_config_folder(tmp_path, monkeypatch):
     path = registry._settings_file()
     assert path.name == "models.json" and "narcli" in str(path)
     assert os.name == "nt" or tmp_path in path.parents or path.is_relative_to(Path.home())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("emjoi", "emoji"),
+        ("emoji ", "emoji"),
+        ("emoji/", "emoji"),
+        ("nar-b-265", "nar-b-256"),
+        ("./runs/nar/modle", "runs/nar/model"),
+        ("RUNS\\nar\\model", "runs/nar/model"),
+        ("./Runs/nar/model/", "runs/nar/model"),
+        ("~/runs/nra/model", "runs/nar/model"),
+    ],
+)
+def test_a_name_that_is_nowhere_is_offered_the_nearest_name_or_path(name, expected, tmp_path, monkeypatch):
+    (tmp_path / "runs" / "nar" / "model").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    said = refused(name, "image")
+    assert "Did you mean" in said and expected in said
+
+
+@pytest.mark.parametrize("name", ["foo", "./foo", "emoji-video"])
+def test_an_unusable_default_says_who_chose_it(name, settings, monkeypatch):
+    monkeypatch.setenv("NARCLI_IMAGE_MODEL", name)
+    with pytest.raises(UsageError, match="NARCLI_IMAGE_MODEL names it"):
+        registry.resolve_default("image", "image")
+    monkeypatch.delenv("NARCLI_IMAGE_MODEL")
+    registry._settings_file().parent.mkdir(parents=True, exist_ok=True)
+    registry._settings_file().write_text(json.dumps({"image": name}))
+    with pytest.raises(UsageError, match=r"default image model in .*models\.json"):
+        registry.resolve_default("image", "image")
+
+
+def test_an_unknown_kind_is_offered_the_nearest():
+    with pytest.raises(UsageError) as caught:
+        default_model("vidoe")
+    assert "Did you mean video?" in caught.value.hint
