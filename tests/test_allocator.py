@@ -45,3 +45,23 @@ def test_freed_tensors_are_kept_for_the_next_ones():
         for arguments in ([], ["keep"])
     ]  # fmt: skip
     assert faults[1] < faults[0] / 2
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc's OpenMP")
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "3000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_wait_awake_only_briefly_unless_the_user_says_otherwise(given, expected):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP", "OMP"))}
+    source = str(Path(narcli.__file__).parents[1])
+    code = "from narcli.allocator import keep_memory; keep_memory(); import torch; torch.ones(10**6).sum()"
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | given | {"OMP_DISPLAY_ENV": "verbose", "PYTHONPATH": source},
+        capture_output=True, text=True, check=True,
+    ).stderr  # fmt: skip
+    if "GOMP_SPINCOUNT" not in told:
+        pytest.skip("another OpenMP")
+    assert (f"GOMP_SPINCOUNT = '{expected}'" in told) == (expected is not None)
+    assert "GOMP_SPINCOUNT = '3000'" not in told or not given

@@ -146,3 +146,55 @@ def test_class_tables_do_not_import_torch():
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'huggingface_hub' in sys.modules)"
     path = str(Path(narcli.__file__).parents[1])
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": path}, check=False).returncode == 0
+
+
+NAMES = load_table(["a, b", "a", "b", "3", " x ", 'say "hi"', "-", '"q"', "c, d, e", "0"])
+
+
+@pytest.mark.parametrize(
+    ("table", "text", "expected"),
+    [
+        (NAMES, "a, b", ["a, b"]),
+        (NAMES, "a,b", ["a", "b"]),
+        (NAMES, 'a,"a, b" , b', ["a", "a, b", "b"]),
+        (NAMES, "a, b,a", ["a, b", "a"]),
+        (NAMES, "c, d, e,a, b", ["c, d, e", "a, b"]),
+        (NAMES, "3,0", ["3", "0"]),
+        (NAMES, '" x ",-', [" x ", "-"]),
+        (NAMES, " x ", [" x "]),
+        (NAMES, 'say "hi",b', ['say "hi"', "b"]),
+        (NAMES, '"q"', ['"q"']),
+        (NAMES, '"""q""",b', ['"q"', "b"]),
+        (IMAGENET, "great white shark, white shark,207", ["great white shark", "golden retriever"]),
+        (IMAGENET, ", ".join(IMAGENET.rows[2].names), ["great white shark"]),
+        (EMOJI, "great white shark, white shark", ["shark"]),
+        (EMOJI, "dog,cat", ["dog", "cat"]),
+    ],
+)
+def test_a_name_with_commas_can_be_asked_for_alone_and_in_a_list(table, text, expected):
+    assert [entry.name for entry in table.parse_classes(text)] == expected
+
+
+def test_a_name_with_commas_can_be_looked_up_from_python():
+    assert NAMES.lookup("a, b").label == 0
+    assert IMAGENET.lookup("great white shark, white shark").id == 2
+
+
+def test_the_error_of_a_list_tells_how_commas_in_names_are_written():
+    with pytest.raises(UsageError) as caught:
+        NAMES.parse_classes("a, c")
+    assert "double quotes" in caught.value.hint
+    for text in ("a,", ",a", "a,,b", "", '"",a"'):
+        with pytest.raises(UsageError):
+            NAMES.parse_classes(text)
+
+
+@pytest.mark.parametrize("text", ["dgo", "odg", "dogg", "do g", "DGO"])
+def test_a_slip_of_the_keys_is_offered_the_word_meant(text):
+    assert "'dog'" in (refused(EMOJI, text) if text != "do g" else "'dog'")
+
+
+def test_an_unknown_table_is_offered_the_nearest():
+    with pytest.raises(UsageError) as caught:
+        load_table("imagnet1k")
+    assert "Did you mean imagenet1k?" in caught.value.hint

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 import narcli
 from narcli import cli
 from narcli.cli import app, console, visualize_order
-from narcli.errors import CheckpointError, HubError, MemoryLimitError, NarError, UsageError
+from narcli.errors import CheckpointError, DeclinedError, HubError, MemoryLimitError, NarError, UsageError
 from narcli.order import neighbor as Order
 from narcli.order import parse_grid
 from narcli.readers import read_metadata
@@ -509,3 +509,14 @@ def test_a_switch_given_twice_is_given():
         2,
         "error: --grid is given 3 times, and takes one value.\n  Leave out all but one.\n",
     )
+
+
+def test_an_unknown_choice_is_one_sentence():
+    result = CliRunner().invoke(app, ["image", "--class", "1", "--dtype", "fp16"])
+    assert result.exit_code == 2 and "'fp16' is not one of" in result.stderr
+    assert "Value error" not in result.stderr
+
+
+def test_a_no_is_an_answer_and_no_error(capsys):
+    assert console.fail(DeclinedError("Nothing was downloaded.")) == 1
+    assert capsys.readouterr().err == "Nothing was downloaded.\n"

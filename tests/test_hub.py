@@ -533,3 +533,27 @@ def test_names_that_leave_the_folder_are_not_files():
     assert choose(model, ["../evil.pt", "/etc/x.pt", "good.pt"]) == ["good.pt"]
     with pytest.raises(HubError):
         choose(model, ["../evil.pt"])
+
+
+def test_a_mistyped_path_is_said_to_be_nowhere_before_the_hub_is_blamed(hub, fetch, tmp_path, monkeypatch):
+    (tmp_path / "runs" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for options in ({}, {"offline": True}):
+        said = fetch("runs/modle", **options)
+        refused(said, "There is no file or folder runs/modle here.")
+        assert said["hint"].startswith("Did you mean runs/model?")
+    hub.close()
+    refused(fetch("runs/modle"), "There is no file or folder runs/modle here.")
+
+
+def test_a_dry_run_estimates_a_known_model_that_is_nowhere(hub):
+    for options in (["--offline"], []):
+        hub.status = 503
+        said = json.loads(
+            hub.narcli("image", "--class", "1", "--model", "nar-b-256", "--dry-run", "--json", *options)
+        )
+        assert said["download"]["bytes"] == 522_000_000 + 288_000_000 and said["steps"] == 31
+    assert "not on this machine" in hub.narcli(
+        "image", "--class", "1", "--model", "nar-b-256", "--offline", code=3
+    )
+    hub.narcli("image", "--class", "1", "--model", "me/unknown", "--dry-run", "--offline", code=3)

@@ -174,3 +174,15 @@ def test_values_of_a_template_never_leave_the_folder(tmp_path, class_name, model
     assert path.resolve().is_relative_to(tmp_path.resolve())
     assert ".." not in path.parts
     assert all(len(part.encode()) < 200 for part in path.relative_to(tmp_path).parts)
+
+
+@pytest.mark.parametrize(
+    "output", ["/dev/null", "/dev/stdout", "/dev/fd/1", "-", "pipe", "pipe.png", "/dev/x"]
+)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_device_or_a_pipe_is_no_output(here, output, overwrite):
+    for name in ("pipe", "pipe.png"):
+        os.mkfifo(here / name)
+    with pytest.raises(UsageError, match="narcli writes files"):
+        resolve_outputs(output, [DOG], default="x", overwrite=overwrite)
+    assert sorted(path.name for path in here.iterdir()) == ["pipe", "pipe.png"]

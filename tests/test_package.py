@@ -170,3 +170,14 @@ def test_an_installed_narcli_makes_a_clip_of_a_kangaroo_that_moves(installed, pl
     assert changes.max() < 40  # and no flicker
     with Image.open(frontier) as animation:
         assert animation.n_frames >= 34
+
+
+def test_python_m_narcli_is_the_command(tmp_path):
+    def said(*arguments):
+        command = [sys.executable, "-m", "narcli", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+    assert said("--version").stdout.startswith("narcli ")
+    unknown = said("image", "--class", "1", "--model", "nothing")
+    assert unknown.returncode == 2 and unknown.stderr.startswith("error: There is no model 'nothing'")
+    assert "Usage: narcli" in said("image", "--nothing").stderr

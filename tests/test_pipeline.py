@@ -418,3 +418,13 @@ def test_results_are_called_as_the_command_calls_their_files(plain, tiny, tmp_pa
     }.items():
         made = CliRunner().invoke(app, [*words, *classes, "-o", output])
         assert made.stdout.split() == names
+
+
+def test_what_the_library_gives_is_short_in_a_shell(tiny, tiny_video):
+    for folder, size in ((tiny, "8x8"), (tiny_video, "8x8, 6 frames")):
+        loaded = narcli.load(folder)
+        *_, progress = loaded.steps(classes=[0], seed=3)
+        (result,) = progress.results
+        for each in (loaded, progress, progress.step, result, loaded.classes, loaded.order):
+            assert len(repr(each)) < 200 and type(each).__name__ in repr(each)
+        assert "seed 3" in repr(result) and size in repr(result)

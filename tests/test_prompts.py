@@ -172,7 +172,7 @@ def test_tables_have_a_column_of_prompts(tmp_path, name, content):
         ("a.tsv", b"prompt\tCFG-Scale\ncat\t3\n", UsageError, "column 'cfg-scale'"),
         ("a.csv", b"class,prompt\n207,cat\n", UsageError, "column 'class'"),
         ("a.csv", b"prompt,Prompt\ncat,dog\n", UsageError, "several columns 'prompt'"),
-        ("a.csv", b"prompt\ndog\ncat, asleep\n", UsageError, "Row 3 of"),
+        ("a.csv", b"prompt\ndog\ncat, asleep\n", UsageError, "Line 3 of"),
         ("a.jsonl", b'{"prompt": "cat"}\n', UsageError, "not a text file or table"),
         ("a.JSON", b'["cat"]', UsageError, "not a text file or table"),
         ("a.txt", b'cat\n{"prompt": "cat"}\n', UsageError, "Prompt 2 of"),

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from narcli import registry
-from narcli.errors import NarError, UsageError
+from narcli.errors import CheckpointError, NarError, UsageError
 from narcli.registry import DEFAULT_KINDS, MODELS, Model, complete, default_model, resolve, set_default
+from narcli.sources import choose
 
 DATA = Path(__file__).parent / "data"
 
@@ -177,6 +178,33 @@ def test_only_usable_defaults_are_remembered(settings):
     assert not settings.exists()
 
 
+def test_a_default_that_cannot_work_is_refused_when_it_is_set(tmp_path, tiny, tiny_text, larp, settings):
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(tiny, tmp_path / "cut")
+    (tmp_path / "cut" / "tokenizer.safetensors").write_bytes(b"x")
+    (tmp_path / "file.pt").write_bytes(b"no model")
+    os.mkfifo(tmp_path / "pipe.pt")
+    shutil.copytree(tiny, tmp_path / "piped")
+    (tmp_path / "piped" / "tokenizer.safetensors").unlink()
+    os.mkfifo(tmp_path / "piped" / "tokenizer.safetensors")
+    damaged = [tmp_path / name for name in ("empty", "cut", "file.pt", "pipe.pt", "piped")]
+    for path in (*damaged, tiny_text / "text_encoder", larp[1], DATA / "vq.pt", DATA / "t2i.pt"):
+        with pytest.raises(CheckpointError) as caught:
+            set_default("image", str(path))
+        assert caught.value.exit_code == 4
+    assert not settings.exists()
+    set_default("image", str(tiny))
+    assert default_model("image") == str(tiny)
+
+
+def test_a_default_that_is_gone_is_called_the_default(tmp_path, settings):
+    shutil.copy(DATA / "c2i.pt", tmp_path / "last.pt")
+    set_default("image", str(tmp_path / "last.pt"))
+    (tmp_path / "last.pt").unlink()
+    with pytest.raises(UsageError, match=r"The default image model .*last\.pt cannot be used"):
+        choose("image")
+
+
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"image": 3}', b"\xff"])
 def test_damaged_settings_are_an_error_that_names_the_file(settings, content):
     settings.parent.mkdir()
@@ -217,3 +245,41 @@ def test_the_settings_are_in_the_users_config_folder(tmp_path, monkeypatch):
     path = registry._settings_file()
     assert path.name == "models.json" and "narcli" in str(path)
     assert os.name == "nt" or tmp_path in path.parents or path.is_relative_to(Path.home())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("emjoi", "emoji"),
+        ("emoji ", "emoji"),
+        ("emoji/", "emoji"),
+        ("nar-b-265", "nar-b-256"),
+        ("./runs/nar/modle", "runs/nar/model"),
+        ("RUNS\\nar\\model", "runs/nar/model"),
+        ("./Runs/nar/model/", "runs/nar/model"),
+        ("~/runs/nra/model", "runs/nar/model"),
+    ],
+)
+def test_a_name_that_is_nowhere_is_offered_the_nearest_name_or_path(name, expected, tmp_path, monkeypatch):
+    (tmp_path / "runs" / "nar" / "model").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    said = refused(name, "image")
+    assert "Did you mean" in said and expected in said
+
+
+@pytest.mark.parametrize("name", ["foo", "./foo", "emoji-video"])
+def test_an_unusable_default_says_who_chose_it(name, settings, monkeypatch):
+    monkeypatch.setenv("NARCLI_IMAGE_MODEL", name)
+    with pytest.raises(UsageError, match="NARCLI_IMAGE_MODEL names it"):
+        registry.resolve_default("image", "image")
+    monkeypatch.delenv("NARCLI_IMAGE_MODEL")
+    registry._settings_file().parent.mkdir(parents=True, exist_ok=True)
+    registry._settings_file().write_text(json.dumps({"image": name}))
+    with pytest.raises(UsageError, match=r"default image model in .*models\.json"):
+        registry.resolve_default("image", "image")
+
+
+def test_an_unknown_kind_is_offered_the_nearest():
+    with pytest.raises(UsageError) as caught:
+        default_model("vidoe")
+    assert "Did you mean video?" in caught.value.hint

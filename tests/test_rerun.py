@@ -37,7 +37,7 @@ from narcli.cli.console import Console
 from narcli.cli.decode import _decode
 from narcli.cli.image import image
 from narcli.cli.options import FrontierFormat
-from narcli.cli.rerun import _plan, _recorded, rerun
+from narcli.cli.rerun import _check_many, _plan, _recorded, rerun
 from narcli.cli.video import shown_fps, video
 from narcli.errors import CheckpointError, NarError, UsageError
 from narcli.hub import fetch
@@ -862,3 +862,43 @@ def test_what_is_of_the_hub_is_used_from_this_machine_and_never_fetched_for_a_fi
     assert "the model me/tiny of the Hub, which narcli does not know" in refused
     assert f"--model me/tiny --revision {COMMIT}" in refused
     assert len(hub.requests) == asked
+
+
+@pytest.mark.parametrize(
+    ("shares", "typed", "refused"),
+    [
+        ([600, 600], {}, True),  # of one document or of several files
+        ([500, 500], {}, False),
+        ([1] * 1001, {}, True),
+        ([600, 600], {"yes": True}, False),
+        ([600, 600], {"num": 1}, False),
+        ([1, 1], {"num": 600}, True),
+        ([1], {"num": 5000}, False),
+        ([300], {"classes": "1,2,3,4"}, True),
+        ([300], {"classes": "1,2,3"}, False),
+        ([300], {"classes": "1,2,3,4", "num": 300}, False),
+    ],
+)
+def test_the_limit_of_samples_counts_all_runs_and_files_together(run, here, about, shares, typed, refused):
+    options, console = {"quiet": True, "dry_run": True} | typed, Console(quiet=True)
+
+    def plan():
+        runs = [_plan(here, about | {"num": share}, options, console) for share in shares]
+        _check_many([here], runs, options)
+
+    if refused:
+        with pytest.raises(UsageError, match="asks for"):
+            plan()
+    else:
+        plan()
+
+
+def test_a_document_of_several_runs_is_refused_as_a_whole(run, here, about):
+    several = {"schema": "narcli.run/1", "runs": [about | {"num": 600}, about | {"num": 600}]}
+    (here / "all.json").write_text(json.dumps(several))
+    result = run("rerun", "all.json", "--dry-run")
+    assert result.exit_code == 2 and "all.json asks for 1,200 samples" in result.stderr
+    assert run("rerun", "all.json", "--dry-run", "--yes", "-o", "x/").exit_code == 0
+    for name in ("a.json", "b.json"):
+        (here / name).write_text(json.dumps({"schema": "narcli.run/1"} | about | {"num": 600}))
+    assert "The 2 files ask for 1,200 samples" in run("rerun", "a.json", "b.json", "--dry-run").stderr

@@ -1,7 +1,8 @@
-"""Memory settings of a process that suit large tensors: huge pages, and freed memory that is kept.
+"""Settings of a process that suit large tensors: huge pages, freed memory that is kept, short waits awake.
 
 By default glibc gives large blocks back to the system when they are freed, and the next tensor of that size
-costs a page fault every 4 KiB. For the commands only: it is for a program to decide, not for a library.
+costs a page fault every 4 KiB. GCC's OpenMP lets threads wait awake for milliseconds, even where another
+process needs the processor. For the commands only: it is for a program to decide, not for a library.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ from typing import Any
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 #: Blocks below this come from the heap; the largest value that mallopt takes.
 HEAP_BLOCK = 32 * 2**20
+#: Rounds that a thread of GCC's OpenMP waits awake; see docs/speed.md.
+SPINS = 3000
 
 
 def keep_memory() -> None:
     """Choose the settings, where the system has them; call before torch is imported."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first allocation
+    if "OMP_WAIT_POLICY" not in os.environ:  # read when torch loads OpenMP, as this is
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
     mallopt = _of_libc("mallopt")
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, HEAP_BLOCK)

@@ -54,7 +54,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             start = file.read(512)
             _refuse_other_formats(path, size, start)
             zipped = start.startswith(b"PK\x03\x04")
-            if not zipped and (path.suffix == ".safetensors" or (start[8:9] == b"{" and start[0] != 0x80)):
+            if path.suffix == ".safetensors" or (not zipped and start[8:9] == b"{" and start[0] != 0x80):
                 tensors = _read_safetensors(path, start)
             else:
                 file.seek(0)

@@ -54,7 +54,7 @@ PLANES = 10  # copies of its largest layer that a convolutional decoder holds at
 # Bytes a pixel. Pillow holds a pixel of a picture in four, one of a palette in one.
 RGB, PALETTE = 4, 1
 GIF = RGB + 3 * PALETTE  # of each frame of an animation: itself, its palette frame, and Pillow's two copies
-COLORS = 60  # of one frame, while its colours are counted
+COLORS = 90  # of one frame, while its colours are counted
 PNG, DETAIL = 3, 0.4  # of a compressed picture at most; and what each pixel of an enlarged one adds
 PIPED = 9  # of one frame on its way to ffmpeg
 FFMPEG, AHEAD = 5, 60  # of each frame in ffmpeg, which looks ahead so many

@@ -312,8 +312,7 @@ def resolve_default(kind: str, wanted: str | None) -> Model:
     try:
         return replace(resolve(name, wanted), origin=origin)
     except NarError as error:
-        error.message = f"{error.message} {origin}".strip()
-        raise
+        raise type(error)(f"{error.message} {origin}".strip(), error.hint) from error
 
 
 def defaults() -> dict[str, str]:

@@ -179,7 +179,8 @@ class ClassTable:
             return self.lookup(item)
         except UsageError as error:
             if any("," in name for row in self.rows for name in row.names):
-                error.hint = f"{error.hint or ''} A name with a comma goes in double quotes.".strip()
+                hint = f"{error.hint or ''} A name with a comma goes in double quotes.".strip()
+                raise UsageError(error.message, hint) from error
             raise
 
     def _spelled(self, text: str) -> ClassEntry | None:

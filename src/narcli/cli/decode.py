@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import registry
+from ..allocator import keep_memory
 from ..classes import ClassEntry
 from ..configs import MAX_CELLS
 from ..errors import CheckpointError
@@ -62,6 +63,7 @@ def decode(
     from ..readers import read_metadata
 
     given, console = options_given(given), Console(given["quiet"])
+    keep_memory()
     abouts = [read_metadata(path) for path in tokens]
     made: list[Path] = []
     decoders: dict[Any, tuple[TokenDecoder, dict[str, Any]]] = {}

@@ -68,12 +68,16 @@ def _handle(number: int, _: object) -> None:
     # While the exception of an earlier signal exists, its cleanup runs.
     if _State.ended or (_State.raised is not None and _State.raised() is not None):
         return
-    error = Interruption(number)
-    _State.raised = weakref.ref(error)
     if _State.number is None:
         _State.number = number
         _thread.start_new_thread(_insist, (number,))
-    raise error
+    raise _interruption(number)  # a variable here would keep it alive, through its traceback
+
+
+def _interruption(number: int) -> Interruption:
+    error = Interruption(number)
+    _State.raised = weakref.ref(error)
+    return error
 
 
 def _insist(number: int) -> None:

@@ -236,8 +236,13 @@ def _network(folder: Path) -> tuple[Any, dict[str, Tensor]]:
             break
     expected = model.state_dict()
     if absent := [name for name in expected if name not in stored]:
+        more = (
+            f"{absent[0]} and {len(absent) - 1} more"
+            if len(absent) > 1
+            else f"1 tensors, such as {absent[0]}"
+        )
         raise CheckpointError(
-            f"The text encoder in {folder} lacks {len(absent)} tensors, such as {absent[0]}.",
+            f"The text encoder in {folder} lacks {more}.",
             "It is damaged, or not a T5 encoder.",
         )
     for name, tensor in expected.items():
