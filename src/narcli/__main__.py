@@ -5,5 +5,4 @@ import sys
 from .cli import main
 
 if __name__ == "__main__":
-    sys.argv[0] = "narcli"
     sys.exit(main())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -407,7 +407,12 @@ def check(
     """
     free = available(device)
 
-    def needed(other: Networks = networks, dtype: torch.dtype = dtype, batch_size: int = batch_size) -> int:
+    def needed(
+        other: Networks = networks,
+        dtype: torch.dtype = dtype,
+        batch_size: int = batch_size,
+        files: Files | None = files,
+    ) -> int:
         return estimate(
             other, dtype, batch_size, guided=guided, device=device.type, encode=encode, files=files
         ).total
@@ -417,19 +422,22 @@ def check(
     fitting = []
     smaller = next((n for n in _halves(batch_size) if needed(batch_size=n) <= free), None)
     if smaller is not None:
-        fitting.append(("--batch-size", f"{smaller}", needed(batch_size=smaller)))
+        fitting.append((f"--batch-size {smaller}", needed(batch_size=smaller)))
+    for words, fewer in _lighter(files):
+        if needed(files=fewer) <= free:
+            fitting.append((words, needed(files=fewer)))
     if dtype == torch.float32 and needed(dtype=torch.bfloat16) <= free:
-        fitting.append(("--dtype", "bfloat16", needed(dtype=torch.bfloat16)))
+        fitting.append(("--dtype bfloat16", needed(dtype=torch.bfloat16)))
     sizes = {row.name: networks_of(row) for row in MODELS.values() if row.kind == model.kind}
     totals = {name: needed(other) for name, other in sizes.items() if other.runs}
     least = needed()
     for name in smaller_models(model, lambda row: totals.get(row.name, least) <= min(free, least - 1))[:1]:
-        fitting.append(("--model", name, totals[name]))
-    words = ", ".join(f"{option} {value} ({size / 1e9:.1f} GB)" for option, value, size in fitting)
+        fitting.append((f"--model {name}", totals[name]))
+    listed = ", ".join(f"{words} ({size / 1e9:.1f} GB)" for words, size in fitting)
     raise MemoryLimitError(
         f"{model.name} needs about {least / 1e9:,.1f} GB of memory in {str(dtype).removeprefix('torch.')} "
         f"with batches of {batch_size}, and {free / 1e9:,.1f} GB are available.",
-        f"What fits: {words}." if fitting else "Nothing smaller is known that fits; free some memory.",
+        f"What fits: {listed}." if fitting else "Nothing smaller is known that fits; free some memory.",
     )
 
 
@@ -442,23 +450,41 @@ def check_decoding(
         MemoryLimitError: how much is needed and available.
     """
     networks, free = networks_of(tokenizer), available(device)
-    assert networks.tokenizer is not None
+    config = networks.tokenizer
+    assert config is not None
     on_cpu = device.type == "cpu"
-    pictures, writing = _files(files, networks.tokenizer, grid, 1) if on_cpu else (0, 0)
-    needed = Memory(
-        base=base() if on_cpu else 0,
-        weights=networks.held(dtype, device.type) * dtype.itemsize,
-        sampling=0,
-        decoding=_decoding(networks.tokenizer, grid, dtype),
-        pictures=pictures,
-        writing=writing,
-    ).total
-    if free is not None and needed > free:
+
+    def needed(files: Files) -> int:
+        pictures, writing = _files(files, config, grid, 1) if on_cpu else (0, 0)
+        return Memory(
+            base=base() if on_cpu else 0,
+            weights=networks.held(dtype, device.type) * dtype.itemsize,
+            sampling=0,
+            decoding=_decoding(config, grid, dtype),
+            pictures=pictures,
+            writing=writing,
+        ).total
+
+    if free is not None and needed(files) > free:
+        fitting = [(words, needed(fewer)) for words, fewer in _lighter(files) if needed(fewer) <= free]
+        listed = ", ".join(f"{words} ({size / 1e9:.1f} GB)" for words, size in fitting)
         raise MemoryLimitError(
-            f"Decoding a grid of {math.prod(grid):,} tokens needs about {needed / 1e9:,.1f} GB of memory, "
-            f"and {free / 1e9:,.1f} GB are available.",
-            "Free some memory, or use a larger machine.",
+            f"Decoding a grid of {math.prod(grid):,} tokens needs about {needed(files) / 1e9:,.1f} GB of "
+            f"memory, and {free / 1e9:,.1f} GB are available.",
+            f"What fits: {listed}." if fitting else "Free some memory, or use a larger machine.",
         )
+
+
+def _lighter(files: Files | None) -> list[tuple[str, Files]]:
+    """Options that leave files out, or make them smaller, and what is left."""
+    if files is None:
+        return []
+    options = [
+        ("--frontier none", replace(files, frontier="none")),
+        ("--scale 1", replace(files, scale=1)),
+        ("no --grid", replace(files, sheet=False)),
+    ]
+    return [(words, fewer) for words, fewer in options if fewer != files]
 
 
 def _halves(number: int) -> list[int]:
