@@ -46,22 +46,19 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from narcli.checkpoints import (
-    load_tokenizer,
-    load_transformer,
-    released_names,
-    save_model,
-    transformer_config,
-)
+from narcli.checkpoints.formats.transformer import released_names
+from narcli.checkpoints.load import load_tokenizer, load_transformer, transformer_config
+from narcli.checkpoints.save import save_model
+from narcli.checkpoints.text_encoder import T5Encoder
 from narcli.cli.console import Console
 from narcli.cli.rerun import _plan, _recorded
 from narcli.errors import MemoryLimitError, NarError
-from narcli.metadata import lines, runs_of
-from narcli.models.text import T5Encoder
-from narcli.models.transformer import NARTransformer, TransformerConfig
+from narcli.media.metadata import lines, runs_of
+from narcli.media.readers import read_metadata, read_tokens
+from narcli.media.writers import write_gif, write_mp4, write_png, write_webp
+from narcli.models.blocks import TransformerConfig
+from narcli.models.transformer import NARTransformer
 from narcli.models.vq import VQConfig, VQTokenizer
-from narcli.readers import read_metadata, read_tokens
-from narcli.writers import write_gif, write_mp4, write_png, write_webp
 
 ADDRESSES = 2**32  # bytes that a worker may map besides what it has at its start: more than it may fill
 GROWTH = 2**28  # bytes that one input may fill

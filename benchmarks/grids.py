@@ -14,10 +14,10 @@ import argparse
 import json
 from dataclasses import replace
 
-from narcli import bench
 from narcli.allocator import keep_memory
+from narcli.bench import machine, measure, weights
 from narcli.devices import choose_device, choose_dtype
-from narcli.registry import MODELS
+from narcli.hub.catalog import MODELS
 from narcli.settings import SamplingSettings
 
 
@@ -34,12 +34,12 @@ def main() -> int:
     cases = []
     for side in map(int, given.sides.split(",")):
         row = replace(MODELS[given.model], grid=(side, side))
-        limits = bench.measure_limits(device, dtype)
+        limits = machine.measure_limits(device, dtype)
         settings = SamplingSettings(cfg_scale=2.0)
-        with bench.model_files(row, None, dtype) as files:
-            (case,) = bench.measure(files, ["nar"], [1], settings, device, dtype, limits, given.repeats)
+        with weights.model_files(row, None, dtype) as files:
+            (case,) = measure.measure(files, ["nar"], [1], settings, device, dtype, limits, given.repeats)
         cases.append(
-            {"grid": [side, side], **case.document([case]), "machine": bench.machine(device, dtype, limits)}
+            {"grid": [side, side], **case.document([case]), "machine": machine.machine(device, dtype, limits)}
         )
     shares = [case["share_of_limit"] for case in cases]
     passed = min(shares) >= 0.9 * shares[0]

@@ -26,10 +26,10 @@ import torch
 
 import narcli
 from narcli.models.vq import VQTokenizer
-from narcli.pictures import contact_sheet
 from narcli.pipeline import Pipeline
 from narcli.training.data import Pictures, load_pictures
 from narcli.training.tokenizer import psnr
+from narcli.viz.sheets import contact_sheet
 
 
 def main() -> None:

@@ -32,9 +32,9 @@ from measure_emoji import as_pixels, machine, nearest
 from PIL import Image, ImageOps
 
 import narcli
-from narcli.pictures import contact_sheet
 from narcli.pipeline import Pipeline
 from narcli.training.data import to_unit
+from narcli.viz.sheets import contact_sheet
 
 Row = dict[str, str]
 ACROSS = 10  # pairs in a row of the sheet

@@ -30,8 +30,8 @@ from PIL import Image
 from torch import Tensor
 
 import narcli
-from narcli.pictures import contact_sheet
 from narcli.training.data import load_pictures
+from narcli.viz.sheets import contact_sheet
 
 LOW, HIGH = 0.6, 1.6
 STARTS = 4  # of the loops in training

@@ -39,8 +39,9 @@ def write_released(folder: Path) -> None:
     """NAR-B and VQ-16 with random weights, named and packed like the released files."""
     import torch
 
-    from narcli.checkpoints import released_names
-    from narcli.models.transformer import NARTransformer, TransformerConfig, ffn_dim
+    from narcli.checkpoints.formats.transformer import released_names
+    from narcli.models.blocks import TransformerConfig, ffn_dim
+    from narcli.models.transformer import NARTransformer
     from narcli.models.vq import VQConfig, VQTokenizer
 
     torch.manual_seed(0)
@@ -84,7 +85,7 @@ def machine() -> dict[str, object]:
     """What the machine gives: memory bandwidth and matrix throughput."""
     import torch
 
-    from narcli import bench
+    from narcli.bench import machine as bench
 
     place, numbers = torch.device("cpu"), torch.bfloat16
     return bench.machine(place, numbers, bench.measure_limits(place, numbers))

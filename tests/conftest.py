@@ -16,10 +16,11 @@ import torch
 
 import narcli
 from hub_server import HubServer
-from narcli.checkpoints import save_model
+from narcli.checkpoints.save import save_model
 from narcli.classes import load_table
 from narcli.kernels import native
-from narcli.models.transformer import NARTransformer, TransformerConfig
+from narcli.models.blocks import TransformerConfig
+from narcli.models.transformer import NARTransformer
 from narcli.models.vq import VQConfig, VQTokenizer
 
 MAIN = "import sys; from narcli.cli import main; sys.exit(main())"
@@ -153,8 +154,8 @@ def tiny_text(tiny, tmp_path_factory):
     """A narcli folder: images from text, 4x4 grid, 24 condition tokens, an encoder of bytes."""
     from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
-    from narcli.checkpoints import load_tokenizer
-    from narcli.models.text import T5Encoder
+    from narcli.checkpoints.load import load_tokenizer
+    from narcli.checkpoints.text_encoder import T5Encoder
 
     torch.manual_seed(1)
     letters = ByT5Tokenizer(extra_ids=0)

@@ -14,19 +14,23 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from narcli import bench, memory
-from narcli.checkpoints import save_model
+from narcli import limits
+from narcli.bench import machine, measure, plain, weights
+from narcli.checkpoints.save import save_model
 from narcli.cli import app
 from narcli.errors import NarError
+from narcli.hub import sizes
+from narcli.hub.catalog import MODELS
+from narcli.hub.resolve import resolve
 from narcli.kernels import native
 from narcli.kernels.packed import can_pack
-from narcli.models.transformer import NARTransformer, TransformerConfig
+from narcli.models.blocks import TransformerConfig
+from narcli.models.transformer import NARTransformer
 from narcli.models.vq import VQConfig, VQTokenizer
 from narcli.order import raster
-from narcli.registry import MODELS, resolve
 from narcli.sampling import generate
-from narcli.settings import SamplingSettings
-from narcli.style import FRONTIER, ramp
+from narcli.settings import ORDERS, SamplingSettings
+from narcli.viz.style import FRONTIER, ramp
 
 TINY = {"dim": 32, "layers": 2, "heads": 2, "vocab_size": 24, "ffn_dim": 64}
 CPU = torch.device("cpu")
@@ -58,8 +62,8 @@ def test_the_plain_algorithm_draws_the_same_tokens(kind, interval):
     if model.config.condition == "text":
         condition = torch.randn(2, 5, 6)
     fast = list(generate(model, condition, [3, 4], settings))
-    plain = list(bench.generate_plain(model, condition, [3, 4], settings))
-    for ours, theirs in zip(fast, plain, strict=True):
+    slow = list(plain.generate_plain(model, condition, [3, 4], settings))
+    for ours, theirs in zip(fast, slow, strict=True):
         assert torch.equal(ours.tokens, theirs.tokens)
         torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-4, atol=1e-4)
 
@@ -84,14 +88,14 @@ def test_raster_order_shares_the_weights_and_takes_a_pass_a_cell(grid):
     ],
 )
 def test_random_models_have_the_released_sizes(name, parameters):
-    model = bench.random_model(MODELS[name], torch.bfloat16, torch.device("meta"))
+    model = weights.random_model(MODELS[name], torch.bfloat16, torch.device("meta"))
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(parameters, rel=0.002)
 
 
 def test_random_weights_are_finite_and_make_finite_logits(monkeypatch):
-    monkeypatch.setitem(memory.SIZES, "XL", (1, 2, 128))
+    monkeypatch.setitem(sizes.SIZES, "XL", (1, 2, 128))
     for name in ("nar-xl-256", "nar-xl-t2i-256"):
-        model = bench.random_model(MODELS[name], torch.float32, CPU)
+        model = weights.random_model(MODELS[name], torch.float32, CPU)
         assert all((p.isfinite().all() and p.std() > 0) or p.eq(1).all() for p in model.parameters())
 
 
@@ -100,25 +104,25 @@ def test_prepared_products_are_among_those_that_tell_the_machines_limit(layers, 
     if not (can_pack(torch.float32) if layers == "packed" else native.can_run(torch.float32, CPU)):
         pytest.skip(f"no {layers} layers on this machine")
     if layers == "packed":
-        monkeypatch.setattr(bench, "multiply", lambda rows, weight: rows)  # in no time
+        monkeypatch.setattr(machine, "multiply", lambda rows, weight: rows)  # in no time
     else:
         monkeypatch.setattr(native.NativeLinear, "forward", lambda self, rows: rows)
-    assert bench.measure_limits(torch.device("cpu"), torch.float32).products > 1e14
+    assert machine.measure_limits(torch.device("cpu"), torch.float32).products > 1e14
 
 
 def test_the_limit_is_reading_for_one_sample_and_computing_for_many():
     model, settings = network(), SamplingSettings(cfg_scale=2.0)
     c = model.config
     weights = c.total_layers * (4 * c.dim**2 + 3 * c.dim * c.ffn_dim) + 2 * c.dim * c.vocab_size
-    slow_memory = bench.Limits(read=1.0, products=1e30)
+    slow_memory = machine.Limits(read=1.0, products=1e30)
     assert (
-        bench.limit(model, model.config.order, 1, settings, slow_memory) == len(c.order.steps) * weights * 4
+        machine.limit(model, model.config.order, 1, settings, slow_memory) == len(c.order.steps) * weights * 4
     )
-    assert bench.limit(model, model.config.order, 8, settings, slow_memory) == bench.limit(
+    assert machine.limit(model, model.config.order, 8, settings, slow_memory) == machine.limit(
         model, model.config.order, 1, settings, slow_memory
     )
-    slow_products = bench.Limits(read=1e30, products=1.0)
-    once, eight = (bench.limit(model, model.config.order, size, settings, slow_products) for size in (1, 8))
+    slow_products = machine.Limits(read=1e30, products=1.0)
+    once, eight = (machine.limit(model, model.config.order, size, settings, slow_products) for size in (1, 8))
     assert eight == pytest.approx(8 * once)
     # What torch counts of the real run, attention left out on both sides for its many forms.
     with FlopCounterMode(display=False) as counter:
@@ -139,9 +143,9 @@ def wide(tmp_path_factory):
 
 
 def measured(path, orders, sizes):
-    with bench.model_files(resolve(path, None), None, torch.float32) as files:
-        settings, limits = SamplingSettings(), bench.Limits(1.0, 1.0)
-        return bench.measure(files, orders, sizes, settings, CPU, torch.float32, limits, 1)
+    with weights.model_files(resolve(path, None), None, torch.float32) as files:
+        settings, limits = SamplingSettings(), machine.Limits(1.0, 1.0)
+        return measure.measure(files, orders, sizes, settings, CPU, torch.float32, limits, 1)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="of Linux")
@@ -151,7 +155,7 @@ def test_the_peak_is_that_of_each_case(wide):
     del ballast
     peaks = {case.batch_size: case.peak_bytes for case in measured(wide, ["nar"], [256, 1])}
     assert peaks[256] - peaks[1] > 2 * block  # though the smaller one comes later
-    assert peaks[1] < memory.sizes_told(Path("/proc/self/status"))["VmRSS"] + 2**26
+    assert peaks[1] < limits.sizes_told(Path("/proc/self/status"))["VmRSS"] + 2**26
 
 
 def test_where_the_peak_cannot_begin_anew_it_is_said_to_be_the_processs(monkeypatch):
@@ -159,18 +163,18 @@ def test_where_the_peak_cannot_begin_anew_it_is_said_to_be_the_processs(monkeypa
         raise PermissionError
 
     monkeypatch.setattr(Path, "write_text", refuse)
-    assert bench.forget_peak(CPU) == "process" and bench.peak_bytes(CPU) > 10**8
+    assert machine.forget_peak(CPU) == "process" and machine.peak_bytes(CPU) > 10**8
 
 
 def test_loading_is_measured_from_a_file(wide, monkeypatch):
-    loaded, load = [], bench.load_networks
+    loaded, load = [], measure.load_networks
 
     def slow(files, device, dtype):
         loaded.append(files.model.path)
         time.sleep(0.2)
         return load(files, device, dtype)
 
-    monkeypatch.setattr(bench, "load_networks", slow)
+    monkeypatch.setattr(measure, "load_networks", slow)
     cases = measured(wide, ["nar", "raster", "plain"], [1, 2])
     assert loaded == [wide] * 4  # packed and plain, uncounted and counted
     seconds = {case.order: case.load_seconds for case in cases}
@@ -178,39 +182,39 @@ def test_loading_is_measured_from_a_file(wide, monkeypatch):
 
 
 def test_random_weights_are_read_from_a_file_that_goes_away(monkeypatch):
-    monkeypatch.setitem(memory.SIZES, "XL", (1, 2, 128))
-    monkeypatch.setitem(memory.SIZES, "L", (1, 2, 128))
-    monkeypatch.setattr(bench, "VQConfig", lambda: VQConfig(32, (1, 1), 1, 32))
+    monkeypatch.setitem(sizes.SIZES, "XL", (1, 2, 128))
+    monkeypatch.setitem(sizes.SIZES, "L", (1, 2, 128))
+    monkeypatch.setattr(weights, "VQConfig", lambda: VQConfig(32, (1, 1), 1, 32))
     for name in ("nar-xl-256", "nar-xl-t2i-256"):
         row = MODELS[name]
-        with bench.model_files(row, None, torch.bfloat16) as files:
+        with weights.model_files(row, None, torch.bfloat16) as files:
             path = files.model.path
-            model, tokenizer = bench.load_ready(files, CPU, torch.bfloat16, plain=True)
+            model, tokenizer = measure.load_ready(files, CPU, torch.bfloat16, plain=True)
             assert path.is_dir() and files.model.model.kind == row.kind
             assert files.model.model.defaults == row.defaults
-            assert model.config == memory.released_config(row) and tokenizer.config.codebook_size == 16384
+            assert model.config == sizes.released_config(row) and tokenizer.config.codebook_size == 16384
         assert not path.exists()
 
 
 def test_random_weights_need_room_before_they_are_made(monkeypatch):
-    monkeypatch.setitem(memory.SIZES, "XL", (1, 2, 128))
-    monkeypatch.setattr(bench, "VQConfig", lambda: VQConfig(32, (1, 1), 1, 32))
+    monkeypatch.setitem(sizes.SIZES, "XL", (1, 2, 128))
+    monkeypatch.setattr(weights, "VQConfig", lambda: VQConfig(32, (1, 1), 1, 32))
     row, usage = MODELS["nar-xl-256"], shutil.disk_usage
-    with bench.model_files(row, None, torch.bfloat16) as files:
+    with weights.model_files(row, None, torch.bfloat16) as files:
         held = sum(path.stat().st_size for path in files.model.path.glob("*.safetensors"))
 
     def leave(free):
-        monkeypatch.setattr(bench.shutil, "disk_usage", lambda path: usage(path)._replace(free=free))
+        monkeypatch.setattr(weights.shutil, "disk_usage", lambda path: usage(path)._replace(free=free))
 
     leave(held)
-    with bench.model_files(row, None, torch.bfloat16):
+    with weights.model_files(row, None, torch.bfloat16):
         pass
     leave(held // 2)
-    made, build = [], bench.random_model
-    monkeypatch.setattr(bench, "random_model", lambda *given: made.append(given[2]) or build(*given))
+    made, build = [], weights.random_model
+    monkeypatch.setattr(weights, "random_model", lambda *given: made.append(given[2]) or build(*given))
     with (
         pytest.raises(NarError, match=r"nar-xl-256 take .* GB in bfloat16, .* free") as caught,
-        bench.model_files(row, None, torch.bfloat16),
+        weights.model_files(row, None, torch.bfloat16),
     ):
         pass
     assert "TMPDIR" in caught.value.hint and made == [torch.device("meta")]
@@ -238,7 +242,7 @@ def test_released_files_of_every_kind_are_measured(kind, tmp_path):
     document = json.loads(done.stdout)
     assert (document["kind"], document["grid"], document["weights"]) == (kind, about["grid"], "its own")
     assert document["sampling"]["cfg_scale"] == guidance  # of the released scripts
-    assert [case["order"] for case in document["cases"]] == list(bench.ORDERS)
+    assert [case["order"] for case in document["cases"]] == list(ORDERS)
     alone = CliRunner().invoke(app, arguments)
     assert alone.exit_code == 2 and "does not bring its tokenizer" in alone.stderr
     wrong = CliRunner().invoke(app, [*arguments[:2], str(vq), *arguments[3:]])

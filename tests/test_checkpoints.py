@@ -18,21 +18,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from narcli import checkpoints
-from narcli.checkpoints import (
-    convert,
-    identify,
-    load_tokenizer,
-    load_transformer,
-    released_names,
-    save_model,
-    transformer_config,
-)
-from narcli.configs import read_config
-from narcli.containers import read_tensors
+from narcli.checkpoints import load
+from narcli.checkpoints.config import read_config
+from narcli.checkpoints.containers import read_tensors
+from narcli.checkpoints.convert import convert
+from narcli.checkpoints.formats import families
+from narcli.checkpoints.formats.families import identify
+from narcli.checkpoints.formats.transformer import released_names
+from narcli.checkpoints.load import load_tokenizer, load_transformer, transformer_config
+from narcli.checkpoints.save import save_model
 from narcli.errors import CheckpointError, UsageError
+from narcli.models.blocks import TransformerConfig
 from narcli.models.larp import LARPTokenizer
-from narcli.models.transformer import NARTransformer, TransformerConfig
+from narcli.models.transformer import NARTransformer
 from narcli.models.vq import VQConfig, VQTokenizer
 
 DATA = Path(__file__).parent / "data"
@@ -181,7 +179,7 @@ def test_the_tokenizer_sizes_are_inferred(tmp_path):
     state = VQTokenizer(vq8).state_dict() | {"quantize.codebook_used": torch.zeros(65536)}
     torch.save({"model": state}, tmp_path / "vq8.pt")
     assert load_tokenizer(tmp_path / "vq8.pt").config == vq8
-    assert "training-time" in checkpoints.DROPPED["vq"]["quantize.codebook_used"]
+    assert "training-time" in families.DROPPED["vq"]["quantize.codebook_used"]
 
 
 # --- another model than expected -----------------------------------------------------------------
@@ -727,9 +725,9 @@ LIES = {
 MEASURED = """
 import json, sys
 from pathlib import Path
-from narcli.checkpoints import load_transformer
+from narcli.checkpoints.load import load_transformer
 from narcli.errors import CheckpointError
-from narcli.readers import read_tokens
+from narcli.media.readers import read_tokens
 def sizes():
     lines = [line.split() for line in open("/proc/self/status")]
     return {words[0]: int(words[1]) for words in lines if words[0].startswith("Vm")}
@@ -880,12 +878,12 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path, small, what, name)
 )
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_wrappers_of_training_are_taken_off_the_names(tmp_path, rename, suffix):
-    for source, load in (("c2i.pt", load_transformer), ("vq.pt", load_tokenizer)):
+    for source, read in (("c2i.pt", load_transformer), ("vq.pt", load_tokenizer)):
         tensors = {rename(name): t.contiguous() for name, t in read_tensors(DATA / source).items()}
         path = tmp_path / f"{source[:2]}{suffix}"
         save_file(tensors, path) if suffix == ".safetensors" else torch.save({"model": tensors}, path)
-        expected = load(DATA / source).state_dict()
-        assert all(torch.equal(expected[name], t) for name, t in load(path).state_dict().items())
+        expected = read(DATA / source).state_dict()
+        assert all(torch.equal(expected[name], t) for name, t in read(path).state_dict().items())
 
 
 def test_a_wrapper_on_some_names_only_is_refused(tmp_path):
@@ -903,12 +901,12 @@ def test_of_a_model_and_its_average_the_model_is_used_and_that_is_said(tmp_path)
     average = {name: torch.zeros_like(t) for name, t in tensors.items()}
     torch.save({"ema": average, "model": tensors}, tmp_path / "both.pt")
     assert torch.equal(read_tensors(tmp_path / "both.pt")["norm.weight"], tensors["norm.weight"])
-    assert checkpoints.remark(tmp_path / "both.pt").endswith(
+    assert load.remark(tmp_path / "both.pt").endswith(
         "holds 'model' and 'ema'; 'model' is used, as by the released code."
     )
     torch.save({"ema": tensors, "steps": 3}, tmp_path / "ema.pt")
     assert load_transformer(tmp_path / "ema.pt").config.layers == 3
-    assert checkpoints.remark(tmp_path / "ema.pt") == "" == checkpoints.remark(DATA / "c2i.pt")
+    assert load.remark(tmp_path / "ema.pt") == "" == load.remark(DATA / "c2i.pt")
 
 
 def test_one_shard_of_several_is_called_that(tmp_path):

@@ -142,7 +142,7 @@ def test_a_number_that_is_a_name_is_that_class():
 
 
 def test_class_tables_do_not_import_torch():
-    modules = "narcli.classes, narcli.registry, narcli.hub, narcli.configs, narcli.cli"
+    modules = "narcli.classes, narcli.hub.resolve, narcli.hub.locate, narcli.checkpoints.config, narcli.cli"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'huggingface_hub' in sys.modules)"
     path = str(Path(narcli.__file__).parents[1])
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": path}, check=False).returncode == 0

@@ -16,10 +16,12 @@ from typer.testing import CliRunner
 
 import narcli
 from conftest import hold_at_most
-from narcli import cli, hub, pipeline, writers
+from narcli import cli, pipeline
 from narcli.cli import app
-from narcli.metadata import SCHEMA
-from narcli.readers import read_metadata
+from narcli.hub import locate as hub
+from narcli.media import writers
+from narcli.media.metadata import SCHEMA
+from narcli.media.readers import read_metadata
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(narcli.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 PROLOGUE = "import sys; sys.argv[0] = 'narcli'\nfrom narcli.cli import main\n"
@@ -313,7 +315,7 @@ for arguments in {[[str(a) for a in arguments] for arguments, _, _ in MISUSE]!r}
 
 
 def test_running_out_of_memory_exits_5(run, here, monkeypatch):
-    def explode(*_):
+    def explode(*_, **__):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         yield
 

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from hub_server import sha256
-from narcli import hub as hub_module
-from narcli import registry, sources
 from narcli.cli import app
+from narcli.errors import HubError, NarError
+from narcli.hub import cache, catalog, defaults, download, locate, resolve, selection, sources
 
 DATA = Path(__file__).parent / "data"
 WEIGHTS, CONFIG = (DATA / "c2i.pt").read_bytes(), (DATA / "c2i.json").read_bytes()
@@ -24,10 +24,11 @@ def here(tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "_settings_file", lambda: tmp_path / "config" / "models.json")
+    for module in (defaults, resolve):
+        monkeypatch.setattr(module, "_settings_file", lambda: tmp_path / "config" / "models.json")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
-    for kind in registry.DEFAULT_KINDS:
-        monkeypatch.delenv(registry.variable(kind), raising=False)
+    for kind in catalog.DEFAULT_KINDS:
+        monkeypatch.delenv(resolve.variable(kind), raising=False)
     return tmp_path
 
 
@@ -37,7 +38,7 @@ def run(*arguments, code=0):
     return result.stdout if code == 0 else result.stderr
 
 
-def cache(tmp_path, repo, file, data, commit="a" * 40):
+def keep(tmp_path, repo, file, data, commit="a" * 40):
     """Put a file where the Hub's client keeps it."""
     folder = tmp_path / "hf" / "hub" / f"models--{repo.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True, exist_ok=True)
@@ -78,7 +79,7 @@ def share(tmp_path, path, xet="f" * 64, name=None):
 
 
 def test_the_list_says_what_there_is_and_what_it_takes(here):
-    path = cache(here, "FoundationVision/LlamaGen", "vq_ds16_c2i.pt", (DATA / "vq.pt").read_bytes())
+    path = keep(here, "FoundationVision/LlamaGen", "vq_ds16_c2i.pt", (DATA / "vq.pt").read_bytes())
     text = run("models", "list")
     rows = {line.split()[0]: line for line in text.splitlines() if line}
     assert "522 MB" in rows["nar-b-256"] and "to fetch" in rows["nar-b-256"]
@@ -89,7 +90,7 @@ def test_the_list_says_what_there_is_and_what_it_takes(here):
     said = json.loads(run("models", "list", "--json"))
     assert said["defaults"] == BUILT_IN
     models = {row["name"]: row for row in said["models"]}
-    assert models.keys() == registry.MODELS.keys()
+    assert models.keys() == catalog.MODELS.keys()
     row = models["vq16-c2i"]
     assert (row["on_disk"], row["path"], row["bytes_to_fetch"]) == (True, str(path), 0)
     assert row["bytes"] == path.stat().st_size and row["commit"] == "a" * 40
@@ -100,7 +101,7 @@ BUILT_IN = {"image": "emoji", "text": "emoji-text", "video": "emoji-video"}
 
 
 def test_a_damaged_model_does_not_hide_the_others(here):
-    folder = cache(here, "hywang66/LARP-L-long-tokenizer", "model.safetensors", b"x").parent
+    folder = keep(here, "hywang66/LARP-L-long-tokenizer", "model.safetensors", b"x").parent
     (folder / "config.json").write_text("{")
     assert "not valid JSON" in run("models", "list")
 
@@ -244,9 +245,9 @@ def test_what_cannot_be_pulled_shown_or_removed_says_so(released):
 
 
 def test_a_repository_stays_while_anything_on_disk_needs_it(here):
-    cache(here, "chenfeng1271/NAR-imagenet-256-B", "last_version.pt", b"x")
-    vq16 = cache(here, LLAMAGEN, "vq_ds16_c2i.pt", b"xx")
-    vq8 = cache(here, LLAMAGEN, "vq_ds8_c2i.pt", b"xxx")
+    keep(here, "chenfeng1271/NAR-imagenet-256-B", "last_version.pt", b"x")
+    vq16 = keep(here, LLAMAGEN, "vq_ds16_c2i.pt", b"xx")
+    vq8 = keep(here, LLAMAGEN, "vq_ds8_c2i.pt", b"xxx")
     refused = run("models", "rm", f"{LLAMAGEN}/vq_ds8_c2i.pt", "--yes", code=2)
     assert f"{LLAMAGEN} goes as a whole, and nar-b-256 on this machine needs it" in refused
     said = run("models", "rm", "nar-b-256", "--yes")
@@ -259,21 +260,21 @@ def test_a_repository_stays_while_anything_on_disk_needs_it(here):
 
 def test_a_repository_that_is_named_goes_with_all_that_is_in_it(here):
     for name in ("vq_ds16_c2i.pt", "vq_ds8_c2i.pt"):
-        cache(here, LLAMAGEN, name, b"x")
+        keep(here, LLAMAGEN, name, b"x")
     assert "freed 2 bytes" in run("models", "rm", LLAMAGEN, "--yes")
 
 
 def test_what_was_removed_is_told_where_the_next_one_cannot_be(here, monkeypatch):
     for repo in ("me/one", "me/two"):
-        cache(here, repo, "last.pt", b"x")
-    remove = hub_module.remove
+        keep(here, repo, "last.pt", b"x")
+    remove = cache.remove
 
     def fail(model):
         if model.name == "me/two":
-            raise registry.NarError("Could not remove me/two.")
+            raise NarError("Could not remove me/two.")
         return remove(model)
 
-    monkeypatch.setattr(hub_module, "remove", fail)
+    monkeypatch.setattr(cache, "remove", fail)
     result = CliRunner().invoke(app, ["models", "rm", "me/one", "me/two", "--yes"])
     assert result.exit_code == 1 and "removed me/one, 1 bytes\nfreed 1 bytes" in result.stdout
     assert "Could not remove me/two" in result.stderr
@@ -281,12 +282,12 @@ def test_what_was_removed_is_told_where_the_next_one_cannot_be(here, monkeypatch
 
 def test_files_that_repositories_share_are_checked_and_removed_as_others(here):
     data = (DATA / "vq.pt").read_bytes()
-    cache(here, "chenfeng1271/NAR-imagenet-256-B", "last_version.pt", b"x")
-    entry = share(here, cache(here, LLAMAGEN, "vq_ds16_c2i.pt", data))
+    keep(here, "chenfeng1271/NAR-imagenet-256-B", "last_version.pt", b"x")
+    entry = share(here, keep(here, LLAMAGEN, "vq_ds16_c2i.pt", data))
     (file,) = json.loads(run("models", "verify", "vq16-c2i", "--json"))["models"][0]["files"]
     assert file["ok"] and file["expected"] == file["hash"] == sha256(data)
     assert "nar-b-256 on this machine needs it" in run("models", "rm", "vq16-c2i", "--yes", code=2)
-    share(here, cache(here, "me/copy", "last.pt", data))
+    share(here, keep(here, "me/copy", "last.pt", data))
     said = json.loads(run("models", "rm", "nar-b-256", "--yes", "--json"))
     assert said["removed"] == {"nar-b-256": 1, "vq16-c2i": 0} and entry.read_bytes() == data
     assert json.loads(run("models", "rm", "me/copy", "--yes", "--json"))["freed"] == len(data)
@@ -311,7 +312,7 @@ def test_a_shared_file_that_is_damaged_is_left_to_the_others(online, here):
     path.unlink()
     blob.replace(path)
     entry = share(here, path, name=blob.name)
-    copy = cache(here, "me/copy", "config.json", CONFIG)
+    copy = keep(here, "me/copy", "config.json", CONFIG)
     assert share(here, copy, name=blob.name) == entry
     damaged = CONFIG[:-1] + b"x"
     entry.write_bytes(damaged)
@@ -333,12 +334,12 @@ def test_everything_on_disk_is_verified_in_every_revision(released, here, tiny, 
         ("me/vq", "image"),
         ("me/t5", "text-encoder"),
     ):
-        hub_module.fetch(registry.resolve(name, kind))
-    cache(here, "you/bert", "config.json", b'{"model_type": "bert"}')
-    cache(here, "you/bert", "model.safetensors", (DATA / "t2i.expected.safetensors").read_bytes())
+        locate.fetch(resolve.resolve(name, kind))
+    keep(here, "you/bert", "config.json", b'{"model_type": "bert"}')
+    keep(here, "you/bert", "model.safetensors", (DATA / "t2i.expected.safetensors").read_bytes())
     online.commit = "d" * 40
     online.repos["chenfeng1271/NAR-imagenet-256-B"]["config.json"] += b"\n"
-    hub_module.fetch(registry.MODELS["nar-b-256"])
+    locate.fetch(catalog.MODELS["nar-b-256"])
     said = json.loads(run("models", "verify", "--json"))
     assert said["ok"] and said["others"] == ["you/bert"]
     rows = [(row["name"], row["commit"]) for row in said["models"] if row["commit"]]
@@ -393,16 +394,16 @@ def test_everything_on_disk_is_verified_in_every_revision(released, here, tiny, 
 
 def test_what_narcli_does_not_read_is_named_and_not_hashed(online, here, tiny, monkeypatch):
     online.repos["me/tiny"] = {path.name: path.read_bytes() for path in tiny.iterdir()}
-    hub_module.fetch(registry.resolve("me/tiny", None))
+    locate.fetch(resolve.resolve("me/tiny", None))
     online.repos["you/bert"] = {"config.json": b'{"model_type": "bert"}', "model.safetensors": WEIGHTS}
     online.repos["chenfeng1271/NAR-imagenet-256-B"] = {"config.json": CONFIG, "last_version.pt": WEIGHTS}
-    hub_module.fetch(registry.resolve("you/bert", None))
-    hub_module.fetch(registry.MODELS["nar-b-256"])
+    locate.fetch(resolve.resolve("you/bert", None))
+    locate.fetch(catalog.MODELS["nar-b-256"])
     next(online.cache.glob("models--chenfeng1271*/snapshots/*/last_version.pt")).unlink()
     online.commit, online.repos["me/tiny"] = "d" * 40, {"config.json": CONFIG, "weights.pt": b"notes" * 100}
-    hub_module.fetch(registry.resolve("me/tiny", None), revision="d" * 40)
-    hashed, hash_file = [], hub_module.hash_file
-    monkeypatch.setattr(hub_module, "hash_file", lambda *given: hashed.append(given[0]) or hash_file(*given))
+    locate.fetch(resolve.resolve("me/tiny", None), revision="d" * 40)
+    hashed, hash_file = [], cache.hash_file
+    monkeypatch.setattr(cache, "hash_file", lambda *given: hashed.append(given[0]) or hash_file(*given))
     said = json.loads(run("models", "verify", "--json"))
     assert said["ok"] and said["incomplete"] == ["chenfeng1271/NAR-imagenet-256-B"]
     assert said["others"] == [f"me/tiny at {'d' * 40}", "you/bert"]
@@ -414,51 +415,49 @@ def test_what_narcli_does_not_read_is_named_and_not_hashed(online, here, tiny, m
 
 
 def test_a_branch_that_moves_during_a_download_is_one_commit_or_none(online, monkeypatch):
-    old, download = online.commit, hub_module._download
+    old, whole = online.commit, locate._download
 
     def fail(repo, file, *options, **more):
         if file.name == "last.pt":
             online.commit = "d" * 40
-            raise hub_module.HubError("cut")
-        return download(repo, file, *options, **more)
+            raise HubError("cut")
+        return whole(repo, file, *options, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(hub_module, "_download", fail)
+        patch.setattr(locate, "_download", fail)
         run("models", "pull", "me/one", code=3)
     asked = [path for _, path, _ in online.requests if "/resolve/" in path]
     assert asked and all(f"/resolve/{old}/" in path for path in asked)
-    assert hub_module.cached(registry.resolve("me/one", None)) is None  # main is not known to be anything
+    assert selection.cached(resolve.resolve("me/one", None)) is None  # main is not known to be anything
     assert pull()["commit"] == "d" * 40
-    assert hub_module.cached(registry.resolve("me/one", None)).commit == "d" * 40
+    assert selection.cached(resolve.resolve("me/one", None)).commit == "d" * 40
 
 
 def test_a_damaged_file_counts_as_missing_and_what_came_is_told(online):
     assert pull()["downloaded"] == len(WEIGHTS) + len(CONFIG)
     (path,) = (file["path"] for file in pull()["files"] if file["path"].endswith(".pt"))
     Path(path).resolve().write_bytes(WEIGHTS[:1000])
-    model = registry.resolve("me/one", None)
-    assert hub_module.locate(model).missing == len(WEIGHTS)
+    model = resolve.resolve("me/one", None)
+    assert locate.locate(model).missing == len(WEIGHTS)
     assert pull()["downloaded"] == len(WEIGHTS)
     Path(path).resolve().write_bytes(WEIGHTS[:-1] + b"x")  # found only by its hash
     assert pull()["downloaded"] == len(WEIGHTS) and pull()["downloaded"] == 0
 
 
 def test_a_part_that_is_complete_is_not_downloaded_again(online):
-    model = replace(registry.resolve("me/one", None), size=10**15)
+    model = replace(resolve.resolve("me/one", None), size=10**15)
     pull("me/one")
     blob = next(
         path for path in (Path("hf", "hub") / "models--me--one" / "blobs").iterdir() if len(path.name) == 64
     )
     blob.rename(blob.with_name(f"{blob.name}.narcli.incomplete"))
-    found = hub_module.locate(model)
+    found = locate.locate(model)
     assert found.missing == 0 and found.here is None
 
 
 def test_a_pull_hashes_each_file_once(online, monkeypatch):
-    seen, hash_file = [], hub_module.hash_file
-    monkeypatch.setattr(
-        hub_module, "hash_file", lambda *given: seen.append(given[0].name) or hash_file(*given)
-    )
+    seen, hash_file = [], cache.hash_file
+    monkeypatch.setattr(cache, "hash_file", lambda *given: seen.append(given[0].name) or hash_file(*given))
     assert all(file["ok"] and file["hash"] == file["expected"] for file in pull()["files"])
     assert len(seen) == 2
     seen.clear()
@@ -485,10 +484,10 @@ def test_a_wait_for_another_process_is_told(tmp_path):
     other = threading.Thread(target=hold)
     other.start()
     held.wait(10)
-    with hub_module._locked(tmp_path / "lock", lambda: (told.append("waiting"), released.set())):
+    with download._locked(tmp_path / "lock", lambda: (told.append("waiting"), released.set())):
         assert told == ["waiting"]
     other.join()
-    with hub_module._locked(tmp_path / "lock", lambda: told.append("again")):
+    with download._locked(tmp_path / "lock", lambda: told.append("again")):
         assert told == ["waiting"]
 
 

@@ -14,12 +14,13 @@ from typer.testing import CliRunner
 
 import narcli
 from hub_server import HubServer
-from narcli import encoding, registry
+from narcli import encoding
+from narcli.checkpoints.text_encoder import T5Encoder
 from narcli.cli import app, console
 from narcli.cli.console import LARGE, Console
 from narcli.errors import NarError, UsageError
-from narcli.models.text import T5Encoder
-from narcli.readers import read_metadata
+from narcli.hub import catalog, resolve
+from narcli.media.readers import read_metadata
 
 MAIN = "import sys; sys.argv[0] = 'narcli'; from narcli.cli import main; sys.exit(main())"
 
@@ -65,7 +66,7 @@ def test_a_prompt_makes_a_picture_that_says_what_it_is_of(run, here, tiny_text):
 
 
 def test_the_built_in_model_draws_what_the_words_say(run, here, tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "_settings_file", lambda: tmp_path / "models.json")
+    monkeypatch.setattr(resolve, "_settings_file", lambda: tmp_path / "models.json")
     monkeypatch.delenv("NARCLI_TEXT_MODEL", raising=False)
     wanted = {"a red apple": 0, "a blue square": 2}  # and the channel that is largest then
     arguments = [word for prompt in wanted for word in ("--prompt", prompt)]
@@ -140,7 +141,7 @@ MISUSE = [
 
 @pytest.mark.parametrize(("arguments", "message"), MISUSE)
 def test_misuse_exits_2_before_anything_heavy(run, here, arguments, message, monkeypatch):
-    monkeypatch.setattr("narcli.sources.Source.fetch", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr("narcli.hub.sources.Source.fetch", lambda *_, **__: pytest.fail("too late"))
     result = run(*arguments)
     assert (result.exit_code, result.stdout, names(here)) == (2, "", [])
     assert message in result.stderr
@@ -151,7 +152,7 @@ def test_models_of_another_kind_are_refused(run, tiny, monkeypatch, tmp_path):
     assert result.exit_code == 2 and "narcli image --class" in result.stderr
     result = run("--class", 207)
     assert result.exit_code == 2 and "narcli image --prompt" in result.stderr
-    monkeypatch.setattr(registry, "_settings_file", lambda: tmp_path / "models.json")
+    monkeypatch.setattr(resolve, "_settings_file", lambda: tmp_path / "models.json")
     monkeypatch.setenv("NARCLI_TEXT_MODEL", str(tiny))  # the flag decides which default is taken
     result = run("--prompt", "a", model=None)
     assert result.exit_code == 2 and "tiny is a model of images from classes" in result.stderr
@@ -241,9 +242,9 @@ def test_an_encoder_of_the_hub_is_fetched_with_consent_and_once(tiny_text, here,
 
 def test_parts_of_an_encoder_are_fetched_whole():
     from narcli.errors import HubError
-    from narcli.hub import choose
+    from narcli.hub.selection import choose
 
-    model = registry.MODELS["flan-t5-xl"]
+    model = catalog.MODELS["flan-t5-xl"]
     parts = [f"model-0000{k}-of-00002.safetensors" for k in (1, 2)]
     pickles = ["pytorch_model.bin.index.json", *(f"pytorch_model-0000{k}-of-00002.bin" for k in (1, 2))]
     small = ["config.json", "tokenizer_config.json", "tokenizer.json", "spiece.model"]
@@ -257,8 +258,8 @@ def test_parts_of_an_encoder_are_fetched_whole():
 
 
 def test_a_narcli_folder_of_the_hub_brings_its_encoder():
-    from narcli.hub import choose
-    from narcli.registry import Model
+    from narcli.hub.catalog import Model
+    from narcli.hub.selection import choose
 
     files = ["config.json", "model.safetensors", "tokenizer.safetensors", "text_encoder/config.json"]
     files += ["text_encoder/model.safetensors", "text_encoder/tokenizer_config.json", "README.md"]

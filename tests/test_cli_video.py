@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import narcli
-from narcli import writers
 from narcli.cli import app
 from narcli.errors import NarError
-from narcli.readers import read_metadata
+from narcli.media import writers
+from narcli.media.readers import read_metadata
 from test_cli_image import ENVIRONMENT, MAIN, PROLOGUE, names
 
 DATA = Path(__file__).with_name("data")
@@ -109,12 +109,12 @@ def test_the_mp4_is_what_players_open(run, pipe):
 
 
 def test_odd_sizes_are_padded_to_even_ones(run, monkeypatch):
-    original = narcli.pipeline.to_clips
+    original = narcli.decoding.to_clips
 
     def cropped(*arguments):
         return [tuple(frame.crop((0, 0, 7, 5)) for frame in clip) for clip in original(*arguments)]
 
-    monkeypatch.setattr(narcli.pipeline, "to_clips", cropped)
+    monkeypatch.setattr(narcli.decoding, "to_clips", cropped)
     result = run("--class", 0, "--scale", 3, "-o", "a.mp4", "--frontier", "none")
     assert result.exit_code == 0, result.stderr
     assert " 22x16" in probe("a.mp4")
@@ -285,7 +285,7 @@ def test_not_known_tokens_are_the_average_code(larp):
     book = load_file(DATA / "larp.safetensors")["bottleneck.regularizer.embedding.weight"]
     average = torch.nn.functional.normalize(book, dim=-1).mean(0).expand(1, 8, -1)
     with torch.no_grad():
-        ((expected, *_),) = narcli.pipeline.to_clips(pipe.tokenizer.decode_vectors(average), (0.0, 1.0))
+        ((expected, *_),) = narcli.decoding.to_clips(pipe.tokenizer.decode_vectors(average), (0.0, 1.0))
     ((nothing_known, *_),) = pipe.decode(torch.full((1, 8), -1))
     assert nothing_known == expected
 
@@ -408,7 +408,7 @@ def test_tokenizers_that_do_not_fit_are_refused(run, here, tiny_video, larp, tmp
 
 def test_a_holistic_tokenizer_of_another_number_of_tokens_is_refused(larp, tmp_path):
     from conftest import small_transformer
-    from narcli.checkpoints import save_model
+    from narcli.checkpoints.save import save_model
 
     model = save_model(
         tmp_path / "m", transformer=small_transformer((2, 2, 3), 101, vocab_size=64), classes="ucf101"

@@ -13,10 +13,12 @@ from huggingface_hub import constants
 from typer.testing import CliRunner
 
 import narcli
-from narcli import checkpoints, conversions, hub
-from narcli.checkpoints import load_tokenizer, load_transformer
+from narcli.checkpoints import conversions
+from narcli.checkpoints import convert as checkpoints
+from narcli.checkpoints.load import load_tokenizer, load_transformer
 from narcli.cli import app
-from narcli.registry import Model
+from narcli.hub import cache as hub
+from narcli.hub.catalog import Model
 
 BF16 = torch.bfloat16
 

@@ -18,9 +18,10 @@ from typer.main import get_command
 
 import narcli
 from narcli import errors as errors_of_narcli
-from narcli import metadata, registry
 from narcli.cli import app
 from narcli.cli.models import MAKES
+from narcli.hub import catalog as registry
+from narcli.media import metadata
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(narcli.__file__).parents[1]

@@ -8,20 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from narcli.frontier import (
-    MARGIN,
-    MAX_FRAMES,
-    _Board,
-    _Mosaic,
-    filmstrip,
-    order_frames,
-    order_image,
-    order_svg,
-    run_frames,
-)
 from narcli.order import neighbor as Order
 from narcli.order import order_rows
-from narcli.style import (
+from narcli.viz.board import MARGIN, MAX_FRAMES, _Board, order_frames, order_image, order_svg
+from narcli.viz.frontier import _Mosaic, filmstrip, run_frames
+from narcli.viz.style import (
     BACKGROUND,
     CHECKER,
     EMPTY,

@@ -15,8 +15,9 @@ import pytest
 
 from hub_server import COMMIT, sha256
 from narcli.errors import HubError
-from narcli.hub import choose, explain
-from narcli.registry import Model
+from narcli.hub.catalog import Model
+from narcli.hub.failures import explain
+from narcli.hub.selection import choose
 
 DATA = Path(__file__).parent / "data"
 WEIGHTS = (DATA / "c2i.pt").read_bytes()
@@ -28,8 +29,8 @@ def tell(name, kind, options):
     import json
 
     from narcli.errors import NarError
-    from narcli.hub import fetch
-    from narcli.registry import resolve
+    from narcli.hub.locate import fetch
+    from narcli.hub.resolve import resolve
 
     try:
         got = fetch(resolve(name, kind), **options)
@@ -466,7 +467,7 @@ def test_a_list_of_another_type_is_refused(hub, fetch, outside, answer):
 
 
 def test_a_list_without_end_is_not_read_to_its_end(hub, fetch, outside, monkeypatch):
-    from narcli import hub as module
+    from narcli.hub import locate as module
 
     monkeypatch.setattr(module, "MAX_LISTING", 2**20)
     entries = [{"rfilename": f"{number}.txt", "size": 1} for number in range(50_000)]

@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from narcli.cli import app
-from narcli.readers import read_metadata
+from narcli.media.readers import read_metadata
 from test_cli_image import ENVIRONMENT, MAIN, PROLOGUE, names
 from test_faults import one_message
 
@@ -41,13 +41,13 @@ sys.meta_path.insert(0, Pausing())
 """,
         [],
     ),
-    "load": ("import narcli.checkpoints; narcli.checkpoints._fill = pause\n", []),
+    "load": ("import narcli.checkpoints.load; narcli.checkpoints.load._fill = pause\n", []),
     "sampling": (
         """
 import narcli.pipeline
 original = narcli.pipeline.generate
-def generate(*arguments):
-    for step in original(*arguments):
+def generate(*arguments, **options):
+    for step in original(*arguments, **options):
         yield step
         pause()
 narcli.pipeline.generate = generate
@@ -55,8 +55,8 @@ narcli.pipeline.generate = generate
         [],
     ),
     # The data is in the temporary file, which has no final name yet.
-    "writing": ("import narcli.writers; narcli.writers._move_to_free_name = pause\n", []),
-    "frontier": ("import narcli.gif; narcli.gif.palette_frames = pause\n", ["a.png"]),
+    "writing": ("import narcli.media.atomic; narcli.media.atomic._move_to_free_name = pause\n", []),
+    "frontier": ("import narcli.media.gif; narcli.media.gif.palette_frames = pause\n", ["a.png"]),
 }
 
 
@@ -191,7 +191,7 @@ def load(*_, **__):
 
 @pytest.mark.parametrize("way", LOST)
 def test_a_signal_whose_exception_is_lost_still_ends_the_run(way, tiny, here):
-    code = PAUSE + LOST[way] + "import narcli.checkpoints; narcli.checkpoints._fill = load\n"
+    code = PAUSE + LOST[way] + "import narcli.checkpoints.load; narcli.checkpoints.load._fill = load\n"
     process = start(code, "image", *WORDS, "--model", tiny)
     assert process.stderr.readline() == b"now\n"
     process.send_signal(signal.SIGTERM)
@@ -203,7 +203,7 @@ def test_a_signal_whose_exception_is_lost_still_ends_the_run(way, tiny, here):
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
 def test_a_signal_that_is_ignored_from_the_start_stays_so(number, tiny, here):
     """As nohup does, and shells for what runs in the background."""
-    code = PAUSE.replace("300", "1") + "import narcli.writers as w; plain = w._move_to_free_name\n"
+    code = PAUSE.replace("300", "1") + "import narcli.media.atomic as w; plain = w._move_to_free_name\n"
     code += "w._move_to_free_name = lambda *names: (pause(), plain(*names))[1]\n"
     process = start(
         code, "image", *WORDS, "--model", tiny, preexec_fn=lambda: signal.signal(number, signal.SIG_IGN)
@@ -260,7 +260,7 @@ def test_sigkill_in_mid_write_leaves_the_name_free_or_the_old_file(tiny, here):
     assert works(here, tiny) == WHOLE
     before = (here / "a.png").read_bytes()
     # With --overwrite the file is moved over the old one: stopped just before that.
-    pausing = "import narcli.writers\nnarcli.writers.os = type('Os', (), {**vars(os), 'replace': pause})\n"
+    pausing = "import narcli.media.atomic as a\na.os = type('Os', (), {**vars(os), 'replace': pause})\n"
     process = start(PAUSE + pausing, "image", *WORDS, "--model", tiny, "--seed", "2", "--overwrite")
     assert process.stderr.readline() == b"now\n"
     process.kill()
@@ -291,7 +291,7 @@ def test_a_disk_that_fills_in_mid_run_keeps_the_whole_pictures(tiny, here, disk)
 # In MB: too little to load torch at all, and too little for the run once it is loaded.
 @pytest.mark.parametrize(
     ("limit", "code"),
-    [(400, ""), (None, "import torch, narcli.pipeline, narcli.cli.budget, PIL.Image, narcli.frontier\n")],
+    [(400, ""), (None, "import torch, narcli.pipeline, narcli.cli.budget, PIL.Image, narcli.viz.frontier\n")],
 )
 def test_out_of_memory_exits_5(limit, code, tiny, here):
     limiting = f"""
@@ -375,7 +375,7 @@ def test_paths_of_any_letters_in_any_locale(utf, tiny, here):
 
 def test_names_are_of_letters_that_the_file_system_can_write(here):
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    code = "from narcli.outputs import clean_name; open(clean_name('pi\\xf1ata'), 'w'); sys.exit()\n"
+    code = "from narcli.media.names import clean_name; open(clean_name('pi\\xf1ata'), 'w'); sys.exit()\n"
     process = start(code, environment=locale)
     assert (process.communicate(timeout=60)[1], process.returncode) == (b"", 0)
     assert names(here) == ["pi_ata"]

@@ -13,14 +13,16 @@ import pytest
 import torch
 
 from conftest import small_transformer
-from narcli import memory
-from narcli.checkpoints import build, save_model
-from narcli.memory import Files, Networks, estimate, networks_of, released_config
+from narcli import limits, memory
+from narcli.checkpoints.load import build
+from narcli.checkpoints.save import save_model
+from narcli.checkpoints.text_encoder import T5Encoder
+from narcli.hub.catalog import MODELS
+from narcli.hub.sizes import Networks, networks_of, released_config
+from narcli.memory import Files, estimate
+from narcli.models.blocks import TransformerConfig
 from narcli.models.larp import LARPConfig
-from narcli.models.text import T5Encoder
-from narcli.models.transformer import TransformerConfig
 from narcli.models.vq import VQConfig
-from narcli.registry import MODELS
 
 #: The estimate is at least this share of what was measured, and at most that.
 TOLERANCE = (0.9, 1.4)
@@ -150,7 +152,7 @@ def test_the_estimate_is_near_where_larp_or_a_text_encoder_is_the_largest_part(
 
 
 def networks_of_folder(folder):
-    from narcli.registry import resolve
+    from narcli.hub.resolve import resolve
 
     return networks_of(resolve(folder, None))
 
@@ -216,7 +218,7 @@ def test_a_program_that_has_the_weights_shares_what_is_left_only(monkeypatch):
     assert asked == [False, True]
     monkeypatch.undo()
     if os.path.exists("/proc/self/status"):  # noqa: PTH110
-        assert memory.available(cpu) - memory.available(cpu, own=False) > 50e6  # torch alone takes more
+        assert limits.available(cpu) - limits.available(cpu, own=False) > 50e6  # torch alone takes more
 
 
 def test_text_encoders_come_before_the_other_weights():
@@ -330,14 +332,14 @@ def test_limits_of_control_groups_are_found_in_both_versions(case, tmp_path, mon
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(memory, "Path", lambda path: tmp_path / path[1:])
-    assert memory._control_groups() == expected
+    assert limits._control_groups() == expected
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="as Linux tells it")  # noqa: PTH110
 def test_the_tightest_control_group_bounds_what_is_available(monkeypatch):
     cpu = torch.device("cpu")
-    monkeypatch.setattr(memory, "_control_groups", lambda: [(2**63, 5), (3000, 100), (4000, 3900)])
-    assert memory.available(cpu, own=False) == 100
+    monkeypatch.setattr(limits, "_control_groups", lambda: [(2**63, 5), (3000, 100), (4000, 3900)])
+    assert limits.available(cpu, own=False) == 100
 
 
 def test_every_released_model_can_be_estimated():

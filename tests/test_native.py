@@ -22,12 +22,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from narcli.errors import CheckpointError
+from narcli.hub.sizes import Networks
 from narcli.kernels import draw, native, prepare, prepare_tokenizer
 from narcli.kernels.native import NativeAttention, NativeLinear, NativeTransformer
 from narcli.kernels.packed import PackedBlock, PackedLinear, PackedTransformer, can_pack
-from narcli.memory import Networks, estimate
+from narcli.memory import estimate
+from narcli.models.blocks import TransformerConfig
 from narcli.models.larp import LARPConfig, LARPTokenizer
-from narcli.models.transformer import NARTransformer, TransformerConfig
+from narcli.models.transformer import NARTransformer
 from narcli.models.vq import VQConfig
 from narcli.sampling import draw_plain, filter_logits, generate
 from narcli.settings import SamplingSettings

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from narcli.errors import NarError, UsageError
-from narcli.outputs import MAX_STEM, clean_name, companion, default_name, resolve_outputs
+from narcli.media.atomic import companion
+from narcli.media.names import MAX_STEM, clean_name, default_name, resolve_outputs
 
 DOG = {"class": 207, "class_name": "golden retriever", "seed": 42, "model": "emoji"}
 

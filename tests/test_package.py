@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from narcli import __version__, registry
+from narcli import __version__
+from narcli.hub import catalog as registry
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ("config.json", "model.safetensors", "tokenizer.safetensors")
@@ -131,7 +132,7 @@ def test_an_installed_narcli_is_the_wheels(installed, plain, tmp_path):
 def test_an_installed_narcli_makes_a_picture_of_a_dog(installed, plain, tmp_path):
     from PIL import Image
 
-    from narcli.readers import read_metadata
+    from narcli.media.readers import read_metadata
 
     command = (installed / "narcli", "image", "--class", "207", "--seed", "0", "--json")
     document = json.loads(run(*command, env=plain, cwd=tmp_path))
@@ -145,7 +146,7 @@ def test_an_installed_narcli_makes_a_picture_of_a_dog(installed, plain, tmp_path
 
 
 def test_an_installed_narcli_makes_a_picture_of_words(installed, plain, tmp_path):
-    from narcli.readers import read_metadata
+    from narcli.media.readers import read_metadata
 
     words = ("image", "--prompt", "a red apple", "--seed", "0", "--frontier", "none", "--json")
     document = json.loads(run(installed / "narcli", *words, env=plain, cwd=tmp_path))

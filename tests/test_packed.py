@@ -6,7 +6,8 @@ import torch
 from narcli.kernels import native, prepare
 from narcli.kernels.native import NativeTransformer
 from narcli.kernels.packed import PackedLinear, can_pack, most_rows
-from narcli.models.transformer import NARTransformer, TransformerConfig
+from narcli.models.blocks import TransformerConfig
+from narcli.models.transformer import NARTransformer
 from narcli.sampling import SamplingSettings
 from narcli.sampling import sample as sample_batch
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from narcli.models.blocks import TransformerConfig, ffn_dim
 from narcli.models.larp import LARPConfig, LARPTokenizer
-from narcli.models.transformer import NARTransformer, TransformerConfig, ffn_dim
+from narcli.models.transformer import NARTransformer
 from narcli.models.vq import VQConfig, VQTokenizer
 
 

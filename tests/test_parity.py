@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from narcli.bench import generate_plain
-from narcli.checkpoints import load_tokenizer, load_transformer
+from narcli.bench.plain import generate_plain
+from narcli.checkpoints.load import load_tokenizer, load_transformer
 from narcli.kernels import native, prepare, prepare_tokenizer
 from narcli.kernels.native import NativeTransformer
 from narcli.kernels.packed import TransposedUpsample, can_pack
-from narcli.models.transformer import NARTransformer, TransformerConfig
+from narcli.models.blocks import TransformerConfig
+from narcli.models.transformer import NARTransformer
 from narcli.sampling import SamplingSettings, filter_logits, generate
 
 DATA = Path(__file__).with_name("data")

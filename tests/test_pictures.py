@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from narcli.errors import CheckpointError
-from narcli.pictures import as_shown, read_picture, suffixes
+from narcli.viz.sheets import as_shown, read_picture, suffixes
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -48,7 +48,10 @@ def test_white_is_white_in_every_mode(mode):
         "HSV": (0, 0, 255),
         "LAB": (255, 128, 128),
     }
-    image = Image.new(mode, (3, 2), white.get(mode, "white"))
+    if mode == "PA":
+        image = Image.new("P", (3, 2), "white").convert("PA")
+    else:
+        image = Image.new(mode, (3, 2), white.get(mode, "white"))
     shown = as_shown(image)
     assert (shown.mode, shown.size) == ("RGB", (3, 2)) and min(shown.getpixel((1, 1))) >= 254
 
@@ -121,7 +124,7 @@ def test_what_is_no_picture_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"none\.png: no such file"):
         read_picture(tmp_path / "none.png")
     (tmp_path / "large.png").write_bytes(whole)
-    for most in ("narcli.pictures.MAX_PIXELS", "PIL.Image.MAX_IMAGE_PIXELS"):
+    for most in ("narcli.viz.sheets.MAX_PIXELS", "PIL.Image.MAX_IMAGE_PIXELS"):
         with monkeypatch.context() as patched, pytest.raises(CheckpointError, match="pixels"):
             patched.setattr(most, 3)
             read_picture(tmp_path / "large.png")

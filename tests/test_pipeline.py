@@ -15,14 +15,16 @@ from typer.testing import CliRunner
 
 import narcli
 from conftest import hold_at_most
-from narcli import devices, memory, pipeline, sources
+from narcli import devices, memory, pipeline
 from narcli.cli import app
+from narcli.decoding import hash_tokens, to_clips
 from narcli.errors import CheckpointError, MemoryLimitError, UsageError
+from narcli.hub import locate as hub_locate
+from narcli.hub import sources
 from narcli.kernels import packed
 from narcli.models.transformer import NARTransformer
-from narcli.pictures import auto_scale, contact_sheet, enlarge
-from narcli.pipeline import hash_tokens, to_clips
 from narcli.settings import SEEDS, plan_samples
+from narcli.viz.sheets import auto_scale, contact_sheet, enlarge
 
 DATA = Path(__file__).with_name("data")
 
@@ -232,13 +234,15 @@ def test_a_model_without_a_tokenizer_asks_for_one(golden):
 def test_a_repository_without_its_tokenizer_is_refused_before_gigabytes_are_fetched(monkeypatch):
     from huggingface_hub import constants
 
-    from narcli import hub
+    from narcli.hub import cache
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(
-        hub, "_list_files", lambda *_: ("c" * 40, None, {"last.pt": hub.File("last.pt", 10**9, None)})
+        hub_locate,
+        "_list_files",
+        lambda *_: ("c" * 40, None, {"last.pt": cache.File("last.pt", 10**9)}),
     )
-    monkeypatch.setattr(hub, "_download", lambda *_: pytest.fail("a download"))
+    monkeypatch.setattr(hub_locate, "_download", lambda *_: pytest.fail("a download"))
     with pytest.raises(UsageError, match="some/model does not bring its tokenizer"):
         sources.choose("image", "some/model").fetch()
 
@@ -342,16 +346,16 @@ def test_one_sample_that_memory_does_not_hold_is_an_error(plain, monkeypatch, er
 
 
 def test_what_a_failed_batch_held_is_let_go_before_the_next(plain, monkeypatch):
-    caches, whole = [], NARTransformer.decode
+    caches, whole = [], NARTransformer.feed
 
-    def decode(self, tokens, step, cache):
-        caches.append(weakref.ref(cache))
-        if len(tokens) > 4:
+    def feed(self, state, index, tokens):
+        caches.append(weakref.ref(state.cache))
+        if state.rows > 4:
             raise RuntimeError("can't allocate memory")
         assert caches[0]() is None
-        return whole(self, tokens, step, cache)
+        return whole(self, state, index, tokens)
 
-    monkeypatch.setattr(NARTransformer, "decode", decode)
+    monkeypatch.setattr(NARTransformer, "feed", feed)
     with pytest.warns(UserWarning, match="for 4 samples together; going on with 2"):
         assert len(plain.images(207, num=4, batch_size=4)) == 4
 

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from narcli import registry
+from narcli.checkpoints.folder import has_own_encoder, has_own_tokenizer
 from narcli.errors import CheckpointError, NarError, UsageError
-from narcli.registry import DEFAULT_KINDS, MODELS, Model, complete, default_model, resolve, set_default
-from narcli.sources import choose
+from narcli.hub import catalog, defaults
+from narcli.hub import resolve as resolving
+from narcli.hub.catalog import DEFAULT_KINDS, MODELS, Model
+from narcli.hub.defaults import set_default
+from narcli.hub.resolve import complete, default_model, resolve
+from narcli.hub.sources import choose
 
 DATA = Path(__file__).parent / "data"
 
@@ -19,9 +23,10 @@ DATA = Path(__file__).parent / "data"
 @pytest.fixture(autouse=True)
 def settings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "_settings_file", lambda: tmp_path / "config" / "models.json")
+    for module in (defaults, resolving):
+        monkeypatch.setattr(module, "_settings_file", lambda: tmp_path / "config" / "models.json")
     for kind in DEFAULT_KINDS:
-        monkeypatch.delenv(registry.variable(kind), raising=False)
+        monkeypatch.delenv(resolving.variable(kind), raising=False)
     return tmp_path / "config" / "models.json"
 
 
@@ -46,7 +51,7 @@ def test_there_is_a_row_for_every_released_model():
         "google/flan-t5-xl",
     }
     for row in MODELS.values():
-        assert row.name == row.name.lower() and row.kind in registry._KINDS
+        assert row.name == row.name.lower() and row.kind in catalog._KINDS
         if row.repo and row.kind in DEFAULT_KINDS:
             assert row.grid and MODELS[row.tokenizer].kind == (
                 "video-tokenizer" if row.kind == "video" else "image-tokenizer"
@@ -145,17 +150,17 @@ def test_a_folder_says_what_it_is(tmp_path):
     assert "not an image tokenizer" in refused(folder, "image-tokenizer")
     (folder / "config.json").write_text(json.dumps(said))
     assert complete(Model("x", "image", "a/b", tokenizer="vq16-c2i"), folder).tokenizer is None
-    assert registry.has_own_tokenizer(folder / "model.safetensors")
+    assert has_own_tokenizer(folder / "model.safetensors")
 
 
 def test_the_built_in_models_are_the_defaults_of_their_kinds():
-    assert registry.defaults() == {"image": "emoji", "text": "emoji-text", "video": "emoji-video"}
+    assert resolving.defaults() == {"image": "emoji", "text": "emoji-text", "video": "emoji-video"}
 
 
 def test_a_default_is_remembered_and_the_environment_goes_before_it(monkeypatch, settings):
     set_default("image", "NAR-B-256")
     set_default("video", "nar-lp-ucf101")
-    assert registry.defaults() == {"image": "nar-b-256", "text": "emoji-text", "video": "nar-lp-ucf101"}
+    assert resolving.defaults() == {"image": "nar-b-256", "text": "emoji-text", "video": "nar-lp-ucf101"}
     monkeypatch.setenv("NARCLI_IMAGE_MODEL", "nar-l-256")
     assert default_model("image") == "nar-l-256"
     monkeypatch.setenv("NARCLI_IMAGE_MODEL", "")
@@ -201,7 +206,7 @@ def test_a_default_that_is_gone_is_called_the_default(tmp_path, settings):
     shutil.copy(DATA / "c2i.pt", tmp_path / "last.pt")
     set_default("image", str(tmp_path / "last.pt"))
     (tmp_path / "last.pt").unlink()
-    with pytest.raises(UsageError, match=r"The default image model .*last\.pt cannot be used"):
+    with pytest.raises(UsageError, match=r"no file or folder .*last\.pt.* It is the default image model"):
         choose("image")
 
 
@@ -216,7 +221,7 @@ def test_damaged_settings_are_an_error_that_names_the_file(settings, content):
 
 def test_a_built_in_model_that_is_missing_is_said_to_be(monkeypatch, tmp_path):
     row = Model("gone", "image", path=tmp_path / "gone")
-    monkeypatch.setattr(registry, "MODELS", {"gone": row})
+    monkeypatch.setitem(catalog.MODELS, "gone", row)
     with pytest.raises(NarError, match="not part of this installation"):
         resolve("gone", "image")
 
@@ -227,22 +232,22 @@ def test_a_built_in_model_that_is_missing_is_said_to_be(monkeypatch, tmp_path):
 def test_a_built_in_model_is_complete(name, kind):
     model = resolve(name, kind)
     assert model.classes == (None if kind == "text" else name) and model.tokenizer is None
-    assert registry.has_own_tokenizer(model.path)
-    assert registry.has_own_encoder(model.path) == (kind == "text")
+    assert has_own_tokenizer(model.path)
+    assert has_own_encoder(model.path) == (kind == "text")
     assert json.loads((model.path / "config.json").read_text())["name"] == name
 
 
 def test_smaller_models_are_told_from_the_largest_to_the_built_in_one():
     large = MODELS["nar-xl-t2i-512"]
-    assert registry.smaller_models(large, lambda row: True) == ["nar-xl-t2i-256", "emoji-text"]
-    images = registry.smaller_models(MODELS["nar-xl-256"], lambda row: row.name != "nar-l-256")
+    assert catalog.smaller_models(large, lambda row: True) == ["nar-xl-t2i-256", "emoji-text"]
+    images = catalog.smaller_models(MODELS["nar-xl-256"], lambda row: row.name != "nar-l-256")
     assert images == ["nar-xxl-256", "nar-m-256", "nar-b-256", "emoji"]
 
 
 def test_the_settings_are_in_the_users_config_folder(tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    path = registry._settings_file()
+    path = resolving._settings_file()
     assert path.name == "models.json" and "narcli" in str(path)
     assert os.name == "nt" or tmp_path in path.parents or path.is_relative_to(Path.home())
 
@@ -271,12 +276,12 @@ def test_a_name_that_is_nowhere_is_offered_the_nearest_name_or_path(name, expect
 def test_an_unusable_default_says_who_chose_it(name, settings, monkeypatch):
     monkeypatch.setenv("NARCLI_IMAGE_MODEL", name)
     with pytest.raises(UsageError, match="NARCLI_IMAGE_MODEL names it"):
-        registry.resolve_default("image", "image")
+        resolving.resolve_default("image", "image")
     monkeypatch.delenv("NARCLI_IMAGE_MODEL")
-    registry._settings_file().parent.mkdir(parents=True, exist_ok=True)
-    registry._settings_file().write_text(json.dumps({"image": name}))
+    resolving._settings_file().parent.mkdir(parents=True, exist_ok=True)
+    resolving._settings_file().write_text(json.dumps({"image": name}))
     with pytest.raises(UsageError, match=r"default image model in .*models\.json"):
-        registry.resolve_default("image", "image")
+        resolving.resolve_default("image", "image")
 
 
 def test_an_unknown_kind_is_offered_the_nearest():

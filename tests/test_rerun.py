@@ -29,8 +29,9 @@ from typer.testing import CliRunner
 
 from conftest import small_transformer
 from hub_server import COMMIT
-from narcli import pipeline, readers, writers
-from narcli.checkpoints import load_tokenizer, save_model
+from narcli import decoding, pipeline
+from narcli.checkpoints.load import load_tokenizer
+from narcli.checkpoints.save import save_model
 from narcli.classes import load_table
 from narcli.cli import app
 from narcli.cli.console import Console
@@ -40,11 +41,12 @@ from narcli.cli.options import FrontierFormat
 from narcli.cli.rerun import _check_many, _plan, _recorded, rerun
 from narcli.cli.video import shown_fps, video
 from narcli.errors import CheckpointError, NarError, UsageError
-from narcli.hub import fetch
-from narcli.metadata import FIELDS, RUN, SAMPLE, check_fields, lines, pack_tokens, unpack_tokens
-from narcli.readers import read_metadata
-from narcli.registry import MODELS
-from narcli.writers import write_png
+from narcli.hub.catalog import MODELS
+from narcli.hub.locate import fetch
+from narcli.media import readers, writers
+from narcli.media.metadata import FIELDS, RUN, SAMPLE, check_fields, lines, pack_tokens, unpack_tokens
+from narcli.media.readers import read_metadata
+from narcli.media.writers import write_png
 from test_cli_image import ENVIRONMENT, PROLOGUE, names
 
 #: What a run is told of this machine, and of where its files go: nothing that a file says.
@@ -109,7 +111,7 @@ def test_a_field_of_the_wrong_kind_is_refused(name, value, here):
 
 def test_tokens_are_packed_in_as_few_bytes_as_they_need():
     for tokens in ([0, 65535, 7], [0, 65536]):
-        sha = pipeline.hash_tokens(pipeline.torch.tensor(tokens))
+        sha = decoding.hash_tokens(pipeline.torch.tensor(tokens))
         about = {"tokens": pack_tokens(tokens), "tokens_sha256": sha}
         assert unpack_tokens(Path("x"), about, len(tokens)) == tuple(tokens)
         for lie in ({"tokens": pack_tokens([1, *tokens[1:]])}, {"tokens": "AA"}, {"tokens_sha256": "0" * 64}):
@@ -321,7 +323,7 @@ def test_which_cells_differ_is_said_and_exits_1(run, here):
     tokens = list(unpack_tokens(Path(), about, 16))
     tokens[3], tokens[9] = 95 - tokens[3], 95 - tokens[9]
     about |= {"tokens": pack_tokens(tokens)}
-    about["tokens_sha256"] = pipeline.hash_tokens(pipeline.torch.tensor(tokens))
+    about["tokens_sha256"] = decoding.hash_tokens(pipeline.torch.tensor(tokens))
     write(here / "b.png", about)
     result = run("rerun", "b.png", "--verify")
     assert result.exit_code == 1
@@ -673,11 +675,11 @@ def test_tokens_that_are_not_what_they_say_are_refused(run, here, monkeypatch):
         return result.stderr
 
     def sha(array):
-        return pipeline.hash_tokens(pipeline.torch.from_numpy(array.reshape(-1)))
+        return decoding.hash_tokens(pipeline.torch.from_numpy(array.reshape(-1)))
 
     assert "not those of its hash" in refused(tokens + 1)
     assert "not those of its hash" in refused(tokens[:2])
-    assert "other numbers" in refused(tokens.astype(np.float32))
+    assert "of the format F32, expected" in refused(tokens.astype(np.float32))
     for wrong in (tokens + 90, tokens - 90):
         assert "beyond the 96" in refused(wrong, tokens_sha256=sha(wrong))
     assert "does not say its narcli" in refused(tokens, "narcli")
@@ -691,13 +693,13 @@ def test_tokens_that_are_not_what_they_say_are_refused(run, here, monkeypatch):
     assert "of a 4x2x2 grid" in refused(tokens.reshape(4, 2, 2), grid=[4, 2, 2])
     large = np.zeros((512, 512), np.int32)
     assert "of a 512x512 grid" in refused(large, grid=[512, 512], tokens_sha256=sha(large))
-    monkeypatch.setattr("narcli.memory.available", lambda device: 3 * 10**8)
+    monkeypatch.setattr("narcli.limits.available", lambda device: 3 * 10**8)
     monkeypatch.setattr("narcli.memory.base", lambda: 22 * 10**7)
     large = large[:256, :256].copy()
     lie = {"code": 5, "grid": [256, 256], "tokens_sha256": sha(large)}
     for dtype, needed in (("float32", 0.6), ("bfloat16", 0.4)):
         assert f"needs about {needed} GB" in refused(large, dtype=dtype, frontier="none", **lie)
-    monkeypatch.setattr("narcli.memory.available", lambda device: 7 * 10**8)
+    monkeypatch.setattr("narcli.limits.available", lambda device: 7 * 10**8)
     assert "--frontier none (0.6 GB)" in refused(large, dtype="float32", **lie)  # 511 frames take more
     save_file({"weights": tokens}, "x.safetensors", {"narcli": json.dumps(about)})
     assert run("decode", "x.safetensors").exit_code == 4
@@ -728,7 +730,7 @@ def test_files_may_say_nothing(run, here, words, name):
 
 @pytest.fixture
 def no_sampling(monkeypatch):
-    def generate(*_):
+    def generate(*_, **__):
         raise RuntimeError("sampled")
 
     monkeypatch.setattr(pipeline, "generate", generate)
@@ -816,7 +818,7 @@ def test_the_built_in_model_is_found_by_its_name_alone(here):
 
 def test_mutated_settings_are_read_or_refused_in_a_sentence(run, here, about, monkeypatch):
     """Any value in any place: all that comes out is a NarError."""
-    monkeypatch.setattr("narcli.hub.cached", lambda *_: None)
+    monkeypatch.setattr("narcli.hub.selection.cached", lambda *_: None)
     chance, values = (
         random.Random(0),
         [None, True, -1, 10**20, 1.5, "", "\x1b[2J", "../..", [], {}, [None], [[]]],

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from narcli.errors import UsageError
 from narcli.kernels import draw, packed
-from narcli.models.transformer import NARTransformer, TransformerConfig, rotate
+from narcli.models.blocks import TransformerConfig, rotate
+from narcli.models.transformer import NARTransformer
 from narcli.sampling import SamplingSettings, filter_logits, generate, uniform_draws
 from narcli.sampling import sample as sample_batch
 

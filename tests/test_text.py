@@ -16,16 +16,17 @@ from torch import Tensor
 
 import narcli
 from narcli import encoding
-from narcli.checkpoints import convert, load_transformer
+from narcli.checkpoints.convert import convert
+from narcli.checkpoints.load import load_transformer
+from narcli.checkpoints.text_encoder import Encoded, T5Encoder, check_encoder, left_pad
 from narcli.encoding import PromptEncoder, cache_folder, prune, read_cached, write_cached
 from narcli.errors import CheckpointError, UsageError
-from narcli.hub import Fetched
-from narcli.memory import networks_of
-from narcli.models.text import Encoded, T5Encoder, check_encoder, left_pad
+from narcli.hub.catalog import Model
+from narcli.hub.selection import Fetched
+from narcli.hub.sizes import networks_of
+from narcli.hub.sources import choose
 from narcli.prompts import parse_prompt
-from narcli.registry import Model
 from narcli.sampling import SamplingSettings, generate
-from narcli.sources import choose
 
 DATA = Path(__file__).with_name("data")
 GOLDEN = load_file(DATA / "t2i.expected.safetensors")
@@ -314,7 +315,7 @@ class Recorded:
 def test_prompts_give_the_tokens_of_the_released_code(
     released, flan, monkeypatch, scale, interval, batch_size
 ):
-    monkeypatch.setattr("narcli.models.text.T5Encoder", Recorded)
+    monkeypatch.setattr("narcli.checkpoints.text_encoder.T5Encoder", Recorded)
     pipe = load(released, flan, dtype="float32")
     results = pipe.images(
         prompts=["caption 0", "caption 1", "caption 2"], seed=0, batch_size=batch_size,

@@ -7,12 +7,11 @@ from typing import get_type_hints
 
 import pytest
 
-from narcli.checkpoints import load_tokenizer, save_model
+from narcli.checkpoints.load import load_tokenizer
+from narcli.checkpoints.save import save_model
 from narcli.cli.visualize_order import write_order
 from narcli.errors import CheckpointError, UsageError
-from narcli.models.vq import VQConfig, VQTokenizer
-from narcli.order import Order
-from narcli.textfiles import (
+from narcli.media.textfiles import (
     check_regular,
     decode_text,
     expand,
@@ -21,6 +20,8 @@ from narcli.textfiles import (
     read_text,
     split_lines,
 )  # fmt: skip
+from narcli.models.vq import VQConfig, VQTokenizer
+from narcli.order import Order
 
 
 @pytest.mark.parametrize("kind", ["a folder", "a named pipe", "a socket", "a device"])

@@ -15,28 +15,18 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from narcli.checkpoints import load_transformer
+from narcli.checkpoints.load import load_transformer
+from narcli.checkpoints.text_encoder import T5Encoder, left_pad
 from narcli.cli import app
 from narcli.errors import CheckpointError, UsageError
-from narcli.models.text import T5Encoder, left_pad
-from narcli.models.transformer import NARTransformer, TransformerConfig
+from narcli.models.blocks import TransformerConfig
+from narcli.models.transformer import NARTransformer
 from narcli.models.vq import VQConfig, VQTokenizer
 from narcli.sampling import SamplingSettings, generate
+from narcli.training.captions import CaptionNoise, SoftTargets, load_captions, pick
 from narcli.training.loop import TrainSettings, batch_indices, optimizers_of
-from narcli.training.nar import ROLLOUT_STEPS
-from narcli.training.text import (
-    CaptionNoise,
-    Reader,
-    SoftTargets,
-    TextNAR,
-    begin,
-    byte_encoder,
-    learn_to_read,
-    load_captions,
-    looks_of,
-    pick,
-    train_text,
-)
+from narcli.training.noise import ROLLOUT_STEPS
+from narcli.training.text import Reader, TextNAR, begin, byte_encoder, learn_to_read, looks_of, train_text
 
 VQ = VQConfig(32, (1, 1), 1, 32, codebook_size=16)
 CLASSES = TransformerConfig((2, 2), 32, 2, 2, 16, 64, num_classes=3, position="absolute")

@@ -18,21 +18,25 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from narcli import checkpoints
-from narcli.checkpoints import check_saveable, load_tokenizer, load_transformer, save_model
+from narcli.checkpoints import load as checkpoints
+from narcli.checkpoints.load import load_tokenizer, load_transformer
+from narcli.checkpoints.save import check_saveable, save_model
 from narcli.cli import app
 from narcli.cli.console import Console
 from narcli.cli.train import warn_of_untrained
 from narcli.errors import CheckpointError, NarError, UsageError
-from narcli.models.transformer import NARTransformer, TransformerConfig
+from narcli.hub.resolve import resolve
+from narcli.media.atomic import write_atomic
+from narcli.models.blocks import TransformerConfig
+from narcli.models.transformer import NARTransformer
 from narcli.models.vq import VQConfig, VQTokenizer
-from narcli.registry import resolve
 from narcli.sampling import SamplingSettings, generate
 from narcli.training.data import Pictures, load_pictures
 from narcli.training.loop import SLOW, TrainSettings, batch_indices, optimizers_of, save_tensors, train
-from narcli.training.nar import ROLLOUT_STEPS, Noise, Rollouts, mark_starts, tokenize, train_nar
+from narcli.training.nar import train_nar
+from narcli.training.noise import ROLLOUT_STEPS, Noise, Rollouts
 from narcli.training.tokenizer import edges, psnr, train_tokenizer
-from narcli.writers import write_atomic
+from narcli.training.tokens import mark_starts, tokenize
 
 SMALL = VQConfig(32, (1, 1), 1, 32, codebook_size=16)
 

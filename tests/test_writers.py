@@ -17,11 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from narcli import writers
 from narcli.errors import CheckpointError, NarError
-from narcli.metadata import MAX_METADATA
-from narcli.readers import read_metadata
-from narcli.writers import write_atomic, write_frames, write_gif, write_mp4, write_png, write_webp
+from narcli.media import writers
+from narcli.media.atomic import write_atomic
+from narcli.media.metadata import MAX_METADATA
+from narcli.media.readers import read_metadata
+from narcli.media.writers import write_frames, write_gif, write_mp4, write_png, write_webp
 
 #: Child processes find the package as this one does.
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(writers.__file__).parents[1])}
@@ -111,7 +112,8 @@ def test_impossible_places_are_errors_for_a_person():
 
 def in_child(code, limit):
     """Run ``code`` where no file may grow beyond ``limit`` bytes."""
-    program = f"from pathlib import Path\nfrom PIL import Image\nfrom narcli.writers import *\n{code}"
+    imports = "from narcli.media.atomic import *\nfrom narcli.media.writers import *"
+    program = f"from pathlib import Path\nfrom PIL import Image\n{imports}\n{code}"
     return subprocess.run(
         [sys.executable, "-c", program],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
@@ -369,7 +371,8 @@ def test_a_failing_ffmpeg_is_reported_with_its_last_words(here, monkeypatch):
 
 
 def test_importing_writers_is_cheap():
-    code = "import sys, narcli.writers; print({'torch', 'numpy', 'PIL', 'imageio_ffmpeg'} & set(sys.modules))"
+    heavy = "{'torch', 'numpy', 'PIL', 'imageio_ffmpeg'}"
+    code = f"import sys, narcli.media.writers; print({heavy} & set(sys.modules))"
     assert (
         subprocess.check_output([sys.executable, "-c", code], text=True, env=ENVIRONMENT).strip() == "set()"
     )

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError, NarError
+from .hub.sources import EncoderFiles
+from .media.atomic import write_atomic
 from .prompts import Prompt, shorten
-from .sources import EncoderFiles
-from .writers import write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .models.text import Encoded
+    from .checkpoints.text_encoder import Encoded
 
 MAX_CACHED = 2**28  # bytes of the cache; the oldest go first
 CHUNK = 1024  # prompts encoded at a time and held in memory
@@ -91,7 +91,7 @@ class PromptEncoder:
 
         Those that are not encoded yet are, with those that come after them; errors are those of ``encode``.
         """
-        from .models.text import left_pad
+        from .checkpoints.text_encoder import left_pad
 
         if any(prompt.cleaned not in self._known for prompt in prompts):
             self.encode(chain(prompts, upcoming), least=len(prompts))
@@ -109,7 +109,7 @@ class PromptEncoder:
 
         device = choose_device(self.device)
         with memory_guard("The text encoder is too large; try --text-device cpu."):
-            from .models.text import T5Encoder
+            from .checkpoints.text_encoder import T5Encoder
 
             folder = self.files.folder()
             encoder = T5Encoder.load(folder, DTYPES[self.dtype], device)
@@ -165,7 +165,7 @@ def read_cached(identity: str, dtype: str, text: str, tokens: int) -> Encoded | 
     """What is kept of a prompt, where it serves a transformer of that many condition tokens."""
     from safetensors import SafetensorError, safe_open
 
-    from .models.text import Encoded
+    from .checkpoints.text_encoder import Encoded
 
     path = cached_path(identity, dtype, text)
     try:

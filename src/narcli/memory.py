@@ -9,62 +9,71 @@ it cannot drop is counted. ``docs/models.md`` says how close the estimates are.
 from __future__ import annotations
 
 import math
-import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 
 import torch
 
-from . import conversions
-from .checkpoints import build, load_tokenizer, transformer_config
-from .configs import CONFIG, TEXT_ENCODER
-from .devices import DTYPES
 from .errors import MemoryLimitError
-from .hub import Fetched, Located, cached
+from .hub.catalog import MODELS, Model, smaller_models
+from .hub.selection import Fetched
+from .hub.sizes import Networks, networks_of
 from .kernels.native import cache_shape, can_fuse
+from .limits import available, sizes_told
 from .models.larp import LARPConfig
-from .models.text import read_sizes
-from .models.transformer import TransformerConfig, ffn_dim
 from .models.vq import VQConfig
 from .order import neighbor
-from .registry import MODELS, TEXT_ENCODER_OF_RELEASED, Model, has_own_tokenizer, smaller_models
 from .settings import DECODED_TOGETHER
-
-#: (layers, attention heads, width) of the released sizes.
-SIZES = {
-    "B": (12, 12, 768),
-    "M": (18, 16, 1024),
-    "L": (24, 16, 1024),
-    "LP": (30, 20, 1280),
-    "XL": (36, 20, 1280),
-    "XXL": (48, 24, 1536),
-}  # fmt: skip
-#: Parameters of a released text encoder.
-ENCODERS = {TEXT_ENCODER_OF_RELEASED: 1_223_527_424}
 
 # Measured on a CPU, see docs/models.md; tests compare them with runs on the build and processor at hand.
 IMPORTED = 160 * 10**6  # bytes of Python and torch where the system does not tell: those of a CPU build
+
+
 LATER = 60 * 10**6  # bytes of other libraries, threads and caches, which come while a run goes on
+
+
 TRANSFORMERS = 95 * 10**6  # bytes of the library that runs text encoders
+
+
 LOGITS = 8  # copies of a step's logits that drawing holds at once
+
+
 PLANES = 10  # copies of its largest layer that a convolutional decoder holds at once
+
 
 # Bytes a pixel. Pillow holds a pixel of a picture in four, one of a palette in one.
 RGB, PALETTE = 4, 1
+
+
 GIF = RGB + 3 * PALETTE  # of each frame of an animation: itself, its palette frame, and Pillow's two copies
+
+
 COLORS = 90  # of one frame, while its colours are counted
+
+
 PNG, DETAIL = 3, 0.4  # of a compressed picture at most; and what each pixel of an enlarged one adds
+
+
 PIPED = 9  # of one frame on its way to ffmpeg
+
+
 FFMPEG, AHEAD = 5, 60  # of each frame in ffmpeg, which looks ahead so many
+
+
 FFMPEG_PROCESS = 20 * 10**6  # bytes of ffmpeg besides
+
+
 WEBP = 16  # of one frame in Pillow's encoder
+
 
 #: Cells that a batch chosen here decodes at once, at most: 16 images of 16x16 tokens, 4 clips of 4x16x16.
 #: With so many rows, twice as many under guidance, computing takes longer than reading the weights, on CPUs
 #: and on graphics cards, so that a larger batch has little to gain.
 CELLS = 256
+
+
 ROOM = 0.8  # share of the available memory that a batch size chosen here fills: others use memory too
 
 
@@ -122,55 +131,6 @@ class Files:
     frontier: str = "none"
     partials: bool = False
     sheet: bool = False
-
-
-@dataclass(frozen=True)
-class Networks:
-    """The sizes of what a model runs with.
-
-    Args:
-        transformer: None of a tokenizer or text encoder alone.
-        tokenizer: None of a text encoder alone, or of a transformer whose tokenizer is not known.
-        encoder: parameters of the text encoder; 0 where there is none.
-        stored: number format of the tokenizer's file.
-        encoder_stored: likewise, of the text encoder's.
-    """
-
-    transformer: TransformerConfig | None = None
-    tokenizer: VQConfig | LARPConfig | None = None
-    encoder: int = 0
-    stored: torch.dtype = torch.float32
-    encoder_stored: torch.dtype = torch.float32
-
-    @property
-    def runs(self) -> bool:
-        """Whether all is known that an estimate takes."""
-        return self.transformer is not None and self.tokenizer is not None
-
-    @cached_property
-    def parameters(self) -> dict[str, int]:
-        """Number of parameters by part."""
-        parts = {"transformer": self.transformer, "tokenizer": self.tokenizer}
-        counts = {name: _count(config) for name, config in parts.items() if config is not None}
-        return counts | ({"text_encoder": self.encoder} if self.encoder else {})
-
-    def held(self, dtype: torch.dtype, device: str) -> int:
-        """Parameters of transformer and tokenizer that take memory besides the pages of their files.
-
-        A transformer is laid out anew, and so is the decoder of a convolutional tokenizer; what is left of a
-        tokenizer stays mapped, a large one of another dtype from its converted copy, unless it is moved.
-        """
-        assert self.tokenizer is not None
-        held, count = self.parameters.get("transformer", 0), self.parameters["tokenizer"]
-        copied = dtype.itemsize < self.stored.itemsize and count * self.stored.itemsize >= conversions.LEAST
-        if device != "cpu" or (dtype != self.stored and not copied):
-            return held + count
-        return held + (_count(self.tokenizer, "decoder.") if isinstance(self.tokenizer, VQConfig) else 0)
-
-
-@cache
-def _count(config: TransformerConfig | VQConfig | LARPConfig, part: str = "") -> int:
-    return sum(p.numel() for name, p in build(config).named_parameters() if name.startswith(part))
 
 
 def estimate(
@@ -243,8 +203,8 @@ def _files(
     files: Files, tokenizer: VQConfig | LARPConfig, grid: tuple[int, ...], batch_size: int
 ) -> tuple[int, int]:
     """Bytes of finished samples, and of what is on its way to a file; arithmetic on pixels."""
-    from .frontier import frame_pixels, shown_samples
-    from .pictures import auto_scale
+    from .viz.frontier import frame_pixels, shown_samples
+    from .viz.sheets import auto_scale
 
     try:
         frames, height, width = tokenizer.clip_size(grid)
@@ -288,73 +248,6 @@ def _decoding(tokenizer: VQConfig | LARPConfig, grid: tuple[int, ...], dtype: to
     # Each level has a quarter of the pixels of the one before.
     largest = pixels * math.ceil(max(tokenizer.ch * m / 4**i for i, m in enumerate(tokenizer.ch_mult)))
     return PLANES * largest * dtype.itemsize
-
-
-def available(device: torch.device, own: bool = True) -> int | None:
-    """Bytes that a run may take on a device; None where not known.
-
-    On a CPU: what Linux calls available, and swap, within the limits of the process and its control group.
-
-    Args:
-        device: where it runs.
-        own: whether what this process holds already is included.
-    """
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0]) + own * torch.cuda.memory_reserved(device)
-    try:
-        system = sizes_told(Path("/proc/meminfo"))
-        process = sizes_told(Path("/proc/self/status"))
-    except OSError:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
-    import resource
-
-    held = own * process.get("RssAnon", 0)
-    found = [system.get("MemAvailable", 0) + system.get("SwapFree", 0) + held]
-    for kind, taken in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
-        limit = resource.getrlimit(kind)[0]
-        if limit != resource.RLIM_INFINITY:
-            found.append(limit - process.get(taken, 0) + held)
-    return max(0, min([*found, *(most - taken + held for most, taken in _control_groups())]))
-
-
-def sizes_told(path: Path) -> dict[str, int]:
-    """The sizes of a file of ``/proc`` in bytes, by name."""
-    lines = (line.split() for line in path.read_text().splitlines())
-    return {words[0][:-1]: int(words[1]) * 1024 for words in lines if words[2:] == ["kB"]}
-
-
-def _control_groups() -> list[tuple[int, int]]:
-    """(limit, taken) in bytes of each control group that limits this process, of version 1 or 2.
-
-    A container sees its own group at the root, under a name that may not exist there.
-    """
-    found, root = [], Path("/sys/fs/cgroup")
-    # Files of the limit, and the lines of memory.stat that cannot be dropped, as cached files can.
-    version_1 = root / "memory", "memory.limit_in_bytes", ("total_rss", "total_shmem")
-    version_2 = root, "memory.max", ("anon", "shmem")
-    try:
-        lines = Path("/proc/self/cgroup").read_text(errors="surrogateescape").splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        number, _, rest = line.partition(":")
-        controllers, _, name = rest.partition(":")
-        if "memory" in controllers.split(","):
-            mount, file, kinds = version_1
-        elif number == "0" and not controllers:
-            mount, file, kinds = version_2
-        else:
-            continue
-        group = mount / name.lstrip("/")
-        for folder in (group, *group.parents):
-            if not folder.is_relative_to(mount):
-                break
-            with suppress(OSError, ValueError):  # no limit here, or "max"
-                most = int((folder / file).read_text())
-                stat = (text.split() for text in (folder / "memory.stat").read_text().splitlines())
-                taken = {key: int(value) for key, value in stat}
-                found.append((most, sum(taken.get(kind, 0) for kind in kinds)))
-    return found
 
 
 def choose_batch_size(
@@ -490,104 +383,3 @@ def _lighter(files: Files | None) -> list[tuple[str, Files]]:
 def _halves(number: int) -> list[int]:
     """16 -> [8, 4, 2, 1]."""
     return [number >> shift for shift in range(1, number.bit_length())]
-
-
-# --- sizes of models -----------------------------------------------------------------------------
-
-
-def networks_of(
-    model: Model | Located | Fetched,
-    tokenizer: Model | Located | None = None,
-    encoder: Model | Located | None = None,
-) -> Networks:
-    """The sizes of a model and what it runs with, as far as they are known; from the files if here.
-
-    Args:
-        model: a model, or a tokenizer or text encoder alone.
-        tokenizer: None is the one of the model's folder, or of its row.
-        encoder: likewise, of a model of images from text.
-
-    Raises:
-        CheckpointError: a file that cannot be used.
-    """
-    row, path = _row_and_path(model)
-    if row.kind == "text-encoder":
-        count, stored = _encoder(row, path)
-        return Networks(encoder=count, encoder_stored=stored)
-    if row.kind.endswith("-tokenizer"):
-        config, stored = _tokenizer(row, path)
-        return Networks(tokenizer=config, stored=stored)
-    own = path is not None and tokenizer is None and has_own_tokenizer(path)
-    other = tokenizer or (MODELS[row.tokenizer] if row.tokenizer else None)
-    text = encoder or (MODELS[row.text_encoder] if row.text_encoder else None)
-    encoding = (0, torch.float32)
-    if text is not None:
-        encoding = _encoder(*_row_and_path(text))
-    elif row.kind == "text" and path is not None:
-        folder = path if path.is_dir() else path.parent
-        encoding = _encoder(row, folder / TEXT_ENCODER)
-    sizes = transformer_config(path, grid=row.grid) if path is not None else released_config(row)
-    if other is not None and not own:
-        row, path = _row_and_path(other)
-    config, stored = _tokenizer(row, path) if own or other else (None, torch.float32)
-    return Networks(sizes, config, encoding[0], stored, encoding[1])
-
-
-def _row_and_path(model: Model | Located | Fetched) -> tuple[Model, Path | None]:
-    if isinstance(model, Fetched):
-        return model.model, model.path
-    if isinstance(model, Located):
-        here = model.copy
-        model = model.model
-    else:
-        here = cached(model)
-    return (here.model, here.path) if here else (model, None)
-
-
-def _tokenizer(row: Model, path: Path | None) -> tuple[VQConfig | LARPConfig | None, torch.dtype]:
-    """The sizes of a tokenizer, as far as they are known, and the number format of its file."""
-    if path is not None:
-        tokenizer = load_tokenizer(path, dtype=None, device="meta")
-        return tokenizer.config, next(tokenizer.parameters()).dtype
-    if row.name not in MODELS:
-        return None, torch.float32
-    return (LARPConfig() if row.kind == "video-tokenizer" else VQConfig()), torch.float32
-
-
-def _encoder(row: Model, path: Path | None) -> tuple[int, torch.dtype]:
-    """Parameters of a T5 encoder and the number format of its files, from its config.json.
-
-    No parameters where that is not here; float32 where it does not say.
-
-    Raises:
-        CheckpointError: it is not of a T5, or a value is not what it should be.
-    """
-    if path is None:
-        return ENCODERS.get(row.name, 0), torch.float32
-    folder = path if path.is_dir() else path.parent
-    if not os.path.lexists(folder / CONFIG):
-        return 0, torch.float32
-    said = read_sizes(folder)
-    d, inner = said["d_model"], said["num_heads"] * said["d_kv"]
-    layer = (
-        4 * d * inner + (3 if said["feed_forward_proj"].startswith("gated") else 2) * d * said["d_ff"] + 2 * d
-    )
-    buckets = said["relative_attention_num_buckets"] * said["num_heads"]
-    stored = DTYPES.get(said.get("dtype", ""), torch.float32)
-    return said["num_layers"] * layer + said["vocab_size"] * d + buckets + d, stored
-
-
-def released_config(row: Model) -> TransformerConfig | None:
-    """The sizes of a released transformer that the registry knows, from the paper; None for other models."""
-    if row.scale is None or row.grid is None:
-        return None
-    layers, heads, dim = SIZES[row.scale]
-    video, text = row.kind == "video", row.kind == "text"
-    return TransformerConfig(
-        row.grid, dim, layers, heads, 8192 if video else 16384, ffn_dim(dim),
-        condition="text" if text else "class",
-        num_classes=0 if text else 101 if video else 1000,
-        condition_tokens=120 if text else 1,
-        caption_dim=2048 if text else 0,
-        position="absolute" if video else "rotary",
-    )  # fmt: skip

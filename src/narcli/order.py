@@ -1,10 +1,10 @@
 """Decoding orders as data: which cells each pass of a network decodes, and from what.
 
-An order is a list of passes. The network and the sampler execute passes and know no paradigm; an order is one
-of the
-generators at the end: ``neighbor`` (NAR, arXiv 2503.10696 section 3.1), ``raster`` (LlamaGen), ``zipar``
+An order is a list of passes. The network and the sampler execute passes and know no paradigm. The orders are
+the generators at the end: ``neighbor`` (NAR, arXiv 2503.10696 section 3.1), ``raster`` (LlamaGen), ``zipar``
 (ZipAR, arXiv 2412.04062), ``regions`` (PAR, arXiv 2412.15119) and ``scales`` (VAR, arXiv 2404.02905). Pure
-Python: nothing here knows of tensors.
+Python: nothing here knows of tensors. Longer than 400 lines, since the data and all generators are read
+together.
 """
 
 from __future__ import annotations

@@ -4,17 +4,13 @@ A clip is a tuple of frames, and a picture is a clip of one frame, so that one c
 
 Generators report and callers display: ``Pipeline.steps`` yields once for every decoding step of every
 batch, and the last step of a batch brings its finished pictures, so that a long run holds no more
-than one batch at a time.
-"""
+than one batch at a time."""
 
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
-from hashlib import sha256
 from itertools import islice
 from math import ceil
 from pathlib import Path
@@ -22,27 +18,26 @@ from time import perf_counter
 from typing import Any, cast
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from . import __version__
-from .checkpoints import Kind, Tokenizer, load_tokenizer, load_transformer, transformer_config
+from .checkpoints.formats.transformer import Kind
+from .checkpoints.load import Tokenizer, load_tokenizer, load_transformer, transformer_config
 from .classes import ClassEntry, ClassTable, load_table, table_for
+from .decoding import Clip, Decodes, _check_grid, hash_tokens
 from .devices import choose_device, choose_dtype, memory_guard, release
 from .encoding import PromptEncoder, encoder_dtype
 from .errors import CheckpointError, MemoryLimitError, UsageError
+from .hub.sizes import Networks
+from .hub.sources import Files, choose
 from .kernels import draw, prepare, prepare_tokenizer
-from .memory import Networks, choose_batch_size
-from .metadata import MAX_TOKENS, pack_tokens
+from .media.metadata import MAX_TOKENS, pack_tokens
+from .memory import choose_batch_size
 from .models.transformer import NARTransformer
-from .order import Order, format_grid, neighbor
-from .outputs import clean_name, default_stem, fields_of
 from .prompts import Prompt, parse_prompt
+from .results import Result, about_class
 from .sampling import Step, generate
-from .settings import DECODED_TOGETHER, Sample, SamplingSettings, check_batch_size, plan_samples
-from .sources import Files, choose
-
-Clip = tuple[Image.Image, ...]
+from .settings import Sample, SamplingSettings, check_batch_size, plan_samples
 
 
 def load(
@@ -143,100 +138,6 @@ def load_networks(files: Files, device: torch.device, dtype: torch.dtype) -> tup
     return transformer, tokenizer
 
 
-def _check_grid(who: str, grid: tuple[int, ...], tokenizer: Tokenizer, path: Path) -> None:
-    try:
-        tokenizer.config.clip_size(grid)
-    except ValueError as error:
-        raise CheckpointError(
-            f"{who} grids of {format_grid(grid)} tokens, and the tokenizer {path} is for {error}.",
-            "They do not belong together; give the right --tokenizer.",
-        ) from None
-
-
-def load_decoder(
-    path: Path, grid: tuple[int, ...], device: str = "auto", dtype: str = "auto"
-) -> TokenDecoder:
-    """Load what turns tokens into pictures; no transformer is needed.
-
-    Args:
-        path: a tokenizer, a file or a folder.
-        grid: of the tokens.
-        device: ``auto``, ``cpu``, ``cuda``, ``mps``.
-        dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
-
-    Raises:
-        UsageError, CheckpointError, MemoryLimitError: as ``load``.
-    """
-    place = choose_device(device)
-    with memory_guard("Try --dtype bfloat16."):
-        tokenizer = load_tokenizer(path, dtype=choose_dtype(dtype, place), device=place, keep=True)
-        prepare_tokenizer(tokenizer)
-    _check_grid("The tokens are", grid, tokenizer, path)
-    return TokenDecoder(tokenizer, grid)
-
-
-@dataclass(frozen=True, repr=False)
-class Result:
-    """One finished picture or clip.
-
-    Args:
-        frames: RGB, at the size that the model makes; a picture has one.
-        entry: the class or the prompt.
-        seed: the sample's own.
-        tokens: (N,) int64 on the CPU, raster order.
-        metadata: all that it takes to make it again, as JSON.
-    """
-
-    frames: Clip
-    entry: ClassEntry | Prompt
-    seed: int
-    tokens: Tensor
-    metadata: dict[str, Any]
-
-    def __repr__(self) -> str:
-        width, height = self.frames[0].size
-        frames = f", {len(self.frames)} frames" if len(self.frames) > 1 else ""
-        return f"<Result: {str(self.entry)[:60]!r}, seed {self.seed}, {width}x{height}{frames}>"
-
-    @property
-    def image(self) -> Image.Image:
-        """The picture, or the first frame of a clip."""
-        return self.frames[0]
-
-    @property
-    def name(self) -> str:
-        """File name that the commands choose, without its ending: ``nar-image_c207-golden_retriever_s42``."""
-        return default_stem(self.metadata["kind"], self.entry, self.seed)
-
-    @property
-    def class_id(self) -> int:
-        """The id asked for."""
-        return self._class.id
-
-    @property
-    def class_name(self) -> str:
-        """Name of the class asked for, as ``{class_name}`` of ``--output``; ``entry.name`` is the model's."""
-        return clean_name(fields_of(self._class, self.seed)["class_name"])
-
-    @property
-    def label(self) -> int:
-        """Row of the model's class embedding."""
-        return self._class.label
-
-    @property
-    def prompt(self) -> str:
-        """The prompt as it was typed."""
-        if isinstance(self.entry, Prompt):
-            return self.entry.text
-        raise AttributeError("this result is of a class, not of a prompt")
-
-    @property
-    def _class(self) -> ClassEntry:
-        if isinstance(self.entry, ClassEntry):
-            return self.entry
-        raise AttributeError("this result is of a prompt, not of a class")
-
-
 @dataclass(frozen=True, repr=False)
 class Progress:
     """One decoding step of one batch.
@@ -264,87 +165,6 @@ class Progress:
             f"<Progress: batch {self.batch} of {self.batches}, step {self.step.index}, "
             f"{len(self.samples)} samples, {len(self.results)} finished>"
         )
-
-
-class Decodes(ABC):
-    """What turns tokens into pictures or clips: a tokenizer, and the grid that the tokens are on."""
-
-    tokenizer: Tokenizer
-
-    def __repr__(self) -> str:
-        width, height = self.size
-        return (
-            f"<{type(self).__name__}: {self.kind}s of {width}x{height}, grid {format_grid(self.grid)}, "
-            f"{self.device}>"
-        )
-
-    @property
-    @abstractmethod
-    def grid(self) -> tuple[int, ...]:
-        """Sizes of the grid of tokens."""
-
-    @torch.inference_mode()
-    def decode(self, tokens: Tensor) -> list[Clip]:
-        """Clips of tokens, pictures as clips of one frame.
-
-        Args:
-            tokens: (B, N) int64 in raster order; -1, not known, is decoded as the average code.
-        """
-        codes = tokens.to(self.device)
-        vectors = self.tokenizer.quantize(codes.clamp(min=0))  # (B, N, C)
-        if bool((codes < 0).any()):
-            vectors = torch.where((codes < 0)[..., None], self._average_code, vectors)
-        # One at a time on a CPU: as quick, a sixteenth of the memory, and the same in every batch.
-        parts = vectors.split(1 if self.device.type == "cpu" else DECODED_TOGETHER)
-        grid, limits = self.grid, self.tokenizer.pixel_range
-        decoded = (self.tokenizer.decode_vectors(part, grid) for part in parts)
-        return [clip for pixels in decoded for clip in to_clips(pixels, limits)]
-
-    def partials(self, tokens: Sequence[Tensor]) -> Iterator[list[Clip]]:
-        """For each step of the order, the clips of what is known after it: B times (N,) -> B a step."""
-        known_at, stacked = torch.tensor(self.order.step_of), torch.stack(list(tokens))
-        for step in range(len(self.order.steps)):
-            yield self.decode(torch.where(known_at <= step, stacked, -1))
-
-    @property
-    def kind(self) -> str:
-        """``image`` or ``video``."""
-        return "video" if len(self.grid) == 3 else "image"
-
-    @cached_property
-    def order(self) -> Order:
-        """In which the cells of a picture or clip are decoded."""
-        return neighbor(self.grid)
-
-    @property
-    def device(self) -> torch.device:
-        """Where it runs."""
-        return next(self.tokenizer.parameters()).device
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) of the pictures or frames."""
-        _, height, width = self.tokenizer.config.clip_size(self.grid)
-        return width, height
-
-    @cached_property
-    def _average_code(self) -> Tensor:
-        codes = torch.arange(self.tokenizer.config.codebook_size, device=self.device)
-        vectors: Tensor = self.tokenizer.quantize(codes)
-        return vectors.float().mean(0).to(vectors.dtype)
-
-
-@dataclass(frozen=True, repr=False)
-class TokenDecoder(Decodes):
-    """A tokenizer alone, for tokens that are there already; ``sizes`` are those of their grid."""
-
-    tokenizer: Tokenizer
-    sizes: tuple[int, ...]
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """Sizes of the grid of tokens."""
-        return self.sizes
 
 
 @dataclass(frozen=True, repr=False)
@@ -552,52 +372,3 @@ class Pipeline(Decodes):
             assert self.encoder is not None
             about = self.encoder.about(entry)
         return Result(clip, entry, sample.seed, tokens.clone(), {**common, **about, **own})
-
-
-def about_class(entry: ClassEntry) -> dict[str, Any]:
-    """A class as metadata."""
-    about = {"id": entry.id, "name": entry.name, "label": entry.label}
-    return about | ({"stands_for": entry.stands_for} if entry.stands_for else {})
-
-
-def describe(metadata: Mapping[str, Any]) -> str:
-    """A picture's settings in a few words for people, from its metadata."""
-    sampling = metadata["sampling"]
-    if "prompt" in metadata:
-        title = " ".join(metadata["prompt"].split())
-    else:
-        about = metadata["class"]
-        name = f"{about['stands_for']} ({about['name']})" if "stands_for" in about else about["name"]
-        title = f"class {about['id']}, {name}"
-    facts = {
-        "Steps": metadata["steps"],
-        "Seed": metadata["seed"],
-        "CFG scale": sampling["cfg_scale"],
-        "CFG interval": sampling["cfg_interval"],
-        "Temperature": sampling["temperature"],
-        "Top-k": sampling["top_k"],
-        "Top-p": sampling["top_p"],
-        "Model": metadata["model"]["name"],
-        "Version": f"narcli {metadata['narcli']}",
-    }
-    listed = ", ".join(f"{key}: {value}" for key, value in facts.items())
-    return f"{title}\n{listed}"
-
-
-def hash_tokens(tokens: Tensor) -> str:
-    """SHA-256 of the ids as 32-bit little-endian integers, raster order."""
-    return sha256(tokens.cpu().numpy().astype("<i4").tobytes()).hexdigest()
-
-
-def to_clips(pixels: Tensor, limits: tuple[float, float] = (-1.0, 1.0)) -> list[Clip]:
-    """Tokenizer output to RGB.
-
-    Args:
-        pixels: (B, 3, H, W) or (B, 3, frames, H, W); values outside of ``limits`` are clamped.
-        limits: the values of black and white.
-    """
-    black, white = limits
-    levels = (pixels.float().clamp(black, white) - black) * (255 / (white - black))
-    arrays = levels.round().to(torch.uint8).movedim(1, -1).cpu().numpy()  # (B, [frames,] H, W, 3)
-    clips = arrays if pixels.dim() == 5 else arrays[:, None]
-    return [tuple(map(Image.fromarray, clip)) for clip in clips]

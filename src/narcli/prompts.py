@@ -22,7 +22,7 @@ from pathlib import Path
 from urllib.parse import unquote_plus
 
 from .errors import CheckpointError, UsageError
-from .textfiles import decode_text, read_text, split_lines
+from .media.textfiles import decode_text, read_text, split_lines
 
 MAX_PROMPT = 10_000  # characters; the released encoder reads some 500
 MAX_JSON = 20_000  # bytes in the metadata of a file, where an emoji takes 12; it is there up to three times

@@ -11,14 +11,14 @@ import typer
 from .. import __version__
 from ..allocator import keep_memory
 from ..errors import UsageError
-from ..registry import resolve
+from ..hub.resolve import resolve
 from ..settings import ORDERS, SamplingSettings
 from . import options
 from .console import Console
 from .options import Dtype, whole_numbers
 
 if TYPE_CHECKING:
-    from ..bench import Case
+    from ..bench.measure import Case
 
 
 def bench(
@@ -47,8 +47,8 @@ def bench(
     A released model that is named is measured with random weights of its size; nothing is downloaded.
     A built-in model, a file or a folder is measured with its own. The last line is one JSON document.
     """
-    from ..outputs import resolve_outputs
-    from ..writers import write_png
+    from ..media.names import resolve_outputs
+    from ..media.writers import write_png
 
     sizes = sorted(set(whole_numbers(batch_sizes, "--batch-sizes", "1,8")))
     chosen = list(dict.fromkeys(name.strip() for name in orders.split(",")))
@@ -61,8 +61,8 @@ def bench(
     if output is not None:  # checked before minutes are spent
         path = resolve_outputs(output, [{}], default="narcli-bench", overwrite=overwrite).paths[0]
     keep_memory()
-    from .. import bench
-    from ..checkpoints import transformer_config
+    from ..bench import chart, machine, measure, weights
+    from ..checkpoints.load import transformer_config
     from ..devices import choose_device, choose_dtype, memory_guard
 
     console = Console(quiet)
@@ -70,15 +70,15 @@ def bench(
     numbers = choose_dtype(dtype.value, place)
     with (
         memory_guard("Try smaller --batch-sizes, a smaller model or --dtype bfloat16."),
-        bench.model_files(row, tokenizer, numbers) as files,
+        weights.model_files(row, tokenizer, numbers) as files,
         console.progress("measuring", len(sizes) * len(chosen) * (repeats + 1)) as advance,
     ):
-        limits = bench.measure_limits(place, numbers)
+        limits = machine.measure_limits(place, numbers)
         known = files.model.model
         settings = SamplingSettings(**{**known.defaults, **given})
         config = transformer_config(files.model.path, grid=known.grid)
-        cases = bench.measure(files, chosen, sizes, settings, place, numbers, limits, repeats, advance)
-    machine = bench.machine(place, numbers, limits)
+        cases = measure.measure(files, chosen, sizes, settings, place, numbers, limits, repeats, advance)
+    about_machine = machine.machine(place, numbers, limits)
     document: dict[str, Any] = {
         "model": row.name,
         "kind": known.kind,
@@ -86,16 +86,16 @@ def bench(
         "grid": list(config.grid),
         "sampling": vars(settings),
         "repeats": repeats,
-        "machine": machine | {"peak_of": bench.forget_peak(place)},
+        "machine": about_machine | {"peak_of": machine.forget_peak(place)},
         "cases": [case.document(cases) for case in cases],
     }
     if not as_json:
         show(cases)
     try:
         if path is not None:
-            title = f"{row.name}, {machine['dtype']}, {machine['device']}"
+            title = f"{row.name}, {about_machine['dtype']}, {about_machine['device']}"
             about = {"command": "bench", "narcli": __version__, "measured": document}
-            path = write_png(path, bench.chart(cases, title), about, overwrite=overwrite)
+            path = write_png(path, chart.chart(cases, title), about, overwrite=overwrite)
             document["chart"] = str(path)
     finally:  # what took minutes is told, even where the chart cannot be written
         console.json(document) if as_json else console.result(json.dumps(document))

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..checkpoints import kind_of
+from ..checkpoints.formats.transformer import kind_of
 from ..devices import choose_device, choose_dtype
-from ..hub import check_disk, free_disk
-from ..memory import Memory, available, check, choose_batch_size, estimate, networks_of
+from ..hub.cache import free_disk
+from ..hub.locate import check_disk
+from ..hub.sizes import networks_of
+from ..hub.sources import Found
+from ..limits import available
+from ..memory import Memory, check, choose_batch_size, estimate
 from ..order import neighbor
 from ..settings import SamplingSettings
-from ..sources import Found
 from .console import bytes_text
-
-if TYPE_CHECKING:
-    from .run import Run
 
 
 class Budget:
@@ -27,7 +27,7 @@ class Budget:
         CheckpointError: a file that cannot be used.
     """
 
-    def __init__(self, run: Run, found: Found) -> None:
+    def __init__(self, run: Any, found: Found) -> None:
         self.run, self.found = run, found
         self.device = choose_device(run.device)
         self.dtype = choose_dtype(run.dtype.value, self.device)

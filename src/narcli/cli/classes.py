@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import registry
 from ..classes import ClassTable, load_table, table_for
 from ..errors import NarError, UsageError
+from ..hub import catalog, resolve
 from .console import Console
 from .options import Json, Model
 
@@ -26,9 +26,9 @@ def classes(
         raise UsageError(f"{action!r} is not something to do here.", f"Try: narcli classes search {action}")
     if action and not word:
         raise UsageError("There is no word to search for.", "For example: narcli classes search dog")
-    console, name = Console(), model or registry.default_model("image")
+    console, name = Console(), model or resolve.default_model("image")
     if model is None:
-        registry.resolve_default("image", None)  # an error says who chose it
+        resolve.resolve_default("image", None)  # an error says who chose it
     table = table_of(name)
     rows = _search(table, word) if word else _all(table)
     if as_json:
@@ -48,12 +48,12 @@ def table_of(name: str) -> ClassTable:
         UsageError: no such model, or one that takes no classes.
         NarError: a repository whose classes nobody can know before it is fetched.
     """
-    from ..hub import cached
+    from ..hub.selection import cached
 
-    row = registry.MODELS.get(name.lower())
+    row = catalog.MODELS.get(name.lower())
     if row is not None and row.classes is not None:
         return load_table(row.classes)
-    model = registry.resolve(name, None)
+    model = resolve.resolve(name, None)
     found = cached(model)
     model = found.model if found else model
     if model.kind not in ("image", "video"):
@@ -63,7 +63,7 @@ def table_of(name: str) -> ClassTable:
         return load_table(model.classes)
     if found is None:
         raise NarError(f"The classes of {model.name} are known once it is on this machine.")
-    from ..checkpoints import transformer_config
+    from ..checkpoints.load import transformer_config
 
     sizes = transformer_config(found.path, grid=model.grid)
     if sizes.condition == "text":

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import registry
 from ..allocator import keep_memory
 from ..classes import ClassEntry
-from ..configs import MAX_CELLS
 from ..errors import CheckpointError
-from ..metadata import RUN, SAMPLE
+from ..hub import catalog, resolve
+from ..media.metadata import RUN, SAMPLE
+from ..media.textfiles import expand
 from ..order import format_grid
 from ..prompts import Prompt
+from ..rules import MAX_CELLS
 from ..settings import Sample
-from ..textfiles import expand
 from .console import Console, is_terminal
 from .rerun import (
     About,
@@ -39,7 +39,7 @@ from .rerun import (
 from .run import Run
 
 if TYPE_CHECKING:
-    from ..pipeline import TokenDecoder
+    from ..decoding import TokenDecoder
 
 #: Of ``narcli decode``: what is left to choose once the tokens are there.
 _DECODING = (
@@ -60,7 +60,7 @@ def decode(
 
     It needs the tokenizer only. Beside each it writes an animation of the decoding order.
     """
-    from ..readers import read_metadata
+    from ..media.readers import read_metadata
 
     given, console = options_given(given), Console(given["quiet"])
     keep_memory()
@@ -89,8 +89,9 @@ def _decode(
     import torch
 
     from .. import __version__
-    from ..pipeline import Result, hash_tokens
-    from ..readers import read_tokens
+    from ..decoding import hash_tokens
+    from ..media.readers import read_tokens
+    from ..results import Result
 
     require(path, about, "kind", "narcli", "model", "tokenizer", "sampling", "grid", "steps", "seed")
     require(path, about, "tokens_sha256")
@@ -150,16 +151,16 @@ def _load_decoder(
     name: str | Path, commit: str | None, grid: tuple[int, ...], run: Run
 ) -> tuple[TokenDecoder, dict[str, Any]]:
     """A tokenizer of that name, and what metadata says of it."""
+    from ..decoding import load_decoder
     from ..devices import choose_device, choose_dtype
-    from ..hub import check_disk, locate
+    from ..hub.locate import check_disk, locate
+    from ..hub.sources import Files
     from ..memory import check_decoding
-    from ..pipeline import load_decoder
-    from ..sources import Files
 
-    built_in = registry.MODELS.get(str(name).lower())
+    built_in = catalog.MODELS.get(str(name).lower())
     if built_in is not None and built_in.path is not None:  # a model whose folder has its tokenizer
         name = built_in.path
-    known = registry.resolve(name, f"{run.kind}-tokenizer")
+    known = resolve.resolve(name, f"{run.kind}-tokenizer")
     located = locate(known, revision=commit, offline=run.offline)
     check_disk([located])
     if located.missing and not run.yes:

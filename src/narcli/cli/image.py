@@ -13,8 +13,8 @@ from .options import Dtype, FrontierFormat
 from .run import Run
 
 if TYPE_CHECKING:
+    from ..decoding import Clip
     from ..memory import Files
-    from ..pipeline import Clip
 
 SHEET = "_grid.png"  # ending of the contact sheet beside the pictures
 
@@ -105,8 +105,8 @@ class Pictures(Run):
 
     def write_sample(self, path: Path, clip: Clip, metadata: dict[str, Any] | None) -> Path:
         """A PNG."""
-        from ..pipeline import describe
-        from ..writers import write_png
+        from ..media.writers import write_png
+        from ..results import describe
 
         words = describe(metadata) if metadata is not None else ""
         return write_png(path, clip[0], metadata, words, overwrite=self.overwrite)
@@ -116,8 +116,8 @@ class Pictures(Run):
         super().write_companions()
         if not self.grid:
             return
-        from ..pictures import contact_sheet
-        from ..writers import write_png
+        from ..media.writers import write_png
+        from ..viz.sheets import contact_sheet
 
         with self.timed("write"):
             pictures = [result.image for result in self.kept]

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import conversions, registry
-from ..configs import CONFIG
+from ..checkpoints import conversions
 from ..errors import CheckpointError, HubError, NarError, UsageError
-from ..textfiles import expand, read_json
+from ..hub import catalog, defaults, resolve
+from ..media.textfiles import expand
 from . import options
 from .console import Console, bytes_text, is_terminal
 from .options import Json, Overwrite
 
 if TYPE_CHECKING:
-    from ..hub import Fetched
+    pass
+from ..hub.library import _check_files, _companions, _held, _list_files, _on_disk
 
 app = typer.Typer(help="Fetch models, look at them, check, remove and convert them.", no_args_is_help=True)
+
+
 Names = Annotated[
     list[str], typer.Argument(metavar="NAME...", help="Names of `narcli models list`, or repositories.")
 ]
@@ -39,8 +41,8 @@ class Stored(str, Enum):
 @app.command("list")
 def list_models(as_json: Json = False) -> None:
     """Show the known models: their size, license, whether they are on disk, and the defaults."""
-    console, chosen = Console(), registry.defaults()
-    rows = [_row(model, chosen) for model in registry.MODELS.values()]
+    console, chosen = Console(), resolve.defaults()
+    rows = [_row(model, chosen) for model in catalog.MODELS.values()]
     folder, copies = conversions.cache_folder(), conversions.held()
     if as_json:
         converted = {"folder": str(folder), "bytes": copies}
@@ -77,10 +79,10 @@ def default(
 ) -> None:
     """Show the default models, or choose one."""
     if kind is not None and name is not None:
-        registry.set_default(kind, None if name == "none" else name)
-    chosen = registry.defaults()
+        defaults.set_default(kind, None if name == "none" else name)
+    chosen = resolve.defaults()
     if kind is not None:
-        registry.check_kind(kind)
+        resolve.check_kind(kind)
         chosen = {kind: chosen[kind]}
     console = Console()
     if as_json:
@@ -88,8 +90,8 @@ def default(
     else:
         for line in _columns(list(chosen.items())):
             console.result(line)
-    if kind is not None and name is not None and (by := registry.from_environment(kind)):
-        console.warn(f"{registry.variable(kind)}={by} is set, and goes before this choice.")
+    if kind is not None and name is not None and (by := resolve.from_environment(kind)):
+        console.warn(f"{resolve.variable(kind)}={by} is set, and goes before this choice.")
 
 
 @app.command()
@@ -122,7 +124,7 @@ def convert(
     """Turn a released file into a narcli folder, checked on the way."""
     import torch
 
-    from .. import checkpoints
+    from ..checkpoints import convert as checkpoints
 
     folder = checkpoints.convert(
         file,
@@ -150,10 +152,10 @@ def pull(
 
     What is there already is checked too, and downloaded again where it is damaged.
     """
-    from .. import hub
+    from ..hub import locate
 
     console = Console(quiet)
-    models = [registry.resolve(name, None) for name in names]
+    models = [resolve.resolve(name, None) for name in names]
     pinned = {model.name for model in models}
     if revision is not None and (len(pinned) > 1 or models[0].repo is None):
         raise UsageError(
@@ -161,10 +163,10 @@ def pull(
         )
     wanted = {part.name: part for model in models for part in (model, *_companions(model))}
     parts = [
-        hub.locate(part, revision=revision if part.name in pinned else None, check=True)
+        locate.locate(part, revision=revision if part.name in pinned else None, check=True)
         for part in wanted.values()
     ]
-    hub.check_disk(parts)
+    locate.check_disk(parts)
     rows = []
     for part in parts:
         progress = not quiet and is_terminal(sys.stderr)
@@ -207,28 +209,29 @@ def show(
 
     The Hub is asked only for a model that is not on this machine.
     """
-    from .. import hub
+    from ..hub import locate, selection
 
     console = Console()
-    model = registry.resolve(name, None)
+    model = resolve.resolve(name, None)
     if revision is not None and model.repo is None:
         raise UsageError(f"--revision is for models of the Hub; {model.name} is on this machine.")
-    found, located, note = hub.cached(model, revision), None, ""
+    found, located, note = selection.cached(model, revision), None, ""
     if found is None:
         try:
-            located = hub.locate(model, revision=revision, offline=offline)
+            located = locate.locate(model, revision=revision, offline=offline)
             found = located.here
         except HubError as error:
-            if model.name not in registry.MODELS:
+            if model.name not in catalog.MODELS:
                 raise
             note = error.message
     import torch
 
     from .. import memory
-    from ..checkpoints import remark
+    from ..checkpoints.load import remark
+    from ..hub import sizes
 
-    about = _row(found.model if found else model, registry.defaults(), revision)
-    networks = memory.networks_of(found or located or model)
+    about = _row(found.model if found else model, resolve.defaults(), revision)
+    networks = sizes.networks_of(found or located or model)
     if found is not None and (used := remark(found.path)):
         about["note"] = f"{about['note']}; {used}" if about["note"] else used
     estimates, suffix = {}, ".mp4" if about["kind"] == "video" else ".png"
@@ -309,23 +312,23 @@ def verify(
     Nothing is downloaded. The exit code is 4 where something is damaged; `narcli models pull` mends it.
     Converted copies go, and are made anew by the next run.
     """
-    from .. import hub
-    from ..checkpoints import check_model
+    from ..hub import selection
+    from ..hub.check import check_model
 
     console = Console()
     others, incomplete = list[str](), list[str]()
     if name is not None:
-        model = registry.resolve(name, None)
+        model = resolve.resolve(name, None)
         chosen = [(model, revision), *((part, None) for part in _companions(model))]
     elif revision is not None:
         raise UsageError("--revision goes with the name of a model.", "Name one.")
     else:
         chosen, others, incomplete = _on_disk()
-    rows, broken = [], list[tuple[registry.Model, str | None]]()
+    rows, broken = [], list[tuple[catalog.Model, str | None]]()
     for index, (model, wanted) in enumerate(chosen):
         error, files, path, commit = None, [], None, None
         try:
-            found = hub.cached(model, wanted)
+            found = selection.cached(model, wanted)
             if found is None:
                 if name is not None and index == 0:
                     raise HubError(
@@ -361,7 +364,7 @@ def verify(
     if broken:
         model, wanted = broken[0]
         hint = f"Fetch again: narcli models pull {model.name}" + (f" --revision {wanted}" if wanted else "")
-        if name is None and model.name not in registry.MODELS and model.kind != "image":
+        if name is None and model.name not in catalog.MODELS and model.kind != "image":
             # pull would take it for an image model.
             hint = f"Remove it, to fetch it again: narcli models rm {model.name}"
         raise CheckpointError(f"Damaged: {', '.join(dict.fromkeys(m.name for m, _ in broken))}.", hint)
@@ -377,29 +380,29 @@ def remove(
 
     Repositories go as a whole; one that something else on disk needs stays.
     """
-    from .. import hub
+    from ..hub import cache
 
     console = Console()
-    models = [registry.resolve(name, None) for name in names]
+    models = [resolve.resolve(name, None) for name in names]
     for model in models:
         if model.repo is None:
             raise UsageError(
-                f"{model.name} is {'built in' if model.name in registry.MODELS else 'a file of yours'}; "
+                f"{model.name} is {'built in' if model.name in catalog.MODELS else 'a file of yours'}; "
                 "only downloads are removed.",
                 "`narcli models list` shows what was downloaded.",
             )
-        if not hub.is_cached(model):
+        if not cache.is_cached(model):
             raise UsageError(f"{model.name} is not on this machine.", "`narcli models list` shows what is.")
     companions = [part for model in models for part in _companions(model)]
     going = {model.repo: model for model in models}
-    staying = [row for row in registry.MODELS.values() if row.repo not in going and hub.is_cached(row)]
+    staying = [row for row in catalog.MODELS.values() if row.repo not in going and cache.is_cached(row)]
     whole = {model.repo for model, name in zip(models, names, strict=True) if name == model.repo}
 
-    def needed_by(model: registry.Model) -> list[str]:
+    def needed_by(model: catalog.Model) -> list[str]:
         """What stays and needs the model's repository: models that run with it, other weights in it."""
         users = [row.name for row in staying if model.repo in [part.repo for part in _companions(row)]]
         files = {part.file for part in (*models, *companions) if part.repo == model.repo}
-        others = set() if None in files or model.repo in whole else hub.weights_of(model) - files
+        others = set() if None in files or model.repo in whole else cache.weights_of(model) - files
         return users or [f"{model.repo}/{file}" for file in sorted(others)]
 
     for model in models:
@@ -411,13 +414,13 @@ def remove(
             )
     kept: dict[str, list[str]] = {}
     for part in companions:
-        if part.repo in going or not hub.is_cached(part):
+        if part.repo in going or not cache.is_cached(part):
             continue
         if users := needed_by(part):
             kept[part.name] = users
         else:
             going[part.repo] = part
-    what = ", ".join(f"{part.name} {bytes_text(hub.held(part))}" for part in going.values())
+    what = ", ".join(f"{part.name} {bytes_text(cache.held(part))}" for part in going.values())
     if not yes:
         if not console.can_ask:
             raise UsageError(f"This would remove {what}.", "Add --yes to allow it.")
@@ -425,7 +428,7 @@ def remove(
     freed: dict[str, int] = {}
     try:
         for part in going.values():
-            freed[part.name] = hub.remove(part)
+            freed[part.name] = cache.remove(part)
     finally:  # what is gone is told also where the next one could not be removed
         total = sum(freed.values())
         if as_json:
@@ -438,7 +441,7 @@ def remove(
             console.result(f"freed {bytes_text(total)}")
     if as_json:
         return
-    for kind, chosen in registry.defaults().items():
+    for kind, chosen in resolve.defaults().items():
         if chosen in freed:
             console.warn(f"{chosen} is still the default {kind} model; `narcli models default` changes it.")
 
@@ -451,85 +454,6 @@ MAKES = {
     "video-tokenizer": "video tokenizer",
     "text-encoder": "text encoder",
 }
-
-
-def _companions(model: registry.Model) -> list[registry.Model]:
-    """The tokenizer and the text encoder that a model does not bring itself."""
-    return [registry.MODELS[name] for name in (model.tokenizer, model.text_encoder) if name]
-
-
-def _on_disk() -> tuple[list[tuple[registry.Model, str | None]], list[str], list[str]]:
-    """Models on disk, each with its revisions; what narcli does not read; what lacks its weights."""
-    from .. import hub
-
-    chosen: list[tuple[registry.Model, str | None]] = []
-    chosen += [(row, None) for row in registry.MODELS.values() if row.path]
-    others, incomplete = list[str](), list[str]()
-    for repo in hub.repositories():
-        rows = [row for row in registry.MODELS.values() if row.repo == repo]
-        there = {
-            each: [row for row in rows if hub.chosen(row, each)] if rows else _read_as(repo, each)
-            for each in hub.revisions(repo)
-        }
-        chosen += [(model, each) for each, found in there.items() for model in found]
-        left = [f"{repo} at {each}" for each, found in there.items() if not found]
-        (incomplete if rows else others).extend(left if any(there.values()) else [repo])
-    return chosen, others, incomplete
-
-
-def _read_as(repo: str, revision: str) -> list[registry.Model]:
-    """What narcli takes a revision in the cache for, of a repository that it does not know; [] if nothing."""
-    from .. import hub
-    from ..checkpoints import check_model
-
-    models = [registry.Model(repo, kind, repo) for kind in ("image", "image-tokenizer", "text-encoder")]
-    for model in models:
-        with suppress(NarError):
-            if (found := hub.cached(model, revision)) is None:
-                continue
-            if (
-                found.path.is_file() or model.kind == "text-encoder"
-            ):  # a folder of narcli says itself what it is
-                check_model(found.model, found.path)
-            return [model]
-    whole = set[Path]()
-    for model in models:  # damage may hide what a file is
-        for path in hub.chosen(model, revision):
-            if path in whole:
-                continue
-            if hub.is_damaged(path):
-                return [model]
-            if path.name == CONFIG and _is_foreign(path):
-                return []
-            whole.add(path)
-    return []
-
-
-def _is_foreign(config: Path) -> bool:
-    """Whether a config.json is of another network of ``transformers``, whose weights narcli never reads."""
-    with suppress(CheckpointError):
-        return read_json(config).get("model_type") not in (None, "t5")
-    return False
-
-
-def _list_files(found: Fetched) -> list[dict[str, Any]]:
-    from ..hub import files_of
-
-    return [{"path": str(path), "bytes": path.stat().st_size} for path in files_of(found)]
-
-
-def _check_files(found: Fetched) -> list[dict[str, Any]]:
-    """The files of a model with their hashes, and whether these are those of the download."""
-    from ..hub import hash_file, stored_hash
-
-    files = _list_files(found)
-    for file in files:
-        expected = stored_hash(Path(file["path"]))
-        # What was hashed just now, when it was fetched, is not read again.
-        hashed = expected if found.compared else None
-        hashed = hashed or hash_file(Path(file["path"]), expected or "0" * 64)
-        file |= {"hash": hashed, "expected": expected, "ok": expected in (None, hashed)}
-    return files
 
 
 def _compared(files: Sequence[dict[str, Any]]) -> str:
@@ -545,8 +469,8 @@ def _count(number: int) -> str:
     return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.{int(number < 1e7)}f} M"
 
 
-def _row(model: registry.Model, chosen: dict[str, str], revision: str | None = None) -> dict[str, Any]:
-    from ..hub import cached
+def _row(model: catalog.Model, chosen: dict[str, str], revision: str | None = None) -> dict[str, Any]:
+    from ..hub.selection import cached
 
     note = model.note
     try:
@@ -572,11 +496,6 @@ def _row(model: registry.Model, chosen: dict[str, str], revision: str | None = N
         "default": chosen.get(model.kind) == model.name,
         "note": note,
     }
-
-
-def _held(path: Path) -> int:
-    """Bytes of a file, or of the files in a folder."""
-    return sum(p.stat().st_size for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file())
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:

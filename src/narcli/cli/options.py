@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
+from ..media.textfiles import expand
 from ..settings import check_batch_size
-from ..textfiles import expand
 
 
 class Dtype(str, Enum):

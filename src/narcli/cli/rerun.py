@@ -16,12 +16,12 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from .. import registry
 from ..errors import CheckpointError, NarError, UsageError
-from ..metadata import SCHEMA, runs_of, unpack_tokens
+from ..hub import catalog, resolve
+from ..media.metadata import SCHEMA, runs_of, unpack_tokens
+from ..media.textfiles import expand
 from ..order import format_grid, neighbor
 from ..prompts import Prompt, parse_prompt
-from ..textfiles import expand
 from .console import Console
 from .image import Pictures, image
 from .options import Dtype, FrontierFormat, FrontierMode
@@ -90,7 +90,7 @@ def rerun(
     Any other option goes before what the file says; they are those of narcli image and narcli video. Nothing
     is overwritten unless asked: a name that is taken gets a number.
     """
-    from ..readers import read_metadata
+    from ..media.readers import read_metadata
 
     given, console = options_given(given), Console(given["quiet"])
     if verify and given["dry_run"]:
@@ -343,11 +343,11 @@ def find_part(
         CheckpointError: name and repository do not belong together.
         NarError: the answer is no.
     """
-    from ..hub import cached
+    from ..hub.selection import cached
 
     said = about[part]
     name, repo, commit = said["name"], said.get("repo"), said.get("commit")
-    what, row = _PARTS[part], registry.MODELS.get(name.lower())
+    what, row = _PARTS[part], catalog.MODELS.get(name.lower())
     if repo is None:
         if row is not None and row.path is not None:
             return (row.name if row.kind == kind else str(row.path)), None
@@ -372,7 +372,7 @@ def find_part(
         raise CheckpointError(
             f"{path}: {name[:100]!r} is not of the repository {repo}.", "It was tampered with."
         )
-    model = registry.resolve(name, kind)
+    model = resolve.resolve(name, kind)
     if model.repo != repo:  # a folder goes before the Hub
         raise UsageError(
             f"{path} was made with the {what} {name} of the Hub, and here a file or folder has that name.",
@@ -398,10 +398,10 @@ def _allow(what: str, given: Mapping[str, Any], console: Console) -> None:
     console.confirm(what, "Nothing was downloaded.")
 
 
-def _default(kind: str) -> registry.Model | None:
+def _default(kind: str) -> catalog.Model | None:
     """The default model, where that is a file or folder."""
     try:
-        model = registry.resolve(registry.default_model(kind), kind)
+        model = resolve.resolve(resolve.default_model(kind), kind)
     except NarError:
         return None
     return model if model.path is not None else None

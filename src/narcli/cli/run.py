@@ -18,21 +18,23 @@ from ..allocator import keep_memory
 from ..classes import ClassEntry, load_table
 from ..encoding import all_cached
 from ..errors import NarError, UsageError
-from ..metadata import MAX_HASHES, MAX_TOKENS, SCHEMA
+from ..hub.sources import choose
+from ..media.metadata import MAX_HASHES, MAX_TOKENS, SCHEMA
 from ..prompts import Prompt
 from ..settings import Sample, SamplingSettings, plan_samples
-from ..sources import choose
 from .console import Console, is_terminal
 from .options import Dtype, FrontierFormat, FrontierMode
 
 if TYPE_CHECKING:
     from .. import memory
     from ..classes import ClassTable
+    from ..decoding import Clip, Decodes
+    from ..hub.sources import Files
+    from ..media.names import Outputs
     from ..models.larp import LARPConfig
     from ..models.vq import VQConfig
-    from ..outputs import Outputs
-    from ..pipeline import Clip, Decodes, Pipeline, Result
-    from ..sources import Files
+    from ..pipeline import Pipeline
+    from ..results import Result
 
 MAX_SCALE = 16
 PHASES = ("import", "load", "sample", "decode", "write")
@@ -166,7 +168,7 @@ class Run:
             return
         progress = not self.quiet and is_terminal(sys.stderr)
         files = found.fetch(progress=progress, approve=approve, tell=self.console.note)
-        from ..checkpoints import remark
+        from ..checkpoints.load import remark
 
         notes = [part.note or remark(part.path) for part in (files.model, files.tokenizer)]
         for note in dict.fromkeys(notes):
@@ -245,7 +247,7 @@ class Run:
     @property
     def kept_samples(self) -> int:
         """How many samples are kept after they are written, for what shows several."""
-        from ..frontier import shown_samples
+        from ..viz.frontier import shown_samples
 
         return 0 if self.frontier == "none" else shown_samples(self.pipeline.order)
 
@@ -309,7 +311,7 @@ class Run:
 
     def name_files(self, model: str) -> None:
         """Choose a file for each sample; those with ``endings`` are named after the first."""
-        from ..outputs import default_name, fields_of, resolve_outputs
+        from ..media.names import default_name, fields_of, resolve_outputs
 
         named = [fields_of(sample.entry, sample.seed) | {"model": model} for sample in self.samples]
         self.outputs = resolve_outputs(
@@ -338,7 +340,7 @@ class Run:
 
     def fit(self, grid: tuple[int, ...], tokenizer: VQConfig | LARPConfig) -> dict[str, Any]:
         """``check_fit``, the frontier's mode if tokens leave no choice, and what all metadata say besides."""
-        from ..pictures import auto_scale
+        from ..viz.sheets import auto_scale
 
         self.check_fit(grid, tokenizer)
         if tokenizer.holistic and self.frontier != "none":
@@ -354,7 +356,7 @@ class Run:
         Raises:
             NarError: it is too large.
         """
-        from ..writers import encode_metadata
+        from ..media.writers import encode_metadata
 
         if self.no_metadata:
             return
@@ -399,8 +401,8 @@ class Run:
 
     def write(self, result: Result) -> None:
         """Write one sample."""
-        from ..pictures import enlarge
-        from ..writers import write_tokens
+        from ..media.writers import write_tokens
+        from ..viz.sheets import enlarge
 
         index, own = self.started, result.metadata | self.common
         self.started += 1
@@ -419,8 +421,8 @@ class Run:
         """Write what shows several samples: here the frontier crossing the first ones."""
         if self.frontier == "none":
             return
-        from .. import frontier
-        from ..writers import write_gif, write_mp4, write_png
+        from ..media.writers import write_gif, write_mp4, write_png
+        from ..viz import frontier
 
         order, mode = self.pipeline.order, self.frontier_mode or FrontierMode.reveal
         shown = self.kept[: frontier.shown_samples(order)]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..textfiles import expand
+from ..media.textfiles import expand
 from . import options
 from .console import Console
 
@@ -17,8 +17,8 @@ def show(
     as_json: options.Json = False,
 ) -> None:
     """Print what a file says about itself."""
-    from ..metadata import lines
-    from ..readers import read_metadata
+    from ..media.metadata import lines
+    from ..media.readers import read_metadata
 
     about, console = read_metadata(file), Console()
     if as_json:

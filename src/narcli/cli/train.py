@@ -6,26 +6,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .. import configs
 from ..allocator import keep_memory
-from ..errors import CheckpointError, UsageError
-from ..order import format_grid
-from ..textfiles import expand
+from ..checkpoints import config as configs
+from ..errors import UsageError
+from ..media.textfiles import expand
 from .console import Console
 from .options import Json, Quiet, whole_numbers
 
 if TYPE_CHECKING:
-    from ..checkpoints import Kind
-    from ..models.text import T5Encoder
     from ..models.transformer import NARTransformer
-    from ..models.vq import VQConfig, VQTokenizer
     from ..training.data import Pictures
+from ..training.recipe import check_sizes, grid_of, load_start, own_encoder, vq_tokenizer
 
 app = typer.Typer(help="Train a tokenizer, then a NAR model on its tokens.", no_args_is_help=True)
+
 
 Data = Annotated[
     Path,
@@ -36,6 +34,8 @@ Data = Annotated[
         "x H x W x 3 for clips) and labels.npy.",
     ),
 ]
+
+
 Output = Annotated[
     Path,
     typer.Option(
@@ -46,14 +46,28 @@ Output = Annotated[
         help="Folder of the run: goes on where it stopped; the result is its 'model'.",
     ),
 ]
+
+
 Size = Annotated[int | None, typer.Option(min=8, help="Side of the pictures in pixels; needed for files.")]
+
+
 Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps in all.")]
+
+
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures a step.")]
+
+
 LearningRate = Annotated[float, typer.Option(min=0.0, help="Peak learning rate; a cosine takes it to zero.")]
+
+
 SaveEvery = Annotated[int, typer.Option(min=1, help="Steps between checkpoints and sample sheets.")]
+
+
 LoopStarts = Annotated[
     int, typer.Option(help="Clips are loops: also train on them from so many frames on, evenly spread.")
 ]
+
+
 Seed = Annotated[
     int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, data order, dropout and noise.")
 ]
@@ -67,15 +81,22 @@ class Position(str, Enum):
 
 
 FRAMES = 4  # a slice of a clip, as in the released video models
+
+
 Compile = Annotated[bool, typer.Option("--compile", help="Use torch.compile: slow to start, then faster.")]
 
+
 Dropout = Annotated[float, typer.Option(min=0, max=0.9, help="Token, attention and FFN dropout.")]
+
+
 TokenNoise = Annotated[
     float,
     typer.Option(
         min=0, max=2, help="Largest share of input tokens exchanged for other pictures'; all of them above 1."
     ),
 ]
+
+
 CodeSmoothing = Annotated[
     float,
     typer.Option(
@@ -85,12 +106,16 @@ CodeSmoothing = Annotated[
         "median distance of a code from the closest.",
     ),
 ]
+
+
 Rollouts = Annotated[
     float,
     typer.Option(
         min=0, max=1, help="Share of examples with some or all input tokens as the network itself drew them."
     ),
 ]
+
+
 Muon = Annotated[bool, typer.Option("--muon", help="Muon for hidden matrices: fewer steps.")]
 
 
@@ -137,7 +162,7 @@ def tokenizer(
         raise UsageError(f"--channels is {channels}, expected a multiple of 32 (normalisation groups).")
     levels = whole_numbers(multipliers, "--multipliers", "1,1,2")
     keep_memory()
-    from ..checkpoints import check_saveable, save_model
+    from ..checkpoints.save import check_saveable, save_model
     from ..models.vq import VQConfig
     from ..training.data import load_pictures
     from ..training.loop import TrainSettings
@@ -238,12 +263,13 @@ def nar(
             "Expected a multiple of 4.",
         )
     keep_memory()
-    from ..checkpoints import check_saveable, save_model
+    from ..checkpoints.save import check_saveable, save_model
     from ..classes import load_table
-    from ..models.transformer import TransformerConfig, ffn_dim
+    from ..models.blocks import TransformerConfig, ffn_dim
     from ..training.data import load_pictures
     from ..training.loop import TrainSettings
-    from ..training.nar import tokenize, train_nar
+    from ..training.nar import train_nar
+    from ..training.tokens import tokenize
 
     pictures = load_pictures(data, size, console.warn).loops(loop_starts)
     if pictures.item_labels is None:
@@ -362,11 +388,12 @@ def text(
     keep_memory()
     import numpy as np
 
-    from ..checkpoints import check_saveable, save_model
+    from ..checkpoints.save import check_saveable, save_model
+    from ..training.captions import load_captions
     from ..training.data import load_pictures
     from ..training.loop import TrainSettings
-    from ..training.nar import tokenize
-    from ..training.text import byte_encoder, load_captions, looks_of, train_text
+    from ..training.text import byte_encoder, looks_of, train_text
+    from ..training.tokens import tokenize
 
     pictures = load_pictures(data, tell=console.warn)
     captions = load_captions(data, len(pictures))
@@ -442,115 +469,6 @@ def refuse_beside_start(context: typer.Context, *names: str) -> None:
             raise UsageError(
                 f"{option} is for a new network, and --start brings one.", f"Leave {option} out."
             )
-
-
-def load_start(
-    folder: Path, kinds: Sequence[str], pictures: Pictures, data: Path
-) -> tuple[NARTransformer, VQTokenizer, configs.ModelConfig]:
-    """A model that goes on learning: its transformer in float32, its tokenizer, what its folder says.
-
-    Raises:
-        CheckpointError: it is not in narcli's own format, not of one of these kinds, or cannot be read.
-        UsageError: it does not make what ``pictures`` are, or has a LARP tokenizer.
-    """
-    from ..checkpoints import load_transformer
-
-    file = folder / configs.CONFIG
-    known = configs.read_config(file) if file.is_file() else configs.ModelConfig()
-    if not known.kind:
-        raise CheckpointError(
-            f"{folder} is not a model in narcli's own format.",
-            "`narcli models convert` makes one of a released model.",
-        )
-    if known.kind not in kinds:
-        raise CheckpointError(
-            f"{folder} is of the kind {known.kind!r}, expected {' or '.join(map(repr, kinds))}.",
-            "Give another --start.",
-        )
-    model, vq = load_transformer(folder, kind=cast("Kind", known.kind)), vq_tokenizer(folder)
-    if vq.config.codebook_size != model.config.vocab_size:
-        raise CheckpointError(
-            f"In {folder} the model draws from {model.config.vocab_size} codes, and the tokenizer has "
-            f"{vq.config.codebook_size}.",
-            "They do not belong together.",
-        )
-    if (grid := grid_of(pictures, vq.config)) != model.config.grid:
-        raise UsageError(
-            f"What is in {str(data)!r} makes a grid of {format_grid(grid)} tokens, and {folder} has one of "
-            f"{format_grid(model.config.grid)}.",
-            "Prepare it in the size that the model makes, or train a new model.",
-        )
-    return model, vq, known
-
-
-def own_encoder(folder: Path, width: int) -> T5Encoder:
-    """The text encoder of a model that `narcli train text` made, in float32.
-
-    Raises:
-        CheckpointError: it has none, or one that makes features of another width.
-    """
-    import torch
-
-    from ..models.text import T5Encoder
-
-    path = folder / configs.TEXT_ENCODER
-    if not path.is_dir():
-        raise CheckpointError(
-            f"{folder} has no text encoder of its own.", "Only a model that `narcli train text` made goes on."
-        )
-    encoder = T5Encoder.load(path, torch.float32)
-    if encoder.width != width:
-        raise CheckpointError(
-            f"The text encoder in {folder} makes features of {encoder.width} numbers, and the model takes "
-            f"{width}.",
-            "They do not belong together.",
-        )
-    return encoder
-
-
-def check_sizes(rules: Mapping[str, configs.Rule], sizes: Mapping[str, Any]) -> None:
-    """Refuse a network that narcli's own format could not hold."""
-    for name, (expected, holds) in rules.items():
-        if not holds(sizes[name]):
-            raise UsageError(f"{name} is {sizes[name]}, expected {expected}.")
-
-
-def vq_tokenizer(path: Path) -> VQTokenizer:
-    """A tokenizer of the kind that is trained here.
-
-    Raises:
-        UsageError: it is a LARP tokenizer.
-    """
-    from ..checkpoints import load_tokenizer
-    from ..models.vq import VQTokenizer
-
-    vq = load_tokenizer(path)
-    if not isinstance(vq, VQTokenizer):
-        raise UsageError(f"{path} is a LARP tokenizer.", "Expected one of `narcli train tokenizer`.")
-    return vq
-
-
-def grid_of(pictures: Pictures, tokenizer: VQConfig) -> tuple[int, ...]:
-    """(H, W) of the tokens of pictures, (T, H, W) of those of clips.
-
-    Raises:
-        UsageError: the tokenizer does not fit them.
-    """
-    height, width = pictures.images.shape[-3:-1]
-    if tokenizer.frames > 1 and not pictures.frames:
-        raise UsageError("The tokenizer is one of clips, and these are pictures.", "Train one on pictures.")
-    if pictures.frames % tokenizer.frames:
-        raise UsageError(
-            f"The clips have {pictures.frames} frames, not a multiple of {tokenizer.frames}.",
-            "Train a tokenizer with other --frames.",
-        )
-    if height % tokenizer.downsampling or width % tokenizer.downsampling:
-        raise UsageError(
-            f"The pictures are {width}x{height} pixels, not a multiple of {tokenizer.downsampling}.",
-            "Choose another --size, or another tokenizer (its --patch and --multipliers).",
-        )
-    slices = (pictures.frames // tokenizer.frames,) if pictures.frames else ()
-    return *slices, height // tokenizer.downsampling, width // tokenizer.downsampling
 
 
 def report(console: Console, folder: Path, as_json: bool, figures: dict[str, float]) -> None:

@@ -16,10 +16,10 @@ from .options import Dtype, FrontierFormat
 from .run import Run
 
 if TYPE_CHECKING:
+    from ..decoding import Clip
     from ..memory import Files
     from ..models.larp import LARPConfig
     from ..models.vq import VQConfig
-    from ..pipeline import Clip
 
 FPS, QUALITY = 8.0, 80
 MIN_FPS, MAX_FPS = 0.1, 240.0
@@ -121,7 +121,7 @@ class Clips(Run):
 
     def name_files(self, model: str) -> None:
         """Also refuse what the format, known from the names, does not have, and folders of other files."""
-        from ..writers import check_frames
+        from ..media.writers import check_frames
 
         super().name_files(model)
         words = self.suffix or "a folder of frames"
@@ -176,9 +176,9 @@ class Clips(Run):
         Raises:
             NarError: it failed, and where the frames are.
         """
-        from ..outputs import companion
-        from ..pipeline import describe
-        from ..writers import write_frames, write_gif, write_mp4, write_webp
+        from ..media.atomic import companion
+        from ..media.writers import write_frames, write_gif, write_mp4, write_webp
+        from ..results import describe
 
         frames = clip[: self.common["frames"]]
         words = describe(metadata) if metadata is not None else ""

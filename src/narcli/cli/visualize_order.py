@@ -17,7 +17,7 @@ import typer
 from .. import __version__
 from ..errors import UsageError
 from ..order import Order, format_grid, neighbor, order_rows, parse_grid
-from ..style import EMPTY, FRONTIER, RGB, caption, comparison, step_colors
+from ..viz.style import EMPTY, FRONTIER, RGB, caption, comparison, step_colors
 from .console import Console, has_color, is_terminal
 from .options import Json, Overwrite, Quiet
 
@@ -85,8 +85,8 @@ def document(order: Order, *, with_cells: bool = True) -> dict[str, Any]:
 
 def write_order(order: Order, output: str, *, overwrite: bool, reserved: Iterable[Path] = ()) -> Path:
     """Write the order in the format that the suffix names."""
-    from .. import writers
-    from ..outputs import resolve_outputs
+    from ..media import atomic, writers
+    from ..media.names import resolve_outputs
 
     chosen = resolve_outputs(
         output,
@@ -100,14 +100,14 @@ def write_order(order: Order, output: str, *, overwrite: bool, reserved: Iterabl
     suffix = path.suffix.lower()
     if suffix in (".json", ".csv"):
         text = _csv(order) if suffix == ".csv" else json.dumps(document(order)) + "\n"
-        return writers.write_atomic(path, text.encode(), overwrite=overwrite)
+        return atomic.write_atomic(path, text.encode(), overwrite=overwrite)
 
-    from .. import frontier
+    from ..viz import board as frontier
 
     about = {"command": "visualize-order", "grid": list(order.sizes), "narcli": __version__}
     match suffix:
         case ".svg":
-            return writers.write_atomic(path, frontier.order_svg(order).encode(), overwrite=overwrite)
+            return atomic.write_atomic(path, frontier.order_svg(order).encode(), overwrite=overwrite)
         case ".png":
             picture, words = frontier.order_image(order), comparison(order)
             return writers.write_png(path, picture, about, words, overwrite=overwrite)

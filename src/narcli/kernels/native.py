@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..media.textfiles import read_bytes
+from ..models.blocks import TransformerConfig
 from ..models.larp import Attention, LARPTokenizer
 from ..models.plan import Cache, Rotary
-from ..models.transformer import NARTransformer, TransformerConfig
-from ..textfiles import read_bytes
+from ..models.transformer import NARTransformer
 from .packed import joined_outputs, pack
 
 #: What ``hatch_build.py`` compiles, and of what.

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..models.blocks import Block, Head, Store, SwiGLU
 from ..models.plan import Rotary
-from ..models.transformer import Block, Head, NARTransformer, Store, SwiGLU
+from ..models.transformer import NARTransformer
 from ..models.vq import Upsample, VQTokenizer
 
 #: Rows that the layout is made for; it fits all others too.

@@ -17,10 +17,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..configs import MAX_CLASS_NAME, MAX_CLASSES, is_run
+from ..checkpoints.config import MAX_CLASS_NAME, MAX_CLASSES, is_run
 from ..errors import CheckpointError, UsageError, first_line
-from ..pictures import read_picture, suffixes
-from ..textfiles import check_regular, expand, read_text, split_lines, unreadable
+from ..media.textfiles import check_regular, expand, read_text, split_lines, unreadable
+from ..viz.sheets import read_picture, suffixes
 
 #: Names of folders that hold parts of a data set.
 TRAINING = {"train", "training"}

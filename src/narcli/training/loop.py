@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..configs import LOG, STATE
+from ..checkpoints.config import LOG, STATE
 from ..errors import CheckpointError, NarError, UsageError, first_line
-from ..textfiles import check_regular, read_text, split_lines
-from ..writers import clear_parts, explain, write_atomic
+from ..media.atomic import clear_parts, explain, write_atomic
+from ..media.textfiles import check_regular, read_text, split_lines
 
 TOLD_EVERY = 30  # seconds between lines about the progress, where stderr is no terminal
 SLOW = 0.1  # of the learning rate, for parts that need a lower one

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..media.atomic import write_atomic
 from ..models.transformer import NARTransformer
 from ..models.vq import VQTokenizer
 from ..sampling import SamplingSettings, sample
-from ..writers import write_atomic
 from .data import Pictures
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..models.vq import VQConfig, VQTokenizer
 from .data import Pictures
 from .loop import TrainSettings, batch_indices, train
-from .nar import weights_digest
+from .tokens import weights_digest
 
 #: Weight of the pull of features towards their codes (VQ-VAE's beta).
 COMMITMENT = 0.25

@@ -1,0 +1,1 @@
+"""Measurements of loading, sampling and memory."""

@@ -1,0 +1,138 @@
+"""The machine: its limits, its name, the memory that a process holds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..allocator import give_back
+from ..kernels.native import NativeLinear, can_run
+from ..kernels.packed import PackedLinear, can_pack, multiply
+from ..limits import sizes_told
+from ..models.transformer import NARTransformer
+from ..order import Order
+from ..settings import SamplingSettings
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the machine does at most, measured: bytes/s read from memory, operations/s of a matrix product."""
+
+    read: float
+    products: float
+
+
+def machine(device: torch.device, dtype: torch.dtype, limits: Limits) -> dict[str, Any]:
+    """What figures are worth nothing without."""
+    about: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "narcli": __version__,
+        "torch": torch.__version__,
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "read_gb_per_s": round(limits.read / 1e9, 1),
+        "matrix_gflops": round(limits.products / 1e9),
+    }
+    if device.type == "cpu":
+        about["capability"] = torch.backends.cpu.get_cpu_capability()
+        about["compiled"] = can_run(dtype, device)
+    return about
+
+
+def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
+    """The best of a few large reads and products, on a CPU also of products as narcli's layers make them."""
+    memory = torch.ones(2**26, device=device)  # 256 MB, more than caches hold
+    square = torch.randn(2048, 2048, device=device).to(dtype)
+
+    def best(work: Callable[[], Tensor]) -> float:
+        seconds = []
+        for _ in range(7):
+            began = perf_counter()
+            work()
+            synchronize(device)
+            seconds.append(perf_counter() - began)
+        return min(seconds)
+
+    seconds = best(lambda: square @ square)
+    if device.type == "cpu" and can_pack(dtype):  # another library may make those
+        weight = PackedLinear(square).weight
+        seconds = min(seconds, best(lambda: multiply(square, weight)))
+    if can_run(dtype, device):
+        linear = NativeLinear(square)
+        seconds = min(seconds, best(lambda: linear(square)))
+    return Limits(memory.numel() * 4 / best(memory.sum), 2 * 2048**3 / seconds)
+
+
+def limit(
+    model: NARTransformer, order: Order, batch_size: int, settings: SamplingSettings, limits: Limits
+) -> float:
+    """Seconds that the machine's limits leave for the tokens: for each pass, reading or computing."""
+    c, itemsize = model.config, model.token_embedding.weight.element_size()
+    block = 4 * c.dim**2 + 3 * c.dim * c.ffn_dim
+    head = len(model.heads) * c.dim * c.vocab_size
+    seconds, fed, known = 0.0, c.condition_tokens, 0
+    for cells in order.steps:
+        rows = batch_size * (2 if settings.guided(known) else 1)
+        keys = c.condition_tokens + known
+        attention = 4 * c.dim * fed * keys
+        operations = (
+            rows * c.total_layers * (2 * fed * block + attention) + 2 * batch_size * len(cells) * head
+        )
+        read = (c.total_layers * block + head) * itemsize
+        seconds += max(read / limits.read, operations / limits.products)
+        fed, known = len(cells), known + len(cells)
+    return seconds
+
+
+def device_of(model: NARTransformer) -> torch.device:
+    """Where a model is."""
+    return model.token_embedding.weight.device
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what was asked of a graphics card."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def forget_peak(device: torch.device) -> str:
+    """Let ``peak_bytes`` begin anew, where the system can: ``case``; else ``process``, it goes on."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        return "case"
+    give_back()  # what earlier cases freed
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak is what is held now
+    except OSError:
+        return "process"
+    return "case"
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """Most memory that the graphics card, or else this process, has held; None where that is not told.
+
+    Of a process the pages of mapped files count too, as far as they are in memory.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError, KeyError):
+        return sizes_told(Path("/proc/self/status"))["VmHWM"]
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

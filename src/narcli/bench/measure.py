@@ -1,0 +1,196 @@
+"""How fast a model samples here: in next-neighbor and raster order, by the plain algorithm, and at best.
+
+Time does not depend on the values of weights, so random ones of a model's size will do. Raster order is
+the same network, fed one cell a pass."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from ..checkpoints.load import Tokenizer
+from ..devices import release
+from ..hub.sources import Files
+from ..kernels import draw, prepare, prepare_tokenizer
+from ..models.transformer import NARTransformer
+from ..order import Order, raster
+from ..pipeline import load_networks
+from ..sampling import generate
+from ..settings import SamplingSettings
+from .machine import Limits, device_of, forget_peak, limit, peak_bytes, synchronize
+from .plain import generate_plain
+
+
+@dataclass(frozen=True)
+class Case:
+    """Medians of one order and batch size, but the peak of its memory.
+
+    Args:
+        order: one of ``ORDERS``.
+        batch_size: samples at once.
+        passes: forward passes.
+        prefill_seconds: until the first token is drawn.
+        step_seconds: mean of the later steps.
+        tokens_seconds: all steps.
+        decode_seconds: tokens to pixels.
+        limit_seconds: what the weights' bytes and the products cost at the machine's limits, over all passes.
+        load_seconds: from the files to networks that are ready for the order, before all batch sizes.
+        peak_bytes: most memory held while it ran, what is loaded included; None where that is not told.
+    """
+
+    order: str
+    batch_size: int
+    passes: int
+    prefill_seconds: float
+    step_seconds: float
+    tokens_seconds: float
+    decode_seconds: float
+    limit_seconds: float
+    load_seconds: float
+    peak_bytes: int | None
+
+    @property
+    def total_seconds(self) -> float:
+        """Of a batch, end to end."""
+        return self.tokens_seconds + self.decode_seconds
+
+    def document(self, cases: Sequence[Case]) -> dict[str, Any]:
+        """As JSON, with ratios to the other orders at the same batch size, of the tokens' time."""
+        about = vars(self) | {
+            "total_seconds": self.total_seconds,
+            "samples_per_second": self.batch_size / self.total_seconds,
+            "share_of_limit": self.limit_seconds / self.tokens_seconds,
+        }
+        for other in cases:
+            if (
+                other.batch_size == self.batch_size
+                and other.order in ("raster", "plain")
+                and other is not self
+            ):
+                about[f"times_{other.order}"] = other.tokens_seconds / self.tokens_seconds
+        return {key: float(f"{value:.4g}") if type(value) is float else value for key, value in about.items()}
+
+
+def measure(
+    files: Files,
+    orders: Sequence[str],
+    batch_sizes: Sequence[int],
+    settings: SamplingSettings,
+    device: torch.device,
+    dtype: torch.dtype,
+    limits: Limits,
+    repeats: int,
+    advance: Callable[[], None] = lambda: None,
+) -> list[Case]:
+    """Time loading, and every order at every batch size in turns, first in a round that does not count.
+
+    In that round the memory is watched. Networks are loaded anew in each round, packed for next-neighbor and
+    raster order and after that as they are for the plain one, so that a case has only its own beside it. The
+    first case after loading runs once before it is timed: it would be the only one with cold memory.
+
+    Args:
+        files: of the network and its tokenizer.
+        orders: of ``ORDERS``, each once.
+        batch_sizes: each at least 1, each once.
+        settings: of sampling.
+        device: where it runs.
+        dtype: of the weights.
+        limits: of this machine in that dtype.
+        repeats: counted rounds.
+        advance: called after each run.
+    """
+    one = 1 if device.type == "cpu" else None
+    keys = [(order, size) for size in batch_sizes for order in orders]
+    times: dict[tuple[str, int], list[tuple[list[float], float]]] = {key: [] for key in keys}
+    loads: dict[bool, list[float]] = {False: [], True: []}
+    watched: dict[tuple[str, int], tuple[int | None, float]] = {}
+    for repeat in range(repeats + 1):
+        for plain in (False, True):
+            mine = [(order, size) for order, size in keys if (order == "plain") == plain]
+            if not mine:
+                continue
+            began = perf_counter()
+            model, tokenizer = load_ready(files, device, dtype, plain)
+            loads[plain] += [perf_counter() - began] * bool(repeat)
+            together = None if plain else one
+            for order, size in mine:
+                walk = raster(model.config.grid) if order == "raster" else model.config.order
+                case = model, None if plain else walk, tokenizer, size, settings, together
+                if not repeat:
+                    forget_peak(device)
+                elif (order, size) == mine[0]:
+                    _run(*case)
+                timed = _run(*case)
+                if repeat:
+                    times[order, size].append(timed)
+                else:
+                    watched[order, size] = peak_bytes(device), limit(model, walk, size, settings, limits)
+                advance()
+            del model, tokenizer, case
+            release(device)
+    cases = []
+    for (order, size), samples in times.items():
+        steps = [statistics.median(seconds) for seconds in zip(*(steps for steps, _ in samples), strict=True)]
+        peak, least = watched[order, size]
+        cases.append(
+            Case(
+                order, size, len(steps), steps[0], statistics.mean(steps[1:] or [0.0]),
+                statistics.median(sum(steps) for steps, _ in samples),
+                statistics.median(decode for _, decode in samples),
+                least, statistics.median(loads[order == "plain"]), peak,
+            )
+        )  # fmt: skip
+    return cases
+
+
+def load_ready(
+    files: Files, device: torch.device, dtype: torch.dtype, plain: bool
+) -> tuple[NARTransformer, Tokenizer]:
+    """Networks that are ready: packed as in a run, or as they are, in memory of their own."""
+    networks = load_networks(files, device, dtype)
+    if plain:
+        networks = copy.deepcopy(networks)  # the first pass should not read the file
+    else:
+        networks = prepare(networks[0]), networks[1]
+        prepare_tokenizer(networks[1])
+    synchronize(device)
+    return networks
+
+
+@torch.inference_mode()
+def _run(
+    model: NARTransformer,
+    order: Order | None,
+    tokenizer: Tokenizer,
+    size: int,
+    settings: SamplingSettings,
+    decoded_at_once: int | None,
+) -> tuple[list[float], float]:
+    """Seconds of each pass, and of decoding (on a CPU the pipeline decodes one sample at a time).
+
+    Without an order it is the plain algorithm.
+    """
+    c, device = model.config, device_of(model)
+    condition = torch.zeros(size, dtype=torch.int64, device=device)
+    if c.condition == "text":
+        condition = torch.randn(size, c.condition_tokens, c.caption_dim).to(model.token_embedding.weight)
+    steps, tokens = [], torch.zeros(size, c.order.cells, dtype=torch.int64, device=device)
+    began = perf_counter()
+    asked = model, condition, range(size), settings
+    walk: Iterator[Any] = generate(*asked, order=order, draw=draw) if order else generate_plain(*asked)
+    for step in walk:
+        tokens[:, list(step.cells)] = step.tokens
+        synchronize(device)
+        now = perf_counter()
+        steps.append(now - began)
+        began = now
+    for part in tokens.split(decoded_at_once or size):
+        tokenizer.decode(part, c.grid)
+    synchronize(device)
+    return steps, perf_counter() - began

@@ -1,0 +1,1 @@
+"""Files of weights: containers, formats, loading, saving and conversion."""

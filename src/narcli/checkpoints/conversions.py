@@ -1,0 +1,207 @@
+"""Weights converted once: copies of float32 files in the number format of a run, in the user's cache folder.
+
+A released pickle holds float32 and runs in bfloat16; its copy is half as large, and is mapped into memory
+instead of being converted. A copy belongs to one state of one file: after any change of its size, times or
+inode, and by another release of narcli, it is not used. The folder may be removed at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import __version__
+from ..errors import NarError
+from ..media.atomic import write_atomic
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+LEAST = 2**26  # bytes; a smaller file is converted in no time
+MOST = 2**34  # bytes of all copies; those not used for longest go first
+SETTLED = 2.0  # seconds: a file changed later than this ago may change again without showing it
+HEADER = 2**24  # bytes that the header of a copy takes at most
+ABANDONED = 3600.0  # seconds after which a part of a copy is nobody's
+FORMATS = {"bfloat16": "BF16", "float16": "F16"}
+
+
+def cache_folder() -> Path:
+    """Where the copies are; removing it costs no more than the time to convert again."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("narcli") / "weights"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The copy of a file in a number format.
+
+    Args:
+        source: the file, links resolved.
+        dtype: name of the number format.
+        key: of the state that the file was in.
+        settled: whether it could not change any more, from when the key was taken, without another key.
+    """
+
+    source: Path
+    dtype: str
+    key: str
+    settled: bool = field(compare=False)
+
+    @property
+    def path(self) -> Path:
+        """Where the copy is, or would be."""
+        return cache_folder() / f"{self.key}.safetensors"
+
+    def converted(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The same tensors from the copy, memory-mapped; it is written where there is none, or a damaged one.
+
+        Args:
+            tensors: of the file, read after this object was made. Where no copy can be written, or the file
+                has changed or did so just now, they are returned as they are.
+        """
+        from ..devices import DTYPES
+
+        dtype = DTYPES[self.dtype]
+        if all(tensor.element_size() <= dtype.itemsize for tensor in tensors.values()):
+            return tensors
+        found = self._read(tensors, dtype)
+        if found is None:
+            self._write(tensors, dtype)
+            found = self._read(tensors, dtype)
+        return tensors if found is None else found
+
+    def _read(self, like: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor] | None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (OSError, SafetensorError, ValueError, RuntimeError, TypeError, OverflowError):
+            return None
+        expected = {name: (tensor.shape, dtype) for name, tensor in like.items()}
+        if {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()} != expected:
+            return None
+        with suppress(OSError):
+            os.utime(self.path)  # the oldest are those not used for longest
+        return tensors
+
+    def _write(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        size = sum(tensor.numel() for tensor in tensors.values()) * dtype.itemsize
+        if not self.settled or size + HEADER > MOST:
+            return
+        with suppress(OSError, NarError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(self.path.parent).free >= 2 * size:
+                write_atomic(self.path, lambda part: self._fill(part, tensors, dtype), overwrite=True)
+                prune()
+
+    def _fill(self, part: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        """Write a safetensors file; one tensor at a time is in memory."""
+        from torch import uint8
+
+        header: dict[str, object] = {"__metadata__": {"source": str(self.source), "dtype": self.dtype}}
+        end = 0
+        for name, tensor in tensors.items():
+            begin, end = end, end + tensor.numel() * dtype.itemsize
+            shape = list(tensor.shape)
+            header[name] = {"dtype": FORMATS[self.dtype], "shape": shape, "data_offsets": [begin, end]}
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+        with part.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for tensor in tensors.values():
+                file.write(tensor.detach().to("cpu", dtype).flatten().view(uint8).numpy().data)
+            file.flush()
+            os.fsync(file.fileno())  # after a power cut the name must not be there without the numbers
+        if of(self.source, self.dtype) != self:
+            raise OSError(f"{self.source} changed while it was copied")
+
+
+def of(source: Path, dtype: str) -> Conversion | None:
+    """The copy of a file as it is now; None of a small file, and in formats that nothing is converted to."""
+    now = time.time()
+    try:
+        source = source.resolve()
+        stat = source.stat()
+    except OSError:
+        return None
+    if dtype not in FORMATS or stat.st_size < LEAST:
+        return None
+    state = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    about = "\0".join(map(str, (__version__, dtype, source, *state)))
+    key = sha256(about.encode(errors="surrogateescape")).hexdigest()
+    return Conversion(source, dtype, key, now - max(stat.st_mtime, stat.st_ctime) >= SETTLED)
+
+
+def copies(source: Path) -> list[Path]:
+    """The copies of a file as it is now, or of the files of a folder."""
+    files = [source] if source.is_file() else []
+    with suppress(OSError):  # of a folder that is being removed
+        files += source.rglob("*")
+    known = [of(file, dtype) for file in files for dtype in FORMATS]
+    return [copy.path for copy in known if copy is not None and copy.path.is_file()]
+
+
+def held(paths: Iterable[Path] | None = None) -> int:
+    """Bytes of these copies, or of all; other runs may write and remove some meanwhile."""
+    total = 0
+    with suppress(OSError):
+        for path in cache_folder().glob("*.safetensors") if paths is None else paths:
+            with suppress(OSError):
+                total += path.stat().st_size
+    return total
+
+
+def forget(paths: Iterable[Path]) -> int:
+    """Remove these copies; the next run makes them anew. Bytes freed."""
+    freed = 0
+    for path in paths:
+        with suppress(OSError):
+            size = path.stat().st_size
+            path.unlink()
+            freed += size
+    return freed
+
+
+def prune(most: int | None = None) -> int:
+    """Remove copies of files that are gone or changed, and the oldest beyond ``most`` bytes; bytes freed."""
+    freed, kept = 0, []
+    with suppress(OSError):
+        for path in cache_folder().iterdir():
+            with suppress(OSError):
+                stat = path.stat()
+                abandoned = time.time() - stat.st_mtime > ABANDONED
+                if abandoned if path.suffix == ".part" else not _is_current(path):
+                    path.unlink(missing_ok=True)
+                    freed += stat.st_size
+                elif path.suffix != ".part":  # a newer one is being written
+                    kept.append((stat.st_mtime, stat.st_size, path))
+        total = sum(size for _, size, _ in kept)
+        for _, size, path in sorted(kept):
+            if total <= (MOST if most is None else most):
+                break
+            path.unlink(missing_ok=True)
+            total, freed = total - size, freed + size
+    return freed
+
+
+def _is_current(path: Path) -> bool:
+    """Whether a file of the cache is the copy of its source as that is now; not if it is damaged."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            about = json.loads(file.read(min(length, HEADER)))["__metadata__"]
+            copy = of(Path(about["source"]), about["dtype"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return False
+    return copy is not None and copy.path == path

@@ -1,0 +1,335 @@
+"""Text features: a T5 encoder, and the form in which the transformer takes what it says (spec 6).
+
+The encoder is a folder that ``transformers`` saved: ``google/flan-t5-xl``, of which the decoder is left
+alone, or a small one that narcli trained. Each prompt is encoded by itself, without padding, so that its
+features do not depend on the prompts beside it.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import CheckpointError, first_line, is_shortage
+from ..media.textfiles import check_regular, read_bytes, read_json, read_text
+from ..rules import Rule, check, number, one_of, whole
+from .containers import read_tensors
+from .pickles import NUMBERS
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What an encoder said of a prompt.
+
+    Args:
+        features: (n, width), n tokens with the end token.
+        dropped: the end of the prompt that did not fit, or "".
+    """
+
+    features: Tensor
+    dropped: str = ""
+
+
+@dataclass(frozen=True)
+class T5Encoder:
+    """A T5 encoder and its tokenizer, of ``transformers``."""
+
+    model: Any
+    tokenizer: Any
+
+    @classmethod
+    def load(
+        cls, folder: Path, dtype: torch.dtype | None = torch.bfloat16, device: str | torch.device = "cpu"
+    ) -> T5Encoder:
+        """Load a folder that ``transformers`` saved, for inference.
+
+        Args:
+            folder: of a T5 encoder, or of a whole T5, of which the decoder is left alone.
+            dtype: of the weights and features; None keeps the stored one.
+            device: where it runs.
+
+        Raises:
+            CheckpointError: not a T5 folder, or not a whole one.
+        """
+        with _quiet():
+            try:
+                model, tensors = _network(folder)
+                tokenizer = _read_tokenizer(folder)
+            except CheckpointError:
+                raise
+            except Exception as error:  # transformers and what it builds on have many
+                if is_shortage(error):
+                    raise
+                raise CheckpointError(
+                    f"The text encoder in {folder} cannot be loaded: {first_line(error)}",
+                    "Get the folder again, whole, as transformers saved it.",
+                ) from error
+        # Where nothing changes this keeps the memory map; each is converted once, under whatever names.
+        converted = {id(tensor): tensor.to(device, dtype or tensor.dtype) for tensor in tensors.values()}
+        model.load_state_dict({name: converted[id(t)] for name, t in tensors.items()}, assign=True)
+        model.tie_weights()
+        return cls(model.eval(), tokenizer)
+
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Save it as ``load`` reads it; ``dtype`` of the stored tensors, None keeps them."""
+        with _quiet():
+            model = self.model if dtype is None else copy.deepcopy(self.model).to(dtype)
+            model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+
+    @property
+    def width(self) -> int:
+        """Of the features."""
+        return int(self.model.config.d_model)
+
+    @torch.inference_mode()
+    def encode(self, text: str, tokens: int) -> Encoded:
+        """Encode a cleaned prompt, cut to ``tokens`` tokens with the end token."""
+        try:
+            ids, rest = split(self.tokenizer, text, tokens)
+            dropped = self.tokenizer.decode(rest, skip_special_tokens=True) if rest else ""
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError) as error:
+            raise CheckpointError(  # its files may say anything, and transformers believes them
+                f"The text encoder's tokenizer cannot read a prompt ({first_line(error)}).",
+                "Get its folder again, whole, as transformers saved it.",
+            ) from error
+        if not 0 <= min(ids, default=-1) <= max(ids, default=-1) < self.model.config.vocab_size:
+            raise CheckpointError(
+                f"The text encoder has {self.model.config.vocab_size} token embeddings, fewer than "
+                "its tokenizer uses.",
+                "Its files do not belong together.",
+            )
+        rows = torch.tensor([ids], device=self.model.device)
+        features = self.model(input_ids=rows).last_hidden_state[0]
+        return Encoded(features.cpu(), dropped.strip())
+
+
+def split(tokenizer: Any, text: str, tokens: int) -> tuple[list[int], list[int]]:
+    """The ids that a prompt is encoded from, the end token's last, and the ids that do not fit."""
+    ids = tokenizer(text, verbose=False).input_ids
+    if len(ids) <= tokens:
+        return ids, []
+    return [*ids[: tokens - 1], ids[-1]], ids[tokens - 1 : -1]
+
+
+def left_pad(features: Sequence[Tensor], tokens: int) -> tuple[Tensor, Tensor]:
+    """Features of several prompts as one condition: the tokens at the end, zeros before them.
+
+    Args:
+        features: B times (n, width), n at most ``tokens``.
+        tokens: C, the condition tokens of the transformer.
+
+    Returns:
+        The condition (B, C, width), and (B, C) bool, true where it is padding.
+    """
+    condition = torch.stack([F.pad(rows, (0, 0, tokens - len(rows), 0)) for rows in features])
+    lengths = torch.tensor([len(rows) for rows in features])
+    return condition, torch.arange(tokens) < (tokens - lengths)[:, None]
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def check_encoder(folder: Path) -> None:
+    """Compare the tensors of a folder that ``transformers`` saved with those that its encoder has, by shape.
+
+    Raises:
+        CheckpointError: not a T5 folder, or tensors that are missing or misshapen.
+    """
+    with _quiet():
+        _network(folder)
+
+
+#: What is read of an encoder's config.json; all else that it may say, such as code to fetch, is left alone.
+_SIZES: Mapping[str, Rule] = {
+    **{name: whole(1, 2**16) for name in ("d_model", "d_kv", "num_heads")},
+    **{name: whole(1, 2**20) for name in ("d_ff", "vocab_size")},
+    "num_layers": whole(1, 1000),
+}
+_DETAILS: Mapping[str, tuple[Rule, Any]] = {
+    "relative_attention_num_buckets": (whole(4, 4096), 32),
+    "relative_attention_max_distance": (whole(2, 2**20), 128),
+    "layer_norm_epsilon": (number(0, 1), 1e-6),
+    "dropout_rate": (number(0, 1), 0.1),
+    "feed_forward_proj": (one_of(*("relu", "gelu", "gelu_new", "silu"),
+                                 *("gated-relu", "gated-gelu", "gated-gelu_new", "gated-silu")), "relu"),
+}  # fmt: skip
+MAX_TOKENIZER = 2**26  # bytes of tokenizer.json or spiece.model
+
+
+def read_sizes(folder: Path) -> dict[str, Any]:
+    """What the config.json of a T5 encoder says of its network; ``dtype`` is the name of the stored format.
+
+    Raises:
+        CheckpointError: not a T5 folder, or a value that is not what it should be.
+    """
+    path = folder / "config.json"
+    try:
+        said = read_json(path)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{folder} is not a text encoder: it has no readable config.json ({error.message})",
+            "Expected a folder such as google/flan-t5-xl, as transformers saves it.",
+        ) from None
+    if (kind := said.get("model_type")) != "t5":
+        raise CheckpointError(
+            f"{folder} holds a model of the type {ascii(kind)[:40]}, expected a T5 text encoder."
+        )
+    given = {name: value for name, value in said.items() if value is not None}
+    if absent := [name for name in _SIZES if name not in given]:
+        raise CheckpointError(f"{path} lacks {absent[0]}.", "Get the original file again.")
+    check(path, "", {**_SIZES, **{name: rule for name, (rule, _) in _DETAILS.items()}}, given)
+    sizes = {name: given[name] for name in _SIZES}
+    sizes |= {name: given.get(name, usual) for name, (_, usual) in _DETAILS.items()}
+    if sizes["relative_attention_max_distance"] <= sizes["relative_attention_num_buckets"] // 4:
+        raise CheckpointError(
+            f"{path}: relative_attention_max_distance is {sizes['relative_attention_max_distance']}, "
+            f"expected more than a quarter of the {sizes['relative_attention_num_buckets']} buckets."
+        )
+    gate, _, function = sizes["feed_forward_proj"].rpartition("-")
+    function = "gelu_new" if sizes["feed_forward_proj"] == "gated-gelu" else function
+    for name, implied in (("dense_act_fn", function), ("is_gated_act", bool(gate))):
+        if given.get(name, implied) != implied:
+            raise CheckpointError(
+                f"{path}: {name} is {ascii(given[name])[:40]}, but feed_forward_proj is "
+                f"{sizes['feed_forward_proj']!r}."
+            )
+    dtype = given.get("dtype", given.get("torch_dtype"))
+    return sizes | ({"dtype": dtype} if isinstance(dtype, str) else {})
+
+
+def _network(folder: Path) -> tuple[Any, dict[str, Tensor]]:
+    """The network on the device ``meta``, and its tensors: memory-mapped, whole, of the right shapes."""
+    sizes = read_sizes(folder)
+    _tokenizer_files(folder)
+    from transformers import T5Config, T5EncoderModel
+
+    sizes.pop("dtype", None)
+    config_class: Any = T5Config  # its keywords are those of its parents, too
+    attention = "sdpa" if getattr(T5EncoderModel, "_supports_sdpa", False) else "eager"
+    config = config_class(
+        **sizes, is_encoder_decoder=False, use_cache=False, attn_implementation=attention,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model: Any = T5EncoderModel(config)
+    stored: dict[str, Tensor] = {}
+    for path in _weights(folder):
+        try:
+            stored |= read_tensors(path)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"The text encoder in {folder} cannot be loaded: {error.message}", error.hint
+            ) from None
+    shared = ("shared.weight", "encoder.embed_tokens.weight")  # one and the same, and not always twice there
+    for one, other in (shared, shared[::-1]):
+        if one in stored:
+            stored[other] = stored[one]
+            break
+    expected = model.state_dict()
+    if absent := [name for name in expected if name not in stored]:
+        more = (
+            f"{absent[0]} and {len(absent) - 1} more"
+            if len(absent) > 1
+            else f"1 tensors, such as {absent[0]}"
+        )
+        raise CheckpointError(
+            f"The text encoder in {folder} lacks {more}.",
+            "It is damaged, or not a T5 encoder.",
+        )
+    for name, tensor in expected.items():
+        found = stored[name]
+        if found.shape != tensor.shape or found.dtype not in NUMBERS:
+            raise CheckpointError(
+                f"The text encoder in {folder} has {tuple(found.shape)} {str(found.dtype)[6:]} instead of "
+                f"{tuple(tensor.shape)} numbers as {name}.",
+                "It is damaged, or not a T5 encoder in the usual number formats.",
+            )
+    return model, {name: stored[name] for name in expected}
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files of the weights, safetensors before pickles; no list of files in the folder is followed."""
+    names = sorted(path.name for path in folder.iterdir())
+    for stem, ending in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+        if stem + ending in names:
+            return [folder / (stem + ending)]
+        if parts := [name for name in names if re.fullmatch(rf"{stem}-\d{{5}}-of-\d{{5}}{ending}", name)]:
+            count = int(parts[0].removesuffix(ending)[-5:])
+            if len(parts) != count:
+                raise CheckpointError(
+                    f"The text encoder in {folder} cannot be loaded: it has {len(parts)} of {count} parts.",
+                    "Get the folder again, whole, as transformers saved it.",
+                )
+            return [folder / name for name in parts]
+    raise CheckpointError(
+        f"The text encoder in {folder} cannot be loaded: it has no model.safetensors or pytorch_model.bin.",
+        "Get the folder again, whole, as transformers saved it.",
+    )
+
+
+def _tokenizer_files(folder: Path) -> tuple[dict[str, Any], Path | None]:
+    """What is used of tokenizer_config.json, and the vocabulary's file; None where bytes are read."""
+    config = folder / "tokenizer_config.json"
+    said = read_json(config) if os.path.lexists(config) else {}
+    check(config, "", {"extra_ids": whole(0, 1000)}, said)
+    if said.get("tokenizer_class") == "ByT5Tokenizer":
+        return {"extra_ids": said.get("extra_ids", 125)}, None
+    tokens = {}
+    for name in ("eos_token", "pad_token", "unk_token"):
+        token = said.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str) and 0 < len(token) <= 100 and token.isprintable():
+            tokens[name] = token
+    for vocabulary in (folder / "tokenizer.json", folder / "spiece.model"):
+        if os.path.lexists(vocabulary):
+            check_regular(vocabulary)
+            return tokens, vocabulary
+    raise CheckpointError(  # transformers would make up an empty vocabulary
+        f"The text encoder in {folder} has no tokenizer (tokenizer.json or spiece.model).",
+        "Get the folder again, whole, as transformers saved it.",
+    )
+
+
+def _read_tokenizer(folder: Path) -> Any:
+    """The tokenizer, made of its vocabulary and nothing else in the folder."""
+    said, vocabulary = _tokenizer_files(folder)
+    if vocabulary is None:
+        from transformers import ByT5Tokenizer
+
+        return ByT5Tokenizer(**said)
+    if vocabulary.name == "tokenizer.json":
+        from tokenizers import Tokenizer
+        from transformers import PreTrainedTokenizerFast
+
+        text = read_text(vocabulary, "a tokenizer", MAX_TOKENIZER)
+        return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text), **said)
+    from transformers import T5Tokenizer
+
+    read_bytes(vocabulary, MAX_TOKENIZER, "a tokenizer")
+    return T5Tokenizer(**T5Tokenizer.convert_to_native_format(vocab_file=str(vocabulary)), **said)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No chatter and no bars of ``transformers``; as it was afterwards."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

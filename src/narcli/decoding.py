@@ -1,0 +1,155 @@
+"""Tokens to pixels: pictures, and clips as tuples of frames."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .checkpoints.load import Tokenizer, load_tokenizer
+from .devices import choose_device, choose_dtype, memory_guard
+from .errors import CheckpointError
+from .kernels import prepare_tokenizer
+from .order import Order, format_grid, neighbor
+from .settings import DECODED_TOGETHER
+
+Clip = tuple[Image.Image, ...]
+
+
+def _check_grid(who: str, grid: tuple[int, ...], tokenizer: Tokenizer, path: Path) -> None:
+    try:
+        tokenizer.config.clip_size(grid)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{who} grids of {format_grid(grid)} tokens, and the tokenizer {path} is for {error}.",
+            "They do not belong together; give the right --tokenizer.",
+        ) from None
+
+
+def load_decoder(
+    path: Path, grid: tuple[int, ...], device: str = "auto", dtype: str = "auto"
+) -> TokenDecoder:
+    """Load what turns tokens into pictures; no transformer is needed.
+
+    Args:
+        path: a tokenizer, a file or a folder.
+        grid: of the tokens.
+        device: ``auto``, ``cpu``, ``cuda``, ``mps``.
+        dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
+
+    Raises:
+        UsageError, CheckpointError, MemoryLimitError: as ``load``.
+    """
+    place = choose_device(device)
+    with memory_guard("Try --dtype bfloat16."):
+        tokenizer = load_tokenizer(path, dtype=choose_dtype(dtype, place), device=place, keep=True)
+        prepare_tokenizer(tokenizer)
+    _check_grid("The tokens are", grid, tokenizer, path)
+    return TokenDecoder(tokenizer, grid)
+
+
+class Decodes(ABC):
+    """What turns tokens into pictures or clips: a tokenizer, and the grid that the tokens are on."""
+
+    tokenizer: Tokenizer
+
+    def __repr__(self) -> str:
+        width, height = self.size
+        return (
+            f"<{type(self).__name__}: {self.kind}s of {width}x{height}, grid {format_grid(self.grid)}, "
+            f"{self.device}>"
+        )
+
+    @property
+    @abstractmethod
+    def grid(self) -> tuple[int, ...]:
+        """Sizes of the grid of tokens."""
+
+    @torch.inference_mode()
+    def decode(self, tokens: Tensor) -> list[Clip]:
+        """Clips of tokens, pictures as clips of one frame.
+
+        Args:
+            tokens: (B, N) int64 in raster order; -1, not known, is decoded as the average code.
+        """
+        codes = tokens.to(self.device)
+        vectors = self.tokenizer.quantize(codes.clamp(min=0))  # (B, N, C)
+        if bool((codes < 0).any()):
+            vectors = torch.where((codes < 0)[..., None], self._average_code, vectors)
+        # One at a time on a CPU: as quick, a sixteenth of the memory, and the same in every batch.
+        parts = vectors.split(1 if self.device.type == "cpu" else DECODED_TOGETHER)
+        grid, limits = self.grid, self.tokenizer.pixel_range
+        decoded = (self.tokenizer.decode_vectors(part, grid) for part in parts)
+        return [clip for pixels in decoded for clip in to_clips(pixels, limits)]
+
+    def partials(self, tokens: Sequence[Tensor]) -> Iterator[list[Clip]]:
+        """For each step of the order, the clips of what is known after it: B times (N,) -> B a step."""
+        known_at, stacked = torch.tensor(self.order.step_of), torch.stack(list(tokens))
+        for step in range(len(self.order.steps)):
+            yield self.decode(torch.where(known_at <= step, stacked, -1))
+
+    @property
+    def kind(self) -> str:
+        """``image`` or ``video``."""
+        return "video" if len(self.grid) == 3 else "image"
+
+    @cached_property
+    def order(self) -> Order:
+        """In which the cells of a picture or clip are decoded."""
+        return neighbor(self.grid)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return next(self.tokenizer.parameters()).device
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the pictures or frames."""
+        _, height, width = self.tokenizer.config.clip_size(self.grid)
+        return width, height
+
+    @cached_property
+    def _average_code(self) -> Tensor:
+        codes = torch.arange(self.tokenizer.config.codebook_size, device=self.device)
+        vectors: Tensor = self.tokenizer.quantize(codes)
+        return vectors.float().mean(0).to(vectors.dtype)
+
+
+@dataclass(frozen=True, repr=False)
+class TokenDecoder(Decodes):
+    """A tokenizer alone, for tokens that are there already; ``sizes`` are those of their grid."""
+
+    tokenizer: Tokenizer
+    sizes: tuple[int, ...]
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Sizes of the grid of tokens."""
+        return self.sizes
+
+
+def hash_tokens(tokens: Tensor) -> str:
+    """SHA-256 of the ids as 32-bit little-endian integers, raster order."""
+    return sha256(tokens.cpu().numpy().astype("<i4").tobytes()).hexdigest()
+
+
+def to_clips(pixels: Tensor, limits: tuple[float, float] = (-1.0, 1.0)) -> list[Clip]:
+    """Tokenizer output to RGB.
+
+    Args:
+        pixels: (B, 3, H, W) or (B, 3, frames, H, W); values outside of ``limits`` are clamped.
+        limits: the values of black and white.
+    """
+    black, white = limits
+    levels = (pixels.float().clamp(black, white) - black) * (255 / (white - black))
+    arrays = levels.round().to(torch.uint8).movedim(1, -1).cpu().numpy()  # (B, [frames,] H, W, 3)
+    clips = arrays if pixels.dim() == 5 else arrays[:, None]
+    return [tuple(map(Image.fromarray, clip)) for clip in clips]

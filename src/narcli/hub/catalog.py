@@ -1,0 +1,142 @@
+"""The models that narcli knows by name, one literal row each. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..checkpoints.config import (
+    RELEASED_DEFAULTS,
+)
+
+if TYPE_CHECKING:
+    pass
+
+#: What a model can be the default for.
+DEFAULT_KINDS = ("image", "text", "video")
+
+
+WEIGHTS = Path(__file__).parents[1] / "weights"
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model: where it is and what goes with it.
+
+    Args:
+        name: what people call it.
+        kind: ``image`` (from classes), ``text`` (images from text), ``video`` (from classes),
+            ``image-tokenizer``, ``video-tokenizer`` or ``text-encoder``.
+        repo: repository on the Hub; None for local and built-in ones.
+        file: weights file in the repository; None is the only one there.
+        size: bytes to fetch, about; None where not known.
+        grid: of its tokens, where the file cannot tell.
+        tokenizer: name of its tokenizer; None when it is in the model's own folder, or not known.
+        classes: name of its class table, or the names; None when not known.
+        defaults: sampling settings.
+        license: None is "see the model's page".
+        note: what else to know.
+        scale: letters of its size in the paper; None for ours.
+        path: the local file or folder.
+        text_encoder: name of its text encoder; None when it is in the model's own folder, or not known.
+        origin: sentence on who chose it, where nobody named it for this run, or "".
+    """
+
+    name: str
+    kind: str
+    repo: str | None = None
+    file: str | None = None
+    size: int | None = None
+    grid: tuple[int, ...] | None = None
+    tokenizer: str | None = None
+    classes: str | tuple[str, ...] | None = field(default=None, repr=False)
+    defaults: Mapping[str, float] = field(default_factory=dict)
+    license: str | None = None
+    note: str = ""
+    scale: str | None = None
+    path: Path | None = None
+    text_encoder: str | None = None
+    origin: str = field(default="", compare=False)
+
+    @property
+    def page(self) -> str | None:
+        """Where to read about it."""
+        return f"https://huggingface.co/{self.repo}" if self.repo else None
+
+
+IMAGE, TEXT, VIDEO = (RELEASED_DEFAULTS[kind] for kind in DEFAULT_KINDS)
+
+
+#: What the released text models were trained with.
+TEXT_ENCODER_OF_RELEASED = "flan-t5-xl"
+
+
+# fmt: off
+_ROWS = (
+    Model("emoji", "image", classes="emoji", license="MIT", note="built in", path=WEIGHTS / "emoji"),
+    Model("emoji-text", "text", license="MIT", note="built in", path=WEIGHTS / "emoji-text"),
+    Model("emoji-video", "video", classes="emoji-video", license="MIT", note="built in",
+          path=WEIGHTS / "emoji-video"),
+    Model("nar-b-256", "image", "chenfeng1271/NAR-imagenet-256-B", "last_version.pt", 522_000_000,
+          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="130 M parameters", scale="B"),
+    Model("nar-m-256", "image", "yefly/NAR-imagenet-256-M", None, 1_160_000_000,
+          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="290 M parameters", scale="M"),
+    Model("nar-l-256", "image", "chenfeng1271/NAR-imagenet-256-L", None, 1_490_000_000,
+          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="372 M parameters", scale="L"),
+    Model("nar-xl-256", "image", "yefly/NAR-imagenet-256-XL", None, 3_260_000_000,
+          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="816 M parameters", scale="XL"),
+    Model("nar-xxl-256", "image", "chenfeng1271/NAR-imagenet-256-XXL", None, 5_840_000_000,
+          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="1.46 B parameters", scale="XXL"),
+    Model("nar-xl-t2i-256", "text", "yefly/NAR-XL-t2i-stage1", None, None,
+          (16, 16), "vq16-t2i", None, TEXT, note="256 px, 0.8 B parameters",
+          scale="XL", text_encoder=TEXT_ENCODER_OF_RELEASED),
+    Model("nar-xl-t2i-512", "text", "yefly/NAR-XL-t2i-stage2", None, None,
+          (32, 32), "vq16-t2i", None, TEXT, note="512 px, 0.8 B parameters",
+          scale="XL", text_encoder=TEXT_ENCODER_OF_RELEASED),
+    Model("nar-l-ucf101", "video", "chenfeng1271/NAR-ucf101-256-L", None, 1_480_000_000,
+          (4, 16, 16), "larp-long", "ucf101", VIDEO, note="16 frames of 128 px, 369 M parameters", scale="L"),
+    Model("nar-lp-ucf101", "video", "chenfeng1271/NAR-ucf101-256-LP", None, 2_780_000_000,
+          (4, 16, 16), "larp-long", "ucf101", VIDEO, scale="LP",
+          note="16 frames of 128 px, 694 M parameters"),
+    Model("vq16-c2i", "image-tokenizer", "FoundationVision/LlamaGen", "vq_ds16_c2i.pt", 288_000_000,
+          note="of the class models"),
+    Model("vq16-t2i", "image-tokenizer", "peizesun/llamagen_t2i", "vq_ds16_t2i.pt", 287_920_306,
+          note="of the text models"),
+    Model("larp-long", "video-tokenizer", "hywang66/LARP-L-long-tokenizer", "model.safetensors",
+          note="of the video models"),
+    Model(TEXT_ENCODER_OF_RELEASED, "text-encoder", "google/flan-t5-xl", None, 11_400_000_000,
+          license="Apache-2.0", note="of the text models"),
+)
+
+
+# fmt: on
+MODELS: Mapping[str, Model] = {row.name: row for row in _ROWS}
+
+
+_KINDS = {
+    "image": ("a model of images from classes", "Use `narcli image --class`."),
+    "text": ("a model of images from text", "Use `narcli image --prompt`."),
+    "video": ("a model of videos", "Use `narcli video`."),
+    "image-tokenizer": ("an image tokenizer", "Give it as --tokenizer."),
+    "video-tokenizer": ("a video tokenizer", "Give it as --tokenizer."),
+    "text-encoder": ("a text encoder", "Give it as --text-encoder."),
+}
+
+
+_REPOSITORY = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(/(?P<file>\w[\w./ +-]*))?", re.ASCII)
+
+
+_TOKENIZERS = {
+    "image": "vq16-c2i for those of ImageNet",
+    "text": "vq16-t2i for those of images from text",
+    "video": "larp-long for those of UCF-101",
+}
+
+
+def smaller_models(model: Model, fits: Callable[[Model], bool]) -> list[str]:
+    """Names of known models of the same kind that fit, the largest first, built-in ones last; not itself."""
+    rows = [row for row in MODELS.values() if row.kind == model.kind and row.name != model.name and fits(row)]
+    return [row.name for row in sorted(rows, key=lambda row: (row.path is None, row.size or 0), reverse=True)]

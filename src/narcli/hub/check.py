@@ -1,0 +1,36 @@
+"""Whether a model on this machine is whole: its networks, loaded strictly without memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..checkpoints.config import (
+    TEXT_ENCODER,
+)
+from ..checkpoints.folder import has_own_encoder, has_own_tokenizer
+from ..checkpoints.formats.transformer import Kind
+from ..checkpoints.load import load_tokenizer, load_transformer
+from ..checkpoints.text_encoder import check_encoder
+from .catalog import DEFAULT_KINDS, Model
+
+
+def check_model(model: Model, path: Path, kind: Kind | None = None) -> None:
+    """Load all networks of a model that is on this machine strictly, without memory.
+
+    Args:
+        model: from the registry.
+        path: its weights file or folder.
+        kind: what a transformer has to be; None for any.
+
+    Raises:
+        CheckpointError: what the file is instead, or what is missing, unexpected or misshapen.
+    """
+    folder = path if path.is_dir() else path.parent
+    if model.kind == "text-encoder":
+        return check_encoder(folder)
+    if model.kind in DEFAULT_KINDS:
+        load_transformer(path, kind=kind, grid=model.grid, dtype=None, device="meta")
+        if has_own_encoder(path):
+            check_encoder(folder / TEXT_ENCODER)
+    if model.kind.endswith("-tokenizer") or has_own_tokenizer(path):
+        load_tokenizer(folder if has_own_tokenizer(path) else path, dtype=None, device="meta")

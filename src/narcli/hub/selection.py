@@ -1,0 +1,142 @@
+"""Files of a model: which ones of a repository or folder it is read from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from ..checkpoints.config import CONFIG, MODEL, TEXT_ENCODER, TOKENIZER, read_config, weights_in
+from ..errors import HubError
+from .cache import _commit, _is_name, _snapshot
+from .catalog import Model
+from .resolve import complete
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A model on this machine.
+
+    Args:
+        model: what was asked for, with what its own config.json says.
+        path: the weights file or the narcli folder.
+        commit: of the repository; None for local and built-in models.
+        note: what a person should know about where it comes from, or "".
+        downloaded: bytes that came over the network for it.
+        compared: whether its files were hashed, and are what the Hub lists.
+    """
+
+    model: Model
+    path: Path
+    commit: str | None = None
+    note: str = ""
+    downloaded: int = field(default=0, compare=False)
+    compared: bool = field(default=False, compare=False)
+
+
+def cached(model: Model, revision: str | None = None) -> Fetched | None:
+    """The model where it is on this machine already; asks nobody.
+
+    Raises:
+        CheckpointError: a config.json that is not usable.
+    """
+    if model.repo is None:
+        there = model.path is not None and model.path.exists()
+        return Fetched(complete(model, model.path), model.path) if there and model.path else None
+    files = chosen(model, revision)
+    return _fetched(model, files[-1]) if files else None
+
+
+def chosen(model: Model, revision: str | None = None) -> list[Path]:
+    """The files of the cache that a model is read from, the weights last; [] where these are missing."""
+    folder = _snapshot(model.repo or "", revision or "main")
+    names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()] if folder else []
+    try:
+        return [folder / name for name in choose(model, names)] if folder else []
+    except HubError:
+        return []
+
+
+def files_of(found: Fetched) -> list[Path]:
+    """The files of a model that is here."""
+    folder = found.path if found.path.is_dir() else found.path.parent
+    if found.model.repo is not None:
+        root = next(p for p in (folder, *folder.parents) if p.parent.name == "snapshots")
+        names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+        return [root / name for name in choose(found.model, names)]
+    if found.path.is_dir():
+        return sorted(path for path in found.path.rglob("*") if path.is_file())
+    return [path for path in (folder / CONFIG, found.path) if path.is_file()]
+
+
+def choose(model: Model, names: Iterable[str]) -> list[str]:
+    """The files to fetch of those that a repository has; the weights come last.
+
+    So when the weights are there, all is.
+
+    Raises:
+        HubError: the file is not there, or it is not clear which one is meant.
+    """
+    names = [name for name in names if _is_name(name)]
+    if model.kind == "text-encoder":
+        return _encoder_files(model, names)
+    candidates = weights_in(names)
+    if model.kind.endswith("-tokenizer") and TOKENIZER in names:
+        candidates = [TOKENIZER]
+    if model.file is not None:
+        if model.file not in names:
+            has = (
+                f"It has {_some(candidates)}." if candidates else f"It has no weights file. See {model.page}"
+            )
+            raise HubError(f"{model.repo} has no file {model.file}.", has)
+        candidates = [model.file]
+    if len(candidates) != 1:
+        if not candidates:
+            raise HubError(
+                f"{model.repo} has no weights file (.safetensors, .pt, .pth).", f"See {model.page}"
+            )
+        raise HubError(
+            f"{model.repo} has several weights files: {_some(candidates)}.",
+            f"Name one: --model {model.repo}/{candidates[0]}",
+        )
+    weights = PurePosixPath(candidates[0])
+    companions = [CONFIG] + ([TOKENIZER] if weights.name == MODEL else [])
+    beside = [str(weights.with_name(name)) for name in companions]
+    encoder = str(weights.with_name(TEXT_ENCODER)) + "/"
+    beside += sorted(name for name in names if weights.name == MODEL and name.startswith(encoder))
+    return [name for name in beside if name in names] + [str(weights)]
+
+
+#: Of a text encoder as ``transformers`` saves it, besides the weights.
+ENCODER_FILES = (
+    CONFIG,
+    *("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json"),
+    "spiece.model",
+)
+
+
+def _encoder_files(model: Model, names: list[str]) -> list[str]:
+    """The files of a text encoder, safetensors before pickles, all parts of them or none."""
+    small = [name for name in ENCODER_FILES if name in names]
+    for stem, ending in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+        if stem + ending in names:
+            return [*small, stem + ending]
+        parts = sorted(name for name in names if re.fullmatch(rf"{stem}-\d{{5}}-of-\d{{5}}{ending}", name))
+        index = f"{stem}{ending}.index.json"
+        if parts and index in names and len(parts) == int(parts[0].removesuffix(ending)[-5:]):
+            return [*small, index, *parts]
+    raise HubError(f"{model.name} has no whole weights of a text encoder.", f"See {model.page}")
+
+
+def _fetched(model: Model, path: Path) -> Fetched:
+    if model.kind == "text-encoder":
+        return Fetched(model, path.parent, _commit(path))
+    config = path.with_name(CONFIG)
+    if path.name in (MODEL, TOKENIZER) and config.is_file() and read_config(config).kind:
+        return Fetched(complete(model, path.parent), path.parent, _commit(path))
+    return Fetched(complete(model, path), path, _commit(path))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,184 @@
+"""Sizes of models, told before they are loaded."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import torch
+
+from ..checkpoints import conversions
+from ..checkpoints.config import CONFIG, TEXT_ENCODER
+from ..checkpoints.folder import has_own_tokenizer
+from ..checkpoints.load import build, load_tokenizer, transformer_config
+from ..checkpoints.text_encoder import read_sizes
+from ..devices import DTYPES
+from ..models.blocks import TransformerConfig, ffn_dim
+from ..models.larp import LARPConfig
+from ..models.vq import VQConfig
+from .catalog import MODELS, TEXT_ENCODER_OF_RELEASED, Model
+from .locate import Located
+from .selection import Fetched, cached
+
+#: (layers, attention heads, width) of the released sizes.
+SIZES = {
+    "B": (12, 12, 768),
+    "M": (18, 16, 1024),
+    "L": (24, 16, 1024),
+    "LP": (30, 20, 1280),
+    "XL": (36, 20, 1280),
+    "XXL": (48, 24, 1536),
+}  # fmt: skip
+
+
+#: Parameters of a released text encoder.
+ENCODERS = {TEXT_ENCODER_OF_RELEASED: 1_223_527_424}
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The sizes of what a model runs with.
+
+    Args:
+        transformer: None of a tokenizer or text encoder alone.
+        tokenizer: None of a text encoder alone, or of a transformer whose tokenizer is not known.
+        encoder: parameters of the text encoder; 0 where there is none.
+        stored: number format of the tokenizer's file.
+        encoder_stored: likewise, of the text encoder's.
+    """
+
+    transformer: TransformerConfig | None = None
+    tokenizer: VQConfig | LARPConfig | None = None
+    encoder: int = 0
+    stored: torch.dtype = torch.float32
+    encoder_stored: torch.dtype = torch.float32
+
+    @property
+    def runs(self) -> bool:
+        """Whether all is known that an estimate takes."""
+        return self.transformer is not None and self.tokenizer is not None
+
+    @cached_property
+    def parameters(self) -> dict[str, int]:
+        """Number of parameters by part."""
+        parts = {"transformer": self.transformer, "tokenizer": self.tokenizer}
+        counts = {name: _count(config) for name, config in parts.items() if config is not None}
+        return counts | ({"text_encoder": self.encoder} if self.encoder else {})
+
+    def held(self, dtype: torch.dtype, device: str) -> int:
+        """Parameters of transformer and tokenizer that take memory besides the pages of their files.
+
+        A transformer is laid out anew, and so is the decoder of a convolutional tokenizer; what is left of a
+        tokenizer stays mapped, a large one of another dtype from its converted copy, unless it is moved.
+        """
+        assert self.tokenizer is not None
+        held, count = self.parameters.get("transformer", 0), self.parameters["tokenizer"]
+        copied = dtype.itemsize < self.stored.itemsize and count * self.stored.itemsize >= conversions.LEAST
+        if device != "cpu" or (dtype != self.stored and not copied):
+            return held + count
+        return held + (_count(self.tokenizer, "decoder.") if isinstance(self.tokenizer, VQConfig) else 0)
+
+
+@cache
+def _count(config: TransformerConfig | VQConfig | LARPConfig, part: str = "") -> int:
+    return sum(p.numel() for name, p in build(config).named_parameters() if name.startswith(part))
+
+
+def networks_of(
+    model: Model | Located | Fetched,
+    tokenizer: Model | Located | None = None,
+    encoder: Model | Located | None = None,
+) -> Networks:
+    """The sizes of a model and what it runs with, as far as they are known; from the files if here.
+
+    Args:
+        model: a model, or a tokenizer or text encoder alone.
+        tokenizer: None is the one of the model's folder, or of its row.
+        encoder: likewise, of a model of images from text.
+
+    Raises:
+        CheckpointError: a file that cannot be used.
+    """
+    row, path = _row_and_path(model)
+    if row.kind == "text-encoder":
+        count, stored = _encoder(row, path)
+        return Networks(encoder=count, encoder_stored=stored)
+    if row.kind.endswith("-tokenizer"):
+        config, stored = _tokenizer(row, path)
+        return Networks(tokenizer=config, stored=stored)
+    own = path is not None and tokenizer is None and has_own_tokenizer(path)
+    other = tokenizer or (MODELS[row.tokenizer] if row.tokenizer else None)
+    text = encoder or (MODELS[row.text_encoder] if row.text_encoder else None)
+    encoding = (0, torch.float32)
+    if text is not None:
+        encoding = _encoder(*_row_and_path(text))
+    elif row.kind == "text" and path is not None:
+        folder = path if path.is_dir() else path.parent
+        encoding = _encoder(row, folder / TEXT_ENCODER)
+    sizes = transformer_config(path, grid=row.grid) if path is not None else released_config(row)
+    if other is not None and not own:
+        row, path = _row_and_path(other)
+    config, stored = _tokenizer(row, path) if own or other else (None, torch.float32)
+    return Networks(sizes, config, encoding[0], stored, encoding[1])
+
+
+def _row_and_path(model: Model | Located | Fetched) -> tuple[Model, Path | None]:
+    if isinstance(model, Fetched):
+        return model.model, model.path
+    if isinstance(model, Located):
+        here = model.copy
+        model = model.model
+    else:
+        here = cached(model)
+    return (here.model, here.path) if here else (model, None)
+
+
+def _tokenizer(row: Model, path: Path | None) -> tuple[VQConfig | LARPConfig | None, torch.dtype]:
+    """The sizes of a tokenizer, as far as they are known, and the number format of its file."""
+    if path is not None:
+        tokenizer = load_tokenizer(path, dtype=None, device="meta")
+        return tokenizer.config, next(tokenizer.parameters()).dtype
+    if row.name not in MODELS:
+        return None, torch.float32
+    return (LARPConfig() if row.kind == "video-tokenizer" else VQConfig()), torch.float32
+
+
+def _encoder(row: Model, path: Path | None) -> tuple[int, torch.dtype]:
+    """Parameters of a T5 encoder and the number format of its files, from its config.json.
+
+    No parameters where that is not here; float32 where it does not say.
+
+    Raises:
+        CheckpointError: it is not of a T5, or a value is not what it should be.
+    """
+    if path is None:
+        return ENCODERS.get(row.name, 0), torch.float32
+    folder = path if path.is_dir() else path.parent
+    if not os.path.lexists(folder / CONFIG):
+        return 0, torch.float32
+    said = read_sizes(folder)
+    d, inner = said["d_model"], said["num_heads"] * said["d_kv"]
+    layer = (
+        4 * d * inner + (3 if said["feed_forward_proj"].startswith("gated") else 2) * d * said["d_ff"] + 2 * d
+    )
+    buckets = said["relative_attention_num_buckets"] * said["num_heads"]
+    stored = DTYPES.get(said.get("dtype", ""), torch.float32)
+    return said["num_layers"] * layer + said["vocab_size"] * d + buckets + d, stored
+
+
+def released_config(row: Model) -> TransformerConfig | None:
+    """The sizes of a released transformer that the registry knows, from the paper; None for other models."""
+    if row.scale is None or row.grid is None:
+        return None
+    layers, heads, dim = SIZES[row.scale]
+    video, text = row.kind == "video", row.kind == "text"
+    return TransformerConfig(
+        row.grid, dim, layers, heads, 8192 if video else 16384, ffn_dim(dim),
+        condition="text" if text else "class",
+        num_classes=0 if text else 101 if video else 1000,
+        condition_tokens=120 if text else 1,
+        caption_dim=2048 if text else 0,
+        position="absolute" if video else "rotary",
+    )  # fmt: skip

@@ -1,0 +1,76 @@
+"""Memory that a process may take, on its device."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+
+def available(device: torch.device, own: bool = True) -> int | None:
+    """Bytes that a run may take on a device; None where not known.
+
+    On a CPU: what Linux calls available, and swap, within the limits of the process and its control group.
+
+    Args:
+        device: where it runs.
+        own: whether what this process holds already is included.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) + own * torch.cuda.memory_reserved(device)
+    try:
+        system = sizes_told(Path("/proc/meminfo"))
+        process = sizes_told(Path("/proc/self/status"))
+    except OSError:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    import resource
+
+    held = own * process.get("RssAnon", 0)
+    found = [system.get("MemAvailable", 0) + system.get("SwapFree", 0) + held]
+    for kind, taken in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY:
+            found.append(limit - process.get(taken, 0) + held)
+    return max(0, min([*found, *(most - taken + held for most, taken in _control_groups())]))
+
+
+def sizes_told(path: Path) -> dict[str, int]:
+    """The sizes of a file of ``/proc`` in bytes, by name."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return {words[0][:-1]: int(words[1]) * 1024 for words in lines if words[2:] == ["kB"]}
+
+
+def _control_groups() -> list[tuple[int, int]]:
+    """(limit, taken) in bytes of each control group that limits this process, of version 1 or 2.
+
+    A container sees its own group at the root, under a name that may not exist there.
+    """
+    found, root = [], Path("/sys/fs/cgroup")
+    # Files of the limit, and the lines of memory.stat that cannot be dropped, as cached files can.
+    version_1 = root / "memory", "memory.limit_in_bytes", ("total_rss", "total_shmem")
+    version_2 = root, "memory.max", ("anon", "shmem")
+    try:
+        lines = Path("/proc/self/cgroup").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        number, _, rest = line.partition(":")
+        controllers, _, name = rest.partition(":")
+        if "memory" in controllers.split(","):
+            mount, file, kinds = version_1
+        elif number == "0" and not controllers:
+            mount, file, kinds = version_2
+        else:
+            continue
+        group = mount / name.lstrip("/")
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(mount):
+                break
+            with suppress(OSError, ValueError):  # no limit here, or "max"
+                most = int((folder / file).read_text())
+                stat = (text.split() for text in (folder / "memory.stat").read_text().splitlines())
+                taken = {key: int(value) for key, value in stat}
+                found.append((most, sum(taken.get(kind, 0) for kind in kinds)))
+    return found

@@ -1,0 +1,129 @@
+"""Files written whole: to a part beside the name, then moved there in one operation."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import NarError
+
+if TYPE_CHECKING:
+    pass
+
+
+#: How the names of temporary files and folders begin and end; in such a folder, what it is to replace.
+PART, OLD = (".narcli-", ".part"), "old"
+
+
+def write_atomic(path: Path, data: bytes | Callable[[Path], object], *, overwrite: bool = False) -> Path:
+    """Write a file in one piece: it is there whole or not at all.
+
+    Args:
+        path: the name wanted; missing folders are created.
+        data: the bytes, or a function that fills the (empty, existing) file it is given.
+        overwrite: replace an existing file. Otherwise a name that was taken meanwhile gets ``_1``.
+
+    Returns:
+        The path written.
+
+    Raises:
+        NarError: disk full, no permission and the like, with the path and what to do.
+    """
+    temporary = path.with_name(secrets.token_hex(8).join(PART))
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb") as file:
+                if isinstance(data, bytes):
+                    file.write(data)
+            if not isinstance(data, bytes):
+                data(temporary)
+            if overwrite:
+                os.replace(temporary, path)  # noqa: PTH105 (says what it does)
+                return path
+            return _move_to_free_name(temporary, path)
+        finally:  # also after Ctrl-C
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+    except NarError:
+        raise
+    except Exception as error:
+        if (known := system_error(error)) is None:
+            raise
+        raise explain(path, known) from error
+
+
+def companion(path: Path, ending: str) -> Path:
+    """``dog.png``, ``_frontier.gif`` -> ``dog_frontier.gif``."""
+    return path.with_name(path.stem + ending)
+
+
+def _move_to_free_name(temporary: Path, path: Path) -> Path:
+    for number in count():
+        target = companion(path, f"_{number}{path.suffix}") if number else path
+        try:
+            try:
+                os.link(temporary, target)  # fails if the name is taken, in one operation
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without links: take the name, then put the file over it
+                target.open("xb").close()
+                os.replace(temporary, target)  # noqa: PTH105
+            return target
+        except FileExistsError:
+            continue
+    raise AssertionError("unreachable")
+
+
+def clear_parts(folder: Path) -> None:
+    """Remove what a process left that was killed while it wrote into ``folder``.
+
+    A model that ``save_model`` had moved aside, and not replaced yet, goes back to its place.
+    """
+    for part in folder.glob("*".join(PART)):
+        for old in (part / OLD).glob("*"):
+            if not (folder / old.name).exists():
+                old.rename(folder / old.name)
+        if part.is_dir() and not part.is_symlink():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
+def system_error(error: BaseException | None) -> OSError | None:
+    """The error of the system behind one of a library that writes files, or None.
+
+    torch and safetensors turn a full disk into errors of their own; safetensors tells the number in words.
+    """
+    while error is not None:
+        if isinstance(error, OSError):
+            return error
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            return OSError(int(number[1]), os.strerror(int(number[1])))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def explain(path: Path, error: OSError) -> NarError:
+    """The error for a file or folder that could not be written."""
+    happened, hint = {
+        errno.ENOSPC: ("the disk is full", "Free some space or choose another disk with --output."),
+        errno.EDQUOT: ("your disk quota is used up", "Free some space or choose another disk with --output."),
+        errno.EFBIG: ("the file would be larger than allowed here", "Raise the limit (ulimit -f) or move."),
+        errno.EACCES: ("permission denied", "Choose a folder of yours with --output."),
+        errno.EPERM: ("not permitted", "Choose a folder of yours with --output."),
+        errno.EROFS: ("the disk is read-only", "Choose another folder with --output."),
+        errno.ENAMETOOLONG: ("the name is too long", "Choose a shorter --output."),
+        errno.EEXIST: ("a part of the path is a file, not a folder", "Choose another --output."),
+        errno.ENOTDIR: ("a part of the path is a file, not a folder", "Choose another --output."),
+        errno.EISDIR: ("that is a folder", "Choose another --output."),
+    }.get(error.errno or 0, ((error.strerror or str(error)).lower(), "Choose another place with --output."))
+    return NarError(f"Could not write {path}: {happened}.", hint)

@@ -1,0 +1,320 @@
+"""What narcli's files say about themselves: one table of fields, for writing, reading and the documentation.
+
+A file of one sample has the fields of the run and of the sample; what shows several samples has those of
+the run and of all; the document that ``--json`` prints has the samples in a list. ``narcli rerun`` turns
+fields back into options. No torch, no numpy.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from base64 import b64decode, b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, UsageError
+from ..rules import Rule, check, number, one_of, sizes_of, whole
+from ..settings import MAX_SAMPLES, SEEDS, SamplingSettings
+
+SCHEMA = "narcli.run/1"
+MAX_METADATA = 100_000  # bytes of JSON; also what fits one argument of a command line
+DESCRIPTION = 0x010E  # EXIF's ImageDescription, which holds the settings in WebP
+MAX_TEXT = 100_000  # characters
+MAX_DEPTH = 16  # of objects and lists inside one another
+MAX_TOKENS = 4096  # cells of a grid whose tokens are held in the metadata
+MAX_HASHES = 256  # samples whose hashes are held by what shows several
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field.
+
+    Args:
+        name: as in the JSON.
+        rule: what is expected, and whether a value is that.
+        about: what it says.
+        options: of ``narcli image`` and ``narcli video``, which ``narcli rerun`` takes from it.
+    """
+
+    name: str
+    rule: Rule
+    about: str
+    options: tuple[str, ...] = ()
+
+
+# --- rules ---------------------------------------------------------------------------------------
+
+
+def _text(most: int = MAX_TEXT) -> Rule:
+    return f"a text of at most {most} characters", lambda v: isinstance(v, str) and len(v) <= most
+
+
+def _matching(pattern: str, expected: str) -> Rule:
+    return expected, lambda v: isinstance(v, str) and re.fullmatch(pattern, v, re.ASCII) is not None
+
+
+def _list_of(rule: Rule, most: int = MAX_SAMPLES) -> Rule:
+    expected, holds = rule
+    return f"a list, each {expected}", lambda v: isinstance(v, list) and len(v) <= most and all(map(holds, v))
+
+
+def _object(expected: str, needed: Mapping[str, Rule], optional: Mapping[str, Rule] | None = None) -> Rule:
+    rules = {**needed, **(optional or {})}
+
+    def holds(value: Any) -> bool:
+        return (
+            isinstance(value, dict)
+            and all(name in value for name in needed)
+            and all(rules[name][1](part) for name, part in value.items() if name in rules)
+        )
+
+    return expected, holds
+
+
+def _is_sampling(value: Any) -> bool:
+    kinds = {name: int if kind == "int" else (int, float) for name, kind in _SETTINGS.items()}
+    if not isinstance(value, dict) or set(value) != set(kinds):
+        return False
+    if not all(type(value[name]) is not bool and isinstance(value[name], kinds[name]) for name in kinds):
+        return False
+    try:
+        SamplingSettings(**value)
+    except (UsageError, OverflowError):
+        return False
+    return True
+
+
+_SETTINGS: Mapping[str, str] = SamplingSettings.__annotations__
+_NATURAL = whole(0, 2**63 - 1)
+_NAME = _text(300)
+_HASH = _matching("[0-9a-f]{64}", "64 hexadecimal digits")
+_FILE = _object(
+    "an object with a name, and what tells the file from others",
+    {"name": _NAME},
+    {
+        "file": _NAME,
+        "repo": _matching(r"[\w-][\w.-]*/[\w-][\w.-]*", "owner/name of the Hub"),
+        "commit": _matching("[0-9a-f]{40}", "40 hexadecimal digits"),
+        "size": _NATURAL,
+        "sha256": _HASH,
+        "sha256_of_size_and_ends": _HASH,
+        "sha256_of_names_and_ends": _HASH,
+        "dtype": one_of("float32", "bfloat16"),
+    },
+)
+_CLASS = _object(
+    "an object with id, name and label",
+    {"id": _NATURAL, "name": _NAME, "label": _NATURAL},
+    {"stands_for": _NAME},
+)
+_PROMPT = _object("an object with a prompt", {"prompt": _text()}, {"cleaned_prompt": _text()})
+_SECONDS: Rule = (
+    "an object of numbers",
+    lambda v: isinstance(v, dict) and all(map(number(0, 1e9)[1], v.values())),
+)
+_ANY: Rule = ("anything", lambda v: True)
+
+# --- the table -----------------------------------------------------------------------------------
+
+RUN = (
+    Field("schema", _text(40), f"`{SCHEMA}`; another number is another meaning"),
+    Field("command", _NAME, "the command, of a file that no model made"),
+    Field("kind", one_of("image", "video"), "what the model makes"),
+    Field("narcli", _NAME, "release of narcli"),
+    Field("torch", _NAME, "release of torch"),
+    Field(
+        "model",
+        _FILE,
+        "name and file; commit of its Hub repository, or size and hash",
+        ("model", "revision"),
+    ),
+    Field("tokenizer", _FILE, "likewise", ("tokenizer",)),
+    Field(
+        "text_encoder",
+        _FILE,
+        "likewise, and the number format that it computed in",
+        ("text_encoder",),
+    ),
+    Field(
+        "sampling",
+        ("the five sampling settings", _is_sampling),
+        "the settings that drew the tokens",
+        tuple(_SETTINGS),
+    ),
+    Field("grid", sizes_of(3, 4096, 2**18), "sizes of the token grid"),
+    Field("steps", whole(1, 3 * 4096), "decoding steps"),
+    Field("device", one_of("cpu", "cuda", "mps"), "where the model ran", ("device",)),
+    Field(
+        "dtype",
+        one_of("float32", "bfloat16", "float16"),
+        "number format that it computed in",
+        ("dtype",),
+    ),
+    Field("scale", whole(1, 256), "how many times the pictures were enlarged", ("scale",)),
+    Field("filter", one_of("lanczos"), "how"),
+    Field("format", one_of("mp4", "gif", "webp", "frames"), "of clips", ("format",)),
+    Field("frames", whole(1, 10**5), "frames kept of a clip", ("frames",)),
+    Field("model_frames", whole(1, 10**5), "frames that the model made"),
+    Field("fps", number(0.01, 1000), "frames per second, as the file shows them", ("fps",)),
+    Field("quality", whole(0, 100), "of MP4 and WebP", ("quality",)),
+    Field(
+        "decoded",
+        _object("an object of names", {"narcli": _NAME, "device": _NAME, "dtype": _NAME}),
+        "what turned saved tokens into this file, where `narcli decode` did",
+    ),
+    Field("measured", _ANY, "the measurements that a chart of `narcli bench` shows"),
+)
+SAMPLE = (
+    Field("class", _CLASS, "id as asked for, the model's name, row of its embedding", ("classes",)),
+    Field("prompt", _text(), "as typed", ("prompt", "prompt_file")),
+    Field("cleaned_prompt", _text(), "as the text encoder read it"),
+    Field("dropped", _text(), "its end, which was too long for the model"),
+    Field("seed", whole(0, SEEDS - 1), "of the sample, or the first of each class or prompt", ("seed",)),
+    Field("tokens_sha256", _HASH, "SHA-256 of the tokens as 32-bit little-endian numbers, raster order"),
+    Field(
+        "tokens",
+        _matching("[A-Za-z0-9+/]*={0,2}", "base64"),
+        f"the tokens of a grid of up to {MAX_TOKENS} cells: base64 of 16-bit (beyond 65536 codes 32-bit) "
+        "little-endian numbers",
+    ),
+    Field("frame", whole(0, 10**5), "number of the frame, from 0, in a folder of frames"),
+)
+_ALL = (
+    Field("classes", _list_of(_NATURAL), "ids of the classes", ("classes",)),
+    Field("prompts", _list_of(_PROMPT), "the prompts, as far as there is room", ("prompt", "prompt_file")),
+    Field("prompts_in_all", whole(1, MAX_SAMPLES), "how many there were"),
+    Field("num", whole(1, MAX_SAMPLES), "samples of each class or prompt", ("num",)),
+    Field("samples_sha256", _list_of(_HASH), f"`tokens_sha256` of the samples, at most {MAX_HASHES}"),
+    Field(
+        "frontier",
+        _object(
+            "an object with format and mode",
+            {"format": one_of("gif", "mp4", "png"), "mode": one_of("reveal", "decode")},
+        ),
+        "picture of the decoding frontier",
+        ("frontier", "frontier_mode"),
+    ),
+    Field("contact_sheet", ("true", lambda v: v is True), "all pictures on a sheet", ("grid",)),
+)
+_DOCUMENT = (
+    Field("files", _list_of(_text(), 3 * MAX_SAMPLES), "the files written"),
+    Field(
+        "samples",
+        _list_of(_object("a sample", {"seed": SAMPLE[4].rule}, {field.name: field.rule for field in SAMPLE})),
+        "fields of each sample, and its `file`",
+    ),
+    Field("seconds", _SECONDS, "time that each part took"),
+    Field(
+        "runs",
+        _list_of(("an object", lambda v: isinstance(v, dict) and "runs" not in v)),
+        "documents of the runs, where `rerun` and `decode` made several",
+    ),
+)
+#: The fields, by what has them.
+PARTS: Mapping[str, tuple[Field, ...]] = {
+    "every file of a run": RUN,
+    "a file of one sample": SAMPLE,
+    "a file of several samples": _ALL,
+    "the document of --json": _DOCUMENT,
+}
+FIELDS: Mapping[str, Field] = {field.name: field for part in PARTS.values() for field in part}
+
+
+def ordered(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata in the order of the table; what is not in it, such as a newer narcli's, last."""
+    known = {name: metadata[name] for name in FIELDS if name in metadata}
+    return known | {name: value for name, value in metadata.items() if name not in FIELDS}
+
+
+def check_fields(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Check what a file says.
+
+    Raises:
+        CheckpointError: the first field that is not what it should be, or nested without end.
+    """
+    level: list[Any] = [metadata]
+    for _ in range(MAX_DEPTH):
+        parts = (part.values() if isinstance(part, dict) else part for part in level)
+        level = [inner for part in parts for inner in part if isinstance(inner, dict | list)]
+    if level:
+        raise CheckpointError(f"{path}: its fields are nested too deep.", "Get the original file.")
+    rules = {name: field.rule for name, field in FIELDS.items()}
+    check(path, "", rules, metadata)
+    for run in runs_of(metadata):
+        check(path, "", rules, run)
+
+
+def runs_of(metadata: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The runs that metadata are of: several in a document of ``rerun`` or ``decode``, else one."""
+    runs: list[Mapping[str, Any]] = metadata.get("runs", [metadata])
+    return runs
+
+
+# --- tokens --------------------------------------------------------------------------------------
+
+
+def pack_tokens(tokens: Sequence[int]) -> str:
+    """Tokens as text: 2 bytes each where that is enough, else 4, in base64."""
+    letter = "H" if max(tokens) < 2**16 else "I"
+    return b64encode(struct.pack(f"<{len(tokens)}{letter}", *tokens)).decode()
+
+
+def unpack_tokens(path: Path, sample: Mapping[str, Any], cells: int) -> tuple[int, ...] | None:
+    """The tokens in the metadata of a sample, raster order; None where there are none.
+
+    Raises:
+        CheckpointError: they are not those of the hash beside them.
+    """
+    if "tokens" not in sample:
+        return None
+    try:
+        data = b64decode(sample["tokens"], validate=True)
+        letter = {2 * cells: "H", 4 * cells: "I"}[len(data)]
+        tokens = struct.unpack(f"<{cells}{letter}", data)
+        known = sha256(struct.pack(f"<{cells}i", *tokens)).hexdigest()
+    except (ValueError, KeyError, struct.error):
+        known = ""
+    if known != sample.get("tokens_sha256"):
+        raise CheckpointError(f"{path}: its tokens are not those of its hash.", "Get the original file.")
+    return tokens
+
+
+# --- for people ----------------------------------------------------------------------------------
+
+
+def lines(metadata: Mapping[str, Any]) -> list[str]:
+    """The metadata for people, a field a line; strings are as they are, so print them with care."""
+    shown = []
+    for name, value in ordered(metadata).items():
+        if name == "tokens":
+            shown.append("tokens: in base64, see --json")
+        elif name == "runs":
+            shown += [f"run {n}: {line}" for n, run in enumerate(value, 1) for line in lines(run)]
+        elif name == "samples":
+            shown.append(f"samples: {len(value)}")
+            shown += [f"  {_words(sample.get('file', ''))}: {_words(_brief(sample))}" for sample in value]
+        else:
+            shown.append(f"{_words(name)}: {_words(value)}")
+    return shown
+
+
+def _brief(sample: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in sample.items() if key not in ("file", "tokens", "cleaned_prompt")}
+
+
+def _words(value: Any) -> str:
+    match value:
+        case dict():
+            return ", ".join(f"{_words(key)} {_words(part)}" for key, part in value.items())
+        case list():
+            return ", ".join(map(_words, value))
+        case str():
+            return " ".join(value.split())
+        case float():
+            return f"{value:g}"
+        case _:
+            return str(value)

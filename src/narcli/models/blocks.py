@@ -1,0 +1,210 @@
+"""Sizes and parts of the transformer (arXiv 2503.10696, sections 3.2 and 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..order import Order, neighbor
+from .plan import Rotary
+
+NORM_EPS = 1e-5
+
+
+#: Keeps the keys and values of n places and returns those that are seen, as ``Cache.store``.
+Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes of a NAR transformer.
+
+    Args:
+        grid: (H, W) of an image's tokens or (T, H, W) of a video's.
+        dim: model width D.
+        layers: layers of the trunk; each head but the first adds one.
+        heads: attention heads.
+        vocab_size: codebook size V.
+        ffn_dim: hidden size of the SwiGLU.
+        condition: class ids or text features.
+        num_classes: classes, the unconditional one not counted; 0 for text.
+        condition_tokens: condition tokens C in front of the visual ones.
+        caption_dim: width of the text features; 0 for classes.
+        position: 2-D rotary, or one learned vector a position (videos).
+        extra_tokens: rows of the token embedding beyond the codebook (a separator in some video models).
+    """
+
+    grid: tuple[int, ...]
+    dim: int
+    layers: int
+    heads: int
+    vocab_size: int
+    ffn_dim: int
+    condition: Literal["class", "text"] = "class"
+    num_classes: int = 0
+    condition_tokens: int = 1
+    caption_dim: int = 0
+    position: Literal["rotary", "absolute"] = "rotary"
+    extra_tokens: int = 0
+
+    @cached_property
+    def order(self) -> Order:
+        """Decoding order of the grid."""
+        return neighbor(self.grid)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.dim // self.heads
+
+    @property
+    def total_layers(self) -> int:
+        """Trunk layers and those between the heads."""
+        return self.layers + len(self.grid) - 1
+
+
+def ffn_dim(dim: int, multiple_of: int = 256) -> int:
+    """Hidden size of the released models' SwiGLU: two thirds of 4 D, rounded up."""
+    return -(-int(2 * 4 * dim / 3) // multiple_of) * multiple_of
+
+
+class Block(nn.Module):
+    """Pre-norm attention and SwiGLU, no biases."""
+
+    def __init__(self, c: TransformerConfig, dropout: float) -> None:
+        super().__init__()
+        self.head_dim = c.head_dim
+        self.attention_norm = RMSNorm(c.dim)
+        self.qkv = nn.Linear(c.dim, 3 * c.dim, bias=False)
+        self.out = nn.Linear(c.dim, c.dim, bias=False)
+        self.ffn_norm = RMSNorm(c.dim)
+        self.ffn = SwiGLU(c.dim, c.ffn_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def decode(self, x: Tensor, rotary: Rotary | None, store: Store, mask: Tensor | None) -> Tensor:
+        """(B, n, D) -> (B, n, D), attending to what ``store`` keeps of this layer."""
+        qkv = self._qkv(x)
+        qk = qkv[:, :, :2]
+        if rotary is not None:
+            qk = rotate(qk, *rotary)
+        q, k, v = (part.transpose(1, 2) for part in (*qk.unbind(2), qkv[:, :, 2]))
+        attended = F.scaled_dot_product_attention(q, *store(k, v), attn_mask=mask)
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        return x + self.ffn(self.ffn_norm(x))
+
+    def forward_train(self, x: Tensor, rotary: Rotary | None, mask: Tensor) -> Tensor:
+        """(B, C + N, D) -> the same, all positions at once."""
+        qkv = self._qkv(x)
+        qk, v = qkv[:, :, :2], qkv[:, :, 2].transpose(1, 2)
+        if rotary is not None:
+            qk = rotate(qk, *rotary)
+        attended = attend_train(qk[:, :, 0].transpose(1, 2), qk[:, :, 1].transpose(1, 2), v, mask)
+        x = x + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
+        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+
+    def _qkv(self, x: Tensor) -> Tensor:
+        """(B, n, D) -> queries, keys and values without positions: (B, n, 3, heads, head_dim)."""
+        qkv: Tensor = self.qkv(self.attention_norm(x))
+        return qkv.unflatten(-1, (3, -1, self.head_dim))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward, no biases."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(dim, hidden, bias=False)
+        self.up = nn.Linear(dim, hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> the same."""
+        out: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return out
+
+
+class RMSNorm(nn.Module):
+    """Root mean square normalisation, computed in float32."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> the same."""
+        # Features of an encoder are bfloat16 under autocast, and torch warns of mixed formats.
+        return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, NORM_EPS)
+
+
+class Head(nn.Module):
+    """A dimension-oriented head: predicts the neighbor along one axis."""
+
+    def __init__(self, c: TransformerConfig) -> None:
+        super().__init__()
+        self.norm = RMSNorm(c.dim)
+        self.output = nn.Linear(c.dim, c.vocab_size, bias=False)
+
+
+class ClassCondition(nn.Module):
+    """Class ids as one condition token; the last row stands for 'no class'."""
+
+    def __init__(self, c: TransformerConfig) -> None:
+        super().__init__()
+        self.num_classes = c.num_classes
+        self.embedding = nn.Embedding(c.num_classes + 1, c.dim)
+
+    def forward(self, class_ids: Tensor) -> Tensor:
+        """(B,) int64 -> (B, 1, D)."""
+        embedded: Tensor = self.embedding(class_ids)
+        return embedded[:, None]
+
+    def unconditional(self, class_ids: Tensor) -> Tensor:
+        """What guidance compares (B,) class ids with: (B, 1, D)."""
+        return self(torch.full_like(class_ids, self.num_classes))
+
+
+class TextCondition(nn.Module):
+    """Text features through a small MLP; a stored array stands for 'no text'."""
+
+    def __init__(self, c: TransformerConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(c.caption_dim, c.dim, bias=False)
+        self.fc2 = nn.Linear(c.dim, c.dim, bias=False)
+        self.uncond_embedding = nn.Parameter(torch.zeros(c.condition_tokens, c.caption_dim))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, caption_dim), left-padded -> (B, C, D)."""
+        projected: Tensor = self.fc2(F.gelu(self.fc1(features), approximate="tanh"))
+        return projected
+
+    def unconditional(self, features: Tensor) -> Tensor:
+        """What guidance compares (B, C, caption_dim) features with: (B, C, D)."""
+        return self(self.uncond_embedding.expand_as(features).to(features.dtype))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs of (B, n, 2, heads, head_dim) by tables of (n, head_dim / 2)."""
+    cos, sin = cos[:, None, None], sin[:, None, None]
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(x.dtype)
+
+
+def attend_train(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attention over all positions, (B, heads, L, head_dim) -> the same; mask (L, L) or (B, 1, L, L)."""
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    # On a CPU the backward pass of the fused kernel takes twice the time of plain products.
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    return scores.masked_fill(~mask, -torch.inf).softmax(-1).to(v.dtype) @ v
+
+
+def hide_padding(mask: Tensor, padding: Tensor) -> Tensor:
+    """(L, L) and (B, L) -> (B, 1, L, L): nobody sees padding, but each position sees itself."""
+    diagonal = torch.eye(len(mask), dtype=torch.bool, device=mask.device)
+    return ((mask & ~padding[:, None]) | diagonal)[:, None]

@@ -1,0 +1,63 @@
+"""Rules for values that others give: what is expected, and whether a value is that. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import CheckpointError
+
+MAX_CELLS = 2**16
+
+
+Rule = tuple[str, Callable[[Any], bool]]
+
+
+def whole(low: int, high: int) -> Rule:
+    """A whole number in a range; true and false are none."""
+    return f"a whole number from {low} to {high}", lambda v: type(v) is int and low <= v <= high
+
+
+def number(low: float, high: float) -> Rule:
+    """A finite number in a range."""
+    return (
+        f"a number from {low:g} to {high:g}",
+        lambda v: type(v) in (int, float) and math.isfinite(v) and low <= v <= high,
+    )
+
+
+def one_of(*choices: str) -> Rule:
+    """One of a few words."""
+    return " or ".join(map(repr, choices)), lambda v: isinstance(v, str) and v in choices
+
+
+def sizes_of(most: int, high: int, product: int) -> Rule:
+    """Lengths of axes."""
+    return (
+        f"a list of 1 to {most} whole numbers from 1 to {high}, with a product of at most {product}",
+        lambda v: (
+            isinstance(v, list | tuple)
+            and 1 <= len(v) <= most
+            and all(type(n) is int and 1 <= n <= high for n in v)
+            and math.prod(v) <= product
+        ),
+    )
+
+
+def check(path: Path, prefix: str, rules: Mapping[str, Rule], values: Mapping[str, Any]) -> None:
+    """Check the values that are there against the rules.
+
+    Raises:
+        CheckpointError: the first that is not what it should be.
+    """
+    for key, (expected, holds) in rules.items():
+        if key in values and not holds(values[key]):
+            raise CheckpointError(f"{path}: {prefix}{key} is {_show(values[key])}, expected {expected}.")
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

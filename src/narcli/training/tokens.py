@@ -1,0 +1,88 @@
+"""Codes of training pictures, kept between runs."""
+
+from __future__ import annotations
+
+import io
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints.config import TOKENS
+from ..errors import CheckpointError, UsageError
+from ..media.atomic import write_atomic
+from ..models.vq import VQTokenizer
+from .data import Pictures, read_array
+
+
+@torch.inference_mode()
+def tokenize(pictures: Pictures, tokenizer: VQTokenizer, folder: Path, batch_size: int = 16) -> Tensor:
+    """Codes of all pictures: (items, N) int64, kept in ``folder`` for the next time."""
+    known = weights_digest(tokenizer, pictures.digest().encode())
+    cache = folder / TOKENS.format(known.hexdigest()[:16])
+    count = len(pictures)
+    with suppress(CheckpointError, ValueError, TypeError):  # not there, or damaged
+        kept = torch.from_numpy(np.array(read_array(cache)).astype(np.int64))
+        if (
+            kept.ndim == 2
+            and len(kept) == count
+            and 0 <= kept.min() <= kept.max() < tokenizer.config.codebook_size
+        ):
+            return kept
+    codes = torch.cat(
+        [
+            tokenizer.encode(pictures.batch(np.arange(start, min(start + batch_size, count))))
+            for start in range(0, count, batch_size)
+        ]
+    )
+    buffer = io.BytesIO()
+    np.save(buffer, codes.numpy().astype(np.int32))
+    write_atomic(cache, buffer.getvalue(), overwrite=True)
+    return codes
+
+
+@torch.no_grad()
+def mark_starts(tokens: Tensor, starts: int, tokenizer: VQTokenizer) -> Tensor:
+    """Let the first token of a clip say where its loop begins.
+
+    The first corner mostly shows the background, the same one wherever the loop begins. Where it begins is
+    then decided where something moves, by several cells of a frontier at once and by each for itself, and
+    the clip mixes two beginnings. With first tokens that differ the very first draw decides.
+
+    Args:
+        tokens: (clips * starts, N) int64, the starts of a clip one after the other.
+        starts: of a clip.
+        tokenizer: whose codes they are. Codes close to each other look much the same.
+
+    Returns:
+        The same tokens, but a first one that an earlier start of the clip has gives way to the closest code
+        that no start of the clip has.
+
+    Raises:
+        UsageError: a clip has more starts than there are codes.
+    """
+    codes = tokenizer.quantize(torch.arange(tokenizer.config.codebook_size))
+    if starts > len(codes):
+        raise UsageError(
+            f"--loop-starts is {starts}, and the tokenizer has {len(codes)} codes.", "Give fewer starts."
+        )
+    marked = tokens.clone()
+    for first in marked[:, 0].view(-1, starts):
+        for place in range(1, starts):
+            if (first[:place] == first[place]).any():
+                distance = (codes - codes[first[place]]).norm(dim=1)
+                distance[first] = torch.inf
+                first[place] = distance.argmin()
+    return marked
+
+
+def weights_digest(model: nn.Module, before: bytes = b"") -> Any:
+    """SHA-256 of some bytes and all weights after them."""
+    known = sha256(before)
+    for tensor in model.state_dict().values():
+        known.update(tensor.float().numpy().tobytes())
+    return known

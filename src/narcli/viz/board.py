@@ -1,0 +1,259 @@
+"""Pictures of an order, and the canvas that frontiers are drawn on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from html import escape
+from math import ceil, sqrt
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from ..order import Order, format_grid
+from .style import (
+    BACKGROUND,
+    EMPTY,
+    FRONTIER,
+    MUTED,
+    RGB,
+    TEXT,
+    caption,
+    comparison,
+    hexadecimal,
+    luminance,
+    step_colors,
+)
+
+Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
+
+
+Map = npt.NDArray[np.int64]  # (height, width)
+
+
+MARGIN = 24  # pixels around and between the parts of a picture
+
+
+SPACE = 12  # between those that stand one above the other
+
+
+MAX_FRAMES = 200  # of an animation of the order; larger grids skip steps
+
+
+def order_image(order: Order) -> Image.Image:
+    """The step of each cell as a colour, with its number where it fits."""
+    board = _Board(order, width=960, height=960, largest=40)
+    colors = step_colors(len(order.steps))
+    canvas = _Canvas([board.pixels(colors)], head=54, foot=40, least=_text_width(comparison(order), 14))
+    image = canvas.image()
+    draw = ImageDraw.Draw(image)
+    draw.text((MARGIN, MARGIN - 5), f"{format_grid(order.sizes)} decoding order", TEXT, _font(22))
+    draw.text((MARGIN, MARGIN + 26), comparison(order), MUTED, _font(14))
+    board.draw_labels(draw, canvas.places[0], colors)
+    _draw_legend(image, draw, colors)
+    return image
+
+
+def order_frames(order: Order) -> list[Image.Image]:
+    """The board at each step, the frontier bright; at most ``MAX_FRAMES``, always with the last step."""
+    steps = len(order.steps)
+    shown = np.unique(np.linspace(0, steps - 1, min(steps, MAX_FRAMES)).round().astype(int)).tolist()
+    board = _Board(order, width=480, height=480, largest=26)
+    canvas = _Canvas(
+        [board.pixels([EMPTY] * steps)], foot=50, least=_text_width(caption(order, steps - 1), 15)
+    )
+    frames = []
+    for s in shown:
+        canvas.put(0, board.at(s))
+        frames.append(canvas.image(order, s))
+        board.draw_labels(ImageDraw.Draw(frames[-1]), canvas.places[0], None)
+    return frames
+
+
+def order_svg(order: Order) -> str:
+    """The order as a scalable drawing; hovering over a cell names its step and its predecessors."""
+    board = _Board(order, width=960, height=960, largest=40)
+    colors = list(map(hexadecimal, step_colors(len(order.steps))))
+    dark = [luminance(color) > 0.5 for color in step_colors(len(order.steps))]
+    height, width = board.cells.shape
+    side = board.pitch - board.gap
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {max(width, 480) + 2 * MARGIN} '
+        f'{height + 54 + 2 * MARGIN}" font-family="system-ui, sans-serif">',
+        f"<title>{format_grid(order.sizes)} decoding order: {escape(comparison(order))}</title>",
+        f'<rect width="100%" height="100%" fill="{hexadecimal(BACKGROUND)}"/>',
+        f'<text x="{MARGIN}" y="{MARGIN + 16}" font-size="22" fill="{hexadecimal(TEXT)}">'
+        f"{format_grid(order.sizes)} decoding order</text>",
+        f'<text x="{MARGIN}" y="{MARGIN + 38}" font-size="14" fill="{hexadecimal(MUTED)}">'
+        f"{escape(comparison(order))}</text>",
+        f'<g transform="translate({MARGIN} {MARGIN + 54})" text-anchor="middle" '
+        f'font-size="{round(side * 0.42, 1)}">',
+    ]
+    for x, y, label in board.labels:
+        parts.append(
+            f'<text x="{x}" y="{y - 7}" font-size="13" text-anchor="start" fill="{hexadecimal(MUTED)}">'
+            f"{label}</text>"
+        )
+    for cell, s in enumerate(order.step_of):
+        x, y = board.corner(cell)
+        before = ", ".join(f"{p.cell} ({p.head})" for p in order.predecessors(cell)) or "nothing"
+        parts.append(
+            f'<rect x="{x}" y="{y}" width="{side}" height="{side}" fill="{colors[s]}">'
+            f"<title>step {s + 1}, cell {cell}, predicted from {before}</title></rect>"
+        )
+        if board.numbered:
+            parts.append(
+                f'<text x="{x + side / 2}" y="{round(y + side * 0.65, 1)}" pointer-events="none" '
+                f'fill="{hexadecimal(BACKGROUND if dark[s] else TEXT)}">{s + 1}</text>'
+            )
+    return "\n".join([*parts, "</g>", "</svg>", ""])
+
+
+class _Board:
+    """The token grid as squares: panels of a time axis in near-square rows, each with its label.
+
+    Args:
+        order: of a grid of 1 to 3 axes.
+        width, height: pixels it may take; exceeded only by grids with more cells than pixels.
+        largest: the largest pitch (a cell and its gap), in pixels.
+        across: panels in a row; None makes the rows near-square.
+    """
+
+    def __init__(
+        self, order: Order, *, width: int, height: int, largest: int, across: int | None = None
+    ) -> None:
+        slices, self.rows, self.columns = (1, 1, *order.sizes)[-3:]
+        self.across = across or ceil(sqrt(slices))
+        down = ceil(slices / self.across)
+        room = (width // self.across // self.columns, height // down // self.rows)
+        self.pitch = max(1, min(largest, *room))
+        self.gap = 2 if self.pitch >= 12 else 1 if self.pitch >= 5 else 0
+        label, between = (22, 16) if slices > 1 else (0, 0)
+        panel = (self.rows * self.pitch - self.gap, self.columns * self.pitch - self.gap)
+        self.step_of: Map = np.array([*order.step_of, -1])  # index -1, a gap, has step -1
+        self.labels: list[tuple[int, int, str]] = []
+        size = (down * (panel[0] + label + between) - between, self.across * (panel[1] + between) - between)
+        self.cells: Map = np.full(size, -1)  # the cell at each pixel, -1 in gaps
+        inside_y, y = (
+            np.arange(panel[0]) % self.pitch < self.pitch - self.gap,
+            np.arange(panel[0]) // self.pitch,
+        )
+        inside_x, x = (
+            np.arange(panel[1]) % self.pitch < self.pitch - self.gap,
+            np.arange(panel[1]) // self.pitch,
+        )
+        flat = np.where(inside_y[:, None] & inside_x, y[:, None] * self.columns + x, -1)
+        self.corners: list[tuple[int, int]] = []
+        for t in range(slices):
+            top = t // self.across * (panel[0] + label + between) + label
+            left = t % self.across * (panel[1] + between)
+            offset = t * self.rows * self.columns
+            self.cells[top : top + panel[0], left : left + panel[1]] = np.where(flat < 0, -1, flat + offset)
+            self.corners.append((left, top))
+            if slices > 1:
+                self.labels.append((left, top, f"t = {t}"))
+        self.steps: Map = self.step_of[self.cells]
+        self.count = len(order.steps)
+        self.colors = step_colors(self.count)
+        self.numbered = self.pitch >= (24 if self.count > 99 else 18)
+
+    def corner(self, cell: int) -> tuple[int, int]:
+        """Upper left pixel of a cell, (x, y)."""
+        t, rest = divmod(cell, self.rows * self.columns)
+        left, top = self.corners[t]
+        return left + rest % self.columns * self.pitch, top + rest // self.columns * self.pitch
+
+    def pixels(self, colors: Sequence[RGB]) -> Pixels:
+        """Every cell in the colour of its step."""
+        return np.array([*colors, BACKGROUND], np.uint8)[self.steps]
+
+    def at(self, s: int) -> Pixels:
+        """The state during step ``s``: decoded cells coloured, the frontier bright, the rest empty."""
+        return self.pixels([*self.colors[:s], FRONTIER, *[EMPTY] * (self.count - s - 1)])
+
+    def draw_labels(
+        self, draw: ImageDraw.ImageDraw, place: tuple[int, int], colors: Sequence[RGB] | None
+    ) -> None:
+        """Write the names of the panels and, given the colours of the steps, each cell's step."""
+        for x, y, label in self.labels:
+            draw.text((place[0] + x, place[1] + y - 7), label, MUTED, _font(13), anchor="ls")
+        if colors is None or not self.numbered:
+            return
+        side = self.pitch - self.gap
+        font = _font(max(9, round(side * 0.4)))
+        for cell, s in enumerate(self.step_of[:-1].tolist()):
+            x, y = self.corner(cell)
+            ink = BACKGROUND if luminance(colors[s]) > 0.5 else TEXT
+            middle = (place[0] + x + side / 2, place[1] + y + side / 2)
+            draw.text(middle, str(s + 1), ink, font, anchor="mm")
+
+
+class _Canvas:
+    """Parts side by side on the background, on one line, with room for text.
+
+    Args:
+        parts: pictures from left to right; ``put`` replaces them by others of the same size.
+        head, foot: pixels kept free above and below.
+        gap: pixels between parts.
+        least: the least width, without margins.
+    """
+
+    def __init__(
+        self, parts: Sequence[Pixels], *, head: int = 0, foot: int = 0, gap: int = MARGIN, least: int = 0
+    ) -> None:
+        height = max(part.shape[0] for part in parts)
+        width = sum(part.shape[1] for part in parts) + gap * (len(parts) - 1)
+        least = max(width, least)
+        self.pixels: Pixels = np.full(
+            (height + head + foot + 2 * MARGIN, least + 2 * MARGIN, 3), BACKGROUND, np.uint8
+        )
+        self.places: list[tuple[int, int]] = []  # (x, y)
+        x = MARGIN
+        for index, part in enumerate(parts):
+            self.places.append((x, MARGIN + head + (height - part.shape[0]) // 2))
+            self.put(index, part)
+            x += part.shape[1] + gap
+
+    def put(self, index: int, part: Pixels) -> None:
+        x, y = self.places[index]
+        self.pixels[y : y + part.shape[0], x : x + part.shape[1]] = part
+
+    def image(self, order: Order | None = None, s: int = 0) -> Image.Image:
+        """A copy as an image; given an order, with the caption and progress of step ``s``."""
+        image = Image.fromarray(self.pixels)
+        if order is not None:
+            draw = ImageDraw.Draw(image)
+            left, right, bottom = MARGIN, image.width - MARGIN - 1, image.height - MARGIN
+            draw.text((left, bottom - 14), caption(order, s), TEXT, _font(15), anchor="ls")
+            draw.rectangle((left, bottom - 2, right, bottom), EMPTY)
+            done = sum(map(len, order.steps[: s + 1])) / order.cells
+            draw.rectangle((left, bottom - 2, left + round((right - left) * done), bottom), FRONTIER)
+        return image
+
+
+def _draw_legend(image: Image.Image, draw: ImageDraw.ImageDraw, colors: Sequence[RGB]) -> None:
+    """``step 1 [ramp] 31`` in the lower left corner."""
+    y, font = image.height - MARGIN - 6, _font(13)
+    draw.text((MARGIN, y), "step 1", MUTED, font, anchor="lm")
+    left = MARGIN + _text_width("step 1", 13) + 10
+    bar = np.array([colors[k * len(colors) // 160] for k in range(160)], np.uint8)
+    image.paste(Image.fromarray(np.repeat(bar[None], 8, axis=0)), (left, y - 4))
+    draw.text((left + 170, y), str(len(colors)), MUTED, font, anchor="lm")
+
+
+def _widen(part: Pixels, width: int) -> Pixels:
+    """Widen a part to ``width`` pixels with background; a wider one stays as it is."""
+    extra = max(0, width - part.shape[1])
+    wide: Pixels = np.full((part.shape[0], part.shape[1] + extra, 3), BACKGROUND, np.uint8)
+    wide[:, extra // 2 : extra // 2 + part.shape[1]] = part
+    return wide
+
+
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _text_width(text: str, size: int) -> int:
+    return ceil(_font(size).getlength(text))

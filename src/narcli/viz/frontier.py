@@ -1,0 +1,238 @@
+"""The decoding frontier crossing the samples of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil, sqrt
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ..order import Order
+from .board import MARGIN, SPACE, Map, Pixels, _Board, _Canvas, _font, _text_width, _widen
+from .style import (
+    BACKGROUND,
+    CHECKER,
+    TEXT,
+    caption,
+)
+
+MAX_IMAGES = 16  # of a run, shown side by side
+
+
+MAX_CLIPS = 4  # likewise, each in a row of its own
+
+
+Clip = Sequence[Image.Image]
+
+
+def shown_samples(order: Order) -> int:
+    """How many samples of a run the pictures below show."""
+    return MAX_CLIPS if len(order.sizes) == 3 else MAX_IMAGES
+
+
+def run_frames(
+    order: Order,
+    clips: Sequence[Clip],
+    partials: Sequence[Sequence[Clip]] | None = None,
+    *,
+    holistic: bool = False,
+) -> list[Image.Image]:
+    """One frame a step: the board with the bright frontier, and the clips as far as they are decoded.
+
+    Args:
+        order: of a grid of one to three axes; cell (t, r, c) of (T, H, W) covers that block of the frames of
+            slice t.
+        clips: the final clips, all of one size and length; images are clips of one frame. The first
+            ``shown_samples`` are shown.
+        partials: None uncovers the final clips cell by cell; otherwise the clips decoded from the
+            tokens known after each step, one list a step. Undecoded cells are empty in both.
+        holistic: cells have no place in the frames, so that nothing is ever empty; needs ``partials``.
+
+    Raises:
+        ValueError: when there is no clip, sizes differ, or ``partials`` does not have one list a step.
+    """
+    scene = _Scene(order, clips, partials, holistic)
+    canvas = _Canvas(scene.parts(0), foot=50, least=_text_width(caption(order, len(order.steps) - 1), 15))
+    frames = []
+    for s in range(len(order.steps)):
+        for index, part in enumerate(scene.parts(s)):
+            canvas.put(index, part)
+        frames.append(canvas.image(order, s))
+        scene.label(ImageDraw.Draw(frames[-1]), canvas.places[0])
+    return frames
+
+
+def frame_pixels(order: Order, samples: int, frames: int, size: tuple[int, int]) -> int:
+    """Pixels of a frame of ``run_frames``, told without the run.
+
+    Args:
+        order: of the grid.
+        samples: how many there are.
+        frames: of each; 1 of pictures.
+        size: (width, height) of each.
+    """
+    blank = [[Image.new("RGB", size)] * frames] * samples
+    parts = _Scene(order, blank, None, False).parts(0)
+    least = _text_width(caption(order, len(order.steps) - 1), 15)
+    height, width, _ = _Canvas(parts, foot=50, least=least).pixels.shape
+    return height * width
+
+
+def filmstrip(
+    order: Order,
+    clips: Sequence[Clip],
+    partials: Sequence[Sequence[Clip]] | None = None,
+    columns: int = 6,
+    *,
+    holistic: bool = False,
+) -> Image.Image:
+    """The run in one still picture: evenly spaced steps from left to right, board and images of each.
+
+    Those of a video, which are wide, stand two in a row. Arguments and errors are those of ``run_frames``;
+    ``columns`` is the number of steps shown.
+    """
+    scene = _Scene(order, clips, partials, holistic, still=True)
+    steps = len(order.steps)
+    shown = [ceil((k + 1) * steps / columns) - 1 for k in range(columns)] if steps > columns else range(steps)
+    across = 2 if scene.is_video else len(shown)
+    rows = []
+    for start in range(0, len(shown), across):
+        in_row = shown[start : start + across]
+        parts = [scene.column(s) for s in in_row]
+        canvas = _Canvas(parts, foot=30, gap=2 * MARGIN if scene.is_video else 16)
+        image = canvas.image()
+        draw = ImageDraw.Draw(image)
+        for s, (x, y), part in zip(in_row, canvas.places, parts, strict=True):
+            place = (x + part.shape[1] // 2, image.height - MARGIN)
+            draw.text(place, f"step {s + 1}/{steps}", TEXT, _font(14), anchor="ms")
+            scene.label(draw, (x, y))
+        rows.append(np.asarray(image))
+    width = max(row.shape[1] for row in rows)
+    return Image.fromarray(np.concatenate([_widen(row, width) for row in rows]))
+
+
+class _Scene:
+    """The board and the images of a run at any step; arguments as ``run_frames``.
+
+    Of images the two stand side by side, or one above the other in a filmstrip (``still``). Of videos the
+    panel of each time slice stands above its frames.
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        clips: Sequence[Clip],
+        partials: Sequence[Sequence[Clip]] | None,
+        holistic: bool,
+        still: bool = False,
+    ) -> None:
+        if partials is not None and len(partials) != len(order.steps):
+            raise ValueError(f"partials: {len(partials)} lists for {len(order.steps)} steps")
+        if holistic and partials is None:
+            raise ValueError("holistic tokens cannot be uncovered cell by cell")
+        self.is_video, self.partials = len(order.sizes) == 3, partials
+        if self.is_video:
+            slices, *sides = order.sizes
+            panel = 112 if still else 208
+            room, largest = slices * (panel + 16), max(1, panel // max(sides))
+            self.board = _Board(order, width=room, height=panel, largest=largest, across=slices)
+            lefts = [left for left, _ in self.board.corners]
+            width = self.board.cells.shape[1] - lefts[-1]
+            self.mosaic = _Mosaic(order, clips, width, lefts, holistic)
+        else:
+            self.mosaic = _Mosaic(order, clips, 192 if still else None)
+            width, height = self.mosaic.width if still else 3 * self.mosaic.height // 2, self.mosaic.height
+            self.board = _Board(order, width=width, height=height, largest=height)
+        self.final = self.mosaic.arrange(clips)
+
+    def parts(self, s: int) -> list[Pixels]:
+        """What stands side by side in the picture of step ``s``."""
+        return [self.column(s)] if self.is_video else [self.board.at(s), self._images(s)]
+
+    def column(self, s: int) -> Pixels:
+        """The board above the images."""
+        parts = [self.board.at(s), self._images(s)]
+        width = max(part.shape[1] for part in parts)
+        space = np.full((SPACE, width, 3), BACKGROUND, np.uint8)
+        return np.concatenate([_widen(parts[0], width), space, _widen(parts[1], width)])
+
+    def label(self, draw: ImageDraw.ImageDraw, place: tuple[int, int]) -> None:
+        """Name the time slices of the column at ``place``."""
+        self.board.draw_labels(draw, place, None)
+
+    def _images(self, s: int) -> Pixels:
+        shown = self.final if self.partials is None else self.mosaic.arrange(self.partials[s])
+        return self.mosaic.at(s, shown)
+
+
+class _Mosaic:
+    """The frames of a run, and the step at which each of their pixels appears: a block for each time slice.
+
+    Args:
+        order: of the grid.
+        clips: all of one size and length; only the first ``shown_samples`` are used.
+        side: pixels of the longer side of a block, for one image enlarged by whole factors only; None is
+            256 pixels and more.
+        lefts: where the block of each time slice begins.
+        holistic: all pixels appear at once.
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        clips: Sequence[Clip],
+        side: int | None = None,
+        lefts: Sequence[int] = (0,),
+        holistic: bool = False,
+    ) -> None:
+        if not clips or len({(len(clip), image.size) for clip in clips for image in clip}) != 1:
+            raise ValueError("clips of a run: at least one, all of one size and length")
+        slices, rows, columns = (1, 1, *order.sizes)[-3:]
+        samples, each = min(len(clips), shown_samples(order)), ceil(len(clips[0]) / slices)
+        self.count = samples * each  # frames of a block
+        self.across = each if each > 1 and samples > 1 else ceil(sqrt(self.count))
+        self.down = ceil(self.count / self.across)
+        self.gap = 0 if self.count == 1 else 6
+        width, height = clips[0][0].size
+        longest = ((side or (256 if self.count == 1 else 400)) + self.gap) // self.across - self.gap
+        if self.count == 1 and side is None:
+            longest = min(max(longest, max(width, height)), 384)
+        scale = longest / max(width, height)
+        scale = int(scale) if scale >= 1 else scale
+        self.tile = (max(1, round(width * scale)), max(1, round(height * scale)))  # (width, height)
+        block = self.across * (self.tile[0] + self.gap) - self.gap
+        self.width = lefts[-1] + max(block, side or 0) if slices > 1 else block
+        self.height = self.down * (self.tile[1] + self.gap) - self.gap
+        grid: Map = np.zeros_like(order.step_of) if holistic else np.array(order.step_of)
+        y = np.arange(self.tile[1]) * rows // self.tile[1]
+        x = np.arange(self.tile[0]) * columns // self.tile[0]
+        self.steps: Map = np.full((self.height, self.width), -1)  # -1 between images
+        self.places: list[tuple[int, int, int, int]] = []  # (sample, frame, top, left) of each image
+        indent = max(0, (side or 0) - block) // 2 if slices > 1 else 0
+        for frame in range(len(clips[0])):
+            t, within = divmod(frame, each)
+            appears = grid.reshape(slices, rows, columns)[t, y[:, None], x]
+            for sample in range(samples):
+                down, along = divmod(sample * each + within, self.across)
+                top = down * (self.tile[1] + self.gap)
+                left = along * (self.tile[0] + self.gap) + lefts[t] + indent
+                self.places.append((sample, frame, top, left))
+                self.steps[top : top + self.tile[1], left : left + self.tile[0]] = appears
+        checker = (np.arange(self.height)[:, None] // 8 + np.arange(self.width) // 8) % 2
+        self.empty: Pixels = np.array(CHECKER, np.uint8)[checker]
+        self.empty[self.steps < 0] = BACKGROUND
+
+    def arrange(self, clips: Sequence[Clip]) -> Pixels:
+        """The frames in their places, resized to their tiles."""
+        whole: Pixels = np.full((self.height, self.width, 3), BACKGROUND, np.uint8)
+        for sample, frame, top, left in self.places:
+            tile = clips[sample][frame].convert("RGB")
+            if tile.size != self.tile:
+                tile = tile.resize(self.tile, Image.Resampling.LANCZOS)
+            whole[top : top + self.tile[1], left : left + self.tile[0]] = np.asarray(tile)
+        return whole
+
+    def at(self, s: int, pixels: Pixels) -> Pixels:
+        """``pixels`` (of ``arrange``) where decoded by step ``s``, empty elsewhere."""
+        return np.where((self.steps <= s)[..., None], pixels, self.empty)

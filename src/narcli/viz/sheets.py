@@ -1,0 +1,166 @@
+"""Pictures: read from files as a viewer shows them, enlarged, put on contact sheets."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from io import BytesIO
+from math import ceil, sqrt
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from ..errors import CheckpointError, NarError, first_line
+from ..media.textfiles import expand, open_regular, unreadable
+from .style import BACKGROUND
+
+SMALL = 256  # pixels; pictures below this are enlarged unless told otherwise
+GAP = 8  # pixels around and between the pictures of a sheet
+MAX_PIXELS = 2**27  # of a picture that is read
+#: What is read, by Pillow's names, as far as this Pillow does; nothing that runs other programs.
+FORMATS = (
+    *("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF"),
+    *("PPM", "TGA", "JPEG2000", "ICO", "QOI"),
+)
+#: Of these all frames are one picture's: layers, sizes, or what a camera adds.
+STILL = ("MPO", "ICO")
+
+
+def suffixes() -> set[str]:
+    """Endings of the names of pictures that ``read_picture`` reads, in lower case."""
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+
+
+def read_picture(path: Path, tell: Callable[[str], object] = warnings.warn) -> Image.Image:
+    """Read a picture as a viewer shows it; see ``as_shown``.
+
+    Args:
+        path: a file of one of ``FORMATS``.
+        tell: is told, in a sentence, of several frames or pages, of which the first is read.
+
+    Returns:
+        An RGB picture of 8 bits.
+
+    Raises:
+        CheckpointError: no such file, no picture, a damaged one, or one of more than ``MAX_PIXELS``.
+    """
+    path = expand(path)
+    Image.init()
+    try:
+        with open_regular(path) as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow, about metadata and sizes
+            with Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as opened:
+                if opened.width * opened.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
+                frames = 1 if opened.format in STILL else getattr(opened, "n_frames", 1)
+                shown = as_shown(opened)
+    except (NarError, MemoryError):
+        raise
+    except Image.DecompressionBombError:
+        raise CheckpointError(
+            f"{path} has more than {MAX_PIXELS:,} pixels.", "Make it smaller, or leave it out."
+        ) from None
+    except Exception as error:  # damaged pictures raise anything
+        if isinstance(error, OSError) and error.errno:
+            raise unreadable(path, error) from None
+        reason = "it is of no format that narcli reads" if isinstance(error, UnidentifiedImageError) else None
+        if not path.stat().st_size:
+            reason = "it is empty (0 bytes)"
+        raise CheckpointError(
+            f"{path} cannot be read as a picture: {reason or first_line(error)}.",
+            "Replace it, or leave it out.",
+        ) from error
+    if frames > 1:
+        tell(f"{path} has {frames} frames or pages: the first is read.")
+    return shown
+
+
+def as_shown(image: Image.Image) -> Image.Image:
+    """A picture of any mode of Pillow as a viewer shows it: upright, in sRGB, transparency on white.
+
+    Whole numbers of more than 8 bits are levels up to 65535, or 2**31 - 1 where one exceeds that; floats are
+    levels up to the first of 1, 255 and 65535 that none exceeds.
+    """
+    image.load()
+    profile, info = image.info.get("icc_profile"), image.info
+    with suppress(Exception):  # broken EXIF data, which viewers ignore too
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _to_8_bits(image, info.get("transparency"))
+    elif image.mode in ("P", "PA", "RGBa"):
+        image = image.convert("RGBA")
+    elif image.mode == "La":
+        image = image.convert("LA")
+    alpha = None
+    if image.mode in ("LA", "RGBA") or "transparency" in image.info:
+        alpha = image.convert("RGBA").getchannel("A")
+        image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+    shown = _to_srgb(image, profile)
+    if alpha is None:
+        return shown
+    shown.putalpha(alpha)
+    canvas = Image.new("RGBA", shown.size, "white")
+    canvas.alpha_composite(shown)
+    return canvas.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image, transparent: object) -> Image.Image:
+    """A picture of one channel of more than 8 bits, as L, or LA where a level is ``transparent``."""
+    levels = np.asarray(image).astype(np.float64)
+    most = np.nanmax(levels, where=np.isfinite(levels), initial=0)
+    tops = [1, 255, 65535] if image.mode == "F" else [65535, 2**31 - 1]
+    top = next((top for top in tops if most <= top), tops[-1])
+    gray = Image.fromarray((np.nan_to_num(levels).clip(0, top) * (255 / top)).round().astype(np.uint8))
+    if isinstance(transparent, int):
+        gray.putalpha(Image.fromarray(np.where(levels == transparent, 0, 255).astype(np.uint8)))
+    return gray
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """RGB, by the colour profile that is embedded in a file where there is a usable one."""
+    if image.mode not in ("L", "RGB", "CMYK", "LAB"):
+        image = image.convert("RGB")
+    if profile or image.mode == "LAB":
+        with suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError, ImportError):
+            source = ImageCms.ImageCmsProfile(BytesIO(profile)) if profile else ImageCms.createProfile("LAB")
+            converted = ImageCms.profileToProfile(
+                image, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
+            )
+            if converted is not None:
+                return converted
+    return image.convert("RGB")
+
+
+def auto_scale(size: tuple[int, int]) -> int:
+    """The smallest whole factor that brings the longer side to ``SMALL`` pixels."""
+    return max(1, ceil(SMALL / max(size)))
+
+
+def enlarge(image: Image.Image, scale: int) -> Image.Image:
+    """A picture ``scale`` times as wide and high, with a Lanczos filter."""
+    if scale == 1:
+        return image
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
+
+
+def contact_sheet(images: Sequence[Image.Image], rows: int = 1, scale: int = 1) -> Image.Image:
+    """All pictures on one sheet, from left to right and top to bottom, on a dark ground.
+
+    Args:
+        images: at least one, all of one size.
+        rows: groups of equal length, such as classes, that start a row each unless that makes the sheet
+            much longer one way than the other.
+        scale: factor by which each is enlarged, one at a time.
+    """
+    across = len(images) // rows
+    if not rows / 3 <= across <= 3 * rows:
+        across = ceil(sqrt(len(images)))
+    width, height = (scale * side for side in images[0].size)
+    down = ceil(len(images) / across)
+    sheet = Image.new("RGB", (GAP + across * (width + GAP), GAP + down * (height + GAP)), BACKGROUND)
+    for index, image in enumerate(images):
+        y, x = divmod(index, across)
+        sheet.paste(enlarge(image, scale), (GAP + x * (width + GAP), GAP + y * (height + GAP)))
+    return sheet

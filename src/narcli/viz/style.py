@@ -1,0 +1,65 @@
+"""Colours and captions shared by narcli's pictures and terminal output: one dark, restrained set.
+
+The ramp runs from indigo to mint at even steps of lightness and hue in OKLCH, so that equal steps of
+the decoding order look equally far apart; the frontier is the only warm colour.
+"""
+
+from __future__ import annotations
+
+from ..order import Order
+
+RGB = tuple[int, int, int]
+
+BACKGROUND: RGB = (15, 18, 24)
+EMPTY: RGB = (30, 35, 45)  # a cell not yet decoded
+CHECKER: tuple[RGB, RGB] = ((23, 27, 35), (31, 36, 46))  # where an image is not yet decoded
+TEXT: RGB = (230, 233, 239)
+MUTED: RGB = (139, 147, 163)
+FRONTIER: RGB = (255, 209, 102)
+
+_RAMP = ("562c8b", "4f46a3", "4060b6", "2679c2", "0092c8", "00a9c8", "04bfc5", "4bd2be", "7be2b8")
+_STOPS: list[RGB] = [(int(h[:2], 16), int(h[2:4], 16), int(h[4:], 16)) for h in _RAMP]
+
+
+def ramp(position: float) -> RGB:
+    """The colour at ``position`` in 0..1 of the way from the first step to the last."""
+    place = min(max(position, 0.0), 1.0) * (len(_STOPS) - 1)
+    stop = min(int(place), len(_STOPS) - 2)
+    (r, g, b), (r2, g2, b2), part = _STOPS[stop], _STOPS[stop + 1], place - stop
+    return round(r + (r2 - r) * part), round(g + (g2 - g) * part), round(b + (b2 - b) * part)
+
+
+def step_colors(steps: int) -> list[RGB]:
+    """A colour for each of ``steps`` decoding steps."""
+    return [ramp(s / max(steps - 1, 1)) for s in range(steps)]
+
+
+def luminance(color: RGB) -> float:
+    """Approximate perceived brightness, 0..1; text on the colour is dark above about 0.55."""
+    return (0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]) / 255
+
+
+def hexadecimal(color: RGB) -> str:
+    """``(255, 209, 102)`` -> ``"#ffd166"``."""
+    return "#{:02x}{:02x}{:02x}".format(*color)
+
+
+def comparison(order: Order) -> str:
+    """``31 steps instead of 256 in raster order, up to 16 cells in parallel``."""
+    return (
+        f"{_count(len(order.steps), 'step')} instead of {order.cells} in raster order, "
+        f"up to {_count(order.widest, 'cell')} in parallel"
+    )
+
+
+def caption(order: Order, s: int) -> str:
+    """``step 12/31 · 12 cells in parallel · 78/256 done`` for the step of index ``s`` (from 0)."""
+    done = sum(map(len, order.steps[: s + 1]))
+    return (
+        f"step {s + 1}/{len(order.steps)} · {_count(len(order.steps[s]), 'cell')} in parallel · "
+        f"{done}/{order.cells} done"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

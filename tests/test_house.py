@@ -1,0 +1,98 @@
+"""How the source is laid out: imports point one way, and files stay readable."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import narcli
+
+SOURCE = Path(narcli.__file__).parent
+FILES = {
+    ".".join(("narcli", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in SOURCE.rglob("*.py")
+}
+#: Rooms from the ground up; a module imports from rooms on lower levels only, and from its own.
+LEVELS = (
+    {"errors", "allocator"},
+    {"rules", "order", "classes", "devices", "limits", "textfiles", "atomic"},
+    {"prompts"},
+    {"settings"},
+    {"media", "viz", "models"},
+    {"sampling"},
+    {"kernels"},
+    {"checkpoints"},
+    {"hub"},
+    {"encoding", "decoding", "memory"},
+    {"results"},
+    {"pipeline"},
+    {"bench", "training"},
+    {"cli"},
+    {"__main__"},
+)
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+#: Two modules of ``media`` that everything may use.
+GROUND = {"narcli.media.textfiles": "textfiles", "narcli.media.atomic": "atomic"}
+#: Files that are to be parted, or say at their top why they are long.
+LONG = {"cli/models.py", "cli/rerun.py", "cli/run.py", "cli/train.py"}
+
+
+def imports_of(name):
+    """The modules of narcli that a module imports, wherever in it, type-checking imports included."""
+    path, found = FILES[name], set()
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*parts, *(node.module or "").split(".")]).strip(".")
+            found.update(
+                f"{module}.{a.name}" if f"{module}.{a.name}" in FILES else module for a in node.names
+            )
+    return {other for other in found if other in FILES and other != name}
+
+
+EDGES = {name: imports_of(name) for name in FILES}
+
+
+def room(name):
+    return GROUND.get(name) or (name.split(".")[1] if "." in name else "narcli")
+
+
+def test_imports_point_downwards():
+    upward = [
+        f"{name} imports {other}"
+        for name, others in EDGES.items()
+        for other in others
+        if room(name) != "narcli"  # which exports lazily what is above it
+        and other != "narcli"
+        and room(other) != room(name)
+        and LEVEL[room(other)] >= LEVEL[room(name)]
+    ]
+    assert upward == []
+
+
+def test_no_module_imports_itself_through_others():
+    reached = defaultdict(set)
+    for name in FILES:
+        waiting = [other for other in EDGES[name] if FILES[other].name != "__init__.py"]
+        while waiting:
+            other = waiting.pop()
+            if other not in reached[name]:
+                reached[name].add(other)
+                waiting += [more for more in EDGES[other] if FILES[more].name != "__init__.py"]
+    assert [name for name in FILES if name in reached[name]] == []
+
+
+def test_files_are_short_or_say_why_they_are_not():
+    long = {
+        path.relative_to(SOURCE).as_posix()
+        for path in FILES.values()
+        if len((text := path.read_text(encoding="utf-8")).splitlines()) > 400
+        and "Longer than 400 lines" not in text[:1500]
+    }
+    assert long <= LONG
+
+
+def test_the_top_level_has_at_most_sixteen_modules():
+    assert len([path for path in SOURCE.glob("*.py") if not path.name.startswith("__")]) <= 16
