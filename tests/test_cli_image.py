@@ -394,8 +394,8 @@ def test_a_model_of_another_kind_exits_with_what_to_do(run, here):
 SLOW = """
 import time, narcli.pipeline as pipeline
 original = pipeline.generate
-def slow(*arguments):
-    for step in original(*arguments):
+def slow(*arguments, **options):
+    for step in original(*arguments, **options):
         print("step", step.index, file=sys.stderr, flush=True)
         yield step
         time.sleep(0.3)
