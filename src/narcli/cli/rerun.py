@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from copy import copy
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
@@ -50,9 +50,8 @@ def takes(names: Collection[str] | None = None) -> Callable[[Callable[..., None]
     """Give a command the options of ``image`` and ``video``, or some of them; None is "not given"."""
     found = {}
     for command in (image, video):
-        hints = get_type_hints(command, include_extras=True)
-        for name, parameter in inspect.signature(command).parameters.items():
-            kind, info = hints[name].__origin__, copy(hints[name].__metadata__[0])
+        for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
+            kind, info = parameter.annotation.__origin__, copy(parameter.annotation.__metadata__[0])
             if names is None or name in names:
                 info.show_default = False
                 hint = Annotated[kind if kind is bool else kind | None, info]  # type: ignore[valid-type]
