@@ -27,8 +27,7 @@ from narcli import cli
 from narcli.cli import app, console, visualize_order
 from narcli.errors import CheckpointError, DeclinedError, HubError, MemoryLimitError, NarError, UsageError
 from narcli.media.readers import read_metadata
-from narcli.order import neighbor as Order
-from narcli.order import parse_grid
+from narcli.order import Order, parse_grid
 from narcli.viz.style import caption
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(narcli.__file__).parents[1])}

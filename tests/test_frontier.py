@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from narcli.order import neighbor as Order
-from narcli.order import order_rows
+from narcli.order import Order, order_rows
 from narcli.viz.board import MARGIN, MAX_FRAMES, _Board, order_frames, order_image, order_svg
 from narcli.viz.frontier import _Mosaic, filmstrip, run_frames
 from narcli.viz.style import (

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from narcli.errors import UsageError
-from narcli.order import HEADS, NONE, format_grid, neighbor, parse_grid, raster, regions, scales, zipar
-from narcli.order import neighbor as Order
+from narcli.order import HEADS, NONE, Order, format_grid, neighbor, parse_grid, raster, regions, scales, zipar
 
 grids = st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple)
 

@@ -21,7 +21,7 @@ from narcli.media.textfiles import (
     split_lines,
 )  # fmt: skip
 from narcli.models.vq import VQConfig, VQTokenizer
-from narcli.order import neighbor as Order
+from narcli.order import Order
 
 
 @pytest.mark.parametrize("kind", ["a folder", "a named pipe", "a socket", "a device"])

@@ -87,23 +87,31 @@ class Predecessor(NamedTuple):
 
 @dataclass(frozen=True)
 class Order:
-    """A decoding order of a grid.
+    """A decoding order of a grid; ``Order(sizes)`` is NAR's own, as ``neighbor(sizes)``.
 
     Args:
-        name: as people type it, such as ``neighbor`` or ``zipar:8``.
         sizes: grid sizes, one to three axes: ``(16, 16)`` = (H, W), ``(4, 16, 16)`` = (T, H, W).
+        name: as people type it, such as ``neighbor`` or ``zipar:8``.
         panels: grids that pictures of the order show side by side; cells are numbered through all of them.
         heads: names of the axis heads that it reads, from the first.
         rule: makes the passes.
         learned: rows of learned embeddings that it feeds.
+
+    Raises:
+        UsageError: when there are no axes, more than three, or a size below 1.
     """
 
-    name: str
     sizes: tuple[int, ...]
-    panels: tuple[tuple[int, ...], ...]
-    heads: tuple[str, ...]
-    rule: Callable[[], Iterator[Pass]] = field(compare=False, repr=False)
+    name: str = "neighbor"
+    panels: tuple[tuple[int, ...], ...] = ()
+    heads: tuple[str, ...] = ()
+    rule: Callable[[], Iterator[Pass]] | None = field(default=None, compare=False, repr=False)
     learned: int = 0
+
+    def __post_init__(self) -> None:
+        heads = HEADS[: len(_checked(self.sizes))]
+        object.__setattr__(self, "panels", self.panels or (self.sizes,))
+        object.__setattr__(self, "heads", self.heads or heads)
 
     @property
     def cells(self) -> int:
@@ -113,7 +121,7 @@ class Order:
     @cached_property
     def passes(self) -> tuple[Pass, ...]:
         """The passes, first to last."""
-        return tuple(self.rule())
+        return tuple(self.rule() if self.rule is not None else _neighbor_passes(self.sizes))
 
     @cached_property
     def steps(self) -> tuple[tuple[int, ...], ...]:
@@ -211,28 +219,28 @@ def neighbor(sizes: tuple[int, ...]) -> Order:
     Raises:
         UsageError: there are no axes, more than three, or a size below 1.
     """
-    heads = HEADS[: len(_checked(sizes))]
+    return Order(sizes)
 
-    def rule() -> Iterator[Pass]:
-        steps: list[list[int]] = [[] for _ in range(sum(sizes) - len(sizes) + 1)]
-        for cell, coordinates in enumerate(itertools.product(*map(range, sizes))):
-            steps[sum(coordinates)].append(cell)
-        yield Pass((0,), (tuple(Source(NONE, head, 1 / len(heads)) for head in range(len(heads))),))
-        # Of each head, from the last axis on: the stride along its axis, and the size of that axis.
-        axes = [(prod(sizes[axis + 1 :]), sizes[axis]) for axis in reversed(range(len(sizes)))]
-        known = 0
-        for before, cells in itertools.pairwise(steps):
-            place = {cell: index for index, cell in enumerate(before)}
-            sources = []
-            for cell in cells:
-                near = [(h, cell - stride) for h, (stride, size) in enumerate(axes) if cell // stride % size]
-                sources.append(tuple(Source(place[other], head, 1 / len(near)) for head, other in near))
-            slots = range(known, known + len(before))
-            known += len(before)
-            feeds = (Feed(cell, cell, slot, known) for cell, slot in zip(before, slots, strict=True))
-            yield Pass(tuple(cells), tuple(sources), tuple(feeds), known)
 
-    return Order("neighbor", sizes, (sizes,), heads, rule)
+def _neighbor_passes(sizes: tuple[int, ...]) -> Iterator[Pass]:
+    heads = HEADS[: len(sizes)]
+    steps: list[list[int]] = [[] for _ in range(sum(sizes) - len(sizes) + 1)]
+    for cell, coordinates in enumerate(itertools.product(*map(range, sizes))):
+        steps[sum(coordinates)].append(cell)
+    yield Pass((0,), (tuple(Source(NONE, head, 1 / len(heads)) for head in range(len(heads))),))
+    # Of each head, from the last axis on: the stride along its axis, and the size of that axis.
+    axes = [(prod(sizes[axis + 1 :]), sizes[axis]) for axis in reversed(range(len(sizes)))]
+    known = 0
+    for before, cells in itertools.pairwise(steps):
+        place = {cell: index for index, cell in enumerate(before)}
+        sources = []
+        for cell in cells:
+            near = [(h, cell - stride) for h, (stride, size) in enumerate(axes) if cell // stride % size]
+            sources.append(tuple(Source(place[other], head, 1 / len(near)) for head, other in near))
+        slots = range(known, known + len(before))
+        known += len(before)
+        feeds = (Feed(cell, cell, slot, known) for cell, slot in zip(before, slots, strict=True))
+        yield Pass(tuple(cells), tuple(sources), tuple(feeds), known)
 
 
 def raster(sizes: tuple[int, ...]) -> Order:
@@ -250,7 +258,7 @@ def raster(sizes: tuple[int, ...]) -> Order:
                 (cell,), ((Source(0, 0, 1.0),),), (Feed(cell - 1, cell - 1, cell - 1, cell),), cell - 1
             )
 
-    return Order("raster", _checked(sizes), (sizes,), HEADS[:1], rule)
+    return Order(sizes, "raster", heads=HEADS[:1], rule=rule)
 
 
 def zipar(sizes: tuple[int, ...], window: int) -> Order:
@@ -298,7 +306,7 @@ def zipar(sizes: tuple[int, ...], window: int) -> Order:
             yield Pass(tuple(cells), tuple(sources), tuple(feeds), clock)
             known_below += sum(cell >= columns for cell in cells)
 
-    return Order(f"zipar:{window}", sizes, (sizes,), HEADS[:1], rule)
+    return Order(sizes, f"zipar:{window}", heads=HEADS[:1], rule=rule)
 
 
 def regions(sizes: tuple[int, ...], count: int) -> Order:
@@ -341,7 +349,7 @@ def regions(sizes: tuple[int, ...], count: int) -> Order:
             sources = tuple((Source(k, 0, 1.0),) for k in range(count))
             yield Pass(tuple(cells[start : start + count]), sources, tuple(fed), group * count)
 
-    return Order(f"regions:{count}", sizes, (sizes,), HEADS[:1], rule, count - 1)
+    return Order(sizes, f"regions:{count}", heads=HEADS[:1], rule=rule, learned=count - 1)
 
 
 def scales(sides: tuple[int, ...]) -> Order:
@@ -357,8 +365,7 @@ def scales(sides: tuple[int, ...]) -> Order:
         UsageError: there are none, or a side below 1.
     """
     panels = tuple((side, side) for side in sides)
-    _checked(sides[:1] or (0,))
-    _checked((min(sides), max(sides)))
+    _checked((min(sides, default=0), max(sides, default=0)))
 
     def rule() -> Iterator[Pass]:
         known = 0
@@ -370,7 +377,7 @@ def scales(sides: tuple[int, ...]) -> Order:
             sources = tuple((Source(k, 0, 1.0),) for k in range(len(cells)))
             yield Pass(cells, sources, feeds, 0, share)
 
-    return Order("scales:" + ",".join(map(str, sides)), (sides[-1], sides[-1]), panels, HEADS[:1], rule)
+    return Order(panels[-1], "scales:" + ",".join(map(str, sides)), panels, HEADS[:1], rule)
 
 
 def _checked(sizes: tuple[int, ...]) -> tuple[int, ...]:
