@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -20,10 +20,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..devices import choose_dtype
 from ..errors import CheckpointError, NarError, UsageError
 from ..writers import write_atomic
 
 SLOW = 0.1  # of the learning rate, for parts that need a lower one
+
+
+def has_bfloat16() -> bool:
+    """Tell whether the processor computes in bfloat16."""
+    return choose_dtype("auto", torch.device("cpu")) == torch.bfloat16
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,8 @@ class TrainSettings:
         save_every: steps between checkpoints and sample sheets.
         seed: of weights, order of the data, dropout and noise.
         compile: use ``torch.compile``.
-        bfloat16: run matrix products and convolutions in bfloat16 (autocast).
+        bfloat16: run matrix products and convolutions in bfloat16 (autocast). By default where the
+            processor computes with it; elsewhere that would be many times slower than float32.
     """
 
     steps: int
@@ -59,7 +66,7 @@ class TrainSettings:
     save_every: int = 500
     seed: int = 0
     compile: bool = True
-    bfloat16: bool = True
+    bfloat16: bool = field(default_factory=has_bfloat16)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "save_every"):
@@ -124,7 +131,7 @@ def train(
     average = {name: p.detach().clone() for name, p in model.named_parameters()}
     memory = memory or {}
     about = {**(about or {}), **asdict(settings), **({"slow": SLOW} if slow else {})}
-    for name in ("save_every", "compile"):  # these may change on the way
+    for name in ("save_every", "compile", "bfloat16"):  # these may change on the way
         del about[name]
     step = resume(folder, model, optimizers, average, memory, about)
     parameters: list[Tensor] = list(model.parameters())
