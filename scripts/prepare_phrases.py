@@ -66,11 +66,12 @@ CHOOSING = (
     "the {x} is {adjective}",
 )
 FACES = ("{x} face", "a {x} face", "{x} smiley", "feeling {x}", "i am {x}", "so {x}", "someone who is {x}")
-SMILEYS, PEOPLE = "0", "1"  # groups of emojibase
+SMILEYS = "0"  # group of emojibase
 QUALITIES = (
     "big", "small", "little", "old", "new", "cute", "happy", "sad", "angry", "smiling", "laughing",
     "sleeping", "funny", "beautiful", "pretty", "fresh", "hot", "cold", "shiny", "bright", "dark", "fast",
-    "round", "tall", "tiny", "huge", "wooden", "golden", "broken", "open", "closed", "flying", "running", "delicious",
+    "round", "tall", "tiny", "huge", "wooden", "golden", "broken", "open", "closed", "flying",
+    "running", "delicious",
 )  # fmt: skip
 GENDERED = {
     "man": ("male {x}", "man {x}", "{x} man", "guy {x}"),

@@ -3,8 +3,9 @@
     python scripts/train_encoder.py SOURCE DATA OUTPUT --steps 1500
 
 Goes on where it stopped. Writes ``OUTPUT/encoder``, as ``transformers`` saves it, and
-``OUTPUT/reader.safetensors``, what reads meanings and pictures from it. ``--prompts`` takes a table of prompts and acceptable code points, a
-code point without skin tone standing for every tone; it tells for how many the picture found first is one.
+``OUTPUT/reader.safetensors``, what reads meanings and pictures from it. ``--prompts`` takes a table of
+prompts and acceptable code points, of which one without skin tone stands for every tone; it tells for how
+many the picture found first is acceptable.
 """
 
 from __future__ import annotations
@@ -32,8 +33,7 @@ def parts_of(rows: list[dict[str, str]]) -> torch.Tensor:
     number: dict[str, int] = {}
     found = []
     for row in rows:
-        gender_tones_colour = filter(None, row["attributes"].split("|"))
-        names = [f"subject {row['subject']}", *gender_tones_colour]
+        names = [f"subject {row['subject']}", *filter(None, row["attributes"].split("|"))]
         for name in names:
             number.setdefault(name, len(number))
         found.append([number[name] for name in names])

@@ -135,6 +135,8 @@ def word_encoder(tokenizer: Any, embeddings: Tensor, width: int, layers: int) ->
     components = centred @ directions[:, -width:]
     with torch.no_grad():
         model.shared.weight[-len(embeddings) :] = (components / components.std()).float()
+        # At first the end token's state is then the mean of what it reads of the words.
+        model.shared.weight[1] = 0
     return T5Encoder(model, tokenizer)
 
 
