@@ -299,6 +299,16 @@ def text(
     caption_tokens: Annotated[
         int, typer.Option(min=2, help="Longest caption of a new encoder, in bytes and one for its end.")
     ] = 80,
+    text_encoder: Annotated[
+        Path | None,
+        typer.Option(help="A text encoder that learns with the model, as transformers saves a T5."),
+    ] = None,
+    sentences: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of examples that give the end token's state alone.")
+    ] = 0.0,
+    projection_steps: Annotated[
+        int, typer.Option(min=0, help="First steps, in which only the projections of captions learn.")
+    ] = 0,
     dropout: Dropout = 0.1,
     token_noise: TokenNoise = 0.0,
     code_smoothing: CodeSmoothing = 0.0,
@@ -329,10 +339,14 @@ def text(
     own = None
     defaults: Mapping[str, float] = {"cfg_scale": 2.0}
     if known.kind == "text":
-        refuse_beside_start(context, "encoder_dim", "encoder_layers", "encoder_steps", "caption_tokens")
-        own = own_encoder(start, blocks.config.caption_dim)
-        caption_tokens, encoder_steps = blocks.config.condition_tokens, 0
-        defaults = known.defaults
+        refuse_beside_start(context, "encoder_dim", "encoder_layers", "encoder_steps")
+        most, encoder_steps, defaults = blocks.config.condition_tokens, 0, known.defaults
+        if text_encoder is None:
+            refuse_beside_start(context, "caption_tokens")
+        caption_tokens = most if text_encoder is None else min(caption_tokens, most)
+        own = own_encoder(text_encoder or start / configs.TEXT_ENCODER, blocks.config.caption_dim)
+    elif text_encoder:
+        own, encoder_steps = own_encoder(text_encoder), 0
     settings = TrainSettings(
         steps=steps, batch_size=batch_size, learning_rate=learning_rate,
         muon=muon, save_every=save_every, seed=seed, compile=compile,
@@ -349,7 +363,7 @@ def text(
         vq, blocks, own or byte_encoder(encoder_dim, encoder_layers), caption_tokens,
         settings, output, encoder_steps,
         dropout=dropout, token_noise=token_noise, code_smoothing=code_smoothing,
-        rollouts=rollouts, quiet=quiet,
+        rollouts=rollouts, sentences=sentences, projection_steps=projection_steps, quiet=quiet,
     )  # fmt: skip
     folder = save_model(
         output / "model", transformer=model, tokenizer=vq, text_encoder=encoder, defaults=defaults,
@@ -412,25 +426,25 @@ def load_start(
     return model, vq, known
 
 
-def own_encoder(folder: Path, width: int) -> T5Encoder:
-    """The text encoder of a model that `narcli train text` made, in float32.
+def own_encoder(path: Path, width: int | None = None) -> T5Encoder:
+    """Load the text encoder that learns with a model, in float32.
 
     Raises:
-        CheckpointError: it has none, or one that makes features of another width.
+        CheckpointError: there is none, or one that makes features of another width.
     """
     import torch
 
     from ..models.text import T5Encoder
 
-    path = folder / configs.TEXT_ENCODER
+    path = path.expanduser()
     if not path.is_dir():
         raise CheckpointError(
-            f"{folder} has no text encoder of its own.", "Only a model that `narcli train text` made goes on."
+            f"There is no text encoder in {path}.", "Give one as --text-encoder, as transformers saves a T5."
         )
     encoder = T5Encoder.load(path, torch.float32)
-    if encoder.width != width:
+    if width is not None and encoder.width != width:
         raise CheckpointError(
-            f"The text encoder in {folder} makes features of {encoder.width} numbers, and the model takes "
+            f"The text encoder in {path} makes features of {encoder.width} numbers, and the model takes "
             f"{width}.",
             "They do not belong together.",
         )
