@@ -11,11 +11,14 @@ DATA is the folder of ``prepare_emoji_text.py``, which runs first. Writes into `
   mix them, since the cells of a pass are drawn independently. A typo has the vector of the right spelling;
 - ``vectors.npy``: float16 (M, 384), sentence vectors of all-MiniLM-L6-v2;
 - ``likely.npy``, ``shares.npy``: int16 and float16 (M, 24), pictures that a phrase may mean, the likeliest
-  first, and their probabilities.
+  first, and their probabilities;
+- ``captions.tsv``, with the pictures and subjects of ``DATA/train``: a picture's name and the phrases that
+  belong to it, for ``narcli train text``.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 import re
@@ -275,6 +278,27 @@ class Scores:
         return 0.5 * best + 0.25 * (vectors @ self.documents.T) + 0.25 * (vectors @ self.names.T)
 
 
+def write_captions(data: Path) -> None:
+    """Write the phrases picture by picture, the name first; no typos, and no words of the dictionary."""
+    with (data / "all" / "items.tsv").open(encoding="utf-8", newline="") as file:
+        items = list(csv.DictReader(file, delimiter="\t"))
+    own: defaultdict[str, list[str]] = defaultdict(list)  # by key: a picture may be there under two names
+    seen = set()
+    for line in (data / "phrases" / "phrases.tsv").read_text("utf-8").splitlines():
+        text, row, index, often = line.split("\t")
+        item = items[int(index)]
+        if row not in seen and (float(often) > DICTIONARY_WORD or "skin" in text):
+            own[item["key"]].append(text)
+        seen.add(row)
+    train, folder = data / "train", data / "phrases"
+    kept = [item for item in items if item["held_out"] == "0"]
+    lines = (dict.fromkeys([clean(item["caption"]), *own[item["key"]]]) for item in kept)
+    (folder / "captions.tsv").write_text("".join("\t".join(line) + "\n" for line in lines), "utf-8")
+    for name in ("images.npy", "labels.npy"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).hardlink_to(train / name)
+
+
 def main(source: Path, data: Path) -> None:
     (teacher,) = source.glob(TEACHER)
     items = read_items(source)
@@ -324,6 +348,7 @@ def main(source: Path, data: Path) -> None:
     (folder / "phrases.tsv").write_text(lines, encoding="utf-8")
     for name, array in (("vectors", vectors.half().numpy()), ("likely", likely), ("shares", shares)):
         np.save(folder / f"{name}.npy", array)
+    write_captions(data)
     print(f"{len(rows)} phrases of {len(set(owner))} pictures, {len(texts)} of them without a typo")
 
 
