@@ -56,7 +56,7 @@ def figures(tokenizer: torch.nn.Module, images: np.ndarray) -> dict[str, float]:
     psnr: list[float] = []
     kept = total = 0.0
     for begin in range(0, len(images), 16):
-        pixels = to_unit(torch.from_numpy(images[begin : begin + 16]))
+        pixels = to_unit(torch.from_numpy(np.array(images[begin : begin + 16])))
         grid = [side // tokenizer.config.downsampling for side in pixels.shape[-2:]]
         decoded = tokenizer.decode(tokenizer.encode(pixels), tuple(grid)).clamp(-1, 1)
         decoded = ((decoded + 1) * 127.5).round() / 127.5 - 1
