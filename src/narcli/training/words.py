@@ -155,6 +155,8 @@ class Student(nn.Module):
         vectors: (numbers, D), where the vectors of the parts begin.
     """
 
+    numbers: Tensor
+
     def __init__(self, encoder: T5Encoder, parts: Tensor, vectors: Tensor) -> None:
         super().__init__()
         self.encoder = encoder.model
