@@ -50,6 +50,7 @@ LIKELY = 24  # pictures of a phrase
 SHARPNESS = 0.03  # temperature of their probabilities
 DOCUMENT = 14  # keywords of a picture that the teacher reads at once
 DICTIONARY = 12_000  # words of WordNet, the most used
+LISTED = 0.03  # what a picture gains in a score each time that a source lists the word for it
 TYPOS = 0.2  # share of phrases that are there with a typo, too
 NAME, KEYWORD, TEMPLATE, DICTIONARY_WORD, CAPTION = 2.0, 2.0, 1.0, 0.5, 0.5  # how often, relatively
 
@@ -90,6 +91,7 @@ class Phrase:
 
     owners: Sequence[int]  # pictures, of which the teacher chooses one
     often: float
+    word: str = ""  # the keyword that these pictures have
 
 
 # --- sources -------------------------------------------------------------------------------------
@@ -124,10 +126,13 @@ def read_dictionary(source: Path) -> list[str]:
     return [word for word, count in uses.most_common(DICTIONARY) if count]
 
 
-def usable(words: Iterable[str]) -> list[str]:
-    """Cleaned as prompts are, each once; none that is too short to mean anything, or too long."""
-    found = dict.fromkeys(clean(re.sub("[_-]", " ", word)) for word in words)
-    return [word for word in found if sum(map(str.isalnum, word)) > 1 and len(word.encode()) <= MAX_BYTES]
+def usable(words: Iterable[str]) -> Counter[str]:
+    """Cleaned as prompts are, and how often each is listed; none too short to mean anything, or too long."""
+    found = Counter(clean(re.sub("[_-]", " ", word)) for word in words)
+    for word in list(found):
+        if sum(map(str.isalnum, word)) < 2 or len(word.encode()) > MAX_BYTES:
+            del found[word]
+    return found
 
 
 # --- phrases -------------------------------------------------------------------------------------
@@ -177,9 +182,9 @@ def make_phrases(
     rng = random.Random(0)
     phrases: dict[str, Phrase] = {}
 
-    def add(text: str, owners: Sequence[int], often: float) -> None:
+    def add(text: str, owners: Sequence[int], often: float, word: str = "") -> None:
         if (cleaned := clean(text)) and len(cleaned.encode()) <= MAX_BYTES:
-            phrases.setdefault(cleaned, Phrase(owners, often))
+            phrases.setdefault(cleaned, Phrase(owners, often, word))
 
     for index in kept:
         for name in (items[index].label, plain_name(items[index])):
@@ -189,7 +194,7 @@ def make_phrases(
         for word in own:
             holders[word].append(index)
     for word, pictures in holders.items():
-        add(word, pictures, KEYWORD)
+        add(word, pictures, KEYWORD, word)
     for index in kept:
         for text in captions(items[index], {}):
             add(text, [index], CAPTION if items[index].tones else NAME)
@@ -209,7 +214,7 @@ def make_phrases(
             if "{colour}" in template and any(colour in word for colour in COLOURS):
                 continue
             # A template shows what its word shows, which may be another picture than this one.
-            add(template.format(**values), holders[word], TEMPLATE)
+            add(template.format(**values), holders[word], TEMPLATE, word)
     base = {items[index].key: index for index in words}
     for index in kept:
         item = items[index]
@@ -308,12 +313,13 @@ def main(source: Path, data: Path) -> None:
         if item.key not in held:
             first.setdefault(item.key, index)
     more = read_keywords(source)
-    words = {
+    listed = {
         index: usable([plain_name(items[index]), items[index].label, *items[index].keywords, *more[key]])
-        or [clean(items[index].label)]
+        or Counter([clean(items[index].label)])
         for key, index in first.items()
         if not items[index].tones
     }
+    words = {index: list(own) for index, own in listed.items()}
     phrases = make_phrases(items, list(first.values()), words, read_dictionary(source))
     texts = list(phrases)
     scores = Scores(words, teacher)
@@ -324,6 +330,11 @@ def main(source: Path, data: Path) -> None:
     owner = np.empty(len(texts), np.int64)
     for begin in range(0, len(texts), 256):
         fits = scores(vectors[begin : begin + 256])
+        for place, row in enumerate(fits, begin):
+            # By the teacher alone "bull" is a bullseye, and a heart one that beats.
+            if word := phrases[texts[place]].word:
+                for index in phrases[texts[place]].owners:
+                    row[column[index]] += LISTED * listed[index][word]
         top = fits.topk(LIKELY)
         for place, row in enumerate(fits, begin):
             owners = phrases[texts[place]].owners
