@@ -1,8 +1,13 @@
 """The encoder that reads word pieces: its tokenizer, what it starts from and what it learns."""
 
+import random
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from narcli.models.text import T5Encoder
 from narcli.training.loop import TrainSettings
@@ -153,3 +158,55 @@ def test_phrases_are_read_as_the_script_writes_them(tmp_path):
         known.texts == ("cat", "ct") and known.owners.tolist() == [7, 7] and known.often.tolist() == [2, 0.5]
     )
     assert torch.equal(known.vectors, torch.eye(2, 4)[[1, 1]]) and known.likely.tolist() == [[7, 9]] * 2
+
+
+# --- the phrases of the built-in model -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prepare():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[1] / "scripts")
+        import prepare_phrases
+
+        yield prepare_phrases
+
+
+def test_keywords_are_cleaned_and_counted(prepare):
+    words = prepare.usable(["Hot_Dog", "hot-dog", "dog", "x", ":)", "sausage " * 20])
+    assert words == {"hot dog": 2, "dog": 1}
+
+
+@given(st.text("abc ", min_size=1, max_size=30), st.integers(0, 99))
+def test_a_typo_changes_one_long_word_and_little_of_it(prepare, text, seed):
+    wrong = prepare.typo(text, random.Random(seed))
+    before, after = text.split(" "), wrong.split(" ")
+    if not wrong:
+        return
+    (place,) = (place for place, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1])
+    assert len(before[place]) > 4 and abs(len(before[place]) - len(after[place])) < 2
+    assert before[place][0] == after[place][0]
+
+
+def test_each_phrase_has_its_pictures_and_names_come_first(prepare):
+    from prepare_emoji_text import Item
+
+    items = [
+        Item("1f436", "1f436", "dog", "dog", keywords=["pet"]),
+        Item("1f431", "1f431", "cat", "cat", keywords=["pet", "dog"]),
+        Item("1f9d1", "1f9d1", "cook", "cook", gender="person", keywords=["chef"]),
+        Item("1f469", "1f469", "woman cook", "cook", gender="woman", keywords=["chef"]),
+        Item("1f469-1f3ff", "1f469-1f3ff", "woman cook", "cook", gender="woman", tones=("dark",)),
+    ]
+    words = {
+        place: list(prepare.usable([item.label, *item.keywords])) for place, item in enumerate(items[:4])
+    }
+    phrases = prepare.make_phrases(items, [0, 1, 2, 3, 4], words, ["pet", "wolf"])
+    assert phrases["dog"].owners == [0]  # its name, though a keyword of the cat as well
+    assert phrases["pet"].owners == [0, 1] and phrases["pet"].word == "pet"
+    assert phrases["chef"].owners == [2, 3]
+    assert phrases["wolf"].owners == [0, 1, 2, 3] and not phrases["wolf"].word
+    assert phrases["woman cook, dark skin tone"].owners == [4]
+    gendered = [text for text in phrases if "chef" in text and "skin" in text]
+    assert gendered and all(phrases[text].owners == [4] for text in gendered)
+    assert all(index < len(items) for phrase in phrases.values() for index in phrase.owners)
