@@ -25,6 +25,7 @@ from ..errors import CheckpointError, NarError, UsageError
 from ..writers import write_atomic
 
 SLOW = 0.1  # of the learning rate, for parts that need a lower one
+CHANGEABLE = ("save_every", "compile", "bfloat16")  # settings that may change on the way
 
 
 def has_bfloat16() -> bool:
@@ -131,7 +132,7 @@ def train(
     average = {name: p.detach().clone() for name, p in model.named_parameters()}
     memory = memory or {}
     about = {**(about or {}), **asdict(settings), **({"slow": SLOW} if slow else {})}
-    for name in ("save_every", "compile", "bfloat16"):  # these may change on the way
+    for name in CHANGEABLE:
         del about[name]
     step = resume(folder, model, optimizers, average, memory, about)
     parameters: list[Tensor] = list(model.parameters())
@@ -232,7 +233,7 @@ def resume(
         return 0
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
-        there = state["about"]
+        there = {name: value for name, value in state["about"].items() if name not in CHANGEABLE}
         differing = sorted(name for name in {*about, *there} if about.get(name) != there.get(name))
         if not differing:
             model.load_state_dict(state["model"])
