@@ -128,6 +128,18 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(folder, tmp_path, mon
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
+def test_a_run_goes_on_where_the_processor_has_no_bfloat16(folder, tmp_path):
+    pictures = load_pictures(folder, 16)
+    here = settings(steps=3, bfloat16=True)
+    first = train_tokenizer(pictures, SMALL, here, tmp_path / "run", quiet=True)
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    state["about"]["bfloat16"] = True  # as earlier versions wrote it
+    torch.save(state, tmp_path / "run" / "state.pt")
+    there = settings(steps=3, bfloat16=False)
+    second = train_tokenizer(pictures, SMALL, there, tmp_path / "run", quiet=True)
+    assert all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
+
+
 def test_other_settings_or_another_model_do_not_go_on_with_a_run(folder, tmp_path):
     pictures = load_pictures(folder, 16)
     train_tokenizer(pictures, SMALL, settings(steps=3), tmp_path / "run", quiet=True)

@@ -368,6 +368,20 @@ def text(
     caption_tokens: Annotated[
         int, typer.Option(min=2, help="Longest caption of a new encoder, in bytes and one for its end.")
     ] = 80,
+    text_encoder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="ENCODER",
+            parser=expand,
+            help="A text encoder that learns with the model, as transformers saves a T5.",
+        ),
+    ] = None,
+    sentences: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of examples that give the end token's state alone.")
+    ] = 0.0,
+    projection_steps: Annotated[
+        int, typer.Option(min=0, help="First steps, in which only the projections of captions learn.")
+    ] = 0,
     dropout: Dropout = 0.1,
     token_noise: TokenNoise = 0.0,
     code_smoothing: CodeSmoothing = 0.0,
@@ -401,10 +415,14 @@ def text(
     own = None
     defaults: Mapping[str, float] = {"cfg_scale": 2.0}
     if known.kind == "text":
-        refuse_beside_start(context, "encoder_dim", "encoder_layers", "encoder_steps", "caption_tokens")
-        own = own_encoder(start, blocks.config.caption_dim)
-        caption_tokens, encoder_steps = blocks.config.condition_tokens, 0
-        defaults = known.defaults
+        refuse_beside_start(context, "encoder_dim", "encoder_layers", "encoder_steps")
+        most, encoder_steps, defaults = blocks.config.condition_tokens, 0, known.defaults
+        if text_encoder is None:
+            refuse_beside_start(context, "caption_tokens")
+        caption_tokens = most if text_encoder is None else min(caption_tokens, most)
+        own = own_encoder(text_encoder or start / configs.TEXT_ENCODER, blocks.config.caption_dim)
+    elif text_encoder:
+        own, encoder_steps = own_encoder(text_encoder), 0
     settings = TrainSettings(
         steps=steps, batch_size=batch_size, learning_rate=learning_rate,
         muon=muon, save_every=save_every, seed=seed, compile=compile,
@@ -427,7 +445,7 @@ def text(
         vq, blocks, own or byte_encoder(encoder_dim, encoder_layers), caption_tokens,
         settings, output, encoder_steps,
         dropout=dropout, token_noise=token_noise, code_smoothing=code_smoothing,
-        rollouts=rollouts, quiet=quiet,
+        rollouts=rollouts, sentences=sentences, projection_steps=projection_steps, quiet=quiet,
     )  # fmt: skip
     folder = save_model(
         result, transformer=model, tokenizer=vq, text_encoder=encoder, defaults=defaults,

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -26,12 +26,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checkpoints.config import LOG, STATE
+from ..devices import choose_dtype
 from ..errors import CheckpointError, NarError, UsageError, first_line
 from ..media.atomic import clear_parts, explain, write_atomic
 from ..media.textfiles import check_regular, read_text, split_lines
 
 TOLD_EVERY = 30  # seconds between lines about the progress, where stderr is no terminal
 SLOW = 0.1  # of the learning rate, for parts that need a lower one
+CHANGEABLE = ("save_every", "compile", "bfloat16")  # settings that may change on the way
+
+
+def has_bfloat16() -> bool:
+    """Tell whether the processor computes in bfloat16."""
+    return choose_dtype("auto", torch.device("cpu")) == torch.bfloat16
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,8 @@ class TrainSettings:
         save_every: steps between checkpoints and sample sheets.
         seed: of weights, order of the data, dropout and noise.
         compile: use ``torch.compile``.
-        bfloat16: run matrix products and convolutions in bfloat16 (autocast).
+        bfloat16: run matrix products and convolutions in bfloat16 (autocast). By default where the
+            processor computes with it; elsewhere that would be many times slower than float32.
     """
 
     steps: int
@@ -67,7 +75,7 @@ class TrainSettings:
     save_every: int = 500
     seed: int = 0
     compile: bool = True
-    bfloat16: bool = True
+    bfloat16: bool = field(default_factory=has_bfloat16)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "save_every"):
@@ -136,7 +144,7 @@ def train(
     average = {name: p.detach().clone() for name, p in model.named_parameters()}
     memory = memory or {}
     about = {**(about or {}), **asdict(settings), **({"slow": SLOW} if slow else {})}
-    for name in ("save_every", "compile"):  # these may change on the way
+    for name in CHANGEABLE:
         del about[name]
     step = resume(folder, model, optimizers, average, memory, about)
     check_room(folder, model, memory, beside)
@@ -333,7 +341,7 @@ def resume(
     check_regular(path)
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
-        there = state["about"]
+        there = {name: value for name, value in state["about"].items() if name not in CHANGEABLE}
         differing = sorted(name for name in {*about, *there} if about.get(name) != there.get(name))
         if not differing:
             model.load_state_dict(state["model"])

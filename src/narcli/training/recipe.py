@@ -58,25 +58,24 @@ def load_start(
     return model, vq, known
 
 
-def own_encoder(folder: Path, width: int) -> T5Encoder:
-    """The text encoder of a model that `narcli train text` made, in float32.
+def own_encoder(path: Path, width: int | None = None) -> T5Encoder:
+    """Load the text encoder that learns with a model, in float32.
 
     Raises:
-        CheckpointError: it has none, or one that makes features of another width.
+        CheckpointError: there is none, or one that makes features of another width.
     """
     import torch
 
     from ..checkpoints.text_encoder import T5Encoder
 
-    path = folder / config.TEXT_ENCODER
     if not path.is_dir():
         raise CheckpointError(
-            f"{folder} has no text encoder of its own.", "Only a model that `narcli train text` made goes on."
+            f"There is no text encoder in {path}.", "Give one as --text-encoder, as transformers saves a T5."
         )
     encoder = T5Encoder.load(path, torch.float32)
-    if encoder.width != width:
+    if width is not None and encoder.width != width:
         raise CheckpointError(
-            f"The text encoder in {folder} makes features of {encoder.width} numbers, and the model takes "
+            f"The text encoder in {path} makes features of {encoder.width} numbers, and the model takes "
             f"{width}.",
             "They do not belong together.",
         )

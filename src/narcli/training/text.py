@@ -148,10 +148,18 @@ class TextNAR(nn.Module):
         super().__init__()
         self.nar, self.encoder = nar, encoder
 
-    def features(self, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Token ids of B captions -> the condition (B, C, width), left-padded, and its padding (B, C)."""
+    def features(self, ids: Sequence[Tensor], alone: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Token ids of B captions -> the condition (B, C, width), left-padded, and its padding (B, C).
+
+        Where ``alone``, (B,) bool, is true, the condition is the state of the end token and nothing else.
+        """
         encoded, _ = encode(self.encoder, ids)
-        valid = [row[: len(there)] for row, there in zip(encoded, ids, strict=True)]
+        begins = (
+            [0] * len(ids)
+            if alone is None
+            else [len(r) - 1 if a else 0 for r, a in zip(ids, alone, strict=True)]
+        )
+        valid = [row[b : len(there)] for row, there, b in zip(encoded, ids, begins, strict=True)]
         return left_pad(valid, self.nar.config.condition_tokens)
 
 
@@ -159,13 +167,19 @@ def begin(start: NARTransformer, config: TransformerConfig, dropout: float = 0.0
     """A model of text with blocks, heads and token embeddings of one of classes, or with all of one of text.
 
     Args:
-        start: its sizes are those of ``config``, but for the condition of a model of classes.
+        start: its sizes are those of ``config``, but for the condition of a model of classes. A model of text
+            may have more condition tokens: the last ones stay, where captions are.
         config: of the new model.
         dropout: as ``train_nar``.
     """
     model = NARTransformer(config, dropout)
     if start.config.condition == "text":
-        model.load_state_dict(start.state_dict())
+        kept = start.state_dict()
+        dropped = start.config.condition_tokens - config.condition_tokens
+        kept["condition.uncond_embedding"] = kept["condition.uncond_embedding"][dropped:]
+        if config.position == "absolute":
+            kept["position_embedding"] = kept["position_embedding"][:, dropped:]
+        model.load_state_dict(kept)
         return model
     model.init_weights()
     condition = cast(TextCondition, model.condition)
@@ -200,6 +214,8 @@ def train_text(
     token_noise: float = 0.0,
     code_smoothing: float = 0.0,
     rollouts: float = 0.0,
+    sentences: float = 0.0,
+    projection_steps: int = 0,
     quiet: bool = False,
 ) -> tuple[NARTransformer, T5Encoder]:
     """Train a transformer on captions, and its encoder; see ``loop.train`` for what ``folder`` keeps.
@@ -221,6 +237,8 @@ def train_text(
             ``CaptionNoise``.
         code_smoothing: in [0, 10], see ``SoftTargets``.
         rollouts: share of examples whose input the network drew, in [0, 1]; see ``nar.Rollouts``.
+        sentences: share of examples whose condition is the end token's state alone, in [0, 1].
+        projection_steps: the first of the steps, in which only the projections of the condition learn.
         quiet: no progress display.
 
     Raises:
@@ -259,11 +277,12 @@ def train_text(
     nar, condition = model.nar, cast(TextCondition, model.nar.condition)
     forward = torch.compile(nar.forward_train) if settings.compile else nar.forward_train
 
+    rest = [p for name, p in model.named_parameters() if not name.startswith("nar.condition.")]
+
     def features_of(items: Tensor) -> tuple[Tensor, Tensor]:
         numbers = torch.rand(len(items)).tolist()
-        return model.features(
-            [pick(ids[item], number) for item, number in zip(items.tolist(), numbers, strict=True)]
-        )
+        chosen = [pick(ids[item], number) for item, number in zip(items.tolist(), numbers, strict=True)]
+        return model.features(chosen, torch.rand(len(items)) < sentences if sentences else None)
 
     def sampled(network: NARTransformer, items: Tensor, seeds: Tensor) -> Tensor:
         features, padding = features_of(items)
@@ -273,6 +292,8 @@ def train_text(
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         items = torch.from_numpy(batch_indices(len(tokens), settings, step))
+        for parameter in rest:
+            parameter.requires_grad_(step >= projection_steps)
         features, padding = features_of(items)
         dropped = torch.rand(len(items), 1, 1) < LABEL_DROPOUT
         features = torch.where(dropped, condition.uncond_embedding.to(features.dtype), features)
@@ -296,6 +317,8 @@ def train_text(
         "dropout": dropout,
         "token_noise": token_noise,
         **({"code_smoothing": code_smoothing} if code_smoothing else {}),
+        **({"sentences": sentences} if sentences else {}),
+        **({"projection_steps": projection_steps} if projection_steps else {}),
         **rollout.about,
         "data": data,
         "subjects": sha256(noise.subjects.numpy().tobytes()).hexdigest(),

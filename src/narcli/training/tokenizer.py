@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..models.vq import VQConfig, VQTokenizer
 from .data import Pictures
 from .loop import TrainSettings, batch_indices, train
-from .tokens import weights_digest
+from .tokens import tokenize, weights_digest
 
 #: Weight of the pull of features towards their codes (VQ-VAE's beta).
 COMMITMENT = 0.25
@@ -53,12 +53,19 @@ def train_tokenizer(
         model.load_state_dict(start.state_dict())
         for part in (model.encoder, model.quant_conv, model.quantize):
             part.requires_grad_(False)
+        fixed = tokenize(pictures, model.eval(), folder)
+        model.train()
     used = torch.zeros(config.codebook_size, dtype=torch.bool)
     last_features = torch.empty(0)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         nonlocal last_features
-        images = pictures.batch(batch_indices(len(pictures), settings, step))
+        items = batch_indices(len(pictures), settings, step)
+        images = pictures.batch(items)
+        if start is not None:
+            side = config.downsampling
+            grid = (*[1] * bool(pictures.frames), images.shape[-2] // side, images.shape[-1] // side)
+            return reconstruction(model.decode(fixed[items], grid), images)
         features = model.features(images)
         flat = features.detach().float().flatten(0, -2)
         codes = model.quantize.nearest(flat)
@@ -67,15 +74,12 @@ def train_tokenizer(
         chosen = model.quantize(codes).view_as(features)
         # Straight through: the decoder's gradient reaches the encoder as if nothing were rounded.
         vectors = features + (chosen - features).detach()
-        decoded = model.decode_vectors(vectors.flatten(1, -2), features.shape[1:-1]).float()
-        squared = (decoded - images).square()
-        reconstruction = (decoded - images).abs().mean() + 4 * squared.mean() + edges(decoded, images)
+        decoded = model.decode_vectors(vectors.flatten(1, -2), features.shape[1:-1])
+        difference, figures = reconstruction(decoded, images)
         to_codes = F.mse_loss(chosen, features.detach().float())
         to_features = F.mse_loss(features.float(), chosen.detach())
-        # Peak-to-peak is 2 in [-1, 1]; the mean over pictures of each one's PSNR.
-        psnr = 10 * torch.log10(4 / squared.detach().flatten(1).mean(1).clamp_min(1e-10)).mean()
-        loss = reconstruction + to_codes + COMMITMENT * to_features
-        return loss, {"psnr": psnr, "codes": codes.unique().numel()}
+        loss = difference + to_codes + COMMITMENT * to_features
+        return loss, figures | {"codes": codes.unique().numel()}
 
     def reseed(step: int) -> None:
         # None in the last fifth, so that the decoder settles on a fixed set of codes.
@@ -97,6 +101,16 @@ def train_tokenizer(
         about["start"] = weights_digest(start).hexdigest()
     train(model, loss_of, settings, folder, sheet, reseed, {"used": used}, about, quiet=quiet)
     return model.eval()
+
+
+def reconstruction(decoded: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
+    """L1, squared and gradient differences, and the mean over the items of each one's PSNR in dB."""
+    error = decoded.float() - images
+    squared = error.square()
+    loss = error.abs().mean() + 4 * squared.mean() + edges(decoded.float(), images)
+    # Peak-to-peak is 2 in [-1, 1].
+    psnr = 10 * torch.log10(4 / squared.detach().flatten(1).mean(1).clamp_min(1e-10)).mean()
+    return loss, {"psnr": psnr}
 
 
 def edges(decoded: Tensor, images: Tensor) -> Tensor:

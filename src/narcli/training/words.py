@@ -1,0 +1,284 @@
+"""Training of a text encoder that reads word pieces, after a sentence encoder that is many times larger.
+
+Captions alone teach what they say, and nothing of words that they leave out. A sentence encoder knows
+these: its vectors of many phrases are what the small encoder learns to give (distillation, arXiv
+1503.02531), together with the picture that each phrase belongs to. Pieces come from the sentence encoder's
+vocabulary, and their embeddings start from its own, so words that no phrase has mean something, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..checkpoints.text_encoder import T5Encoder
+from .loop import TrainSettings, train
+from .text import HEAD_DIM, encode, sizes_of
+
+PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"  # as a T5 numbers them: 0, 1, 2
+LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789!?.,:;'\"-+=%$_^")  # kept whether or not they occur
+SIMILARITY = 0.05  # temperature of the similarities within a batch
+PICTURES = 0.5  # weight of the loss over pictures, where the vectors have 3
+SORTED = 8  # batches drawn at once and sorted by length, so that little padding is read
+
+
+@dataclass(frozen=True)
+class Phrases:
+    """Phrases, and what a teacher says of each.
+
+    Args:
+        texts: cleaned.
+        often: float (N,), how often each is drawn, relative to others.
+        vectors: float (N, D), the teacher's, of norm 1.
+        owners: int64 (N,), the picture that each belongs to.
+        likely: int64 (N, K), pictures that it may mean; -1 where there are fewer.
+        shares: float (N, K), their probabilities.
+    """
+
+    texts: Sequence[str]
+    often: Tensor
+    vectors: Tensor
+    owners: Tensor
+    likely: Tensor
+    shares: Tensor
+
+    @classmethod
+    def load(cls, folder: Path) -> Phrases:
+        """Read what ``scripts/prepare_phrases.py`` wrote."""
+        lines = (folder / "phrases.tsv").read_text("utf-8").splitlines()
+        texts, rows, owners, often = zip(*(line.split("\t") for line in lines), strict=True)
+        row = np.array(rows, np.int64)
+        vectors, likely, shares = (
+            torch.from_numpy(np.load(folder / f"{name}.npy")[row]) for name in ("vectors", "likely", "shares")
+        )
+        return cls(
+            texts, torch.tensor([float(each) for each in often]), vectors.float(),
+            torch.tensor([int(each) for each in owners]), likely.long(), shares.float(),
+        )  # fmt: skip
+
+    def digest(self) -> str:
+        """A hash of all of it."""
+        known = sha256("\n".join(self.texts).encode())
+        for tensor in (self.often, self.vectors, self.owners, self.likely, self.shares):
+            known.update(tensor.numpy().tobytes())
+        return known.hexdigest()
+
+
+def word_pieces(texts: Iterable[str], vocabulary: Sequence[str]) -> tuple[Any, list[int]]:
+    """A tokenizer of the word pieces that phrases have, as ``transformers`` saves and loads it.
+
+    Args:
+        texts: the phrases.
+        vocabulary: pieces of a BERT, in its order; "##" before those within a word.
+
+    Returns:
+        The tokenizer, which adds an end token, and the places in ``vocabulary`` of its pieces, which come
+        after the three special ones.
+    """
+    from tokenizers import Tokenizer
+    from tokenizers.decoders import WordPiece as Joined
+    from tokenizers.models import WordPiece
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    def reader(pieces: dict[str, int]) -> Tokenizer:
+        tokenizer = Tokenizer(WordPiece(pieces, unk_token=UNKNOWN, max_input_chars_per_word=100))
+        tokenizer.normalizer = BertNormalizer(lowercase=True)
+        tokenizer.pre_tokenizer = BertPreTokenizer()
+        tokenizer.decoder = Joined(prefix="##")
+        return tokenizer
+
+    special = {PAD: 0, END: 1, UNKNOWN: 2}
+    every = {piece: number for number, piece in enumerate(vocabulary)} | {UNKNOWN: len(vocabulary)}
+    occurring = {piece for row in reader(every).encode_batch(list(texts)) for piece in row.tokens}
+    kept = [
+        place
+        for place, piece in enumerate(vocabulary)
+        if piece in occurring or piece.removeprefix("##") in LETTERS
+    ]
+    pieces = special | {vocabulary[place]: number for number, place in enumerate(kept, len(special))}
+    tokenizer = reader(pieces)
+    tokenizer.post_processor = TemplateProcessing(single=f"$A {END}", special_tokens=[(END, special[END])])
+    names = {"pad_token": PAD, "eos_token": END, "unk_token": UNKNOWN}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names), kept
+
+
+def word_encoder(tokenizer: Any, embeddings: Tensor, width: int, layers: int) -> T5Encoder:
+    """A T5 encoder with fresh weights, but for its token embeddings.
+
+    Args:
+        tokenizer: of ``word_pieces``.
+        embeddings: (V, D) of its pieces, by a larger encoder; D at least ``width``. Their first principal
+            components, scaled to a variance of 1, are where the encoder's own begin.
+        width: of the model and its features, a multiple of ``HEAD_DIM``.
+        layers: each with attention and a gated feed-forward three times as wide.
+    """
+    from transformers import T5Config, T5EncoderModel
+
+    sizes = T5Config(
+        vocab_size=len(tokenizer), d_model=width, d_kv=HEAD_DIM, num_heads=width // HEAD_DIM,
+        num_layers=layers, d_ff=3 * width, feed_forward_proj="gated-gelu", dropout_rate=0.0,
+    )  # fmt: skip
+    model = T5EncoderModel(sizes)
+    centred = (embeddings - embeddings.mean(0)).double()
+    _, directions = torch.linalg.eigh(centred.T @ centred)
+    components = centred @ directions[:, -width:]
+    with torch.no_grad():
+        model.shared.weight[-len(embeddings) :] = (components / components.std()).float()
+        # At first the end token's state is then the mean of what it reads of the words.
+        model.shared.weight[1] = 0
+    return T5Encoder(model, tokenizer)
+
+
+class Student(nn.Module):
+    """An encoder that gives the teacher's vectors, and says which picture a phrase shows.
+
+    Both are told twice, from the end token's state and from the mean of the words', which share their
+    projections: a transformer may read the end token alone, or all of them.
+
+    A picture's vector is the sum of those of its parts, subject and attributes, so a picture that is never a
+    target has one as well, of parts that other pictures have.
+
+    Args:
+        encoder: what is trained.
+        parts: (P, K) int64, numbers of the parts of each picture; -1 where it has fewer.
+        vectors: (numbers, D), where the vectors of the parts begin.
+    """
+
+    numbers: Tensor
+
+    def __init__(self, encoder: T5Encoder, parts: Tensor, vectors: Tensor) -> None:
+        super().__init__()
+        self.encoder = encoder.model
+        self.meaning = nn.Linear(encoder.width, vectors.shape[1])
+        self.look = nn.Linear(encoder.width, vectors.shape[1])
+        self.parts = nn.Parameter(vectors.clone())
+        self.log_scale = nn.Parameter(torch.tensor(20.0).log())
+        self.register_buffer("numbers", parts, persistent=False)
+
+    def pictures(self) -> Tensor:
+        """(P, D) of norm 1."""
+        there = (self.numbers >= 0)[..., None]
+        return F.normalize((self.parts[self.numbers.clamp_min(0)] * there).sum(1), dim=-1)
+
+    def forward(self, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Token ids of B phrases -> vectors as the teacher's (2, B, D), logits over pictures (2, B, P)."""
+        states, seen = encode(self.encoder, ids)
+        states = states.float()
+        ends = seen.sum(1) - 1
+        last = states[torch.arange(len(ids)), ends]
+        words = seen.clone()
+        words[torch.arange(len(ids)), ends] = 0
+        mean = (states * words[..., None]).sum(1) / words.sum(1, keepdim=True).clamp_min(1)
+        told = torch.stack([last, mean])
+        looks = F.normalize(self.look(told).float(), dim=-1)
+        return F.normalize(self.meaning(told).float(), dim=-1), self.log_scale.exp() * (
+            looks @ self.pictures().T
+        )
+
+
+def start_of_parts(phrases: Phrases, parts: Tensor) -> Tensor:
+    """Where vectors of parts begin: subjects at the mean of their pictures' phrases, attributes near zero.
+
+    Args:
+        phrases: with the teacher's vectors.
+        parts: as ``Student``; the first of a picture is its subject, which none has as another part.
+
+    Returns:
+        (numbers, D).
+    """
+    subjects = parts[phrases.owners, 0]
+    start = 0.02 * torch.randn(int(parts.max()) + 1, phrases.vectors.shape[1])
+    # A subject's attributes say little of it: pictures without any count as much as all the others together.
+    plain = 1 + 99 * (parts[phrases.owners, 1:] < 0).all(1).float()
+    weights = (phrases.often * plain)[:, None]
+    total = torch.zeros_like(start).index_add_(0, subjects, weights * phrases.vectors)
+    return start + F.normalize(total, dim=1)
+
+
+def distillation(
+    vectors: Tensor, logits: Tensor, target: Tensor, owners: Tensor, likely: Tensor, shares: Tensor
+) -> Tensor:
+    """The loss of one reading of B phrases.
+
+    Args:
+        vectors: (B, D) of the student.
+        logits: (B, P) over pictures.
+        target: (B, D) of the teacher.
+        owners: (B,) pictures that own the phrases.
+        likely: (B, K), and ``shares`` (B, K): as ``Phrases``.
+    """
+    apart = 3 * (1 - (vectors * target).sum(1)).mean()
+    alone = torch.eye(len(vectors), dtype=torch.bool)
+    similar, wanted = ((each @ each.T / SIMILARITY).masked_fill(alone, -1e4) for each in (vectors, target))
+    relations = F.kl_div(
+        similar.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction="batchmean"
+    )
+    likelihoods = logits.log_softmax(1)
+    owned = -likelihoods.gather(1, owners[:, None]).mean()
+    meant = -(likelihoods.gather(1, likely.clamp_min(0)) * shares).sum(1)
+    entropy = -torch.special.entr(shares).sum(1)
+    return apart + relations + PICTURES * 0.5 * (owned + (meant + entropy).mean())
+
+
+def draw(often: Tensor, lengths: Tensor, settings: TrainSettings, step: int) -> Tensor:
+    """Which phrases a step sees: (B,), drawn with replacement, those of a batch of about the same length."""
+    turn, place = divmod(step, SORTED)
+    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + turn)
+    drawn = torch.multinomial(often, SORTED * settings.batch_size, replacement=True, generator=generator)
+    batches = drawn[lengths[drawn].argsort()].view(SORTED, -1)
+    return batches[torch.randperm(SORTED, generator=generator)[place]]
+
+
+def train_words(
+    encoder: T5Encoder, phrases: Phrases, parts: Tensor, targets: Tensor, settings: TrainSettings,
+    folder: Path, tokens: int = 40, quiet: bool = False,
+) -> Student:  # fmt: skip
+    """Train an encoder, in place; see ``loop.train`` for what ``folder`` keeps.
+
+    Args:
+        encoder: of ``word_encoder``.
+        phrases: to learn from.
+        parts: (P, K) of all pictures, as ``Student``.
+        targets: (P,) bool, pictures that phrases may show; others are left out of the loss.
+        settings: of the optimisation.
+        folder: where the run lives.
+        tokens: of a phrase at most, the end token counted.
+        quiet: no progress display.
+    """
+    torch.manual_seed(settings.seed)
+    rows = encoder.tokenizer(list(phrases.texts)).input_ids
+    ids = [torch.tensor(row if len(row) <= tokens else [*row[: tokens - 1], row[-1]]) for row in rows]
+    lengths = torch.tensor([len(row) for row in ids])
+    student = Student(encoder, parts, start_of_parts(phrases, parts)).train()
+    nowhere = ~targets
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
+        picked = draw(phrases.often, lengths, settings, step)
+        vectors, logits = student([ids[index] for index in picked.tolist()])
+        logits = logits.masked_fill(nowhere, -1e4)
+        columns = (phrases.vectors, phrases.owners, phrases.likely, phrases.shares)
+        wanted = [column[picked] for column in columns]
+        pairs = list(zip(vectors, logits, strict=True))
+        loss = torch.stack([distillation(*pair, *wanted) for pair in pairs]).mean()
+        right = (logits.detach().argmax(2) == wanted[1]).float().mean()
+        cosine = (vectors.detach() * wanted[0]).sum(2).mean()
+        return loss, {"cosine": cosine, "right": right}
+
+    about = {
+        "encoder": sizes_of(encoder),
+        "data": phrases.digest(),
+        "parts": sha256(parts.numpy().tobytes()).hexdigest(),
+    }
+    train(student, loss_of, settings, folder, lambda *_: None, about=about, quiet=quiet)
+    return student.eval()
