@@ -2,6 +2,8 @@
 
 A step depends on its number, the seed and what the checkpoint keeps, so a run that was killed goes on from
 its last checkpoint exactly as if nothing had happened.
+
+Longer than 400 lines, since all that a step and a resumed run depend on is read together.
 """
 
 from __future__ import annotations
