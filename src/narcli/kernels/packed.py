@@ -57,7 +57,7 @@ def multiply(rows: Tensor, packed: Tensor) -> Tensor:
 # products have a number of rows for which the sums are the same.
 
 
-#: Products of two to this many rows are summed alike; in bfloat16 there may be another kernel above.
+#: Products of two to this many rows are summed alike; there may be another kernel above.
 SAME_KERNEL = 32
 
 
@@ -65,13 +65,11 @@ SAME_KERNEL = 32
 def padded_count(rows: int, dtype: torch.dtype) -> int:
     """Rows of the product that is made for ``rows`` of them.
 
-    A single row may be summed in another order. In bfloat16 more than ``SAME_KERNEL`` become a multiple of
-    16, so that few numbers have to be tried; with AMX there are at least 48, as the kernel for many rows
+    A single row may be summed in another order. More than ``SAME_KERNEL`` become a multiple of 16, so that
+    few numbers have to be tried; in bfloat16 with AMX there are at least 48, as the kernel for many rows
     takes hardly longer for these than the one for few does for 8.
     """
-    if dtype == torch.float32:
-        return max(rows, 2)
-    if torch.cpu._is_amx_tile_supported():
+    if dtype != torch.float32 and torch.cpu._is_amx_tile_supported():
         rows = max(rows, 48)
     return max(rows, 2) if rows <= SAME_KERNEL else -(-rows // 16) * 16
 
@@ -80,20 +78,19 @@ def padded_count(rows: int, dtype: torch.dtype) -> int:
 def most_rows(out: int, columns: int, dtype: torch.dtype) -> int:
     """Most rows of a product with a weight (out, columns) that are summed as in one of few rows.
 
-    In bfloat16 long sums are cut in pieces from some number on, which is tried here.
+    Long sums are cut in pieces from some number on, which depends on the build of torch and is tried here.
     """
-    if dtype == torch.float32:
-        return 4096
     least = padded_count(SAME_KERNEL, dtype)
+    top = 96 if dtype == torch.float32 else 192  # the trial of float32 takes longer
     generator = torch.Generator().manual_seed(0)
     # The terms of a sum cancel in pairs, and what is left, rounding errors, shows the order of the additions.
     places = torch.randperm(columns, generator=generator)
     half = torch.randn(least, -(-columns // 2), generator=generator)
-    x = torch.cat([half, half], 1)[:, places].to(dtype).repeat(192 // least, 1)  # every row at several places
+    x = torch.cat([half, half], 1)[:, places].to(dtype).repeat(top // least, 1)  # every row at several places
     half = torch.randn(64, half.shape[1], generator=generator)
     weight = torch.cat([half, -half], 1)[:, places].to(dtype).repeat(-(-out // 64), 1)[:out]
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-    expected = multiply(x[:least], packed).repeat(192 // least, 1)
+    expected = multiply(x[:least], packed).repeat(top // least, 1)
     counts = range(least + 16, len(x) + 1, 16)
     same = takewhile(lambda n: torch.equal(multiply(x[:n], packed), expected[:n]), counts)
     return max(same, default=least)
