@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from narcli.checkpoints.load import load_tokenizer, load_transformer
 from narcli.checkpoints.save import check_saveable, save_model
 from narcli.cli import app
 from narcli.cli.console import Console
-from narcli.cli.train import warn_of_untrained
+from narcli.cli.train import check_output, warn_of_untrained
 from narcli.errors import CheckpointError, NarError, UsageError
 from narcli.hub.resolve import resolve
 from narcli.media.atomic import write_atomic
@@ -32,9 +33,18 @@ from narcli.models.transformer import NARTransformer
 from narcli.models.vq import VQConfig, VQTokenizer
 from narcli.sampling import SamplingSettings, generate
 from narcli.training.data import Pictures, load_pictures
-from narcli.training.loop import SLOW, TrainSettings, batch_indices, optimizers_of, save_tensors, train
+from narcli.training.loop import (
+    SLOW,
+    TrainSettings,
+    batch_indices,
+    check_room,
+    optimizers_of,
+    save_tensors,
+    train,
+)
 from narcli.training.nar import train_nar
 from narcli.training.noise import ROLLOUT_STEPS, Noise, Rollouts
+from narcli.training.stop import deferred
 from narcli.training.tokenizer import edges, psnr, train_tokenizer
 from narcli.training.tokens import mark_starts, tokenize
 
@@ -910,6 +920,80 @@ def test_a_signal_writes_the_state_of_the_last_whole_step(folder, tmp_path, monk
     assert all(torch.equal(t, resumed.state_dict()[k]) for k, t in whole.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU", "SIGUSR1", "SIGUSR2", "SIGALRM"])
+def test_every_signal_to_end_writes_the_state_also_where_nobody_reads_what_is_said(name, folder, tmp_path):
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        command_line(
+            *("train", "tokenizer", folder, "-o", run, "--size", 16, "--steps", 9_999, "--channels", 32),
+            *("--multipliers", "1,1", "--codes", 16, "--patch", 1),
+        ),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr.readline().startswith(b"step 1/9999: loss ")
+    if closed := name == "SIGHUP":
+        process.stderr.close()
+    process.send_signal(getattr(signal, name))
+    said = b"" if closed else process.stderr.read()
+    assert process.wait(60) == 128 + getattr(signal, name)
+    assert torch.load(run / "state.pt", weights_only=True)["step"] >= 1
+    assert closed or b"the same command goes on.\nTerminated.\n" in said
+
+
+def test_a_pipe_that_nobody_reads_does_not_end_a_training(folder, tmp_path, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr("narcli.training.loop.TOLD_EVERY", 0)
+    with os.fdopen(writer, "w", buffering=1) as closed, monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", closed)
+        train_tokenizer(load_pictures(folder, 16), SMALL, settings(), tmp_path / "run")
+        with suppress(BrokenPipeError):
+            closed.close()
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 6
+
+
+def test_a_signal_with_a_handler_of_its_own_does_not_end_a_training(folder, tmp_path):
+    came = []
+    before = signal.signal(signal.SIGUSR1, lambda *about: came.append(about))
+    try:
+        with deferred(quiet=True) as stop:
+            signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(came) == 1 and not stop
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_run_that_fits_the_disk_is_not_refused(muon, tmp_path, monkeypatch):
+    model = NARTransformer(TransformerConfig((2, 2), 32, 2, 2, 16, 64, num_classes=2))
+    optimizers = optimizers_of(model, settings(muon=muon))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for optimizer in optimizers:
+        optimizer.step()
+    weights = sum(p.numel() * 4 for p in model.parameters())
+    moments = sum(
+        tensor.numel() * 4
+        for optimizer in optimizers
+        for state in optimizer.state.values()
+        for tensor in state.values()
+        if tensor.ndim
+    )
+    usage = shutil.disk_usage
+
+    def check(free, done):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage("/")._replace(free=free))
+        check_room(tmp_path, model, {}, None, optimizers, done)
+
+    needed = 2 * (2 * weights + moments)
+    check(needed, done=False)
+    check(weights, done=True)
+    for free, done in ((needed - 1, False), (weights - 1, True)):
+        with pytest.raises(NarError, match="takes"):
+            check(free, done)
+
+
 def test_a_disk_that_is_full_is_one_sentence_and_the_state_before_stays(folder, tmp_path, monkeypatch):
     import resource
 
@@ -979,6 +1063,18 @@ def test_a_run_is_not_written_among_its_pictures(folder):
     for command in (["tokenizer"], ["nar", "--tokenizer", "none"], ["text", "--start", "none"]):
         result = CliRunner().invoke(app, ["train", *command, str(folder), "-o", f"{folder}/../{folder.name}"])
         assert result.exit_code == 2 and "the folder of the pictures" in result.output
+
+
+def test_a_run_is_not_written_into_a_folder_of_pictures_inside_of_the_data(folder):
+    for inside in (folder / "red", folder):
+        result = CliRunner().invoke(app, ["train", "tokenizer", str(inside.parent), "-o", str(inside)])
+        assert result.exit_code == 2 and "which holds pictures of" in result.output
+        assert not (inside / "state.pt").exists()
+    (folder / "run").mkdir()
+    (folder / "run" / "state.pt").touch()
+    (folder / "run" / "sample-000001.png").touch()
+    for fine in (folder / "run", folder / "new", folder.parent / "other"):
+        check_output(fine, folder)
 
 
 def test_an_early_end_of_a_file_is_not_called_aborted(folder, monkeypatch):
