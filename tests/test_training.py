@@ -781,6 +781,51 @@ def test_parts_of_a_data_set_are_no_classes(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("first", "second"),
+    [("train2017", "val2017"), ("train_images", "test_images"), ("train-set", "test-set"),
+     ("training_set", "test_set"), ("Train Data", "Valid")],
+)  # fmt: skip
+def test_parts_of_a_data_set_are_known_by_their_first_word(first, second, folder, tmp_path):
+    for name in (first, second):
+        shutil.copytree(folder, tmp_path / "both" / name)
+    with pytest.raises(UsageError, match="parts of a data set, not classes") as caught:
+        load_pictures(tmp_path / "both", 16)
+    assert str(tmp_path / "both" / first) in caught.value.hint
+    for old, new in (("blue", "test tube"), ("red", "train-driver")):
+        (folder / old).rename(folder / new)
+    assert told(folder)[0].names == ("test tube", "train-driver")
+
+
+def test_a_run_in_place_of_pictures_is_refused(folder, tmp_path):
+    run = tmp_path / "run"
+    train_tokenizer(load_pictures(folder, 16), SMALL, settings(steps=1), run, quiet=True)
+    assert list(run.glob("sample-*.png"))
+    with pytest.raises(UsageError, match="is the folder of a training run, not of pictures"):
+        load_pictures(run, 16)
+
+
+def sparse(path, dtype, shape):
+    """Write the header of an array that is larger than memory, and a hole in place of its values."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+        )
+        file.truncate(file.tell() + np.dtype(dtype).itemsize * int(np.prod(shape)))
+
+
+def test_large_arrays_in_place_of_labels_or_tokens_are_not_copied(folder, tmp_path, monkeypatch):
+    np.save(tmp_path / "images.npy", np.zeros((2, 16, 16, 3), np.uint8))
+    sparse(tmp_path / "labels.npy", np.int64, (2**37,))
+    with pytest.raises(CheckpointError, match=r"labels\.npy in .* is int64 \(137438953472,\)"):
+        load_pictures(tmp_path)
+    pictures, tokenizer = load_pictures(folder, 16), VQTokenizer(SMALL).eval()
+    codes = tokenize(pictures, tokenizer, tmp_path / "run")
+    (cache,) = (tmp_path / "run").iterdir()
+    sparse(cache, np.int32, (len(pictures), 2**35))
+    assert torch.equal(tokenize(pictures, tokenizer, tmp_path / "run"), codes)
+
+
+@pytest.mark.parametrize(
     ("make", "says"),
     [
         (lambda path: path.write_bytes(b""), r"images\.npy is empty"),
@@ -837,13 +882,16 @@ def test_names_of_classes_are_checked_before_training(folder, tmp_path):
     np.save(tmp_path / "images.npy", np.zeros((2, 16, 16, 3), np.uint8))
     np.save(tmp_path / "labels.npy", np.arange(2))
     names = tmp_path / "classes.txt"
-    names.write_bytes("\ufeffcat\u2028a\r\nd\xf6g \n\n\n".encode().replace(b"\xe2\x80\xa8", b" "))
+    names.write_bytes("\ufeffcat a\r\nd\xf6g \n\n\n".encode())
     assert load_pictures(tmp_path).names == ("cat a", "dög")
     for content, says in (
         (b"cat\n\ndog\n", "Line 2 of"),
         (b"cat\nd\xf6g\n", r"not UTF-8 text \(line 2\)"),
-        (b"cat\n" + b"x" * 200, "class 1 has 200 characters"),
+        (b"cat\n" + b"x" * 200, r"Line 2 of .*classes\.txt has 200 characters"),
         (b"cat\nd\x1bg", "unprintable"),
+        ("cat\u2028a\ndog".encode(), "Line 1 of .* has unprintable characters"),
+        (b"cat\x0ca\ndog", "Line 1 of .* has unprintable characters"),
+        (b"cat\ndog\ncat\n", r"Lines 1 and 3 of .*classes\.txt are both 'cat'"),
     ):
         names.write_bytes(content)
         with pytest.raises(CheckpointError, match=says):
