@@ -13,7 +13,7 @@ FILES = {
 }
 #: Rooms from the ground up; a module imports from rooms on lower levels only, and from its own.
 LEVELS = (
-    {"errors", "allocator"},
+    {"errors", "endings", "allocator"},
     {"rules", "order", "classes", "devices", "limits", "textfiles", "atomic"},
     {"prompts"},
     {"settings"},

@@ -1,6 +1,7 @@
 """Pictures are read as a viewer shows them."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -63,6 +64,31 @@ def test_more_than_8_bits_are_scaled_and_not_clipped(mode):
     levels = levels / 65535 if mode == "F" else levels
     image = Image.frombytes(mode, (4, 1), levels.astype(kind).tobytes())
     assert np.asarray(as_shown(image))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def tiff(path, pixels, width, bits, photometric=1, sample_format=1):
+    """Write a TIFF file of one row and one channel."""
+    tags = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 1, 279: len(pixels),
+            339: sample_format}  # fmt: skip
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
+    start = 8 + len(pixels) + len(pixels) % 2
+    content = b"II*\0" + struct.pack("<I", start) + pixels.ljust(start - 8, b"\0")
+    path.write_bytes(content + struct.pack("<H", len(tags)) + entries + bytes(4))
+    return path
+
+
+def test_the_depth_and_sign_of_a_tiff_file_are_read(tmp_path):
+    def row(pixels, *about):
+        return np.asarray(read_picture(tiff(tmp_path / "a.tif", pixels, 2, *about)))[0, :, 0].tolist()
+
+    assert row(bytes.fromhex("800fff"), 12) == [128, 255]
+    assert row(np.array([0x8000, 0xFFFF], "<u2").tobytes(), 16) == [128, 255]
+    assert row(np.array([0, 0xC000], "<u2").tobytes(), 16, 0) == [255, 64]
+    assert row(np.array([-5, 0x7FFF], "<i2").tobytes(), 16, 1, 2) == [0, 255]
+    assert row(np.array([0x80000000, 0xFFFFFFFF], "<u4").tobytes(), 32) == [128, 255]
+    assert row(np.array([0x8000, 0xFFFF], "<u4").tobytes(), 32) == [128, 255]
+    assert row(np.array([-5, 0x7FFFFFFF], "<i4").tobytes(), 32, 1, 2) == [0, 255]
+    assert row(np.array([0, 0.25], "<f4").tobytes(), 32, 0, 3) == [255, 191]
 
 
 def test_a_16_bit_png_is_as_bright_as_its_8_bit_twin(tmp_path):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,12 +19,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from narcli.checkpoints import load as checkpoints
+from narcli.checkpoints import save as saving
 from narcli.checkpoints.load import load_tokenizer, load_transformer
 from narcli.checkpoints.save import check_saveable, save_model
 from narcli.cli import app
 from narcli.cli.console import Console
-from narcli.cli.train import warn_of_untrained
+from narcli.cli.train import check_output, warn_of_untrained
 from narcli.errors import CheckpointError, NarError, UsageError
 from narcli.hub.resolve import resolve
 from narcli.media.atomic import write_atomic
@@ -32,9 +33,18 @@ from narcli.models.transformer import NARTransformer
 from narcli.models.vq import VQConfig, VQTokenizer
 from narcli.sampling import SamplingSettings, generate
 from narcli.training.data import Pictures, load_pictures
-from narcli.training.loop import SLOW, TrainSettings, batch_indices, optimizers_of, save_tensors, train
+from narcli.training.loop import (
+    SLOW,
+    TrainSettings,
+    batch_indices,
+    check_room,
+    optimizers_of,
+    save_tensors,
+    train,
+)
 from narcli.training.nar import train_nar
 from narcli.training.noise import ROLLOUT_STEPS, Noise, Rollouts
+from narcli.training.stop import deferred
 from narcli.training.tokenizer import edges, psnr, train_tokenizer
 from narcli.training.tokens import mark_starts, tokenize
 
@@ -783,6 +793,51 @@ def test_parts_of_a_data_set_are_no_classes(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("first", "second"),
+    [("train2017", "val2017"), ("train_images", "test_images"), ("train-set", "test-set"),
+     ("training_set", "test_set"), ("Train Data", "Valid")],
+)  # fmt: skip
+def test_parts_of_a_data_set_are_known_by_their_first_word(first, second, folder, tmp_path):
+    for name in (first, second):
+        shutil.copytree(folder, tmp_path / "both" / name)
+    with pytest.raises(UsageError, match="parts of a data set, not classes") as caught:
+        load_pictures(tmp_path / "both", 16)
+    assert str(tmp_path / "both" / first) in caught.value.hint
+    for old, new in (("blue", "test tube"), ("red", "train-driver")):
+        (folder / old).rename(folder / new)
+    assert told(folder)[0].names == ("test tube", "train-driver")
+
+
+def test_a_run_in_place_of_pictures_is_refused(folder, tmp_path):
+    run = tmp_path / "run"
+    train_tokenizer(load_pictures(folder, 16), SMALL, settings(steps=1), run, quiet=True)
+    assert list(run.glob("sample-*.png"))
+    with pytest.raises(UsageError, match="is the folder of a training run, not of pictures"):
+        load_pictures(run, 16)
+
+
+def sparse(path, dtype, shape):
+    """Write the header of an array that is larger than memory, and a hole in place of its values."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+        )
+        file.truncate(file.tell() + np.dtype(dtype).itemsize * int(np.prod(shape)))
+
+
+def test_large_arrays_in_place_of_labels_or_tokens_are_not_copied(folder, tmp_path, monkeypatch):
+    np.save(tmp_path / "images.npy", np.zeros((2, 16, 16, 3), np.uint8))
+    sparse(tmp_path / "labels.npy", np.int64, (2**37,))
+    with pytest.raises(CheckpointError, match=r"labels\.npy in .* is int64 \(137438953472,\)"):
+        load_pictures(tmp_path)
+    pictures, tokenizer = load_pictures(folder, 16), VQTokenizer(SMALL).eval()
+    codes = tokenize(pictures, tokenizer, tmp_path / "run")
+    (cache,) = (tmp_path / "run").iterdir()
+    sparse(cache, np.int32, (len(pictures), 2**35))
+    assert torch.equal(tokenize(pictures, tokenizer, tmp_path / "run"), codes)
+
+
+@pytest.mark.parametrize(
     ("make", "says"),
     [
         (lambda path: path.write_bytes(b""), r"images\.npy is empty"),
@@ -839,17 +894,23 @@ def test_names_of_classes_are_checked_before_training(folder, tmp_path):
     np.save(tmp_path / "images.npy", np.zeros((2, 16, 16, 3), np.uint8))
     np.save(tmp_path / "labels.npy", np.arange(2))
     names = tmp_path / "classes.txt"
-    names.write_bytes("\ufeffcat\u2028a\r\nd\xf6g \n\n\n".encode().replace(b"\xe2\x80\xa8", b" "))
+    names.write_bytes("\ufeffcat a\r\nd\xf6g \n\n\n".encode())
     assert load_pictures(tmp_path).names == ("cat a", "dög")
     for content, says in (
         (b"cat\n\ndog\n", "Line 2 of"),
         (b"cat\nd\xf6g\n", r"not UTF-8 text \(line 2\)"),
-        (b"cat\n" + b"x" * 200, "class 1 has 200 characters"),
+        (b"cat\n" + b"x" * 200, r"Line 2 of .*classes\.txt has 200 characters"),
         (b"cat\nd\x1bg", "unprintable"),
+        ("cat\u2028a\ndog".encode(), "Line 1 of .* has unprintable characters"),
+        (b"cat\x0ca\ndog", "Line 1 of .* has unprintable characters"),
     ):
         names.write_bytes(content)
         with pytest.raises(CheckpointError, match=says):
             load_pictures(tmp_path)
+    names.write_bytes(b"cat\ndog\ncat\n")  # ImageNet has two cranes
+    told = []
+    load_pictures(tmp_path, tell=told.append)
+    assert any("Lines 1 and 3 of" in text and "are both 'cat'" in text for text in told)
     (folder / "red").rename(folder / ("r" * 200))
     with pytest.raises(CheckpointError, match="class 1 has 200 characters"):
         load_pictures(folder, 16)
@@ -878,7 +939,7 @@ def test_a_process_killed_while_it_writes_the_result_loses_nothing(stage, folder
     before = train_tokenizer(pictures, SMALL, settings(steps=1), run, quiet=True)
     save_model(run / "model", tokenizer=before)
     name, _, again = stage.partition(" ")
-    owner = {"save_file": checkpoints, "rmtree": checkpoints.tempfile._shutil}.get(name, Path)
+    owner = {"save_file": saving, "rmtree": saving.tempfile._shutil}.get(name, Path)
     original, calls = getattr(owner, name), []
 
     def killed(*arguments, **named):
@@ -920,6 +981,80 @@ def test_a_signal_writes_the_state_of_the_last_whole_step(folder, tmp_path, monk
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 2
     resumed = train_tokenizer(pictures, SMALL, chosen, tmp_path / "run", quiet=True)
     assert all(torch.equal(t, resumed.state_dict()[k]) for k, t in whole.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU", "SIGUSR1", "SIGUSR2", "SIGALRM"])
+def test_every_signal_to_end_writes_the_state_also_where_nobody_reads_what_is_said(name, folder, tmp_path):
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        command_line(
+            *("train", "tokenizer", folder, "-o", run, "--size", 16, "--steps", 9_999, "--channels", 32),
+            *("--multipliers", "1,1", "--codes", 16, "--patch", 1),
+        ),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr.readline().startswith(b"step 1/9999: loss ")
+    if closed := name == "SIGHUP":
+        process.stderr.close()
+    process.send_signal(getattr(signal, name))
+    said = b"" if closed else process.stderr.read()
+    assert process.wait(60) == 128 + getattr(signal, name)
+    assert torch.load(run / "state.pt", weights_only=True)["step"] >= 1
+    assert closed or b"the same command goes on.\nTerminated.\n" in said
+
+
+def test_a_pipe_that_nobody_reads_does_not_end_a_training(folder, tmp_path, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr("narcli.training.loop.TOLD_EVERY", 0)
+    with os.fdopen(writer, "w", buffering=1) as closed, monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", closed)
+        train_tokenizer(load_pictures(folder, 16), SMALL, settings(), tmp_path / "run")
+        with suppress(BrokenPipeError):
+            closed.close()
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 6
+
+
+def test_a_signal_with_a_handler_of_its_own_does_not_end_a_training(folder, tmp_path):
+    came = []
+    before = signal.signal(signal.SIGUSR1, lambda *about: came.append(about))
+    try:
+        with deferred(quiet=True) as stop:
+            signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(came) == 1 and not stop
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_run_that_fits_the_disk_is_not_refused(muon, tmp_path, monkeypatch):
+    model = NARTransformer(TransformerConfig((2, 2), 32, 2, 2, 16, 64, num_classes=2))
+    optimizers = optimizers_of(model, settings(muon=muon))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for optimizer in optimizers:
+        optimizer.step()
+    weights = sum(p.numel() * 4 for p in model.parameters())
+    moments = sum(
+        tensor.numel() * 4
+        for optimizer in optimizers
+        for state in optimizer.state.values()
+        for tensor in state.values()
+        if tensor.ndim
+    )
+    usage = shutil.disk_usage
+
+    def check(free, done):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage("/")._replace(free=free))
+        check_room(tmp_path, model, {}, None, optimizers, done)
+
+    needed = 2 * (2 * weights + moments)
+    check(needed, done=False)
+    check(weights, done=True)
+    for free, done in ((needed - 1, False), (weights - 1, True)):
+        with pytest.raises(NarError, match="takes"):
+            check(free, done)
 
 
 def test_a_disk_that_is_full_is_one_sentence_and_the_state_before_stays(folder, tmp_path, monkeypatch):
@@ -991,6 +1126,18 @@ def test_a_run_is_not_written_among_its_pictures(folder):
     for command in (["tokenizer"], ["nar", "--tokenizer", "none"], ["text", "--start", "none"]):
         result = CliRunner().invoke(app, ["train", *command, str(folder), "-o", f"{folder}/../{folder.name}"])
         assert result.exit_code == 2 and "the folder of the pictures" in result.output
+
+
+def test_a_run_is_not_written_into_a_folder_of_pictures_inside_of_the_data(folder):
+    for inside in (folder / "red", folder):
+        result = CliRunner().invoke(app, ["train", "tokenizer", str(inside.parent), "-o", str(inside)])
+        assert result.exit_code == 2 and "which holds pictures of" in result.output
+        assert not (inside / "state.pt").exists()
+    (folder / "run").mkdir()
+    (folder / "run" / "state.pt").touch()
+    (folder / "run" / "sample-000001.png").touch()
+    for fine in (folder / "run", folder / "new", folder.parent / "other"):
+        check_output(fine, folder)
 
 
 def test_an_early_end_of_a_file_is_not_called_aborted(folder, monkeypatch):

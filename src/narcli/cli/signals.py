@@ -12,12 +12,12 @@ import sys
 import time
 import weakref
 
+from ..endings import ENDINGS
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-#: Those that end a process unless it handles them; not all exist on every system.
-NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGBREAK")
 DELAY = 0.05  # seconds until a signal is given again whose exception was lost
 
 
@@ -38,7 +38,7 @@ def catch() -> None:
     A signal that is ignored stays so, as under ``nohup`` or in the background of a script.
     """
     _State.number, _State.raised, _State.ended, _State.main = None, None, False, _thread.get_ident()
-    handled = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+    handled = [getattr(signal, name) for name in ENDINGS if hasattr(signal, name)]
     try:
         handled = [number for number in handled if signal.getsignal(number) not in (signal.SIG_IGN, None)]
         for number in handled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from enum import Enum
@@ -458,10 +459,17 @@ def check_output(output: Path, data: Path) -> None:
     """Refuse to write a run among the pictures, whose sample sheets would be pictures next time.
 
     Raises:
-        UsageError: they are one folder.
+        UsageError: they are one folder, or the run would be in a folder inside that holds pictures.
     """
     if output.resolve() == data.resolve():
         raise UsageError(f"--output is {output}, the folder of the pictures.", "Give another folder.")
+    if data.resolve() not in output.resolve().parents:
+        return
+    from ..viz.sheets import suffixes
+
+    for _, _, files in os.walk(output):
+        if not configs.is_run(files) and any(Path(name).suffix.lower() in suffixes() for name in files):
+            raise UsageError(f"--output is {output}, which holds pictures of {data}.", "Give another folder.")
 
 
 def warn_of_untrained(pictures: Pictures, classes: int, console: Console) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 import warnings
 from collections import Counter
@@ -22,8 +23,23 @@ from ..errors import CheckpointError, UsageError, first_line
 from ..media.textfiles import check_regular, expand, read_text, split_lines, unreadable
 from ..viz.sheets import read_picture, suffixes
 
-#: Names of folders that hold parts of a data set.
+#: First words of the names of folders that hold parts of a data set.
 TRAINING = {"train", "training"}
+#: Other words of such names, with figures; "train car" is a class.
+_PART_WORDS = {
+    "",
+    "data",
+    "dataset",
+    "examples",
+    "folder",
+    "images",
+    "imgs",
+    "part",
+    "pics",
+    "pictures",
+    "set",
+    "split",
+}
 OTHER_PARTS = {"val", "valid", "validation", "test", "testing", "dev", "eval", "heldout", "holdout"}
 Tell = Callable[[str], object]
 
@@ -138,6 +154,11 @@ def load_pictures(path: str | Path, size: int | None = None, tell: Tell = warnin
         raise UsageError(f"{str(path)!r} is not a folder.", "Give a folder of pictures (class/name.png).")
     if size is None:
         raise UsageError(f"{str(path)!r} holds image files, so a size is needed.", "Add --size 128.")
+    if is_run({entry.name for entry in path.iterdir()}):
+        raise UsageError(
+            f"{path} is the folder of a training run, not of pictures.",
+            "Give the folder of the pictures; a run is for --output.",
+        )
     files = _find(path, tell)
     if not files:
         raise UsageError(
@@ -204,17 +225,17 @@ def _check_classes(path: Path, files: Sequence[Path], folders: Sequence[str], te
             "Put every picture into the folder of its class.",
         )
     parts = [f.relative_to(path).parts for f in files]
-    names = {name.lower() for name in folders}
+    names = {name: part for name in folders if (part := _part(name))}
     nested = sorted({f"{p[0]}/{p[1]}" for p in parts if len(p) > 2})
-    split = names & (TRAINING | OTHER_PARTS)
-    if (names & TRAINING and names & OTHER_PARTS) or (split == names and nested):
-        chosen = next((name for name in folders if name.lower() in TRAINING), folders[0])
+    training = [name for name, part in names.items() if part in TRAINING]
+    if 0 < len(training) < len(names) or (len(names) == len(folders) and nested):
+        chosen = (training or folders)[0]
         raise UsageError(
             f"The folders in {str(path)!r} are parts of a data set, not classes: {_some(folders)}.",
             f"Give the one to train on: {path / chosen}.",
         )
-    if split:
-        tell(f"The folder {min(split)} is taken for a class of that name.")
+    if names:
+        tell(f"The folder {min(names)} is taken for a class of that name.")
     if nested:
         tell(f"Folders inside of class folders belong to the class: {_some(nested)}.")
     inside = (e for e in sorted(path.iterdir()) if e.name not in folders and not e.name.startswith("."))
@@ -226,8 +247,20 @@ def _check_classes(path: Path, files: Sequence[Path], folders: Sequence[str], te
     check_names(folders, str(path), tell)
 
 
-def check_names(names: Sequence[str], where: str, tell: Tell) -> None:
+def _part(name: str) -> str:
+    """The first word of a folder's name where that names a part of a data set, as in ``val2017``; else ""."""
+    first, *others = re.split(r"[\W\d_]+", name.lower())
+    return first if first in TRAINING | OTHER_PARTS and set(others) <= _PART_WORDS else ""
+
+
+def check_names(names: Sequence[str], where: str, tell: Tell, lines: bool = False) -> None:
     """Refuse names of classes that a model could not keep; tell of those that are hard to tell apart.
+
+    Args:
+        names: of the classes from 0 on.
+        where: folder or file that they are of.
+        tell: is told, in a sentence, of similar names.
+        lines: ``where`` is a file with a name a line.
 
     Raises:
         CheckpointError: too many names, an empty one, a long one, or one that is not text.
@@ -235,12 +268,18 @@ def check_names(names: Sequence[str], where: str, tell: Tell) -> None:
     if len(names) > MAX_CLASSES:
         raise CheckpointError(f"{where} has {len(names):,} classes, expected at most {MAX_CLASSES:,}.")
     for number, name in enumerate(names):
+        place = f"Line {number + 1} of {where}" if lines else f"{where}: the name of class {number}"
         if not 0 < len(name) < MAX_CLASS_NAME or not name.isprintable():
             wrong = "unprintable characters" if not name.isprintable() else f"{len(name)} characters"
             raise CheckpointError(
-                f"{where}: the name of class {number} has {wrong}: {name[:40]!r}.",
+                f"{place} has {wrong}: {name[:40]!r}.",
                 f"Expected text of 1 to {MAX_CLASS_NAME - 1} characters.",
             )
+    first: dict[str, int] = {}
+    for number, name in enumerate(names, 1):
+        if first.setdefault(name, number) != number:
+            what = f"Lines {first[name]} and {number}" if lines else f"Classes {first[name]} and {number}"
+            tell(f"{what} of {where} are both {name!r}: by name narcli asks for neither, only by id.")
     alike = Counter(unicodedata.normalize("NFC", name).casefold() for name in names)
     same = [name for name in names if alike[unicodedata.normalize("NFC", name).casefold()] > 1]
     if same:
@@ -276,7 +315,7 @@ def read_array(path: Path) -> np.ndarray:
 
 def _load_arrays(path: Path, size: int | None, tell: Tell) -> Pictures:
     images = read_array(path / "images.npy")
-    labels = np.array(read_array(path / "labels.npy")) if os.path.lexists(path / "labels.npy") else None
+    labels = read_array(path / "labels.npy") if os.path.lexists(path / "labels.npy") else None
     if images.ndim not in (4, 5) or images.shape[-1] != 3 or images.dtype != np.uint8 or not images.size:
         raise CheckpointError(
             f"images.npy in {str(path)!r} is {images.dtype} {images.shape}.",
@@ -319,5 +358,5 @@ def read_names(path: Path, tell: Tell) -> tuple[str, ...]:
         raise CheckpointError(
             f"Line {names.index('') + 1} of {path} is empty.", "Give one name a line, for every label from 0."
         )
-    check_names(names, str(path), tell)
+    check_names(names, str(path), tell, lines=True)
     return tuple(names)

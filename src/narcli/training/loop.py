@@ -14,10 +14,9 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -32,6 +31,7 @@ from ..devices import choose_dtype
 from ..errors import CheckpointError, NarError, UsageError, first_line
 from ..media.atomic import clear_parts, explain, write_atomic
 from ..media.textfiles import check_regular, read_text, split_lines
+from .stop import deferred, say
 
 TOLD_EVERY = 30  # seconds between lines about the progress, where stderr is no terminal
 SLOW = 0.1  # of the learning rate, for parts that need a lower one
@@ -135,7 +135,7 @@ def train(
     Raises:
         CheckpointError: ``folder`` holds a run of another model, of other data or with other settings.
         NarError: the loss is not finite, or the disk is too small or full.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM; the state of the last whole step is written first.
+        KeyboardInterrupt: after Ctrl-C, SIGTERM and the like; the last whole step's state is written first.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ def train(
     for name in CHANGEABLE:
         del about[name]
     step = resume(folder, model, optimizers, average, memory, about)
-    check_room(folder, model, memory, beside)
+    check_room(folder, model, memory, beside, optimizers, step == settings.steps)
 
     def save() -> None:
         state = {
@@ -206,7 +206,7 @@ def train(
                 told = now
                 left = timedelta(seconds=round((settings.steps - step) * settings.batch_size / pace))
                 figures_text = ", ".join(f"{name} {value}" for name, value in words.items())
-                print(f"step {step}/{settings.steps}: {figures_text}, {left} left", file=sys.stderr)
+                plain = say(f"step {step}/{settings.steps}: {figures_text}, {left} left")
             if step % 50 == 0 or step == settings.steps:
                 record = {"step": step, "rate": settings.rate(step), "images_per_s": round(pace, 2)}
                 record |= {k: round(v, 5) for k, v in shown.items()}
@@ -220,66 +220,54 @@ def train(
             save()
     if stop:
         if not quiet:
-            print(
-                f"Stopped after {step} of {settings.steps} steps; the same command goes on.", file=sys.stderr
-            )
+            say(f"Stopped after {step} of {settings.steps} steps; the same command goes on.")
         signal.raise_signal(stop[0])
     put(model, average)
     return model
 
 
-@contextmanager
-def deferred(quiet: bool) -> Iterator[list[signal.Signals]]:
-    """Within the block the first Ctrl-C or SIGTERM only joins the list yielded; a second one is as ever."""
-    numbers = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
-    before = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
-    stop: list[signal.Signals] = []
-
-    def note(number: int, frame: object) -> None:
-        stop.append(signal.Signals(number))
-        restore()
-        if not quiet:
-            with suppress(OSError):
-                os.write(2, b"\nStopping after this step; once more stops at once.\n")
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    if threading.current_thread() is not threading.main_thread():
-        before = {}  # signals are the main thread's
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield stop
-    finally:
-        restore()
-
-
 def check_room(
-    folder: Path, model: nn.Module, memory: Mapping[str, Tensor], beside: nn.Module | None
+    folder: Path,
+    model: nn.Module,
+    memory: Mapping[str, Tensor],
+    beside: nn.Module | None,
+    optimizers: Sequence[torch.optim.Optimizer],
+    done: bool,
 ) -> None:
     """Compare the disk with what a run takes: its state, twice while it is renewed, and its result.
+
+    Where all steps are ``done``, only the result is still to be written.
 
     Raises:
         NarError: there is less.
     """
     weights, others, kept = (
-        sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        size(tensors)
         for tensors in (
             model.parameters(),
             beside.parameters() if beside is not None else (),
             memory.values(),
         )
     )
-    state = 4 * weights + kept  # weights, their average, and two moments
+    moments = sum(
+        size(group["params"]) * (1 if isinstance(optimizer, torch.optim.Muon) else 2)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+    )
+    state = 2 * weights + moments + kept  # weights and their average
     there = (folder / STATE).stat().st_size if (folder / STATE).is_file() else 0
-    needed, free = state + max(state, weights + others) - there, shutil.disk_usage(folder).free
+    result, free = weights + others, shutil.disk_usage(folder).free
+    needed = result if done else state + max(state, result) - there
     if needed > free:
         raise NarError(
             f"A run in {folder} takes {needed / 1e6:,.0f} MB, and the disk has {free / 1e6:,.0f} MB free.",
             "Free some space or choose another disk with --output.",
         )
+
+
+def size(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def save_tensors(state: Mapping[str, object], path: Path) -> None:

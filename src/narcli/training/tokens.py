@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +18,7 @@ from ..errors import CheckpointError, UsageError
 from ..media.atomic import write_atomic
 from ..models.vq import VQTokenizer
 from .data import Pictures, read_array
+from .recipe import grid_of
 
 
 @torch.inference_mode()
@@ -24,15 +26,13 @@ def tokenize(pictures: Pictures, tokenizer: VQTokenizer, folder: Path, batch_siz
     """Codes of all pictures: (items, N) int64, kept in ``folder`` for the next time."""
     known = weights_digest(tokenizer, pictures.digest().encode())
     cache = folder / TOKENS.format(known.hexdigest()[:16])
-    count = len(pictures)
+    count, cells = len(pictures), math.prod(grid_of(pictures, tokenizer.config))
     with suppress(CheckpointError, ValueError, TypeError):  # not there, or damaged
-        kept = torch.from_numpy(np.array(read_array(cache)).astype(np.int64))
-        if (
-            kept.ndim == 2
-            and len(kept) == count
-            and 0 <= kept.min() <= kept.max() < tokenizer.config.codebook_size
-        ):
-            return kept
+        mapped = read_array(cache)
+        if mapped.shape == (count, cells) and mapped.dtype == np.int32:
+            kept = torch.from_numpy(mapped.astype(np.int64))
+            if 0 <= kept.min() <= kept.max() < tokenizer.config.codebook_size:
+                return kept
     codes = torch.cat(
         [
             tokenizer.encode(pictures.batch(np.arange(start, min(start + batch_size, count))))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
 from math import ceil, sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
@@ -24,6 +25,7 @@ FORMATS = (
     *("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF"),
     *("PPM", "TGA", "JPEG2000", "ICO", "QOI"),
 )
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 #: Of these all frames are one picture's: layers, sizes, or what a camera adds.
 STILL = ("MPO", "ICO")
 
@@ -80,15 +82,17 @@ def read_picture(path: Path, tell: Callable[[str], object] = warnings.warn) -> I
 def as_shown(image: Image.Image) -> Image.Image:
     """A picture of any mode of Pillow as a viewer shows it: upright, in sRGB, transparency on white.
 
-    Whole numbers of more than 8 bits are levels up to 65535, or 2**31 - 1 where one exceeds that; floats are
-    levels up to the first of 1, 255 and 65535 that none exceeds.
+    Whole numbers of more than 8 bits are levels up to 65535, or 2**31 - 1 where one exceeds that; those of a
+    TIFF file with fewer than 32 bits go up to what its bits hold. Floats are levels up to the first of 1, 255
+    and 65535 that none exceeds.
     """
     image.load()
     profile, info = image.info.get("icc_profile"), image.info
+    tags = getattr(image, "tag_v2", {})
     with suppress(Exception):  # broken EXIF data, which viewers ignore too
         image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
-        image = _to_8_bits(image, info.get("transparency"))
+        image = _to_8_bits(image, info.get("transparency"), tags)
     elif image.mode in ("P", "PA", "RGBa"):
         image = image.convert("RGBA")
     elif image.mode == "La":
@@ -106,12 +110,23 @@ def as_shown(image: Image.Image) -> Image.Image:
     return canvas.convert("RGB")
 
 
-def _to_8_bits(image: Image.Image, transparent: object) -> Image.Image:
-    """A picture of one channel of more than 8 bits, as L, or LA where a level is ``transparent``."""
-    levels = np.asarray(image).astype(np.float64)
-    most = np.nanmax(levels, where=np.isfinite(levels), initial=0)
+def _to_8_bits(image: Image.Image, transparent: object, tags: Mapping[int, Any]) -> Image.Image:
+    """A picture of one channel of more than 8 bits, as L, or LA where a level is ``transparent``.
+
+    ``tags`` are those of a TIFF file, or empty: Pillow neither scales its levels nor inverts them.
+    """
+    levels = np.asarray(image)
+    bits, signed = tags.get(_BITS, (0,))[0], tags.get(_SAMPLE_FORMAT, (1,))[0] == 2
     tops = [1, 255, 65535] if image.mode == "F" else [65535, 2**31 - 1]
+    if image.mode == "I" and bits == 32 and not signed:
+        levels, tops = levels.view(np.uint32), [65535, 2**32 - 1]
+    elif image.mode != "F" and 0 < bits < 32:
+        tops = [2 ** (bits - signed) - 1]
+    levels = levels.astype(np.float64)
+    most = np.nanmax(levels, where=np.isfinite(levels), initial=0)
     top = next((top for top in tops if most <= top), tops[-1])
+    if tags.get(_PHOTOMETRIC) == 0:  # white is zero
+        levels = top - levels
     gray = Image.fromarray((np.nan_to_num(levels).clip(0, top) * (255 / top)).round().astype(np.uint8))
     if isinstance(transparent, int):
         gray.putalpha(Image.fromarray(np.where(levels == transparent, 0, 255).astype(np.uint8)))

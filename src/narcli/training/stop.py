@@ -1,0 +1,55 @@
+"""The end of a training by a signal, and lines about it that nobody may be there to read."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from ..endings import ENDINGS
+
+
+def say(line: str) -> bool:
+    """Print on stderr; returns whether it takes lines: a pipe or terminal that was closed takes none."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+@contextmanager
+def deferred(quiet: bool) -> Iterator[list[signal.Signals]]:
+    """Within the block the first signal to end only joins the list yielded; a second one is as ever.
+
+    Those are Ctrl-C, SIGTERM and SIGHUP where Python handles them, and others with a handler of theirs.
+    """
+    numbers = [number for name in ENDINGS if (number := getattr(signal, name, None))]
+    handlers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    always = [getattr(signal, name, None) for name in ENDINGS[:3]]
+    shared = [handlers[number] for number in always if number in handlers]
+    before = {number: handler for number, handler in handlers.items() if handler in shared}
+    stop: list[signal.Signals] = []
+
+    def note(number: int, frame: object) -> None:
+        stop.append(signal.Signals(number))
+        restore()
+        if not quiet:
+            with suppress(OSError):
+                os.write(2, b"\nStopping after this step; once more stops at once.\n")
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    if threading.current_thread() is not threading.main_thread():
+        before = {}  # signals are the main thread's
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield stop
+    finally:
+        restore()
