@@ -359,6 +359,14 @@ def test_thousands_of_layers_are_not_built(tmp_path):
     assert "layers is 2999, expected a whole number from 1 to 1000" in refused(tmp_path / "x.pt")
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_with_far_more_than_a_model_is_not_called_damaged(tmp_path, zipped):
+    content = {"model": tensors_of("c2i"), "losses": list(range(600_000))}
+    torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    said = refused(tmp_path / "x.pt")
+    assert "holds more than 524,288 values besides its tensors. Save the model alone" in said
+
+
 def test_content_without_tensors_is_described(tmp_path):
     torch.save({"model": {"name": "x"}, "epoch": 3}, tmp_path / "x.pt")
     assert "model, epoch instead of tensors" in refused(tmp_path / "x.pt")
@@ -697,7 +705,19 @@ def with_program(path, program):
 
 
 DOUBLING = b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(100))
+PAIRS = b"](" + b"K\0K\0\x86" * 60_000 + b"eq\0" + b"ccollections\nOrderedDict\nq\1"
 LIES = {
+    "dictionary made of a list again and again": PAIRS + b"h\1h\0\x85R" * 60_000 + b".",
+    "dictionary in a subclass": PAIRS
+    + b"h\0\x85q\2ctorch._tensor\n_rebuild_from_type_v2\nq\3"
+    + b"h\3h\1Nh\2\x87R" * 60_000
+    + b".",
+    "long number as a key": b"\x8b"
+    + struct.pack("<i", 2**23)
+    + b"\1" * 2**23
+    + b"q\0}"
+    + b"h\0Ns" * 100_000
+    + b".",
     "bytearray": b"}" + text("model") + b"cbuiltins\nbytearray\n" + whole(2**33) + b"\x85Rs.",
     "FloatTensor": b"}" + text("model") + b"ctorch\nFloatTensor\n" + whole(2**33) + b"\x85Rs.",
     "UntypedStorage": b"}" + text("model") + b"ctorch.storage\nUntypedStorage\n" + whole(2**33) + b"\x85Rs.",

@@ -10,7 +10,7 @@ import pickletools
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +100,10 @@ class _Refused(Exception):  # noqa: N818
     """A pickle mentions a name, or an instruction, that plain weights do not need."""
 
 
+class _TooLong(Exception):  # noqa: N818
+    """A pickle holds far more than the tensors of a model."""
+
+
 _STORAGES = {
     f"{module}.{kind}Storage": dtype
     for module in ("torch", "torch.cuda")
@@ -177,9 +181,10 @@ def _interpret(file: BinaryIO, storages: dict[str, tuple[int, int]] | None = Non
         del stack[start:]
         return items
 
-    for steps, (instruction, value, _) in enumerate(pickletools.genops(file)):
-        if steps > MAX_STEPS:
-            raise ValueError(f"more than {MAX_STEPS:,} instructions")
+    steps = iter(range(MAX_STEPS))
+    for instruction, value, _ in pickletools.genops(file):
+        if next(steps, None) is None:
+            raise _TooLong
         match instruction.name:
             case "PROTO" | "FRAME":
                 pass
@@ -228,7 +233,7 @@ def _interpret(file: BinaryIO, storages: dict[str, tuple[int, int]] | None = Non
                 stack.append(_Global(full))
             case "REDUCE" | "NEWOBJ":
                 arguments, function = stack.pop(), stack.pop()
-                stack.append(_call(function, arguments))
+                stack.append(_call(function, arguments, steps))
             case "BUILD":
                 stack.pop()  # attributes of whatever it is: no part of a model
             case "BINPERSID":
@@ -246,33 +251,39 @@ def _interpret(file: BinaryIO, storages: dict[str, tuple[int, int]] | None = Non
 
 
 def _put(target: dict[Any, Any], items: Iterable[tuple[Any, Any]]) -> None:
-    """Set items. Keys that may be slow to compare, such as tuples in tuples, become None."""
-    target.update((key if isinstance(key, str | int | float) else None, value) for key, value in items)
+    """Set items. Keys that may be slow to compare, such as tuples in tuples, are cut or become None."""
+    for key, value in items:
+        if isinstance(key, str):
+            key = key[: MAX_NAME + 1]
+        elif not isinstance(key, int | float) or (isinstance(key, int) and key.bit_length() > 64):
+            key = None
+        target[key] = value
 
 
-def _call(function: Any, arguments: Any) -> Any:
-    """What the call of a known name stands for; nothing is called."""
+def _call(function: Any, arguments: Any, steps: Iterator[int]) -> Any:
+    """Return the meaning of a call of a known name; nothing is called. Each copied item takes a step."""
     if not isinstance(function, _Global) or not isinstance(arguments, tuple):
         raise _Refused
     name = function.name
     if name in _DICTIONARIES:
         made: dict[Any, Any] = {}
-        _put(made, *arguments[:1] or [()])
+        if arguments:
+            _put(made, (pair for pair, _ in zip(arguments[0], steps, strict=False)))
         return made
     if name in _TENSORS:
-        storage, offset, size, stride, *more = arguments
+        storage, offset, size, stride, *more = arguments[:10]
         dtype = _DTYPES[more[2].name] if name.endswith("_v3") else storage.dtype
         turned = more[3:] if name.endswith("_v3") else more[2:]  # conjugate or negative, as bits
-        numbers = [offset, *size, *stride]
         if not isinstance(storage, _Storage) or len(size) != len(stride) or len(size) > MAX_AXES:
             raise ValueError("a tensor of no sizes")
+        numbers = [offset, *size, *stride]
         if any(type(number) is not int or not 0 <= number < 2**63 for number in numbers):
             raise ValueError("a tensor of no sizes")
         return _Other() if any(turned) else _Described(dtype, storage, offset, tuple(size), tuple(stride))
     if name in _PARAMETERS:
         return arguments[0]
     if name == _SUBCLASS:
-        return _call(arguments[0], arguments[2])
+        return _call(arguments[0], arguments[2], steps)
     if name == "torch.Size":
         return arguments[0]
     if name in _OTHER_TENSORS:
@@ -283,7 +294,7 @@ def _call(function: Any, arguments: Any) -> Any:
 
 
 def _storage(identity: Any) -> _Storage:
-    kind, of, key, _, numel, *view = identity
+    kind, of, key, _, numel, *view = identity[:6]
     if kind != "storage" or not isinstance(key, str) or type(numel) is not int or numel < 0:
         raise ValueError("a storage of no sizes")
     dtype = _STORAGES[of.name]
@@ -320,6 +331,11 @@ def _read_pickle(path: Path, file: BinaryIO, size: int, zipped: bool) -> dict[st
         raise CheckpointError(
             f"{path} holds instructions that are not plain weights; nothing was run.",
             "Do not trust the file. If it is yours, save a plain dictionary of tensors.",
+        ) from None
+    except _TooLong:
+        raise CheckpointError(
+            f"{path} holds more than {MAX_STEPS:,} values besides its tensors.",
+            "Save the model alone, as a plain dictionary of tensors.",
         ) from None
     except Exception as error:  # damaged pickles raise anything
         _refuse_unmapped(path, error)
@@ -361,7 +377,7 @@ def _open_zip(path: Path, file: BinaryIO) -> tuple[Any, Places]:
     def read(name: str, most: int) -> bytes:
         start, size = find(name)
         if size > most:
-            raise ValueError(f"{name[:60]} of more than {most:,} bytes")
+            raise _TooLong if name == program else ValueError(f"{name[:60]} of more than {most:,} bytes")
         file.seek(start)
         data = file.read(size)
         if zlib.crc32(data) != entries[name].CRC:
