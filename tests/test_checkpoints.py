@@ -10,15 +10,15 @@ import subprocess
 import sys
 import types
 import zipfile
-from collections import OrderedDict
-from pathlib import Path
+from collections import OrderedDict, defaultdict
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from narcli.checkpoints import load
+from narcli.checkpoints import load, pickles
 from narcli.checkpoints.config import read_config
 from narcli.checkpoints.containers import read_tensors
 from narcli.checkpoints.convert import convert
@@ -27,7 +27,7 @@ from narcli.checkpoints.formats.families import identify
 from narcli.checkpoints.formats.transformer import released_names
 from narcli.checkpoints.load import load_tokenizer, load_transformer, transformer_config
 from narcli.checkpoints.save import save_model
-from narcli.errors import CheckpointError, UsageError
+from narcli.errors import CheckpointError, MemoryLimitError, UsageError
 from narcli.models.blocks import TransformerConfig
 from narcli.models.larp import LARPTokenizer
 from narcli.models.transformer import NARTransformer
@@ -163,6 +163,13 @@ def test_training_checkpoints_with_plain_containers_load(tmp_path, monkeypatch):
     state.__dict__.update(a=1)
     content = {
         "model": tensors_of("c2i"),
+        "harmless": [
+            bytearray(b"x"),
+            frozenset({1}),
+            defaultdict(list, a=[1]),
+            Path("a"),
+            PureWindowsPath("b"),
+        ],
         "args": argparse.Namespace(lr=1e-4, nested=argparse.Namespace(x=[1])),
         "cfg": state,
         "rng": (np.random.default_rng(0).integers(0, 9, 5), np.float64(2.5), torch.ByteTensor([1, 2])),
@@ -347,10 +354,36 @@ def test_a_small_file_cannot_claim_large_tensors(tmp_path):
     torch.save({"model": {"tok_embeddings.weight": huge}}, tmp_path / "x.pt")
     assert "does not hold" in refused(tmp_path / "x.pt")
     one = torch.zeros(1000)
-    torch.save({"model": {f"layers.{i}.norm": one for i in range(1000)}}, tmp_path / "y.pt")
+    torch.save({"model": {f"layers.{i}.norm": one[i:] for i in range(1000)}}, tmp_path / "y.pt")
     assert "does not hold" in refused(tmp_path / "y.pt")
     torch.save({"model": {"tok_embeddings.weight": torch.empty(4, 4, device="meta")}}, tmp_path / "z.pt")
     assert "does not hold" in refused(tmp_path / "z.pt")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tied_tensors_are_one_view(tmp_path, zipped):
+    tied = torch.randn(1000, 8)
+    names = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+    torch.save(dict.fromkeys(names, tied), tmp_path / "x.bin", _use_new_zipfile_serialization=zipped)
+    found = read_tensors(tmp_path / "x.bin")
+    assert list(found) == list(names) and all(torch.equal(tensor, tied) for tensor in found.values())
+    assert len({tensor.data_ptr() for tensor in found.values()}) == 1
+
+
+def test_a_shortage_of_memory_is_not_called_damage(monkeypatch):
+    monkeypatch.setattr(pickles, "_find_tensors", lambda *_: bytearray(2**62))
+    with pytest.raises(MemoryLimitError, match=r"c2i\.pt could not be read"):
+        read_tensors(DATA / "c2i.pt")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_damaged_compressed_archive_is_called_packed_again(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "x.pt", "w", method) as archive:
+        archive.writestr("x/data.pkl", bytes(10_000))
+    data = bytearray((tmp_path / "x.pt").read_bytes())
+    data[40:60] = b"\xff" * 20
+    (tmp_path / "x.pt").write_bytes(data)
+    assert "packed again with compression" in refused(tmp_path / "x.pt")
 
 
 def test_thousands_of_layers_are_not_built(tmp_path):
@@ -788,11 +821,17 @@ def test_small_files_that_ask_for_gigabytes_are_refused_in_little_memory(tmp_pat
     with (tmp_path / "tokens.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(said)) + said)
         file.truncate(8 + len(said) + 2**32)
+    with (tmp_path / "directory.pt").open("wb") as file:
+        file.write(b"PK\3\4")
+        file.truncate(2**31)
+        file.seek(2**31)
+        file.write(b"PK\5\6" + struct.pack("<4H2LH", 0, 0, 1, 1, 2**31 - 4, 4, 0))
     found = measured(tmp_path)
-    assert len(found) == len(LIES) + 4
+    assert len(found) == len(LIES) + 5
     assert None not in found.values(), [name for name, answer in found.items() if answer is None]
     assert {name: size for name, (size, _) in found.items() if size > 150} == {}
-    assert "asks to run builtins.bytearray" in found["bytearray.pt"][1]
+    assert "holds no model" in found["bytearray.pt"][1]  # which nothing was made of
+    assert "a directory of more than" in found["directory.pt"][1]
     assert "1073741824 numbers" in found["tokens.safetensors"][1]
 
 

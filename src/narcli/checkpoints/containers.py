@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, first_line
 from ..media.textfiles import open_regular, unreadable
-from .pickles import _check_names, _read_pickle, _refuse_unmapped
+from .pickles import _check_names, _read_pickle, _refuse_shortage
 
 MAX_HEADER = 2**23  # bytes of the header of a safetensors file
 
@@ -83,7 +83,7 @@ def _read_safetensors(path: Path, start: bytes) -> dict[str, Tensor]:
             _check_names(path, names)
             return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, OverflowError) as error:
-        _refuse_unmapped(path, error)
+        _refuse_shortage(path, error)
         raise CheckpointError(
             f"{path} is not a whole safetensors file ({first_line(error)}).",
             "It is cut off or damaged; get it again.",

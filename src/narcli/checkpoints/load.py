@@ -270,9 +270,9 @@ def _fill(
         )
     if copy is not None:
         tensors = copy.converted(tensors)
-    # Where nothing changes this keeps the memory map; elsewhere one tensor at a time is copied.
-    converted = {name: tensor.to(device, dtype or tensor.dtype) for name, tensor in tensors.items()}
-    model.load_state_dict(converted, assign=True)
+    # Where nothing changes this keeps the memory map; each is converted once, under whatever names.
+    converted = {id(tensor): tensor.to(device, dtype or tensor.dtype) for tensor in tensors.values()}
+    model.load_state_dict({name: converted[id(t)] for name, t in tensors.items()}, assign=True)
     return model.eval()
 
 

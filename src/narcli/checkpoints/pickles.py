@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, MemoryLimitError, first_line
-from ..media.textfiles import open_regular
+from ..errors import CheckpointError, MemoryLimitError, first_line, is_shortage
+from ..media.textfiles import open_regular, open_zip
 
 MAX_PROGRAM = 2**24  # bytes of a pickle, without the numbers of its tensors
 
@@ -40,11 +40,11 @@ MAX_AXES = 8
 NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # formats of weights
 
 
-def _refuse_unmapped(path: Path, error: Exception) -> None:
-    """Raise where the file, as large as it is, finds no place in memory: that is no fault of the file."""
-    if "unable to mmap" in str(error) and "allocate memor" in str(error):
+def _refuse_shortage(path: Path, error: Exception) -> None:
+    """Raise where the file finds no place in memory: that is no fault of the file."""
+    if is_shortage(error):
         raise MemoryLimitError(
-            f"Out of memory: {path} could not be mapped.", "Try a smaller model."
+            f"Out of memory: {path} could not be read.", "Close other programs, or try a smaller model."
         ) from None
 
 
@@ -149,6 +149,15 @@ _OTHER_TENSORS = {
 #: Of training checkpoints; nothing is made of them.
 _IGNORED = {
     *("argparse.Namespace", "collections.Counter", "builtins.set", "builtins.complex", "_codecs.encode"),
+    *(f"builtins.{kind}" for kind in ("bool", "int", "float", "str", "bytes", "bytearray")),
+    *(f"builtins.{kind}" for kind in ("list", "tuple", "dict", "frozenset", "range", "slice")),
+    "collections.defaultdict",
+    *(
+        f"pathlib{inner}.{kind}Path"
+        for inner in ("", "._local")
+        for kind in ("", "Pure", "Posix", "PurePosix", "Windows", "PureWindows")
+    ),
+    *(f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")),
     *("torch.Tensor", "torch.device", "torch.serialization._get_layout", "numpy.ndarray", "numpy.dtype"),
     *(f"torch.per_{kind}" for kind in ("tensor_affine", "tensor_symmetric", "channel_affine")),
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
@@ -205,6 +214,9 @@ def _interpret(file: BinaryIO, storages: dict[str, tuple[int, int]] | None = Non
             case "EMPTY_TUPLE":
                 stack.append(())
             case "EMPTY_SET":
+                stack.append(None)
+            case "FROZENSET":
+                since_mark()
                 stack.append(None)
             case "NEWTRUE" | "NEWFALSE":
                 stack.append(instruction.name == "NEWTRUE")
@@ -315,11 +327,13 @@ def _read_pickle(path: Path, file: BinaryIO, size: int, zipped: bool) -> dict[st
         described = _find_tensors(path, content)
         _check_names(path, list(described))
         plain = {name: tensor for name, tensor in described.items() if isinstance(tensor, _Described)}
+        views = set(plain.values())  # tied tensors are one
         # A small file must not claim large tensors: strides of zero or shared storages would allow it.
-        if len(plain) < len(described) or sum(tensor.bytes for tensor in plain.values()) > size:
+        if len(plain) < len(described) or sum(tensor.bytes for tensor in views) > size:
             raise CheckpointError(f"{path} claims tensors that it does not hold.", "The file is damaged.")
         whole = cast(torch.UntypedStorage, torch.UntypedStorage.from_file(str(path), False, size))
-        return {name: _tensor(whole, place, tensor) for name, tensor in plain.items()}
+        made = {tensor: _tensor(whole, place, tensor) for tensor in views}
+        return {name: made[tensor] for name, tensor in plain.items()}
     except CheckpointError:
         raise
     except _Refused as error:
@@ -338,7 +352,7 @@ def _read_pickle(path: Path, file: BinaryIO, size: int, zipped: bool) -> dict[st
             "Save the model alone, as a plain dictionary of tensors.",
         ) from None
     except Exception as error:  # damaged pickles raise anything
-        _refuse_unmapped(path, error)
+        _refuse_shortage(path, error)
         raise CheckpointError(
             f"{path} is damaged, cut off, or not a checkpoint ({type(error).__name__}: {first_line(error)}).",
             "narcli reads .pt, .pth and .safetensors; get the file again.",
@@ -348,7 +362,7 @@ def _read_pickle(path: Path, file: BinaryIO, size: int, zipped: bool) -> dict[st
 def _open_zip(path: Path, file: BinaryIO) -> tuple[Any, Places]:
     """What the pickle in an archive describes, and (start, bytes) of its storages in the file."""
     try:
-        with zipfile.ZipFile(file) as archive:
+        with open_zip(file) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise CheckpointError(
