@@ -32,6 +32,8 @@ from narcli.models.blocks import TransformerConfig
 from narcli.models.larp import LARPTokenizer
 from narcli.models.transformer import NARTransformer
 from narcli.models.vq import VQConfig, VQTokenizer
+from narcli.rules import check
+from narcli.rules import whole as whole_number
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = {"c2i": "c2i.pt", "t2i": "t2i.pt", "c2v": "c2v.pth"}
@@ -131,7 +133,7 @@ def test_without_config_the_released_models_sizes_are_assumed(tmp_path):
     assert transformer_config(tmp_path / "long.pt").grid == (4, 16, 16)
 
 
-@pytest.mark.parametrize("wrap", ["model", "module", "state_dict", "top", "sd"])
+@pytest.mark.parametrize("wrap", ["model", "module", "state_dict", "top", "sd", "shadow"])
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_all_places_where_tensors_may_be(tmp_path, wrap, suffix):
     tensors = tensors_of("c2i")
@@ -140,6 +142,8 @@ def test_all_places_where_tensors_may_be(tmp_path, wrap, suffix):
         save_file({k: v.contiguous() for k, v in tensors.items()}, path)
     elif wrap == "top":
         torch.save(tensors, path)
+    elif wrap == "shadow":
+        torch.save({"ema": {"decay": 0.9, "shadow": tensors}}, path)
     elif wrap == "sd":
         torch.save({"model": {"name": "x", "args": {}, "sd": tensors}, "epoch": 3}, path)
     else:
@@ -445,6 +449,14 @@ def test_config_files_that_are_not_json(tmp_path):
     ):
         (tmp_path / "config.json").write_bytes(content)
         refused(path)
+
+
+def test_a_value_nested_too_deeply_to_be_shown_is_refused(tmp_path):
+    value = []
+    for _ in range(100_000):
+        value = [value]
+    with pytest.raises(CheckpointError, match="n_head is a deeply nested list, expected a whole number"):
+        check(tmp_path, "", {"n_head": whole_number(1, 2)}, {"n_head": value})
 
 
 def test_unknown_keys_beside_a_released_file_do_not_matter(released, tmp_path):
@@ -933,6 +945,8 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path, small, what, name)
         lambda name: "model." + name,
         lambda name: "_fsdp_wrapped_module." + name.replace("layers.0.", "layers.0._fsdp_wrapped_module."),
         lambda name: name.replace(".", "._checkpoint_wrapped_module.", 1),
+        lambda name: "_forward_module." + name,
+        lambda name: "_fpw_module.module." + name,
     ],
 )
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -943,6 +957,14 @@ def test_wrappers_of_training_are_taken_off_the_names(tmp_path, rename, suffix):
         save_file(tensors, path) if suffix == ".safetensors" else torch.save({"model": tensors}, path)
         expected = read(DATA / source).state_dict()
         assert all(torch.equal(expected[name], t) for name, t in read(path).state_dict().items())
+
+
+@pytest.mark.parametrize("place", ["model", "ema", ""])
+def test_the_average_that_torch_keeps_loads(tmp_path, place):
+    tensors = {f"module.{name}": tensor for name, tensor in tensors_of("c2i").items()}
+    averaged = {"n_averaged": torch.tensor(3), **tensors}
+    torch.save({place: averaged} if place else averaged, tmp_path / "x.pt")
+    assert load_transformer(tmp_path / "x.pt").config.layers == 3
 
 
 def test_a_wrapper_on_some_names_only_is_refused(tmp_path):
@@ -966,6 +988,23 @@ def test_of_a_model_and_its_average_the_model_is_used_and_that_is_said(tmp_path)
     torch.save({"ema": tensors, "steps": 3}, tmp_path / "ema.pt")
     assert load_transformer(tmp_path / "ema.pt").config.layers == 3
     assert load.remark(tmp_path / "ema.pt") == "" == load.remark(DATA / "c2i.pt")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("model-1-of-3.pt",),
+        ("model_00001_of_00003.pt",),
+        ("consolidated.00.pth", "consolidated.01.pth"),
+        ("mp_rank_00_model_states.pt", "mp_rank_01_model_states.pt"),
+    ],
+)
+def test_shards_by_other_names_are_called_that(tmp_path, names):
+    for name in names:
+        shutil.copy(DATA / "c2i.pt", tmp_path / name)
+    for name in names:
+        assert "is one shard of a model" in refused(tmp_path / name)
+    assert "shard" in refused(tmp_path)
 
 
 def test_one_shard_of_several_is_called_that(tmp_path):

@@ -26,7 +26,12 @@ MAX_HEADER = 2**23  # bytes of the header of a safetensors file
 WRAPPERS = ("module", "model")
 
 
-INNER_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+INNER_WRAPPERS = (
+    *("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
+    *("_forward_module", "_fpw_module"),
+)
+#: ``torch.optim.swa_utils.AveragedModel`` counts what it averaged, beside the network.
+AVERAGED = "n_averaged"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -92,6 +97,7 @@ def _read_safetensors(path: Path, start: bytes) -> dict[str, Tensor]:
 
 def _unwrap(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under the names that they have in the network itself."""
+    tensors = {name: tensor for name, tensor in tensors.items() if name != AVERAGED or tensor.dim()}
     names = {name: [part for part in name.split(".") if part not in INNER_WRAPPERS] for name in tensors}
     while names and any(
         all(len(parts) > 1 and parts[0] == wrapper for parts in names.values()) for wrapper in WRAPPERS

@@ -443,8 +443,11 @@ def _tensor(whole: torch.UntypedStorage, place: Places, tensor: _Described) -> T
     return made.contiguous() if begin % tensor.dtype.itemsize == 0 else made.clone().contiguous()
 
 
-#: Where the released code and its training put a model, the likeliest first; each may have it under ``sd``.
+#: Where the released code and its training put a model, the likeliest first; each may have it in a part.
 _PLACES = ("model", "module", "state_dict", "ema")
+
+
+_PARTS = ("sd", "module", "shadow")
 
 
 def _find_tensors(path: Path, content: Any) -> dict[str, _Described | _Other]:
@@ -468,7 +471,11 @@ def _candidates(content: Any) -> dict[str, dict[str, _Described | _Other]]:
         return {}
     places = {name: content.get(name) for name in _PLACES}
     places |= {
-        name: place["sd"] for name, place in places.items() if isinstance(place, dict) and "sd" in place
+        name: place[part]
+        for name, place in places.items()
+        if isinstance(place, dict)
+        for part in reversed(_PARTS)  # the likeliest stays
+        if isinstance(place.get(part), dict)
     }
     return {
         name: place
