@@ -10,15 +10,15 @@ import subprocess
 import sys
 import types
 import zipfile
-from collections import OrderedDict
-from pathlib import Path
+from collections import OrderedDict, defaultdict
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from narcli.checkpoints import load
+from narcli.checkpoints import load, pickles
 from narcli.checkpoints.config import read_config
 from narcli.checkpoints.containers import read_tensors
 from narcli.checkpoints.convert import convert
@@ -27,11 +27,13 @@ from narcli.checkpoints.formats.families import identify
 from narcli.checkpoints.formats.transformer import released_names
 from narcli.checkpoints.load import load_tokenizer, load_transformer, transformer_config
 from narcli.checkpoints.save import save_model
-from narcli.errors import CheckpointError, UsageError
+from narcli.errors import CheckpointError, MemoryLimitError, UsageError
 from narcli.models.blocks import TransformerConfig
 from narcli.models.larp import LARPTokenizer
 from narcli.models.transformer import NARTransformer
 from narcli.models.vq import VQConfig, VQTokenizer
+from narcli.rules import check
+from narcli.rules import whole as whole_number
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = {"c2i": "c2i.pt", "t2i": "t2i.pt", "c2v": "c2v.pth"}
@@ -131,7 +133,7 @@ def test_without_config_the_released_models_sizes_are_assumed(tmp_path):
     assert transformer_config(tmp_path / "long.pt").grid == (4, 16, 16)
 
 
-@pytest.mark.parametrize("wrap", ["model", "module", "state_dict", "top", "sd"])
+@pytest.mark.parametrize("wrap", ["model", "module", "state_dict", "top", "sd", "shadow"])
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_all_places_where_tensors_may_be(tmp_path, wrap, suffix):
     tensors = tensors_of("c2i")
@@ -140,6 +142,8 @@ def test_all_places_where_tensors_may_be(tmp_path, wrap, suffix):
         save_file({k: v.contiguous() for k, v in tensors.items()}, path)
     elif wrap == "top":
         torch.save(tensors, path)
+    elif wrap == "shadow":
+        torch.save({"ema": {"decay": 0.9, "shadow": tensors}}, path)
     elif wrap == "sd":
         torch.save({"model": {"name": "x", "args": {}, "sd": tensors}, "epoch": 3}, path)
     else:
@@ -163,6 +167,13 @@ def test_training_checkpoints_with_plain_containers_load(tmp_path, monkeypatch):
     state.__dict__.update(a=1)
     content = {
         "model": tensors_of("c2i"),
+        "harmless": [
+            bytearray(b"x"),
+            frozenset({1}),
+            defaultdict(list, a=[1]),
+            Path("a"),
+            PureWindowsPath("b"),
+        ],
         "args": argparse.Namespace(lr=1e-4, nested=argparse.Namespace(x=[1])),
         "cfg": state,
         "rng": (np.random.default_rng(0).integers(0, 9, 5), np.float64(2.5), torch.ByteTensor([1, 2])),
@@ -347,16 +358,50 @@ def test_a_small_file_cannot_claim_large_tensors(tmp_path):
     torch.save({"model": {"tok_embeddings.weight": huge}}, tmp_path / "x.pt")
     assert "does not hold" in refused(tmp_path / "x.pt")
     one = torch.zeros(1000)
-    torch.save({"model": {f"layers.{i}.norm": one for i in range(1000)}}, tmp_path / "y.pt")
+    torch.save({"model": {f"layers.{i}.norm": one[i:] for i in range(1000)}}, tmp_path / "y.pt")
     assert "does not hold" in refused(tmp_path / "y.pt")
     torch.save({"model": {"tok_embeddings.weight": torch.empty(4, 4, device="meta")}}, tmp_path / "z.pt")
     assert "does not hold" in refused(tmp_path / "z.pt")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tied_tensors_are_one_view(tmp_path, zipped):
+    tied = torch.randn(1000, 8)
+    names = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+    torch.save(dict.fromkeys(names, tied), tmp_path / "x.bin", _use_new_zipfile_serialization=zipped)
+    found = read_tensors(tmp_path / "x.bin")
+    assert list(found) == list(names) and all(torch.equal(tensor, tied) for tensor in found.values())
+    assert len({tensor.data_ptr() for tensor in found.values()}) == 1
+
+
+def test_a_shortage_of_memory_is_not_called_damage(monkeypatch):
+    monkeypatch.setattr(pickles, "_find_tensors", lambda *_: bytearray(2**62))
+    with pytest.raises(MemoryLimitError, match=r"c2i\.pt could not be read"):
+        read_tensors(DATA / "c2i.pt")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_damaged_compressed_archive_is_called_packed_again(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "x.pt", "w", method) as archive:
+        archive.writestr("x/data.pkl", bytes(10_000))
+    data = bytearray((tmp_path / "x.pt").read_bytes())
+    data[40:60] = b"\xff" * 20
+    (tmp_path / "x.pt").write_bytes(data)
+    assert "packed again with compression" in refused(tmp_path / "x.pt")
 
 
 def test_thousands_of_layers_are_not_built(tmp_path):
     tensors = tensors_of("c2i") | {f"layers.{i}.x": torch.zeros(1) for i in range(3000)}
     torch.save({"model": tensors}, tmp_path / "x.pt")
     assert "layers is 2999, expected a whole number from 1 to 1000" in refused(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_with_far_more_than_a_model_is_not_called_damaged(tmp_path, zipped):
+    content = {"model": tensors_of("c2i"), "losses": list(range(600_000))}
+    torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    said = refused(tmp_path / "x.pt")
+    assert "holds more than 524,288 values besides its tensors. Save the model alone" in said
 
 
 def test_content_without_tensors_is_described(tmp_path):
@@ -404,6 +449,14 @@ def test_config_files_that_are_not_json(tmp_path):
     ):
         (tmp_path / "config.json").write_bytes(content)
         refused(path)
+
+
+def test_a_value_nested_too_deeply_to_be_shown_is_refused(tmp_path):
+    value = []
+    for _ in range(100_000):
+        value = [value]
+    with pytest.raises(CheckpointError, match="n_head is a deeply nested list, expected a whole number"):
+        check(tmp_path, "", {"n_head": whole_number(1, 2)}, {"n_head": value})
 
 
 def test_unknown_keys_beside_a_released_file_do_not_matter(released, tmp_path):
@@ -697,7 +750,19 @@ def with_program(path, program):
 
 
 DOUBLING = b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(100))
+PAIRS = b"](" + b"K\0K\0\x86" * 60_000 + b"eq\0" + b"ccollections\nOrderedDict\nq\1"
 LIES = {
+    "dictionary made of a list again and again": PAIRS + b"h\1h\0\x85R" * 60_000 + b".",
+    "dictionary in a subclass": PAIRS
+    + b"h\0\x85q\2ctorch._tensor\n_rebuild_from_type_v2\nq\3"
+    + b"h\3h\1Nh\2\x87R" * 60_000
+    + b".",
+    "long number as a key": b"\x8b"
+    + struct.pack("<i", 2**23)
+    + b"\1" * 2**23
+    + b"q\0}"
+    + b"h\0Ns" * 100_000
+    + b".",
     "bytearray": b"}" + text("model") + b"cbuiltins\nbytearray\n" + whole(2**33) + b"\x85Rs.",
     "FloatTensor": b"}" + text("model") + b"ctorch\nFloatTensor\n" + whole(2**33) + b"\x85Rs.",
     "UntypedStorage": b"}" + text("model") + b"ctorch.storage\nUntypedStorage\n" + whole(2**33) + b"\x85Rs.",
@@ -768,11 +833,17 @@ def test_small_files_that_ask_for_gigabytes_are_refused_in_little_memory(tmp_pat
     with (tmp_path / "tokens.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(said)) + said)
         file.truncate(8 + len(said) + 2**32)
+    with (tmp_path / "directory.pt").open("wb") as file:
+        file.write(b"PK\3\4")
+        file.truncate(2**31)
+        file.seek(2**31)
+        file.write(b"PK\5\6" + struct.pack("<4H2LH", 0, 0, 1, 1, 2**31 - 4, 4, 0))
     found = measured(tmp_path)
-    assert len(found) == len(LIES) + 4
+    assert len(found) == len(LIES) + 5
     assert None not in found.values(), [name for name, answer in found.items() if answer is None]
     assert {name: size for name, (size, _) in found.items() if size > 150} == {}
-    assert "asks to run builtins.bytearray" in found["bytearray.pt"][1]
+    assert "holds no model" in found["bytearray.pt"][1]  # which nothing was made of
+    assert "a directory of more than" in found["directory.pt"][1]
     assert "1073741824 numbers" in found["tokens.safetensors"][1]
 
 
@@ -874,6 +945,8 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path, small, what, name)
         lambda name: "model." + name,
         lambda name: "_fsdp_wrapped_module." + name.replace("layers.0.", "layers.0._fsdp_wrapped_module."),
         lambda name: name.replace(".", "._checkpoint_wrapped_module.", 1),
+        lambda name: "_forward_module." + name,
+        lambda name: "_fpw_module.module." + name,
     ],
 )
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -884,6 +957,14 @@ def test_wrappers_of_training_are_taken_off_the_names(tmp_path, rename, suffix):
         save_file(tensors, path) if suffix == ".safetensors" else torch.save({"model": tensors}, path)
         expected = read(DATA / source).state_dict()
         assert all(torch.equal(expected[name], t) for name, t in read(path).state_dict().items())
+
+
+@pytest.mark.parametrize("place", ["model", "ema", ""])
+def test_the_average_that_torch_keeps_loads(tmp_path, place):
+    tensors = {f"module.{name}": tensor for name, tensor in tensors_of("c2i").items()}
+    averaged = {"n_averaged": torch.tensor(3), **tensors}
+    torch.save({place: averaged} if place else averaged, tmp_path / "x.pt")
+    assert load_transformer(tmp_path / "x.pt").config.layers == 3
 
 
 def test_a_wrapper_on_some_names_only_is_refused(tmp_path):
@@ -907,6 +988,23 @@ def test_of_a_model_and_its_average_the_model_is_used_and_that_is_said(tmp_path)
     torch.save({"ema": tensors, "steps": 3}, tmp_path / "ema.pt")
     assert load_transformer(tmp_path / "ema.pt").config.layers == 3
     assert load.remark(tmp_path / "ema.pt") == "" == load.remark(DATA / "c2i.pt")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("model-1-of-3.pt",),
+        ("model_00001_of_00003.pt",),
+        ("consolidated.00.pth", "consolidated.01.pth"),
+        ("mp_rank_00_model_states.pt", "mp_rank_01_model_states.pt"),
+    ],
+)
+def test_shards_by_other_names_are_called_that(tmp_path, names):
+    for name in names:
+        shutil.copy(DATA / "c2i.pt", tmp_path / name)
+    for name in names:
+        assert "is one shard of a model" in refused(tmp_path / name)
+    assert "shard" in refused(tmp_path)
 
 
 def test_one_shard_of_several_is_called_that(tmp_path):

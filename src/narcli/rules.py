@@ -59,5 +59,8 @@ def check(path: Path, prefix: str, rules: Mapping[str, Rule], values: Mapping[st
 
 
 def _show(value: Any) -> str:
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -27,7 +27,7 @@ from typing import Any
 
 from ..classes import TABLES
 from ..errors import CheckpointError
-from ..media.textfiles import read_json
+from ..media.textfiles import open_regular, open_zip, read_json
 from ..rules import MAX_CELLS, Rule, _show, check, number, one_of, sizes_of, whole
 from ..settings import LARGEST
 
@@ -270,14 +270,14 @@ def is_run(names: Collection[str]) -> bool:
 
 def _state_in(path: Path) -> str:
     """What a file keeps the state of, by its first keys: a training run, an optimiser, or "" for nothing."""
-    import zipfile
-
     try:
-        with zipfile.ZipFile(path) as archive:
-            name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-            with archive.open(name) as pickled:
+        with open_regular(path) as file, open_zip(file) as archive:
+            entry = next(entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
+            if entry.compress_type != 0:  # PyTorch stores; unpacking may take any memory
+                return ""
+            with archive.open(entry) as pickled:
                 content = pickled.read(2**24)
-    except (OSError, zipfile.BadZipFile, StopIteration, RuntimeError, NotImplementedError, ValueError):
+    except Exception:  # a damaged archive raises anything; what opens it next says what is wrong
         return ""
     start = content[:64]
     if _key("step") in start and _key("about") in start:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, first_line
 from ..media.textfiles import open_regular, unreadable
-from .pickles import _check_names, _read_pickle, _refuse_unmapped
+from .pickles import _check_names, _read_pickle, _refuse_shortage
 
 MAX_HEADER = 2**23  # bytes of the header of a safetensors file
 
@@ -26,7 +26,12 @@ MAX_HEADER = 2**23  # bytes of the header of a safetensors file
 WRAPPERS = ("module", "model")
 
 
-INNER_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+INNER_WRAPPERS = (
+    *("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
+    *("_forward_module", "_fpw_module"),
+)
+#: ``torch.optim.swa_utils.AveragedModel`` counts what it averaged, beside the network.
+AVERAGED = "n_averaged"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -83,7 +88,7 @@ def _read_safetensors(path: Path, start: bytes) -> dict[str, Tensor]:
             _check_names(path, names)
             return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, OverflowError) as error:
-        _refuse_unmapped(path, error)
+        _refuse_shortage(path, error)
         raise CheckpointError(
             f"{path} is not a whole safetensors file ({first_line(error)}).",
             "It is cut off or damaged; get it again.",
@@ -92,6 +97,7 @@ def _read_safetensors(path: Path, start: bytes) -> dict[str, Tensor]:
 
 def _unwrap(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under the names that they have in the network itself."""
+    tensors = {name: tensor for name, tensor in tensors.items() if name != AVERAGED or tensor.dim()}
     names = {name: [part for part in name.split(".") if part not in INNER_WRAPPERS] for name in tensors}
     while names and any(
         all(len(parts) > 1 and parts[0] == wrapper for parts in names.values()) for wrapper in WRAPPERS

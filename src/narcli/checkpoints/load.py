@@ -144,7 +144,7 @@ def _weights_file(path: Path, part: str) -> Path:
     others = configs.weights_in(there)
     if len(others) == 1:
         return path / others[0]  # a released repository as it was downloaded
-    if others and all(_SHARD.search(name) for name in others):
+    if others and all(_SHARD.search(name) or _RANK.search(name) for name in others):
         raise CheckpointError(f"The folder {path} has a model in {len(others)} shards.", _SHARD_HINT)
     held = ", ".join(others or there)[:200] or "nothing"
     raise CheckpointError(
@@ -153,7 +153,11 @@ def _weights_file(path: Path, part: str) -> Path:
     )
 
 
-_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.\w+$")
+_SHARD = re.compile(r"[-_](\d{1,6})[-_]of[-_](\d{1,6})\.\w+$")
+
+
+#: A rank's part, by names that do not say how many there are: of Llama, Megatron and DeepSpeed.
+_RANK = re.compile(r"^(?:consolidated\.(\d\d)\.|(?:.*_)?mp_rank_(\d\d)_model_states\.)")
 
 
 _SHARD_HINT = "narcli reads a model from one file; save it as one, without shards."
@@ -161,6 +165,10 @@ _SHARD_HINT = "narcli reads a model from one file; save it as one, without shard
 
 def _refuse_shard(file: Path) -> None:
     """Refuse one of several files of a model, told by its name or by the index beside it."""
+    if rank := _RANK.search(file.name):
+        ranks = [path for path in file.parent.glob("*") if _RANK.search(path.name)]
+        if len(ranks) > 1 or int(rank[1] or rank[2]) > 0:
+            raise CheckpointError(f"{file} is one shard of a model, of one rank.", _SHARD_HINT)
     shard = _SHARD.search(file.name)
     parts = int(shard[2]) if shard else 0
     for index in file.parent.glob("*.index.json"):
@@ -270,9 +278,9 @@ def _fill(
         )
     if copy is not None:
         tensors = copy.converted(tensors)
-    # Where nothing changes this keeps the memory map; elsewhere one tensor at a time is copied.
-    converted = {name: tensor.to(device, dtype or tensor.dtype) for name, tensor in tensors.items()}
-    model.load_state_dict(converted, assign=True)
+    # Where nothing changes this keeps the memory map; each is converted once, under whatever names.
+    converted = {id(tensor): tensor.to(device, dtype or tensor.dtype) for tensor in tensors.values()}
+    model.load_state_dict({name: converted[id(t)] for name, t in tensors.items()}, assign=True)
     return model.eval()
 
 

@@ -10,7 +10,7 @@ import pickletools
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, MemoryLimitError, first_line
-from ..media.textfiles import open_regular
+from ..errors import CheckpointError, MemoryLimitError, first_line, is_shortage
+from ..media.textfiles import open_regular, open_zip
 
 MAX_PROGRAM = 2**24  # bytes of a pickle, without the numbers of its tensors
 
@@ -40,11 +40,11 @@ MAX_AXES = 8
 NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # formats of weights
 
 
-def _refuse_unmapped(path: Path, error: Exception) -> None:
-    """Raise where the file, as large as it is, finds no place in memory: that is no fault of the file."""
-    if "unable to mmap" in str(error) and "allocate memor" in str(error):
+def _refuse_shortage(path: Path, error: Exception) -> None:
+    """Raise where the file finds no place in memory: that is no fault of the file."""
+    if is_shortage(error):
         raise MemoryLimitError(
-            f"Out of memory: {path} could not be mapped.", "Try a smaller model."
+            f"Out of memory: {path} could not be read.", "Close other programs, or try a smaller model."
         ) from None
 
 
@@ -100,6 +100,10 @@ class _Refused(Exception):  # noqa: N818
     """A pickle mentions a name, or an instruction, that plain weights do not need."""
 
 
+class _TooLong(Exception):  # noqa: N818
+    """A pickle holds far more than the tensors of a model."""
+
+
 _STORAGES = {
     f"{module}.{kind}Storage": dtype
     for module in ("torch", "torch.cuda")
@@ -145,6 +149,15 @@ _OTHER_TENSORS = {
 #: Of training checkpoints; nothing is made of them.
 _IGNORED = {
     *("argparse.Namespace", "collections.Counter", "builtins.set", "builtins.complex", "_codecs.encode"),
+    *(f"builtins.{kind}" for kind in ("bool", "int", "float", "str", "bytes", "bytearray")),
+    *(f"builtins.{kind}" for kind in ("list", "tuple", "dict", "frozenset", "range", "slice")),
+    "collections.defaultdict",
+    *(
+        f"pathlib{inner}.{kind}Path"
+        for inner in ("", "._local")
+        for kind in ("", "Pure", "Posix", "PurePosix", "Windows", "PureWindows")
+    ),
+    *(f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")),
     *("torch.Tensor", "torch.device", "torch.serialization._get_layout", "numpy.ndarray", "numpy.dtype"),
     *(f"torch.per_{kind}" for kind in ("tensor_affine", "tensor_symmetric", "channel_affine")),
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
@@ -177,9 +190,10 @@ def _interpret(file: BinaryIO, storages: dict[str, tuple[int, int]] | None = Non
         del stack[start:]
         return items
 
-    for steps, (instruction, value, _) in enumerate(pickletools.genops(file)):
-        if steps > MAX_STEPS:
-            raise ValueError(f"more than {MAX_STEPS:,} instructions")
+    steps = iter(range(MAX_STEPS))
+    for instruction, value, _ in pickletools.genops(file):
+        if next(steps, None) is None:
+            raise _TooLong
         match instruction.name:
             case "PROTO" | "FRAME":
                 pass
@@ -200,6 +214,9 @@ def _interpret(file: BinaryIO, storages: dict[str, tuple[int, int]] | None = Non
             case "EMPTY_TUPLE":
                 stack.append(())
             case "EMPTY_SET":
+                stack.append(None)
+            case "FROZENSET":
+                since_mark()
                 stack.append(None)
             case "NEWTRUE" | "NEWFALSE":
                 stack.append(instruction.name == "NEWTRUE")
@@ -228,7 +245,7 @@ def _interpret(file: BinaryIO, storages: dict[str, tuple[int, int]] | None = Non
                 stack.append(_Global(full))
             case "REDUCE" | "NEWOBJ":
                 arguments, function = stack.pop(), stack.pop()
-                stack.append(_call(function, arguments))
+                stack.append(_call(function, arguments, steps))
             case "BUILD":
                 stack.pop()  # attributes of whatever it is: no part of a model
             case "BINPERSID":
@@ -246,33 +263,39 @@ def _interpret(file: BinaryIO, storages: dict[str, tuple[int, int]] | None = Non
 
 
 def _put(target: dict[Any, Any], items: Iterable[tuple[Any, Any]]) -> None:
-    """Set items. Keys that may be slow to compare, such as tuples in tuples, become None."""
-    target.update((key if isinstance(key, str | int | float) else None, value) for key, value in items)
+    """Set items. Keys that may be slow to compare, such as tuples in tuples, are cut or become None."""
+    for key, value in items:
+        if isinstance(key, str):
+            key = key[: MAX_NAME + 1]
+        elif not isinstance(key, int | float) or (isinstance(key, int) and key.bit_length() > 64):
+            key = None
+        target[key] = value
 
 
-def _call(function: Any, arguments: Any) -> Any:
-    """What the call of a known name stands for; nothing is called."""
+def _call(function: Any, arguments: Any, steps: Iterator[int]) -> Any:
+    """Return the meaning of a call of a known name; nothing is called. Each copied item takes a step."""
     if not isinstance(function, _Global) or not isinstance(arguments, tuple):
         raise _Refused
     name = function.name
     if name in _DICTIONARIES:
         made: dict[Any, Any] = {}
-        _put(made, *arguments[:1] or [()])
+        if arguments:
+            _put(made, (pair for pair, _ in zip(arguments[0], steps, strict=False)))
         return made
     if name in _TENSORS:
-        storage, offset, size, stride, *more = arguments
+        storage, offset, size, stride, *more = arguments[:10]
         dtype = _DTYPES[more[2].name] if name.endswith("_v3") else storage.dtype
         turned = more[3:] if name.endswith("_v3") else more[2:]  # conjugate or negative, as bits
-        numbers = [offset, *size, *stride]
         if not isinstance(storage, _Storage) or len(size) != len(stride) or len(size) > MAX_AXES:
             raise ValueError("a tensor of no sizes")
+        numbers = [offset, *size, *stride]
         if any(type(number) is not int or not 0 <= number < 2**63 for number in numbers):
             raise ValueError("a tensor of no sizes")
         return _Other() if any(turned) else _Described(dtype, storage, offset, tuple(size), tuple(stride))
     if name in _PARAMETERS:
         return arguments[0]
     if name == _SUBCLASS:
-        return _call(arguments[0], arguments[2])
+        return _call(arguments[0], arguments[2], steps)
     if name == "torch.Size":
         return arguments[0]
     if name in _OTHER_TENSORS:
@@ -283,7 +306,7 @@ def _call(function: Any, arguments: Any) -> Any:
 
 
 def _storage(identity: Any) -> _Storage:
-    kind, of, key, _, numel, *view = identity
+    kind, of, key, _, numel, *view = identity[:6]
     if kind != "storage" or not isinstance(key, str) or type(numel) is not int or numel < 0:
         raise ValueError("a storage of no sizes")
     dtype = _STORAGES[of.name]
@@ -304,11 +327,13 @@ def _read_pickle(path: Path, file: BinaryIO, size: int, zipped: bool) -> dict[st
         described = _find_tensors(path, content)
         _check_names(path, list(described))
         plain = {name: tensor for name, tensor in described.items() if isinstance(tensor, _Described)}
+        views = set(plain.values())  # tied tensors are one
         # A small file must not claim large tensors: strides of zero or shared storages would allow it.
-        if len(plain) < len(described) or sum(tensor.bytes for tensor in plain.values()) > size:
+        if len(plain) < len(described) or sum(tensor.bytes for tensor in views) > size:
             raise CheckpointError(f"{path} claims tensors that it does not hold.", "The file is damaged.")
         whole = cast(torch.UntypedStorage, torch.UntypedStorage.from_file(str(path), False, size))
-        return {name: _tensor(whole, place, tensor) for name, tensor in plain.items()}
+        made = {tensor: _tensor(whole, place, tensor) for tensor in views}
+        return {name: made[tensor] for name, tensor in plain.items()}
     except CheckpointError:
         raise
     except _Refused as error:
@@ -321,8 +346,13 @@ def _read_pickle(path: Path, file: BinaryIO, size: int, zipped: bool) -> dict[st
             f"{path} holds instructions that are not plain weights; nothing was run.",
             "Do not trust the file. If it is yours, save a plain dictionary of tensors.",
         ) from None
+    except _TooLong:
+        raise CheckpointError(
+            f"{path} holds more than {MAX_STEPS:,} values besides its tensors.",
+            "Save the model alone, as a plain dictionary of tensors.",
+        ) from None
     except Exception as error:  # damaged pickles raise anything
-        _refuse_unmapped(path, error)
+        _refuse_shortage(path, error)
         raise CheckpointError(
             f"{path} is damaged, cut off, or not a checkpoint ({type(error).__name__}: {first_line(error)}).",
             "narcli reads .pt, .pth and .safetensors; get the file again.",
@@ -332,7 +362,7 @@ def _read_pickle(path: Path, file: BinaryIO, size: int, zipped: bool) -> dict[st
 def _open_zip(path: Path, file: BinaryIO) -> tuple[Any, Places]:
     """What the pickle in an archive describes, and (start, bytes) of its storages in the file."""
     try:
-        with zipfile.ZipFile(file) as archive:
+        with open_zip(file) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise CheckpointError(
@@ -361,7 +391,7 @@ def _open_zip(path: Path, file: BinaryIO) -> tuple[Any, Places]:
     def read(name: str, most: int) -> bytes:
         start, size = find(name)
         if size > most:
-            raise ValueError(f"{name[:60]} of more than {most:,} bytes")
+            raise _TooLong if name == program else ValueError(f"{name[:60]} of more than {most:,} bytes")
         file.seek(start)
         data = file.read(size)
         if zlib.crc32(data) != entries[name].CRC:
@@ -413,8 +443,11 @@ def _tensor(whole: torch.UntypedStorage, place: Places, tensor: _Described) -> T
     return made.contiguous() if begin % tensor.dtype.itemsize == 0 else made.clone().contiguous()
 
 
-#: Where the released code and its training put a model, the likeliest first; each may have it under ``sd``.
+#: Where the released code and its training put a model, the likeliest first; each may have it in a part.
 _PLACES = ("model", "module", "state_dict", "ema")
+
+
+_PARTS = ("sd", "module", "shadow")
 
 
 def _find_tensors(path: Path, content: Any) -> dict[str, _Described | _Other]:
@@ -438,7 +471,11 @@ def _candidates(content: Any) -> dict[str, dict[str, _Described | _Other]]:
         return {}
     places = {name: content.get(name) for name in _PLACES}
     places |= {
-        name: place["sd"] for name, place in places.items() if isinstance(place, dict) and "sd" in place
+        name: place[part]
+        for name, place in places.items()
+        if isinstance(place, dict)
+        for part in reversed(_PARTS)  # the likeliest stays
+        if isinstance(place.get(part), dict)
     }
     return {
         name: place

@@ -11,11 +11,15 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ..errors import CheckpointError, UsageError
 
+if TYPE_CHECKING:
+    import zipfile
+
 MAX_TEXT = 2**24  # bytes of a file of text
+MAX_DIRECTORY = 2**24  # bytes of the directory of a ZIP archive
 MAX_JSON = 2**20  # bytes of a JSON file that belongs to a model
 _BREAKS = re.compile("\r\n|\n|\r")
 
@@ -124,6 +128,32 @@ def split_lines(text: str) -> list[str]:
     """
     lines = _BREAKS.split(text)
     return lines[:-1] if not lines[-1] else lines
+
+
+class _Bounded:
+    """A file for ``zipfile``, which reads a directory of any size in one piece."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, size: int = -1) -> bytes:
+        if size > MAX_DIRECTORY:
+            raise ValueError(f"a directory of more than {MAX_DIRECTORY:,} bytes")
+        return self._file.read(size)
+
+
+def open_zip(file: BinaryIO) -> zipfile.ZipFile:
+    """Open a ZIP archive for reading; no more than ``MAX_DIRECTORY`` bytes are read at once.
+
+    Raises:
+        zipfile.BadZipFile, OSError, ValueError, NotImplementedError: no archive, or a directory too large.
+    """
+    import zipfile
+
+    return zipfile.ZipFile(cast(BinaryIO, _Bounded(file)))
 
 
 def read_json(path: Path, most: int = MAX_JSON) -> dict[str, Any]:
