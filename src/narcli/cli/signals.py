@@ -16,8 +16,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-#: Those that end a process unless it handles them; not all exist on every system.
-NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGBREAK")
+#: Left alone, of those that exist: what cannot be handled, stops or disturbs nobody, or reports a fault.
+#: Python ignores ``SIGPIPE`` and ``SIGXFSZ``, which are errors of a write then.
+LEFT_ALONE = (
+    *("SIGKILL", "SIGSTOP", "SIGCONT", "SIGTSTP", "SIGTTIN", "SIGTTOU"),
+    *("SIGCHLD", "SIGURG", "SIGWINCH", "SIGINFO"),
+    *("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP", "SIGSYS", "SIGEMT"),
+    *("SIGPIPE", "SIGXFSZ"),
+)
 DELAY = 0.05  # seconds until a signal is given again whose exception was lost
 
 
@@ -38,7 +44,8 @@ def catch() -> None:
     A signal that is ignored stays so, as under ``nohup`` or in the background of a script.
     """
     _State.number, _State.raised, _State.ended, _State.main = None, None, False, _thread.get_ident()
-    handled = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+    left_alone = {getattr(signal, name, None) for name in LEFT_ALONE}
+    handled: list[int] = [number for number in signal.valid_signals() if number not in left_alone]
     try:
         handled = [number for number in handled if signal.getsignal(number) not in (signal.SIG_IGN, None)]
         for number in handled:
