@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
 from .config import MODEL, TEXT_ENCODER, TOKENIZER
 
-if TYPE_CHECKING:
-    pass
+#: The end of the name of one of several files of a model: its number and their count.
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.\w+$")
+SHARD_HINT = "narcli reads a model from one file; save it as one, without shards."
 
 
 def has_own_tokenizer(path: Path) -> bool:
