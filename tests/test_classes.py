@@ -169,6 +169,11 @@ NAMES = load_table(["a, b", "a", "b", "3", " x ", 'say "hi"', "-", '"q"', "c, d,
         (IMAGENET, ", ".join(IMAGENET.rows[2].names), ["great white shark"]),
         (EMOJI, "great white shark, white shark", ["shark"]),
         (EMOJI, "dog,cat", ["dog", "cat"]),
+        (EMOJI, "mouse,computer mouse", ["mouse", "computer mouse"]),
+        (EMOJI, '"mouse, computer mouse"', ["computer mouse"]),
+        (EMOJI, "porcupine, hedgehog", ["hedgehog", "hedgehog"]),
+        (EMOJI, "motor scooter,scooter,dog", ["motor scooter", "motor scooter", "dog"]),
+        (EMOJI, "ice bear, polar bear", ["polar bear"]),
     ],
 )
 def test_a_name_with_commas_can_be_asked_for_alone_and_in_a_list(table, text, expected):

@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from hub_server import sha256
+from narcli.checkpoints.containers import read_tensors
 from narcli.cli import app
 from narcli.errors import HubError, NarError
 from narcli.hub import cache, catalog, defaults, download, locate, resolve, selection, sources
@@ -141,6 +143,16 @@ def test_conversion_makes_a_folder_that_loads(here):
     assert "already" in run("models", "convert", "c2i.pt", "-o", "out", code=2)
     again = run("models", "convert", "out", "-o", "out2", "--json")
     assert json.loads(again)["files"].keys() == {p.name for p in Path("out").iterdir()}
+
+
+def test_a_conversion_of_a_file_with_two_models_says_which_one_it_takes():
+    tensors = read_tensors(DATA / "c2i.pt")
+    torch.save({"model": tensors, "ema": tensors}, "both.pt")
+    result = CliRunner().invoke(
+        app, ["models", "convert", "both.pt", "-o", "out", "--config", str(DATA / "c2i.json")]
+    )
+    assert result.exit_code == 0, result.output
+    assert "both.pt holds 'model' and 'ema'; 'model' is used" in result.stderr
 
 
 def test_conversion_refuses_what_is_no_model_and_leaves_nothing():
@@ -535,7 +547,8 @@ def test_text_encoders_are_verified_by_their_shapes(tiny_text, tmp_path):
     assert "text_encoder 0.0 M" in run("models", "show", "text")
     config = tmp_path / "text" / "text_encoder" / "config.json"
     config.write_text(config.read_text().replace('"num_layers": 2', '"num_layers": 3'))
-    assert "lacks encoder.block.2" in run_both("models", "verify", "text", code=4)
+    said = run_both("models", "verify", "text", code=4)
+    assert "lacks encoder.block.2" in said and "Get it again" in said and "pull" not in said
 
 
 def run_both(*arguments, code):

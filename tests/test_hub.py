@@ -494,7 +494,9 @@ def test_an_error_with_a_long_body_is_not_read(hub, fetch):
 @pytest.mark.parametrize("path", ["/api/", "/resolve/"])
 def test_a_redirect_to_another_scheme_is_not_followed(hub, fetch, outside, to, path):
     hub.redirects = {path: to}
-    refused(fetch(), "")
+    nowhere = "Connection refused" if path == "/api/" else "has no file last.pt"
+    words = {"http:///": nowhere, "//": "redirects"}
+    refused(fetch(), words.get(to, "unsupported protocol"))
 
 
 def test_a_redirect_to_itself_ends(hub, fetch, outside):
@@ -520,13 +522,25 @@ def test_the_token_is_not_sent_to_another_host_after_a_redirect(hub, fetch, outs
 
 
 @pytest.mark.parametrize(
-    "revision", ["../x", "..", "a/../../x", "/etc", "a\\b", "C:x", "", "-\n", "x" * 600, ".git", "a//b"]
+    "revision", ["../x", "..", "a/../../x", "/etc", "a\\b", "C:x", "-\n", "x" * 600, ".git", "a//b"]
 )
 def test_a_revision_that_leaves_its_folder_is_refused(hub, fetch, outside, revision):
-    if revision:
-        refused(fetch(revision=revision), "cannot be a revision", code=2)
-        refused(fetch(revision=revision, offline=True), "cannot be a revision", code=2)
+    refused(fetch(revision=revision), "cannot be a revision", code=2)
+    refused(fetch(revision=revision, offline=True), "cannot be a revision", code=2)
     assert "/../" not in "".join(paths(hub))
+
+
+@pytest.mark.parametrize("file", [None, "nar-00002-of-00002.safetensors"])
+def test_a_repository_of_shards_is_called_that(file):
+    shards = [f"nar-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    with pytest.raises(HubError, match="a/b has a model in 2 shards") as caught:
+        choose(Model("x", "image", "a/b", file), shards)
+    assert "Name one" not in caught.value.hint
+    with pytest.raises(HubError) as caught:
+        choose(Model("x", "image", "a/b"), [*shards, "whole.pt"])
+    assert caught.value.hint == "Name one: --model a/b/whole.pt"
+    alone = ["nar-00001-of-00001.safetensors"]
+    assert choose(Model("x", "image", "a/b"), alone) == alone
 
 
 def test_names_that_leave_the_folder_are_not_files():

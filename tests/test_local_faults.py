@@ -105,6 +105,7 @@ def stop_in(phase, number, tiny, *more):
     [
         *((phase, number) for phase in PHASES for number in (signal.SIGINT, signal.SIGHUP)),
         *(("writing", number) for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGXCPU, signal.SIGUSR1)),
+        *(("writing", getattr(signal, name, 15)) for name in ("SIGVTALRM", "SIGRTMIN")),
     ],
 )
 def test_a_signal_in_any_phase_leaves_whole_files_only(phase, number, tiny, here):
@@ -113,6 +114,21 @@ def test_a_signal_in_any_phase_leaves_whole_files_only(phase, number, tiny, here
     assert names(here) == written  # nothing temporary either
     assert all(read_metadata(here / name)["seed"] == 1 for name in written)
     assert len(works(here, tiny)) == 2
+
+
+def test_every_signal_that_would_end_the_process_is_handled():
+    code = """
+from narcli.cli import signals
+signals.catch()
+left = [n for n in sorted(signal.valid_signals()) if signal.getsignal(n) == signal.SIG_DFL]
+print(*(signal.Signals(n).name for n in left))
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", "import signal\n" + code], capture_output=True, text=True, check=True
+    )
+    harmless = {"SIGCHLD", "SIGCONT", "SIGURG", "SIGWINCH", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGINFO"}
+    faults = {"SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP", "SIGSYS", "SIGEMT"}
+    assert set(process.stdout.split()) <= harmless | faults | {"SIGKILL", "SIGSTOP"}
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

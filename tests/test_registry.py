@@ -169,11 +169,44 @@ def test_a_default_is_remembered_and_the_environment_goes_before_it(monkeypatch,
     assert json.loads(settings.read_text()) == {"video": "nar-lp-ucf101"}
 
 
-def test_a_local_default_is_kept_as_a_whole_path(tmp_path, monkeypatch):
-    shutil.copy(DATA / "c2i.pt", tmp_path / "last.pt")
-    set_default("image", "last.pt")
+def test_a_local_default_is_kept_as_a_whole_path(tmp_path, tiny, monkeypatch):
+    shutil.copytree(tiny, tmp_path / "mine")
+    set_default("image", "mine")
     monkeypatch.chdir("/")
-    assert default_model("image") == str((tmp_path / "last.pt").resolve())
+    assert default_model("image") == str((tmp_path / "mine").resolve())
+
+
+def test_a_default_without_a_tokenizer_is_refused_and_one_that_is_not_here_is_told(tmp_path, settings):
+    shutil.copy(DATA / "c2i.pt", tmp_path / "last.pt")
+    with pytest.raises(UsageError, match="last does not bring its tokenizer"):
+        set_default("image", "last.pt")
+    assert not settings.exists()
+    (tmp_path / "runs" / "model").mkdir(parents=True)
+    said = []
+    set_default("image", "runs/modle", said.append)
+    assert said == [
+        "No file or folder runs/modle here; taken for a repository of the Hub. Did you mean runs/model?"
+    ]
+    set_default("image", "nar-b-256", said.append)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("fault", ["tokenizer", "classes"])
+def test_a_default_with_a_damaged_vocabulary_or_other_classes_is_refused(
+    fault, tmp_path, tiny, tiny_text, settings
+):
+    kind, model = ("text", tiny_text) if fault == "tokenizer" else ("image", tiny)
+    shutil.copytree(model, tmp_path / "mine")
+    if fault == "tokenizer":
+        encoder = tmp_path / "mine" / "text_encoder"
+        (encoder / "tokenizer_config.json").unlink()
+        (encoder / "tokenizer.json").write_text("{}")
+    else:
+        said = json.loads((tmp_path / "mine" / "config.json").read_text())
+        (tmp_path / "mine" / "config.json").write_text(json.dumps(said | {"classes": ["a", "b"]}))
+    with pytest.raises(CheckpointError, match=r"cannot be loaded|its list of names has 2"):
+        set_default(kind, "mine")
+    assert not settings.exists()
 
 
 def test_only_usable_defaults_are_remembered(settings):
@@ -202,11 +235,11 @@ def test_a_default_that_cannot_work_is_refused_when_it_is_set(tmp_path, tiny, ti
     assert default_model("image") == str(tiny)
 
 
-def test_a_default_that_is_gone_is_called_the_default(tmp_path, settings):
-    shutil.copy(DATA / "c2i.pt", tmp_path / "last.pt")
-    set_default("image", str(tmp_path / "last.pt"))
-    (tmp_path / "last.pt").unlink()
-    with pytest.raises(UsageError, match=r"no file or folder .*last\.pt.* It is the default image model"):
+def test_a_default_that_is_gone_is_called_the_default(tmp_path, tiny, settings):
+    shutil.copytree(tiny, tmp_path / "mine")
+    set_default("image", str(tmp_path / "mine"))
+    shutil.rmtree(tmp_path / "mine")
+    with pytest.raises(UsageError, match=r"no file or folder .*mine.* It is the default image model"):
         choose("image")
 
 

@@ -1,4 +1,22 @@
-"""Signals that ask a process to end. Imports nothing, so that handlers are there before all else."""
+"""Signals that end a process. Imports nothing heavy, so that handlers are there before all else."""
 
-#: Names of those that end a process unless it handles them; not all exist on every system.
-ENDINGS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGBREAK")
+from __future__ import annotations
+
+import signal
+
+#: Those of a person and of the system, which come first.
+ASKED = ("SIGINT", "SIGTERM", "SIGHUP")
+#: Left alone, of those that exist: what cannot be handled, stops or disturbs nobody, or reports a fault.
+#: Python ignores ``SIGPIPE`` and ``SIGXFSZ``, which are errors of a write then.
+LEFT_ALONE = (
+    *("SIGKILL", "SIGSTOP", "SIGCONT", "SIGTSTP", "SIGTTIN", "SIGTTOU"),
+    *("SIGCHLD", "SIGURG", "SIGWINCH", "SIGINFO"),
+    *("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP", "SIGSYS", "SIGEMT"),
+    *("SIGPIPE", "SIGXFSZ"),
+)
+
+
+def endings() -> list[int]:
+    """Numbers of the signals that end a process unless it handles them."""
+    left_alone = {getattr(signal, name, None) for name in LEFT_ALONE}
+    return [number for number in signal.valid_signals() if number not in left_alone]

@@ -23,11 +23,12 @@ from torch import Tensor
 from . import __version__
 from .checkpoints.formats.transformer import Kind
 from .checkpoints.load import Tokenizer, load_tokenizer, load_transformer, transformer_config
-from .classes import ClassEntry, ClassTable, load_table, table_for
+from .classes import ClassEntry, ClassTable
 from .decoding import Clip, Decodes, _check_grid, hash_tokens
 from .devices import choose_device, choose_dtype, memory_guard, release
 from .encoding import PromptEncoder, encoder_dtype
 from .errors import CheckpointError, MemoryLimitError, UsageError
+from .hub.check import classes_of
 from .hub.sizes import Networks
 from .hub.sources import Files, choose
 from .kernels import draw, prepare, prepare_tokenizer
@@ -104,13 +105,7 @@ def load_files(
         transformer, tokenizer = load_networks(files, place, choose_dtype(dtype, place))
         transformer = prepare(transformer)
         prepare_tokenizer(tokenizer)
-    count = transformer.config.num_classes
-    classes = load_table(known.classes) if known.classes else table_for(count, known.kind)
-    if len(classes) != count:
-        raise CheckpointError(
-            f"{files.model.path} has {count} classes, and its list of names has {len(classes)}.",
-            "The config.json and the weights do not belong together, or are of another narcli.",
-        )
+    classes = classes_of(known, files.model.path, transformer.config.num_classes)
     defaults = SamplingSettings(**known.defaults)  # type: ignore[arg-type]
     source = files.about() | ({"text_encoder": encoder.source} if encoder else {})
     return Pipeline(transformer, tokenizer, classes, defaults, source, perf_counter() - began, encoder)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
 from .config import MODEL, TEXT_ENCODER, TOKENIZER
 
-if TYPE_CHECKING:
-    pass
+#: The end of the name of one of several files of a model: its number and their count.
+SHARD = re.compile(r"[-_](\d{1,6})[-_]of[-_](\d{1,6})\.\w+$")
+#: A rank's part, by names that do not say how many there are: of Llama, Megatron and DeepSpeed.
+RANK = re.compile(r"^(?:consolidated\.(\d\d)\.|(?:.*_)?mp_rank_(\d\d)_model_states\.)")
+SHARD_HINT = "narcli reads a model from one file; save it as one, without shards."
 
 
 def has_own_tokenizer(path: Path) -> bool:

@@ -6,7 +6,6 @@ held twice. Every tensor must be expected, there, and of the right shape."""
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +33,7 @@ from .config import (
 )
 from .containers import read_tensors
 from .conversions import Conversion
+from .folder import RANK, SHARD, SHARD_HINT
 from .formats.families import _IN_WORDS, DROPPED, identify
 from .formats.larp import _infer_larp
 from .formats.transformer import (
@@ -144,8 +144,8 @@ def _weights_file(path: Path, part: str) -> Path:
     others = configs.weights_in(there)
     if len(others) == 1:
         return path / others[0]  # a released repository as it was downloaded
-    if others and all(_SHARD.search(name) or _RANK.search(name) for name in others):
-        raise CheckpointError(f"The folder {path} has a model in {len(others)} shards.", _SHARD_HINT)
+    if others and all(SHARD.search(name) or RANK.search(name) for name in others):
+        raise CheckpointError(f"The folder {path} has a model in {len(others)} shards.", SHARD_HINT)
     held = ", ".join(others or there)[:200] or "nothing"
     raise CheckpointError(
         f"The folder {path} has no {part} (it holds {held}).",
@@ -153,23 +153,13 @@ def _weights_file(path: Path, part: str) -> Path:
     )
 
 
-_SHARD = re.compile(r"[-_](\d{1,6})[-_]of[-_](\d{1,6})\.\w+$")
-
-
-#: A rank's part, by names that do not say how many there are: of Llama, Megatron and DeepSpeed.
-_RANK = re.compile(r"^(?:consolidated\.(\d\d)\.|(?:.*_)?mp_rank_(\d\d)_model_states\.)")
-
-
-_SHARD_HINT = "narcli reads a model from one file; save it as one, without shards."
-
-
 def _refuse_shard(file: Path) -> None:
     """Refuse one of several files of a model, told by its name or by the index beside it."""
-    if rank := _RANK.search(file.name):
-        ranks = [path for path in file.parent.glob("*") if _RANK.search(path.name)]
+    if rank := RANK.search(file.name):
+        ranks = [path for path in file.parent.glob("*") if RANK.search(path.name)]
         if len(ranks) > 1 or int(rank[1] or rank[2]) > 0:
-            raise CheckpointError(f"{file} is one shard of a model, of one rank.", _SHARD_HINT)
-    shard = _SHARD.search(file.name)
+            raise CheckpointError(f"{file} is one shard of a model, of one rank.", SHARD_HINT)
+    shard = SHARD.search(file.name)
     parts = int(shard[2]) if shard else 0
     for index in file.parent.glob("*.index.json"):
         with suppress(CheckpointError):  # what cannot be read says nothing
@@ -178,7 +168,7 @@ def _refuse_shard(file: Path) -> None:
             parts = max(parts, len(listed) if file.name in listed else 0)
     if parts > 1:
         number = f", number {int(shard[1])}" if shard else ""
-        raise CheckpointError(f"{file} is one shard of a model in {parts}{number}.", _SHARD_HINT)
+        raise CheckpointError(f"{file} is one shard of a model in {parts}{number}.", SHARD_HINT)
 
 
 def remark(path: Path) -> str:

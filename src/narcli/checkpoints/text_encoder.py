@@ -61,19 +61,7 @@ class T5Encoder:
         Raises:
             CheckpointError: not a T5 folder, or not a whole one.
         """
-        with _quiet():
-            try:
-                model, tensors = _network(folder)
-                tokenizer = _read_tokenizer(folder)
-            except CheckpointError:
-                raise
-            except Exception as error:  # transformers and what it builds on have many
-                if is_shortage(error):
-                    raise
-                raise CheckpointError(
-                    f"The text encoder in {folder} cannot be loaded: {first_line(error)}",
-                    "Get the folder again, whole, as transformers saved it.",
-                ) from error
+        model, tensors, tokenizer = _read(folder)
         # Where nothing changes this keeps the memory map; each is converted once, under whatever names.
         converted = {id(tensor): tensor.to(device, dtype or tensor.dtype) for tensor in tensors.values()}
         model.load_state_dict({name: converted[id(t)] for name, t in tensors.items()}, assign=True)
@@ -143,11 +131,28 @@ def left_pad(features: Sequence[Tensor], tokens: int) -> tuple[Tensor, Tensor]:
 def check_encoder(folder: Path) -> None:
     """Compare the tensors of a folder that ``transformers`` saved with those that its encoder has, by shape.
 
+    Its tokenizer is read too.
+
     Raises:
-        CheckpointError: not a T5 folder, or tensors that are missing or misshapen.
+        CheckpointError: not a T5 folder, or not a whole one.
     """
+    _read(folder)
+
+
+def _read(folder: Path) -> tuple[Any, dict[str, Tensor], Any]:
+    """The network on the device ``meta``, its tensors, and the tokenizer."""
     with _quiet():
-        _network(folder)
+        try:
+            return *_network(folder), _read_tokenizer(folder)
+        except CheckpointError:
+            raise
+        except Exception as error:  # transformers and what it builds on have many
+            if is_shortage(error):
+                raise
+            raise CheckpointError(
+                f"The text encoder in {folder} cannot be loaded: {first_line(error)}",
+                "Get the folder again, whole, as transformers saved it.",
+            ) from error
 
 
 #: What is read of an encoder's config.json; all else that it may say, such as code to fetch, is left alone.

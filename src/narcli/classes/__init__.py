@@ -144,7 +144,8 @@ class ClassTable:
         """The classes of a comma list of ids and names, such as ``"207,cat,1003"``.
 
         A name that holds commas is found as it is written, or in double quotes. Synonyms of a class in their
-        order, such as ``great white shark, white shark``, are that class once.
+        order, such as ``great white shark, white shark``, are that class once, unless each is a class of its
+        own here, such as ``mouse, computer mouse``.
 
         Raises:
             UsageError: as ``lookup``, or an empty item.
@@ -163,8 +164,9 @@ class ClassTable:
         entries: list[ClassEntry] = []
         while pieces:
             for count in range(min(len(pieces), self._most_commas + 1), 1, -1):
-                together = self._spelled(text[pieces[0].start() : pieces[count - 1].end()].strip())
-                if together is not None:
+                spelled = text[pieces[0].start() : pieces[count - 1].end()].strip()
+                together = self._spelled(spelled)
+                if together is not None and not self._are_several(spelled):
                     break
             else:
                 count, quoted = 1, pieces[0][1]
@@ -192,6 +194,16 @@ class ClassTable:
             return self.entry(self._synonyms[synonyms])
         id = _load("imagenet1k")._synonyms.get(synonyms) if self.stands else None
         return self.by_id(id) if id is not None else None
+
+    def _are_several(self, text: str) -> bool:
+        """Whether the parts between commas, which are no name together, are a different class each."""
+        if text in self._with_commas:
+            return False
+        try:
+            ids = [self.lookup(part).id for part in text.split(",")]
+        except UsageError:
+            return False
+        return len(set(ids)) == len(ids)
 
     @cached_property
     def _with_commas(self) -> dict[str, int]:

@@ -78,13 +78,13 @@ def default(
     as_json: Json = False,
 ) -> None:
     """Show the default models, or choose one."""
+    console = Console()
     if kind is not None and name is not None:
-        defaults.set_default(kind, None if name == "none" else name)
+        defaults.set_default(kind, None if name == "none" else name, console.warn)
     chosen = resolve.defaults()
     if kind is not None:
         resolve.check_kind(kind)
         chosen = {kind: chosen[kind]}
-    console = Console()
     if as_json:
         console.json(chosen)
     else:
@@ -125,7 +125,9 @@ def convert(
     import torch
 
     from ..checkpoints import convert as checkpoints
+    from ..checkpoints.load import remark
 
+    console = Console()
     folder = checkpoints.convert(
         file,
         output,
@@ -134,11 +136,14 @@ def convert(
         dtype=getattr(torch, dtype.value) if dtype else None,
         overwrite=overwrite,
     )
+    for source in (file, tokenizer):
+        if source and (used := remark(source)):
+            console.warn(used)
     if as_json:
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-        Console().json({"folder": str(folder), "files": files})
+        console.json({"folder": str(folder), "files": files})
     else:
-        Console().result(folder)
+        console.result(folder)
 
 
 @app.command()
@@ -364,7 +369,11 @@ def verify(
     if broken:
         model, wanted = broken[0]
         hint = f"Fetch again: narcli models pull {model.name}" + (f" --revision {wanted}" if wanted else "")
-        if name is None and model.name not in catalog.MODELS and model.kind != "image":
+        if model.repo is None:
+            hint = (
+                "Install narcli again." if model.name in catalog.MODELS else "Get it again, or make it anew."
+            )
+        elif name is None and model.name not in catalog.MODELS and model.kind != "image":
             # pull would take it for an image model.
             hint = f"Remove it, to fetch it again: narcli models rm {model.name}"
         raise CheckpointError(f"Damaged: {', '.join(dict.fromkeys(m.name for m, _ in broken))}.", hint)

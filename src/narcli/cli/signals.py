@@ -12,7 +12,7 @@ import sys
 import time
 import weakref
 
-from ..endings import ENDINGS
+from ..endings import endings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def catch() -> None:
     A signal that is ignored stays so, as under ``nohup`` or in the background of a script.
     """
     _State.number, _State.raised, _State.ended, _State.main = None, None, False, _thread.get_ident()
-    handled = [getattr(signal, name) for name in ENDINGS if hasattr(signal, name)]
+    handled = endings()
     try:
         handled = [number for number in handled if signal.getsignal(number) not in (signal.SIG_IGN, None)]
         for number in handled:

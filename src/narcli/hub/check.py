@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..checkpoints.config import (
-    TEXT_ENCODER,
-)
+from ..checkpoints.config import TEXT_ENCODER
 from ..checkpoints.folder import has_own_encoder, has_own_tokenizer
 from ..checkpoints.formats.transformer import Kind
 from ..checkpoints.load import load_tokenizer, load_transformer
 from ..checkpoints.text_encoder import check_encoder
+from ..classes import ClassTable, load_table, table_for
+from ..errors import CheckpointError
 from .catalog import DEFAULT_KINDS, Model
 
 
@@ -29,8 +29,24 @@ def check_model(model: Model, path: Path, kind: Kind | None = None) -> None:
     if model.kind == "text-encoder":
         return check_encoder(folder)
     if model.kind in DEFAULT_KINDS:
-        load_transformer(path, kind=kind, grid=model.grid, dtype=None, device="meta")
+        transformer = load_transformer(path, kind=kind, grid=model.grid, dtype=None, device="meta")
+        classes_of(model, path, transformer.config.num_classes)
         if has_own_encoder(path):
             check_encoder(folder / TEXT_ENCODER)
     if model.kind.endswith("-tokenizer") or has_own_tokenizer(path):
         load_tokenizer(folder if has_own_tokenizer(path) else path, dtype=None, device="meta")
+
+
+def classes_of(model: Model, path: Path, count: int) -> ClassTable:
+    """The class table of a model whose weights have ``count`` classes.
+
+    Raises:
+        CheckpointError: its config.json names another number of classes.
+    """
+    classes = load_table(model.classes) if model.classes else table_for(count, model.kind)
+    if len(classes) != count:
+        raise CheckpointError(
+            f"{path} has {count} classes, and its list of names has {len(classes)}.",
+            "The config.json and the weights do not belong together, or are of another narcli.",
+        )
+    return classes

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
+from ..checkpoints.folder import has_own_tokenizer
+from ..errors import UsageError
 from ..media.textfiles import expand
+from .catalog import MODELS
+from .resolve import _chosen, _settings_file, check_kind, meant, no_tokenizer, resolve
 
 if TYPE_CHECKING:
     from ..checkpoints.formats.transformer import Kind
-from .catalog import MODELS
-from .resolve import _chosen, _settings_file, check_kind, resolve
 
 
-def set_default(kind: str, name: str | None) -> None:
+def set_default(kind: str, name: str | None, tell: Callable[[str], None] = lambda note: None) -> None:
     """Remember a default model, or forget it (None).
 
+    Args:
+        kind: ``image``, ``text`` or ``video``.
+        name: as for ``resolve``.
+        tell: is told, in a sentence, of a name that is not here and taken for a repository.
+
     Raises:
-        UsageError: not a kind, or nothing of that name.
+        UsageError: not a kind, nothing of that name, or a model without a known tokenizer.
         CheckpointError: a file or folder that is no model of that kind, or a damaged one.
         NarError: the settings cannot be written.
     """
@@ -35,5 +43,14 @@ def set_default(kind: str, name: str | None) -> None:
 
             if (found := cached(model)) is not None:
                 check_model(found.model, found.path, cast("Kind", kind))
+                if found.model.tokenizer is None and not has_own_tokenizer(found.path):
+                    raise UsageError(
+                        no_tokenizer(found.model).message,
+                        "A default brings one: narcli models convert FILE --tokenizer FILE -o FOLDER",
+                    )
+            elif model.name not in MODELS:
+                tell(
+                    f"No file or folder {name} here; taken for a repository of the Hub. {meant(name)}".strip()
+                )
         chosen[kind] = str(expand(name).resolve()) if local else model.name
     write_atomic(_settings_file(), (json.dumps(chosen, indent=1) + "\n").encode(), overwrite=True)

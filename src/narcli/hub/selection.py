@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from ..checkpoints.config import CONFIG, MODEL, TEXT_ENCODER, TOKENIZER, read_config, weights_in
+from ..checkpoints.folder import SHARD, SHARD_HINT
 from ..errors import HubError
 from .cache import _commit, _is_name, _snapshot
 from .catalog import Model
@@ -91,6 +92,9 @@ def choose(model: Model, names: Iterable[str]) -> list[str]:
             )
             raise HubError(f"{model.repo} has no file {model.file}.", has)
         candidates = [model.file]
+    shards = [int(shard[2]) for name in candidates if (shard := SHARD.search(name))]
+    if candidates and len(shards) == len(candidates) and max(shards) > 1:
+        raise HubError(f"{model.repo} has a model in {max(shards)} shards.", SHARD_HINT)
     if len(candidates) != 1:
         if not candidates:
             raise HubError(
@@ -98,7 +102,7 @@ def choose(model: Model, names: Iterable[str]) -> list[str]:
             )
         raise HubError(
             f"{model.repo} has several weights files: {_some(candidates)}.",
-            f"Name one: --model {model.repo}/{candidates[0]}",
+            f"Name one: --model {model.repo}/{min(candidates, key=lambda name: bool(SHARD.search(name)))}",
         )
     weights = PurePosixPath(candidates[0])
     companions = [CONFIG] + ([TOKENIZER] if weights.name == MODEL else [])

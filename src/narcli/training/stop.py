@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from ..endings import ENDINGS
+from ..endings import ASKED, endings
 
 
 def say(line: str) -> bool:
@@ -27,9 +27,8 @@ def deferred(quiet: bool) -> Iterator[list[signal.Signals]]:
 
     Those are Ctrl-C, SIGTERM and SIGHUP where Python handles them, and others with a handler of theirs.
     """
-    numbers = [number for name in ENDINGS if (number := getattr(signal, name, None))]
-    handlers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
-    always = [getattr(signal, name, None) for name in ENDINGS[:3]]
+    handlers = {number: handler for number in endings() if callable(handler := signal.getsignal(number))}
+    always = [getattr(signal, name, None) for name in ASKED]
     shared = [handlers[number] for number in always if number in handlers]
     before = {number: handler for number, handler in handlers.items() if handler in shared}
     stop: list[signal.Signals] = []
