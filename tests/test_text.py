@@ -22,9 +22,10 @@ from narcli.checkpoints.text_encoder import Encoded, T5Encoder, check_encoder, l
 from narcli.encoding import PromptEncoder, cache_folder, prune, read_cached, write_cached
 from narcli.errors import CheckpointError, UsageError
 from narcli.hub.catalog import Model
+from narcli.hub.locate import locate
 from narcli.hub.selection import Fetched
 from narcli.hub.sizes import networks_of
-from narcli.hub.sources import choose
+from narcli.hub.sources import EncoderFiles, choose
 from narcli.prompts import parse_prompt
 from narcli.sampling import SamplingSettings, generate
 
@@ -257,6 +258,12 @@ def test_sizes_of_an_encoder_are_checked_before_anything_is_built(
         with pytest.raises(CheckpointError) as caught:
             load(folder)
         assert expected in caught.value.message and len(caught.value.message) < 600
+
+
+def test_a_device_in_place_of_an_encoder_is_called_that():
+    device = locate(Model("zero", "text-encoder", path=Path("/dev/zero")))
+    with pytest.raises(CheckpointError, match=r"/dev/zero is .*device"):
+        EncoderFiles(device).folder()
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,7 @@ def _load_decoder(
     name: str | Path, commit: str | None, grid: tuple[int, ...], run: Run
 ) -> tuple[TokenDecoder, dict[str, Any]]:
     """A tokenizer of that name, and what metadata says of it."""
+    from ..checkpoints.load import remark
     from ..decoding import load_decoder
     from ..devices import choose_device, choose_dtype
     from ..hub.locate import check_disk, locate
@@ -166,8 +167,8 @@ def _load_decoder(
     if located.missing and not run.yes:
         run.console.approve_download({known.name: located.missing})
     here = located.fetch(progress=not run.quiet and is_terminal(sys.stderr), tell=run.console.note)
-    if here.note:
-        run.console.warn(here.note)
+    for note in filter(None, (here.note, remark(here.path))):
+        run.console.warn(note)
     device = choose_device(run.device)
     check_decoding(here, grid, choose_dtype(run.dtype.value, device), device, run.about_files())
     with run.timed("load"):

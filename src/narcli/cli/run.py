@@ -170,7 +170,8 @@ class Run:
         files = found.fetch(progress=progress, approve=approve, tell=self.console.note)
         from ..checkpoints.load import remark
 
-        notes = [part.note or remark(part.path) for part in (files.model, files.tokenizer)]
+        parts_here = (files.model, files.tokenizer)
+        notes = [note for part in parts_here for note in (part.note, remark(part.path))]
         for note in dict.fromkeys(notes):
             if note:
                 self.console.warn(note)

@@ -13,6 +13,7 @@ from ..checkpoints.config import MODEL, TEXT_ENCODER, TOKENIZER, weights_in
 from ..checkpoints.folder import has_own_encoder, has_own_tokenizer
 from ..classes import ClassTable, load_table
 from ..errors import UsageError
+from ..media.textfiles import check_regular
 from .catalog import TEXT_ENCODER_OF_RELEASED, Model
 from .resolve import no_tokenizer, resolve, resolve_default
 
@@ -196,6 +197,8 @@ class EncoderFiles:
             check_disk([self.located])
             self.approve({self.located.model.name: self.located.missing})
         path = self.located.fetch().path
+        if not path.is_dir():
+            check_regular(path)
         folder = path if path.is_dir() else path.parent
         return folder / TEXT_ENCODER if self.own else folder
 
