@@ -284,6 +284,64 @@ def test_what_is_no_file_in_an_encoder_is_refused_at_once(flan, tmp_path, name, 
         T5Encoder.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 3}}, "replaces 'a' by 'aa'"),
+        ({"normalizer": {"normalizers": [{"pattern": {"String": "a"}, "content": "aa"}]}}, "replaces 'a' by"),
+        ({"normalizer": {"type": "Replace", "pattern": {"Regex": "ab?"}, "content": "abc"}}, "by 'abc'"),
+        ({"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "a"}}, "replaces ''"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 40}}, "than 12 steps"),
+        ({"post_processor": {"type": "TemplateProcessing", "pair": [], "special_tokens": {},
+          "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 9}}, "4 pieces"),
+    ],
+)  # fmt: skip
+def test_tokenizers_that_make_a_text_grow_are_refused(flan, tmp_path, monkeypatch, change, says):
+    folder = shutil.copytree(flan, tmp_path / "flan")
+    said = json.loads((folder / "tokenizer.json").read_text()) | change
+    (folder / "tokenizer.json").write_text(json.dumps(said))
+    with pytest.raises(CheckpointError, match=says):
+        T5Encoder.load(folder)
+
+
+def test_the_normalizer_of_a_t5_loads(flan, tmp_path):
+    folder = shutil.copytree(flan, tmp_path / "flan")
+    said = json.loads((folder / "tokenizer.json").read_text())
+    spaces = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"}
+    strip = {"type": "Strip", "strip_left": False, "strip_right": True}
+    said["normalizer"] = {"type": "Sequence", "normalizers": [strip, spaces]}
+    (folder / "tokenizer.json").write_text(json.dumps(said))
+    expected = T5Encoder.load(flan).encode("a red apple", 9).features
+    assert torch.equal(T5Encoder.load(folder).encode("a red apple  ", 9).features, expected)
+
+
+def test_a_tokenizer_without_an_unknown_token_is_refused(flan, tmp_path):
+    folder = shutil.copytree(flan, tmp_path / "flan")
+    said = json.loads((folder / "tokenizer.json").read_text())
+    said["model"] = {"type": "WordLevel", "vocab": {"a": 3}, "unk_token": "none"}
+    (folder / "tokenizer.json").write_text(json.dumps(said))
+    with pytest.raises(CheckpointError, match="cannot read a prompt"):
+        T5Encoder.load(folder).encode("red", 7)
+
+
+@pytest.mark.parametrize("where", ["load", "encode"])
+def test_a_panic_of_a_tokenizer_is_a_fault_of_its_file_and_an_interrupt_is_not(flan, monkeypatch, where):
+    class PanicException(BaseException):  # as pyo3_runtime has it, which cannot be imported
+        pass
+
+    encoder = T5Encoder.load(flan)
+    for error, expected in ((PanicException, CheckpointError), (KeyboardInterrupt, KeyboardInterrupt)):
+
+        def fail(*_, error=error):
+            raise error("called unwrap")
+
+        name = "_read_tokenizer" if where == "load" else "split"
+        monkeypatch.setattr(f"narcli.checkpoints.text_encoder.{name}", fail)
+        with pytest.raises(expected):
+            T5Encoder.load(flan) if where == "load" else encoder.encode("a", 7)
+
+
 def test_an_encoder_comes_back_from_its_folder(flan, tiny_text, tmp_path):
     for number, folder in enumerate((flan, tiny_text / "text_encoder")):
         first = T5Encoder.load(folder, None)

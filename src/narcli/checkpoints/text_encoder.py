@@ -8,6 +8,7 @@ features do not depend on the prompts beside it.
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -86,7 +87,9 @@ class T5Encoder:
         try:
             ids, rest = split(self.tokenizer, text, tokens)
             dropped = self.tokenizer.decode(rest, skip_special_tokens=True) if rest else ""
-        except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError) as error:
+        except BaseException as error:
+            if is_shortage(error) or not _is_fault(error):
+                raise
             raise CheckpointError(  # its files may say anything, and transformers believes them
                 f"The text encoder's tokenizer cannot read a prompt ({first_line(error)}).",
                 "Get its folder again, whole, as transformers saved it.",
@@ -100,6 +103,11 @@ class T5Encoder:
         rows = torch.tensor([ids], device=self.model.device)
         features = self.model(input_ids=rows).last_hidden_state[0]
         return Encoded(features.cpu(), dropped.strip())
+
+
+def _is_fault(error: BaseException) -> bool:
+    """Tell errors, a panic of Rust among them, from what ends a process."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def split(tokenizer: Any, text: str, tokens: int) -> tuple[list[int], list[int]]:
@@ -146,8 +154,8 @@ def _read(folder: Path) -> tuple[Any, dict[str, Tensor], Any]:
             return *_network(folder), _read_tokenizer(folder)
         except CheckpointError:
             raise
-        except Exception as error:  # transformers and what it builds on have many
-            if is_shortage(error):
+        except BaseException as error:  # transformers and what it builds on have many
+            if is_shortage(error) or not _is_fault(error):
                 raise
             raise CheckpointError(
                 f"The text encoder in {folder} cannot be loaded: {first_line(error)}",
@@ -169,6 +177,7 @@ _DETAILS: Mapping[str, tuple[Rule, Any]] = {
     "feed_forward_proj": (one_of(*("relu", "gelu", "gelu_new", "silu"),
                                  *("gated-relu", "gated-gelu", "gated-gelu_new", "gated-silu")), "relu"),
 }  # fmt: skip
+MAX_STEPS, MAX_PIECES = 12, 4  # of a tokenizer: steps of a part, and pieces of a template
 MAX_TOKENIZER = 2**26  # bytes of tokenizer.json or spiece.model
 
 
@@ -317,11 +326,57 @@ def _read_tokenizer(folder: Path) -> Any:
         from transformers import PreTrainedTokenizerFast
 
         text = read_text(vocabulary, "a tokenizer", MAX_TOKENIZER)
+        _check_growth(vocabulary, text)
         return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text), **said)
     from transformers import T5Tokenizer
 
     read_bytes(vocabulary, MAX_TOKENIZER, "a tokenizer")
     return T5Tokenizer(**T5Tokenizer.convert_to_native_format(vocab_file=str(vocabulary)), **said)
+
+
+def _check_growth(path: Path, text: str) -> None:
+    """Refuse a tokenizer whose steps could make a text, or its tokens, grow without bound.
+
+    Raises:
+        CheckpointError: more than ``MAX_STEPS`` steps or pieces in a row, or a replacement by longer text.
+    """
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        return  # the tokenizer's own reader says what is wrong
+    parts = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+    for name in parts if isinstance(said, dict) else ():
+        steps, waiting = 0, [said.get(name)]
+        while waiting:
+            part = waiting.pop()
+            if isinstance(part, list):
+                steps += len(part)
+                waiting += part
+            elif isinstance(part, dict):
+                waiting += [value for key, value in part.items() if key != "special_tokens"]
+                _check_replacement(path, part)
+                for template in (part.get("single"), part.get("pair")):
+                    if isinstance(template, list) and len(template) > MAX_PIECES:
+                        steps = MAX_STEPS + 1
+            if steps > MAX_STEPS:
+                raise CheckpointError(
+                    f"{path}: {name} has more than {MAX_STEPS} steps, or {MAX_PIECES} pieces in a template.",
+                    "A T5's has a few. Get the original file again.",
+                )
+
+
+def _check_replacement(path: Path, step: Mapping[str, Any]) -> None:
+    """Refuse a replacement of text by longer text; a regular expression matches one character or more."""
+    pattern, content = step.get("pattern"), step.get("content")
+    if not isinstance(content, str):
+        return
+    found = pattern.get("String") if isinstance(pattern, dict) else pattern
+    if len(content) > (len(found) if isinstance(found, str) else 1):
+        shown = next(iter(pattern.values()), "") if isinstance(pattern, dict) else pattern
+        raise CheckpointError(
+            f"{path} replaces {ascii(shown)[:40]} by {ascii(content)[:40]}, expected no longer text.",
+            "A T5's replaces spaces by one character. Get the original file again.",
+        )
 
 
 @contextmanager
