@@ -626,6 +626,15 @@ def test_a_pipe_is_not_waited_for(here):
 # --- tokens --------------------------------------------------------------------------------------
 
 
+def test_a_run_and_a_decoding_say_which_of_two_models_in_a_file_is_used(run, tiny, here):
+    tensors = load_tokenizer(tiny).state_dict()
+    torch.save({"model": tensors, "ema": tensors}, "both.pt")
+    for words in ([*IMAGE, "--save-tokens"], ["decode", "a_tokens.safetensors", "--overwrite"]):
+        made = run(*(word.replace("~", " ") for word in words), "--tokenizer", "both.pt", "-o", "a.png")
+        assert made.exit_code == 0, made.stderr
+        assert made.stderr.count("both.pt holds 'model' and 'ema'; 'model' is used") == 1
+
+
 @pytest.mark.parametrize(("words", "name"), [(IMAGE, "a.png"), (TEXT, "a.png"), (VIDEO, "a.mp4")])
 def test_tokens_become_the_same_picture_without_the_transformer(run, here, words, name, monkeypatch):
     made = run(*(word.replace("~", " ") for word in words), "--save-tokens", "-o", name)
