@@ -65,11 +65,13 @@ SAME_KERNEL = 32
 def padded_count(rows: int, dtype: torch.dtype) -> int:
     """Rows of the product that is made for ``rows`` of them.
 
-    A single row may be summed in another order. More than ``SAME_KERNEL`` become a multiple of 16, so that
-    few numbers have to be tried; in bfloat16 with AMX there are at least 48, as the kernel for many rows
+    A single row may be summed in another order. In bfloat16 more than ``SAME_KERNEL`` become a multiple of
+    16, so that few numbers have to be tried; with AMX there are at least 48, as the kernel for many rows
     takes hardly longer for these than the one for few does for 8.
     """
-    if dtype != torch.float32 and torch.cpu._is_amx_tile_supported():
+    if dtype == torch.float32:
+        return max(rows, 2)
+    if torch.cpu._is_amx_tile_supported():
         rows = max(rows, 48)
     return max(rows, 2) if rows <= SAME_KERNEL else -(-rows // 16) * 16
 
@@ -78,7 +80,8 @@ def padded_count(rows: int, dtype: torch.dtype) -> int:
 def most_rows(out: int, columns: int, dtype: torch.dtype) -> int:
     """Most rows of a product with a weight (out, columns) that are summed as in one of few rows.
 
-    Long sums are cut in pieces from some number on, which depends on the build of torch and is tried here.
+    Long sums are cut in pieces from some number on, which depends on the build of torch and is tried here,
+    every 16 rows; a test tries others.
     """
     least = padded_count(SAME_KERNEL, dtype)
     top = 96 if dtype == torch.float32 else 192  # the trial of float32 takes longer
