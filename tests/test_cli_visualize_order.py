@@ -1,5 +1,6 @@
 """`narcli visualize-order` and the frame that every command lives in."""
 
+import copy
 import csv
 import fcntl
 import itertools
@@ -389,9 +390,18 @@ def test_progress_draws_on_a_terminal_and_cleans_up(monkeypatch, capsys):
     assert err.endswith("\r\x1b[K")
 
 
+class Terminal(pyte.HistoryScreen):
+    """Goes back to the saved place as often as asked, as terminals do; pyte forgets it the first time."""
+
+    def restore_cursor(self):
+        saved = [point._replace(cursor=copy.copy(point.cursor)) for point in self.savepoints[-1:]]
+        super().restore_cursor()
+        self.savepoints.extend(saved)
+
+
 def screen_of(text, columns, lines=24):
     """The lines that a terminal of that size shows in the end, and those that scrolled out above."""
-    screen = pyte.HistoryScreen(columns, lines, history=1000)
+    screen = Terminal(columns, lines, history=1000)
     screen.set_mode(pyte.modes.LNM)
     pyte.Stream(screen).feed(text)
     above = ["".join(row[x].data for x in range(columns)) for row in screen.history.top]
@@ -461,7 +471,8 @@ def test_the_animation_leaves_one_picture_in_terminals_of_any_size(monkeypatch, 
     lines = [line for line in screen_of(written, *size) if line]
     assert "".join(lines).count("step ") <= 1 and "".join(lines).count("Each square") <= 1
     if written:
-        assert lines[-1].startswith("step ") and len(lines) <= size[1]
+        first = written.split("\n")[0] if written.startswith("Each square") else ""
+        assert lines[-1].startswith("step ") and len(lines) - -(-len(first) // size[0]) <= size[1]
         assert written.endswith("\x1b[?7h\x1b[?25h")
     assert bool(written) or size[0] < 20 or size[1] < 12
 
