@@ -277,7 +277,8 @@ def test_sigkill_in_mid_write_leaves_the_name_free_or_the_old_file(tiny, here):
     before = (here / "a.png").read_bytes()
     # With --overwrite the file is moved over the old one: stopped just before that.
     pausing = "import narcli.media.atomic as a\na.os = type('Os', (), {**vars(os), 'replace': pause})\n"
-    process = start(
+    words = [*WORDS[:2], *WORDS[4:], "--model", tiny, "--seed", "2", "--overwrite"]
+    process = start(PAUSE + pausing, "image", *words)
         PAUSE + pausing, "image", *WORDS[:2], *WORDS[4:], "--model", tiny, "--seed", "2", "--overwrite"
     )
     assert process.stderr.readline() == b"now\n"

@@ -702,13 +702,13 @@ def test_tokens_that_are_not_what_they_say_are_refused(run, here, monkeypatch):
     assert "of a 4x2x2 grid" in refused(tokens.reshape(4, 2, 2), grid=[4, 2, 2])
     large = np.zeros((512, 512), np.int32)
     assert "of a 512x512 grid" in refused(large, grid=[512, 512], tokens_sha256=sha(large))
-    monkeypatch.setattr("narcli.limits.available", lambda device: 3 * 10**8)
+    monkeypatch.setattr("narcli.memory.available", lambda device: 3 * 10**8)
     monkeypatch.setattr("narcli.memory.base", lambda: 22 * 10**7)
     large = large[:256, :256].copy()
     lie = {"code": 5, "grid": [256, 256], "tokens_sha256": sha(large)}
     for dtype, needed in (("float32", 0.6), ("bfloat16", 0.4)):
         assert f"needs about {needed} GB" in refused(large, dtype=dtype, frontier="none", **lie)
-    monkeypatch.setattr("narcli.limits.available", lambda device: 7 * 10**8)
+    monkeypatch.setattr("narcli.memory.available", lambda device: 7 * 10**8)
     assert "--frontier none (0.6 GB)" in refused(large, dtype="float32", **lie)  # 511 frames take more
     save_file({"weights": tokens}, "x.safetensors", {"narcli": json.dumps(about)})
     assert run("decode", "x.safetensors").exit_code == 4
