@@ -279,8 +279,6 @@ def test_sigkill_in_mid_write_leaves_the_name_free_or_the_old_file(tiny, here):
     pausing = "import narcli.media.atomic as a\na.os = type('Os', (), {**vars(os), 'replace': pause})\n"
     words = [*WORDS[:2], *WORDS[4:], "--model", tiny, "--seed", "2", "--overwrite"]
     process = start(PAUSE + pausing, "image", *words)
-        PAUSE + pausing, "image", *WORDS[:2], *WORDS[4:], "--model", tiny, "--seed", "2", "--overwrite"
-    )
     assert process.stderr.readline() == b"now\n"
     process.kill()
     process.communicate(timeout=120)
