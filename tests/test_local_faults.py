@@ -80,7 +80,8 @@ def start(code, *arguments, environment=None, **options):
 
 def works(folder, tiny, *more):
     """The same command, without the fault."""
-    result = CliRunner().invoke(app, ["image", *WORDS, "--model", str(tiny), *more])
+    words = WORDS[:2] + WORDS[4:] if "--seed" in more else WORDS
+    result = CliRunner().invoke(app, ["image", *words, "--model", str(tiny), *more])
     assert result.exit_code == 0, result.output
     for name in result.stdout.split():
         with Image.open(folder / name) as picture:
