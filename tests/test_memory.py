@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -235,11 +236,9 @@ def test_text_encoders_come_before_the_other_weights():
 
 
 @pytest.fixture
-def asked_anew():
-    """The base of a process that has not been asked for it."""
-    memory.base.cache_clear()
-    yield
-    memory.base.cache_clear()
+def asked_anew(monkeypatch):
+    """A process that has not been asked for its base."""
+    monkeypatch.setattr(memory, "base", cache(memory.base.__wrapped__))
 
 
 def test_the_estimate_begins_with_what_the_build_of_torch_takes(monkeypatch, asked_anew):
