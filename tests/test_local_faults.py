@@ -92,6 +92,12 @@ def works(folder, tiny, *more):
 SAID = ("Terminated.\n", "Interrupted.\n")  # of other signals, of Ctrl-C
 
 
+def until(process, words):
+    """Read stderr up to the line that has those words."""
+    while words not in (line := process.stderr.readline()):
+        assert line, f"stderr ended before {words}"
+
+
 def stop_in(phase, number, tiny, *more):
     """Run until the phase, send the signal; the exit code, stdout, and stderr from then on."""
     process = start(PAUSE + PHASES[phase][0], "image", *WORDS, "--model", tiny, *more)
@@ -244,8 +250,10 @@ def test_a_signal_during_the_start_is_one_message(module, number, tiny, here):
     assert names(here) == []
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["once", "again"])
 @pytest.mark.parametrize("number", [signal.SIGHUP])
-def test_a_signal_to_a_training_leaves_a_run_that_goes_on(number, here, tmp_path):
+def test_a_signal_to_a_training_leaves_a_run_that_goes_on(number, again, here, tmp_path):
+    """The first is heeded after the step, the second at once."""
     pictures = tmp_path / "pictures"
     for kind in ("a", "b"):
         (pictures / kind).mkdir(parents=True)
@@ -255,15 +263,14 @@ def test_a_signal_to_a_training_leaves_a_run_that_goes_on(number, here, tmp_path
     command += ["--channels", "32", "--multipliers", "1", "--codes", "16", "--batch-size", "2"]
     slow = "import narcli.training.tokenizer as t; plain = t.batch_indices\n"
     slow += "t.batch_indices = lambda *a: pause() if a[2] == 3 else plain(*a)\n"
-    process = start(PAUSE + slow, *command)
-    lines = [process.stderr.readline()]
-    while lines[-1] and b"now" not in lines[-1]:
-        lines.append(process.stderr.readline())
-    for _ in range(3):
+    process = start((PAUSE if again else PAUSE.replace("300", "3")) + slow, *command)
+    until(process, b"now")
+    process.send_signal(number)
+    until(process, b"Stopping after this step; once more stops at once.")
+    if again:
         process.send_signal(number)
     _, err = process.communicate(timeout=240)
-    assert process.returncode == 128 + number, (lines, err)
-    assert err.decode() == SAID[number == signal.SIGINT]
+    assert (process.returncode, err.decode().splitlines()[-1]) == (128 + number, SAID[False].strip())
     assert not [path for path in here.rglob("*") if path.name.endswith(".part")]
     process = start("", *command)
     _, err = process.communicate(timeout=240)
