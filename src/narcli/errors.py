@@ -12,7 +12,8 @@ class NarError(Exception):
     """Something went wrong that a person can act on.
 
     Args:
-        message: what happened, naming the offending value and what was expected.
+        message: what happened, naming the offending value and what was expected. An argument is in
+            backquotes; the command line spells it as its option.
         hint: what to do next, or None.
     """
 
@@ -22,6 +23,9 @@ class NarError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}" if self.hint else self.message
 
 
 class UsageError(NarError):

@@ -9,7 +9,7 @@ than one batch at a time."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from math import ceil
@@ -262,7 +262,7 @@ class Pipeline(Decodes):
         settings: SamplingSettings,
         batch_size: int,
         tell: Callable[[str], object] = warnings.warn,
-    ) -> Iterator[Progress]:
+    ) -> Generator[Progress, None, None]:
         """Decode samples batch by batch; what ``steps`` does once all is chosen.
 
         A batch that memory does not hold is halved, and so are those after it; ``tell`` is told.

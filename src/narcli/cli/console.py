@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -21,6 +22,7 @@ from ..errors import DeclinedError, MemoryLimitError, NarError, UsageError, is_s
 from . import signals
 
 _ERASE = "\x1b[J\r\x1b[K"  # what wrapped below the cursor's line, and that line
+_SPELLED = {"classes": "class", "prompts": "prompt", "sheet": "grid", "as_json": "json"}
 LARGE = 2 * 10**9  # bytes; a person is asked before more is downloaded
 
 
@@ -180,8 +182,19 @@ def fail(error: BaseException) -> int:
         case _:
             message = f"narcli failed unexpectedly: {type(error).__name__}: {str(error) or 'no message'}"
             hint, code = "Set NARCLI_DEBUG=1 and run it again for the traceback, and please report it.", 1
+    message, hint = _options(message), _options(hint or "")
     _say(f"{_paint('error:', '1;31')} {printable(message)}" + (f"\n  {printable(hint)}" if hint else ""))
     return code
+
+
+def _options(text: str) -> str:
+    """Spell the arguments of the library in a message as options: `` `top_k=5` `` is ``--top-k 5``."""
+
+    def spell(match: re.Match[str]) -> str:
+        name = _SPELLED.get(match[1], match[1]).replace("_", "-")
+        return f"--{name} {match[2]}" if match[2] else f"--{name}"
+
+    return re.sub("`([a-z][a-z_]*)(?:=([^`]+))?`", spell, text)
 
 
 def _progress_line(label: str, note: str, done: int, total: int, width: int) -> str:
