@@ -50,8 +50,6 @@ from narcli.checkpoints.formats.transformer import released_names
 from narcli.checkpoints.load import load_tokenizer, load_transformer, transformer_config
 from narcli.checkpoints.save import save_model
 from narcli.checkpoints.text_encoder import T5Encoder
-from narcli.cli.console import Console
-from narcli.cli.rerun import _plan, _recorded
 from narcli.errors import MemoryLimitError, NarError
 from narcli.media.metadata import lines, runs_of
 from narcli.media.readers import read_metadata, read_tokens
@@ -118,11 +116,11 @@ def read_text_encoder(folder: Path, _: Path) -> None:
 def read_media(_: Path, file: Path) -> None:
     about = read_metadata(file)
     list(lines(about))
-    given = {"quiet": True, "overwrite": False, "as_json": False, "offline": True}
+    trust = Trust({"offline": True})
     for run in runs_of(about):
         with contextlib.suppress(NarError):  # as `narcli rerun --verify` reads it
-            _plan(file, run, given, Console(quiet=True))
-            _recorded(file, run)
+            recipe_of(file, run, trust)
+            recorded(file, run)
     if file.suffix == ".safetensors":
         read_tokens(file)
 

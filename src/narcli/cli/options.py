@@ -16,9 +16,9 @@ import typer
 from ..errors import UsageError
 from ..media.textfiles import expand
 from ..prompts import Prompt
+from ..runs.looks import FPS, QUALITY
 from ..runs.recipe import Recipe
 from ..runs.repeat import Trust
-from ..runs.sinks import FPS, QUALITY
 from ..settings import check_batch_size
 from .console import Console
 

@@ -15,8 +15,8 @@ from ..hub.sizes import networks_of
 from ..limits import available
 from ..order import neighbor
 from ..settings import SamplingSettings
+from .looks import check_fit, suffix_of
 from .recipe import Recipe
-from .sinks import check_fit, suffix_of
 
 if TYPE_CHECKING:
     from .run import Plan

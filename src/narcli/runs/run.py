@@ -16,8 +16,9 @@ from ..hub.sources import Files, Found, choose
 from ..media.names import Outputs
 from ..prompts import Prompt
 from ..settings import Sample, plan_samples
+from .looks import name_files
 from .recipe import Entry, Recipe
-from .sinks import Clock, Finished, Revealed, Sinks, Written, name_files
+from .sinks import Clock, Finished, Revealed, Sinks, Written
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline, Progress

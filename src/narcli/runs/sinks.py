@@ -8,33 +8,25 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from math import ceil
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ..classes import ClassEntry
-from ..errors import NarError, UsageError
+from ..errors import NarError
 from ..media.metadata import MAX_HASHES, MAX_TOKENS, SCHEMA
-from ..media.names import Outputs, default_name, fields_of, resolve_outputs
+from ..media.names import Outputs
 from ..prompts import Prompt
 from ..settings import Sample
-from .recipe import MAX_FPS, Recipe
+from .looks import FPS, QUALITY, check_fit, shown_fps, suffix_of
+from .recipe import Recipe
 
 if TYPE_CHECKING:
     from ..decoding import Clip, Decodes
-    from ..models.larp import LARPConfig
-    from ..models.vq import VQConfig
     from ..order import Order
     from ..results import Result
 
-FPS, QUALITY = 8.0, 80
-FORMAT_FPS = {".gif": 50.0}  # many players refuse a single hundredth of a second
-BEATS = {".gif": 100, ".webp": 1000}  # what these formats count, in a second
 MAX_PROMPTS = 50_000  # bytes of prompts in the metadata of what shows several samples
-FRONTIER = "_frontier"  # before the suffix of the file beside the first sample's
-SHEET = "_grid.png"  # ending of the contact sheet beside the pictures
-TOKENS = "_tokens.safetensors"  # ending of the tokens beside a sample
 PHASES = ("import", "load", "sample", "decode", "write")
 
 
@@ -112,99 +104,6 @@ class Finished:
             "seconds": {phase: round(value, 3) for phase, value in self.seconds.items()},
             **({"contact_sheet": True} if self.recipe.sheet else {}),
         }
-
-
-# --- before anything is loaded -----------------------------------------------------------------------
-
-
-def name_files(
-    recipe: Recipe, samples: Sequence[Sample], model: str, reserved: Sequence[Path] = ()
-) -> Outputs:
-    """Choose a file for each sample; those beside the first sample's are the frontier and the sheet.
-
-    Raises:
-        UsageError: a name that cannot be, or a setting that the files' format does not have.
-        NarError: a folder that cannot be written to, or one of other files that would be overwritten.
-    """
-    named = [fields_of(sample.entry, sample.seed) | {"model": model} for sample in samples]
-    companions = [f"{FRONTIER}.{recipe.frontier}"] * (recipe.frontier != "none") + [SHEET] * recipe.sheet
-    outputs = resolve_outputs(
-        recipe.output,
-        named,
-        default=default_name(recipe.kind, named[0]),
-        suffixes=_suffixes(recipe),
-        companions=companions,
-        beside=[TOKENS] * recipe.save_tokens,
-        overwrite=recipe.overwrite,
-        reserved=reserved,
-    )
-    suffix = suffix_of(recipe, outputs)
-    words = suffix or "a folder of frames"
-    if recipe.fps is not None and not suffix:
-        raise UsageError(f"`fps` does not go with {words}.", "Drop one of them.")
-    if recipe.fps is not None and recipe.fps > FORMAT_FPS.get(suffix, MAX_FPS):
-        raise UsageError(
-            f"`fps` is {recipe.fps:g}, and {words} shows at most {FORMAT_FPS[suffix]:g}.",
-            "Use `format=mp4` or webp.",
-        )
-    if recipe.quality is not None and suffix not in (".mp4", ".webp"):
-        raise UsageError(
-            f"`quality` does not go with {words}, which is written as it is.", "Drop one of them."
-        )
-    if recipe.overwrite and not suffix:
-        from ..media.writers import check_frames
-
-        for path in outputs.paths:
-            check_frames(path)
-    return outputs
-
-
-def suffix_of(recipe: Recipe, outputs: Outputs | None) -> str:
-    """Ending of the samples' files, as far as it is known; "" for folders of frames."""
-    if recipe.format == "frames":
-        return ""
-    return outputs.paths[0].suffix.lower() if outputs is not None else _suffixes(recipe)[0]
-
-
-def _suffixes(recipe: Recipe) -> list[str]:
-    """Endings that the samples' files may have; the first is the default."""
-    if recipe.kind == "image":
-        return [".png"]
-    if recipe.format is None:
-        return [".mp4", ".gif", ".webp"]
-    return [""] if recipe.format == "frames" else [f".{recipe.format}"]
-
-
-def check_fit(recipe: Recipe, grid: tuple[int, ...], tokenizer: VQConfig | LARPConfig) -> None:
-    """Compare a recipe with the sizes of a model.
-
-    Raises:
-        UsageError: they do not fit.
-        ValueError: the tokenizer does not fit the grid.
-    """
-    if recipe.frontier_mode == "reveal" and tokenizer.holistic:
-        raise UsageError(
-            "`frontier_mode` is reveal, but no token of this model has a place in the frames.",
-            "Use `frontier_mode=decode`, or `frontier=none`.",
-        )
-    made = tokenizer.clip_size(grid)[0]
-    if recipe.frames is not None and recipe.frames > made:
-        raise UsageError(
-            f"`frames` is {recipe.frames}, but the model makes clips of {made} frames.",
-            "It draws all frames of a clip together and cannot go on after them; "
-            f"give at most {made}, or a lower `fps` to make it last longer.",
-        )
-
-
-def shown_fps(suffix: str, fps: float) -> float:
-    """The frames per second that a format can show, nearest to those wanted; it counts whole beats."""
-    if suffix not in BEATS:
-        return fps
-    beats, most = BEATS[suffix], FORMAT_FPS.get(suffix, MAX_FPS)
-    return beats / max(round(beats / fps), ceil(beats / most))
-
-
-# --- while it runs ---------------------------------------------------------------------------------------
 
 
 class Sinks:
