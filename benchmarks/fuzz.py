@@ -57,6 +57,7 @@ from narcli.media.writers import write_gif, write_mp4, write_png, write_webp
 from narcli.models.blocks import TransformerConfig
 from narcli.models.transformer import NARTransformer
 from narcli.models.vq import VQConfig, VQTokenizer
+from narcli.runs.repeat import Trust, recipe_of, recorded
 
 ADDRESSES = 2**32  # bytes that a worker may map besides what it has at its start: more than it may fill
 GROWTH = 2**28  # bytes that one input may fill
