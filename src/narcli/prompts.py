@@ -7,6 +7,7 @@ characters of web pages. tests/data/prompt_cleaning*.json hold pairs of the rele
 
 from __future__ import annotations
 
+import ast
 import csv
 import html
 import io
@@ -33,8 +34,10 @@ _AS_TEXT = "Give a prompt a line as .txt, or a .csv or .tsv with a column 'promp
 _DATA = (".json", ".jsonl", ".ndjson", ".yaml", ".yml")
 #: Columns of tables that ask for what a run has once for all prompts.
 _SETTINGS = {
-    "class", "classes", "num", "seed", "seeds", "cfg", "cfg_scale", "guidance_scale", "cfg_interval",
-    "temperature", "top_k", "top_p", "model", "tokenizer", "text_encoder", "negative_prompt",
+    "class", "classes", "class_id", "class_name", "n", "num", "num_images", "num_samples", "seed", "seeds",
+    "cfg", "cfg_scale", "guidance_scale", "cfg_interval", "steps", "temperature", "top_k", "top_p",
+    "model", "tokenizer", "text_encoder", "negative", "negative_prompt", "device", "dtype", "batch_size",
+    "output", "scale", "frames", "fps",
 }  # fmt: skip
 
 _FORMATS = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
@@ -214,6 +217,8 @@ def collect(
     for prompt in prompts:
         if prompt == STDIN:
             found += _parse_lines("the standard input", enumerate(split_lines(_stdin()), 1))
+        elif _is_data(prompt):
+            raise UsageError(f"The prompt {shorten(prompt)} is data, not a text.", _AS_TEXT)
         else:
             found.append(parse_prompt(prompt))
     if file is not None:
@@ -245,10 +250,12 @@ def slug(text: str) -> str:
 
 def _parse_lines(where: str, lines: Iterable[tuple[int, str]]) -> list[Prompt]:
     """The prompts of a file, each with the number of its line."""
-    found = []
+    found: list[Prompt] = []
     for number, line in lines:
-        if _is_json(line):
-            raise UsageError(f"Prompt {number} of {where} is JSON: {shorten(line)}", _AS_TEXT)
+        if _is_data(line):
+            raise UsageError(f"Line {number} of {where} is data, not a text: {shorten(line)}", _AS_TEXT)
+        if not found and _is_titles(line):
+            raise UsageError(f"Line {number} of {where} holds titles of a table: {shorten(line)}", _AS_TEXT)
         if line.strip():
             try:
                 found.append(parse_prompt(line))
@@ -260,13 +267,20 @@ def _parse_lines(where: str, lines: Iterable[tuple[int, str]]) -> list[Prompt]:
     return found
 
 
-def _is_json(line: str) -> bool:
-    if not line.lstrip().startswith(("{", "[")):
+def _is_titles(line: str) -> bool:
+    """Whether a line holds the titles of a table, one of them ``prompt``."""
+    titles = [title.split() for title in re.split(r"[,;|\t]", line.lower())]
+    return len(titles) > 1 and ["prompt"] in titles and all(len(words) < 2 for words in titles)
+
+
+def _is_data(text: str) -> bool:
+    """Whether a text is an object or list of JSON or Python, and not empty."""
+    if not text.lstrip().startswith(("{", "[")):
         return False
-    try:
-        return bool(json.loads(line))
-    except (ValueError, RecursionError):
-        return False
+    for read in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return bool(read(text.strip()))
+    return False
 
 
 def _stdin() -> str:
@@ -302,6 +316,8 @@ def _column(file: Path, text: str, delimiter: str, tell: Callable[[str], object]
         raise CheckpointError(
             f"{file} is not a table: {error} (line {begin}).", "For a prompt a line, name it .txt."
         ) from None
+    while rows and not any(rows[0][1]):
+        del rows[0]
     titles = [title.strip().lower() for title in rows[0][1]] if rows else []
     if "prompt" not in titles:
         has = f"It has {', '.join(titles)[:200]}." if titles else "It is empty."

@@ -15,7 +15,8 @@ from ..runs.recipe import Recipe
 from .console import Console, bytes_text, is_terminal
 
 if TYPE_CHECKING:
-    from ..runs.run import Host, Loader
+    from ..runs.plan import Host
+    from ..runs.run import Loader
     from ..runs.sinks import Finished
 
 
@@ -48,7 +49,7 @@ class Session:
     @property
     def host(self) -> Host:
         """Whom a run asks and tells."""
-        from ..runs.run import Host
+        from ..runs.plan import Host
 
         approve: Callable[[Mapping[str, int]], None] = self.console.approve_download
         return Host(

@@ -19,7 +19,7 @@ from .looks import check_fit, suffix_of
 from .recipe import Recipe
 
 if TYPE_CHECKING:
-    from .run import Plan
+    from .plan import Plan
 
 
 class Budget:

@@ -27,9 +27,9 @@ from ..rules import MAX_CELLS
 from ..settings import Sample
 from .budget import files_of
 from .looks import name_files, suffix_of
+from .plan import Host
 from .recipe import LOOKS, Recipe, entry_of, require
 from .repeat import Trust, find_part, warn_of_others
-from .run import Host
 from .sinks import Clock, Finished, Revealed, Sinks, Written
 
 _AXES = {"image": 2, "video": 3}
