@@ -51,6 +51,7 @@ GIF = RGB + 3 * PALETTE  # of each frame of an animation: itself, its palette fr
 
 
 COLORS = 90  # of one frame, while its colours are counted
+REPEATED = 8  # of each frame of a clip, while colours of its moving shades are fitted
 
 
 PNG, DETAIL = 3, 0.4  # of a compressed picture at most; and what each pixel of an enlarged one adds
@@ -217,7 +218,7 @@ def _files(
     enlarged = RGB * large * frames * (scale > 1)
     encoder = {
         ".mp4": _ffmpeg(large, many),
-        ".gif": (GIF - RGB) * large * many + COLORS * large,
+        ".gif": (GIF - RGB + REPEATED) * large * many + COLORS * large,
         ".webp": WEBP * large,
     }
     writing = [enlarged + encoder.get(files.suffix, png)]
