@@ -71,6 +71,8 @@ def recipe_of(path: Path, about: About, trust: Trust) -> Recipe:
     if "model" not in given:  # which brings its own tokenizer and encoder
         kind = "text" if isinstance(entries[0], Prompt) else about["kind"]
         parts = _parts(path, about, kind, trust)
+        if "text_encoder" in about and not {"dtype", "text_encoder"} & set(given):
+            parts["text_dtype"] = about["text_encoder"].get("dtype")
     recipe = Recipe.from_json(about, str(path), **(parts | given))
     check_many([path], [recipe], trust)
     if "device" not in given and recipe.device not in ("cpu", "auto"):
