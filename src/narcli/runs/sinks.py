@@ -298,7 +298,8 @@ class Sinks:
         partials: list[list[Clip]] | None = None
         if self._mode == "decode":
             partials = []
-            steps = self.decoder.partials([result.tokens for result in shown])
+            with self.clock.timed("decode"):
+                steps = self.decoder.partials([result.tokens for result in shown])
             for _ in order.steps:
                 with self.clock.timed("decode"):
                     partials.append(next(steps))
