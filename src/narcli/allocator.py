@@ -15,7 +15,7 @@ from typing import Any
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 #: Blocks below this come from the heap; the largest value that mallopt takes.
 HEAP_BLOCK = 32 * 2**20
-#: Rounds that a thread of GCC's OpenMP waits awake; see docs/speed.md.
+#: Rounds that a thread of GCC's OpenMP waits awake; see docs/notes/speed.md.
 SPINS = 3000
 
 
