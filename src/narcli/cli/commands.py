@@ -20,7 +20,7 @@ from .console import fail
 
 
 class _Commands(TyperGroup):
-    """Reports the errors of every command below; Typer reports usage errors of its own."""
+    """Group that reports the errors of all its commands; Typer reports its own usage errors."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -33,7 +33,7 @@ class _Commands(TyperGroup):
 
 
 class _Command(TyperCommand):
-    """Refuses an option that is given again, of which only the last value would count."""
+    """Command that refuses a repeated option, of which only the last value would count."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         _, _, given = self.make_parser(ctx).parse_args(list(args))

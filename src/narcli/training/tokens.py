@@ -1,4 +1,4 @@
-"""Codes of training pictures, kept between runs."""
+"""Codes of training pictures, cached between runs."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from .recipe import grid_of
 
 @torch.inference_mode()
 def tokenize(pictures: Pictures, tokenizer: VQTokenizer, folder: Path, batch_size: int = 16) -> Tensor:
-    """Codes of all pictures: (items, N) int64, kept in ``folder`` for the next time."""
+    """Encode all pictures: (items, N) int64, cached in ``folder``."""
     known = weights_digest(tokenizer, pictures.digest().encode())
     cache = folder / TOKENS.format(known.hexdigest()[:16])
     count, cells = len(pictures), math.prod(grid_of(pictures, tokenizer.config))
-    with suppress(CheckpointError, ValueError, TypeError):  # not there, or damaged
+    with suppress(CheckpointError, ValueError, TypeError):  # missing or damaged
         mapped = read_array(cache)
         if mapped.shape == (count, cells) and mapped.dtype == np.int32:
             kept = torch.from_numpy(mapped.astype(np.int64))
@@ -47,20 +47,20 @@ def tokenize(pictures: Pictures, tokenizer: VQTokenizer, folder: Path, batch_siz
 
 @torch.no_grad()
 def mark_starts(tokens: Tensor, starts: int, tokenizer: VQTokenizer) -> Tensor:
-    """Let the first token of a clip say where its loop begins.
+    """Make the first token of a clip tell the start of its loop.
 
-    The first corner mostly shows the background, the same one wherever the loop begins. Where it begins is
-    then decided where something moves, by several cells of a frontier at once and by each for itself, and
-    the clip mixes two beginnings. With first tokens that differ the very first draw decides.
+    The first corner mostly shows the background, the same for all starts. The start is then decided later, by
+    several cells of a pass independently, and the clip mixes two starts. With different first tokens the
+    first draw decides.
 
     Args:
         tokens: (clips * starts, N) int64, the starts of a clip one after the other.
-        starts: of a clip.
-        tokenizer: whose codes they are. Codes close to each other look much the same.
+        starts: starts of a clip.
+        tokenizer: tokenizer of the codes; close codes look nearly the same.
 
     Returns:
-        The same tokens, but a first one that an earlier start of the clip has gives way to the closest code
-        that no start of the clip has.
+        The tokens, in which a first token shared with an earlier start of the clip is replaced by the closest
+        code that no start has.
 
     Raises:
         UsageError: a clip has more starts than there are codes.
@@ -81,7 +81,7 @@ def mark_starts(tokens: Tensor, starts: int, tokenizer: VQTokenizer) -> Tensor:
 
 
 def weights_digest(model: nn.Module, before: bytes = b"") -> Any:
-    """SHA-256 of some bytes and all weights after them."""
+    """SHA-256 of some bytes, then of all weights."""
     known = sha256(before)
     for tensor in model.state_dict().values():
         known.update(tensor.float().numpy().tobytes())
