@@ -193,7 +193,7 @@ def write_cached(identity: str, dtype: str, text: str, tokens: int, encoded: Enc
 
 
 def prune(most: int = MAX_CACHED) -> None:
-    """Remove the least recently used files of the cache until it holds ``most`` bytes."""
+    """Remove the files of the cache that were not used for longest, beyond ``most`` bytes in all."""
     with suppress(OSError):
         files = [(path.stat(), path) for path in cache_folder().iterdir()]
         total = sum(stat.st_size for stat, _ in files)

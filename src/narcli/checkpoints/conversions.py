@@ -30,7 +30,7 @@ LEAST = 2**26  # bytes; smaller files convert fast enough
 MOST = 2**34  # bytes of all copies; the least recently used go first
 SETTLED = 2.0  # seconds; a second change within this time may not change the file's times
 HEADER = 2**24  # bytes that the header of a copy takes at most
-ABANDONED = 3600.0  # seconds after which a partial copy counts as abandoned
+ABANDONED = 3600.0  # seconds after which a part of a copy is nobody's
 FORMATS = {"bfloat16": "BF16", "float16": "F16"}
 
 
@@ -176,7 +176,7 @@ def forget(paths: Iterable[Path]) -> int:
 
 
 def prune(most: int | None = None) -> int:
-    """Remove outdated copies, and the oldest beyond ``most`` bytes; return the bytes freed."""
+    """Remove copies of files that are gone or changed, and the oldest beyond ``most`` bytes; bytes freed."""
     freed, kept = 0, []
     with suppress(OSError):
         for path in cache_folder().iterdir():
@@ -186,7 +186,7 @@ def prune(most: int | None = None) -> int:
                 if abandoned if path.suffix == ".part" else not _is_current(path):
                     path.unlink(missing_ok=True)
                     freed += stat.st_size
-                elif path.suffix != ".part":  # partial copies may still be in use
+                elif path.suffix != ".part":  # a newer one is being written
                     kept.append((stat.st_mtime, stat.st_size, path))
         total = sum(size for _, size, _ in kept)
         for _, size, path in sorted(kept):

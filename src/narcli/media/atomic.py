@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     pass
 
 
-#: Start and end of temporary names; in a temporary folder, the name of the folder to be replaced.
+#: How the names of temporary files and folders begin and end; in such a folder, what it is to replace.
 PART, OLD = (".narcli-", ".part"), "old"
 
 

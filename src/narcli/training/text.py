@@ -266,7 +266,7 @@ def train_text(
             compile=False,
         )  # fmt: skip
         learn_to_read(encoder, ids, looks, reading, folder / "encoder", data, quiet)
-        torch.manual_seed(settings.seed)  # independent of a resumed first training
+        torch.manual_seed(settings.seed)  # whether or not that went on from a checkpoint
     config = replace(
         start.config, condition="text", num_classes=0, condition_tokens=condition_tokens,
         caption_dim=encoder.width,
