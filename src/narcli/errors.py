@@ -62,8 +62,8 @@ _SHORTAGE = (
 
 def is_shortage(error: BaseException) -> bool:
     """Tell whether an error of Python or torch means a shortage of memory."""
-    said = str(error).lower() if isinstance(error, RuntimeError | ImportError | OSError) else ""
-    return isinstance(error, MemoryError) or any(words in said for words in _SHORTAGE)
+    message = str(error).lower() if isinstance(error, RuntimeError | ImportError | OSError) else ""
+    return isinstance(error, MemoryError) or any(words in message for words in _SHORTAGE)
 
 
 def first_line(error: BaseException) -> str:

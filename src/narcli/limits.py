@@ -27,13 +27,13 @@ def available(device: torch.device, own: bool = True) -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     import resource
 
-    held = own * process.get("RssAnon", 0)
-    found = [system.get("MemAvailable", 0) + system.get("SwapFree", 0) + held]
+    own_bytes = own * process.get("RssAnon", 0)
+    limits = [system.get("MemAvailable", 0) + system.get("SwapFree", 0) + own_bytes]
     for kind, taken in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
         limit = resource.getrlimit(kind)[0]
         if limit != resource.RLIM_INFINITY:
-            found.append(limit - process.get(taken, 0) + held)
-    return max(0, min([*found, *(most - taken + held for most, taken in _control_groups())]))
+            limits.append(limit - process.get(taken, 0) + own_bytes)
+    return max(0, min([*limits, *(most - taken + own_bytes for most, taken in _control_groups())]))
 
 
 def sizes_told(path: Path) -> dict[str, int]:
@@ -47,7 +47,7 @@ def _control_groups() -> list[tuple[int, int]]:
 
     A container sees its own group at the root, under a name that may not exist there.
     """
-    found, root = [], Path("/sys/fs/cgroup")
+    groups, root = [], Path("/sys/fs/cgroup")
     # Files of the limit, and the lines of memory.stat for memory that the system cannot drop.
     version_1 = root / "memory", "memory.limit_in_bytes", ("total_rss", "total_shmem")
     version_2 = root, "memory.max", ("anon", "shmem")
@@ -72,5 +72,5 @@ def _control_groups() -> list[tuple[int, int]]:
                 most = int((folder / file).read_text())
                 stat = (text.split() for text in (folder / "memory.stat").read_text().splitlines())
                 taken = {key: int(value) for key, value in stat}
-                found.append((most, sum(taken.get(kind, 0) for kind in kinds)))
-    return found
+                groups.append((most, sum(taken.get(kind, 0) for kind in kinds)))
+    return groups

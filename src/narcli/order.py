@@ -130,11 +130,11 @@ class Order:
     @cached_property
     def step_of(self) -> tuple[int, ...]:
         """The pass that decodes each cell, by flat index."""
-        found = [NONE] * self.cells
+        steps = [NONE] * self.cells
         for index, cells in enumerate(self.steps):
             for cell in cells:
-                found[cell] = index
-        return tuple(found)
+                steps[cell] = index
+        return tuple(steps)
 
     @cached_property
     def generation(self) -> tuple[int, ...]:
@@ -188,13 +188,13 @@ class Order:
         """Cells whose tokens predict ``cell``, by head; none if only the condition does."""
         index, place = self._found_at[cell]
         step = self.passes[index]
-        found = []
+        result = []
         for source in step.sources[place]:
             token = step.feeds[source.feed].token if source.feed != NONE else NONE
             if token != NONE:
                 head = self.heads[source.head]
-                found.append(Predecessor(self.head_axis(head), token, head))
-        return tuple(found)
+                result.append(Predecessor(self.head_axis(head), token, head))
+        return tuple(result)
 
     @cached_property
     def _found_at(self) -> dict[int, tuple[int, int]]:
@@ -229,17 +229,17 @@ def _neighbor_passes(sizes: tuple[int, ...]) -> Iterator[Pass]:
     yield Pass((0,), (tuple(Source(NONE, head, 1 / len(heads)) for head in range(len(heads))),))
     # Stride and size of the axis of each head, from the last axis on.
     axes = [(prod(sizes[axis + 1 :]), sizes[axis]) for axis in reversed(range(len(sizes)))]
-    known = 0
+    total = 0
     for before, cells in itertools.pairwise(steps):
         place = {cell: index for index, cell in enumerate(before)}
         sources = []
         for cell in cells:
             near = [(h, cell - stride) for h, (stride, size) in enumerate(axes) if cell // stride % size]
             sources.append(tuple(Source(place[other], head, 1 / len(near)) for head, other in near))
-        slots = range(known, known + len(before))
-        known += len(before)
-        feeds = (Feed(cell, cell, slot, known) for cell, slot in zip(before, slots, strict=True))
-        yield Pass(tuple(cells), tuple(sources), tuple(feeds), known)
+        slots = range(total, total + len(before))
+        total += len(before)
+        feeds = (Feed(cell, cell, slot, total) for cell, slot in zip(before, slots, strict=True))
+        yield Pass(tuple(cells), tuple(sources), tuple(feeds), total)
 
 
 def raster(sizes: tuple[int, ...]) -> Order:
@@ -367,11 +367,11 @@ def scales(sides: tuple[int, ...]) -> Order:
     _checked((min(sides, default=0), max(sides, default=0)))
 
     def rule() -> Iterator[Pass]:
-        known = 0
+        total = 0
         for index, side in enumerate(sides):
-            cells = tuple(range(known, known + side * side))
-            known += side * side
-            feeds = tuple(Feed(NONE, cell, cell, known) for cell in cells)
+            cells = tuple(range(total, total + side * side))
+            total += side * side
+            feeds = tuple(Feed(NONE, cell, cell, total) for cell in cells)
             share = index / (len(sides) - 1) if len(sides) > 1 else 0.0
             sources = tuple((Source(k, 0, 1.0),) for k in range(len(cells)))
             yield Pass(cells, sources, feeds, 0, share)

@@ -79,8 +79,8 @@ class Result:
 
 def about_class(entry: ClassEntry) -> dict[str, Any]:
     """Entry of a class in metadata."""
-    about = {"id": entry.id, "name": entry.name, "label": entry.label}
-    return about | ({"stands_for": entry.stands_for} if entry.stands_for else {})
+    fields = {"id": entry.id, "name": entry.name, "label": entry.label}
+    return fields | ({"stands_for": entry.stands_for} if entry.stands_for else {})
 
 
 def describe(metadata: Mapping[str, Any]) -> str:
@@ -89,9 +89,9 @@ def describe(metadata: Mapping[str, Any]) -> str:
     if "prompt" in metadata:
         title = " ".join(metadata["prompt"].split())
     else:
-        about = metadata["class"]
-        name = f"{about['stands_for']} ({about['name']})" if "stands_for" in about else about["name"]
-        title = f"class {about['id']}, {name}"
+        row = metadata["class"]
+        name = f"{row['stands_for']} ({row['name']})" if "stands_for" in row else row["name"]
+        title = f"class {row['id']}, {name}"
     facts = {
         "Steps": metadata["steps"],
         "Seed": metadata["seed"],

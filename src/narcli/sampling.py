@@ -76,7 +76,7 @@ def generate(
     order, draw = order or model.config.order, draw or draw_plain
     passes, plan = order.passes, model.plan(order)
     draws = uniform_draws(seeds, order.cells).to(condition.device)
-    known = torch.zeros(len(seeds), order.cells, dtype=torch.int64, device=condition.device)
+    context = torch.zeros(len(seeds), order.cells, dtype=torch.int64, device=condition.device)
     given = None if given is None else given.to(condition.device)
     scales = [settings.scale(step.clock, step.share) for step in passes]
     last = max((index for index, scale in enumerate(scales) if scale > 1), default=-1)
@@ -92,13 +92,13 @@ def generate(
         if step.feeds:
             if index > last:
                 state.cache.keep_rows(len(seeds))
-            model.feed(state, index, known)
+            model.feed(state, index, context)
         logits = model.predict(state, index, scale)
         cells = plan.passes[index].cells
         tokens = draw(logits, draws[:, cells], settings)
         if given is not None:
             tokens = torch.where(given[:, cells] < 0, tokens, given[:, cells])
-        known[:, cells] = tokens
+        context[:, cells] = tokens
         done += len(step.cells)
         yield Step(index, step.cells, tokens, logits, done)
 

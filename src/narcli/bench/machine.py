@@ -33,7 +33,7 @@ class Limits:
 
 def machine(device: torch.device, dtype: torch.dtype, limits: Limits) -> dict[str, Any]:
     """Describe the machine as JSON: device, dtype, threads, versions and limits."""
-    about: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
@@ -44,9 +44,9 @@ def machine(device: torch.device, dtype: torch.dtype, limits: Limits) -> dict[st
         "matrix_gflops": round(limits.products / 1e9),
     }
     if device.type == "cpu":
-        about["capability"] = torch.backends.cpu.get_cpu_capability()
-        about["compiled"] = can_run(dtype, device)
-    return about
+        facts["capability"] = torch.backends.cpu.get_cpu_capability()
+        facts["compiled"] = can_run(dtype, device)
+    return facts
 
 
 def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
@@ -80,17 +80,17 @@ def limit(
     c, itemsize = model.config, model.token_embedding.weight.element_size()
     block = 4 * c.dim**2 + 3 * c.dim * c.ffn_dim
     head = len(model.heads) * c.dim * c.vocab_size
-    seconds, fed, known = 0.0, c.condition_tokens, 0
+    seconds, fed, total = 0.0, c.condition_tokens, 0
     for cells in order.steps:
-        rows = batch_size * (2 if settings.guided(known) else 1)
-        keys = c.condition_tokens + known
+        rows = batch_size * (2 if settings.guided(total) else 1)
+        keys = c.condition_tokens + total
         attention = 4 * c.dim * fed * keys
         operations = (
             rows * c.total_layers * (2 * fed * block + attention) + 2 * batch_size * len(cells) * head
         )
         read = (c.total_layers * block + head) * itemsize
         seconds += max(read / limits.read, operations / limits.products)
-        fed, known = len(cells), known + len(cells)
+        fed, total = len(cells), total + len(cells)
     return seconds
 
 

@@ -63,7 +63,7 @@ class Case:
 
     def document(self, cases: Sequence[Case]) -> dict[str, Any]:
         """The case as JSON, with the tokens' time of other orders as a multiple of this one's."""
-        about = vars(self) | {
+        fields = vars(self) | {
             "total_seconds": self.total_seconds,
             "samples_per_second": self.batch_size / self.total_seconds,
             "share_of_limit": self.limit_seconds / self.tokens_seconds,
@@ -74,8 +74,10 @@ class Case:
                 and other.order in ("raster", "plain")
                 and other is not self
             ):
-                about[f"times_{other.order}"] = other.tokens_seconds / self.tokens_seconds
-        return {key: float(f"{value:.4g}") if type(value) is float else value for key, value in about.items()}
+                fields[f"times_{other.order}"] = other.tokens_seconds / self.tokens_seconds
+        return {
+            key: float(f"{value:.4g}") if type(value) is float else value for key, value in fields.items()
+        }
 
 
 def measure(
@@ -189,8 +191,10 @@ def _run(
         condition = torch.randn(size, c.condition_tokens, c.caption_dim).to(model.token_embedding.weight)
     steps, tokens = [], torch.zeros(size, c.order.cells, dtype=torch.int64, device=device)
     began = perf_counter()
-    asked = model, condition, range(size), settings
-    walk: Iterator[Any] = generate(*asked, order=order, draw=draw) if order else generate_plain(*asked)
+    arguments = model, condition, range(size), settings
+    walk: Iterator[Any] = (
+        generate(*arguments, order=order, draw=draw) if order else generate_plain(*arguments)
+    )
     for step in walk:
         tokens[:, list(step.cells)] = step.tokens
         synchronize(device)

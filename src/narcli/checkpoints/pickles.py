@@ -338,9 +338,9 @@ def _read_pickle(path: Path, file: BinaryIO, size: int, zipped: bool) -> dict[st
     except CheckpointError:
         raise
     except _Refused as error:
-        if wanted := "".join(c if c.isprintable() else "?" for c in str(error)[:80]):
+        if request := "".join(c if c.isprintable() else "?" for c in str(error)[:80]):
             raise CheckpointError(
-                f"{path} asks to run {wanted}, which a model's weights never need; nothing was run.",
+                f"{path} asks to run {request}, which a model's weights never need; nothing was run.",
                 "Do not trust the file. If it is yours, save a plain dictionary of tensors.",
             ) from None
         raise CheckpointError(
@@ -457,15 +457,15 @@ def _find_tensors(path: Path, content: Any) -> dict[str, _Described | _Other]:
     Raises:
         CheckpointError: there is none.
     """
-    if found := _candidates(content):
-        return next(iter(found.values()))
+    if candidates := _candidates(content):
+        return next(iter(candidates.values()))
     if isinstance(content, dict):
         words = [key if isinstance(key, str) and key.isprintable() else "?" for key in list(content)[:6]]
-        held = ", ".join(word[:30] for word in words) or "nothing"
+        description = ", ".join(word[:30] for word in words) or "nothing"
     else:
-        held = f"a {type(content).__name__}"
+        description = f"a {type(content).__name__}"
     raise CheckpointError(
-        f"{path} holds no model: {held} instead of tensors.",
+        f"{path} holds no model: {description} instead of tensors.",
         f"They are expected under {', '.join(map(repr, _PLACES[:-1]))} or {_PLACES[-1]!r}, or by themselves.",
     )
 

@@ -187,22 +187,22 @@ def read_sizes(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     try:
-        said = read_json(path)
+        config = read_json(path)
     except CheckpointError as error:
         raise CheckpointError(
             f"{folder} is not a text encoder: it has no readable config.json ({error.message})",
             "Expected a folder such as google/flan-t5-xl, as transformers saves it.",
         ) from None
-    if (kind := said.get("model_type")) != "t5":
+    if (kind := config.get("model_type")) != "t5":
         raise CheckpointError(
             f"{folder} holds a model of the type {ascii(kind)[:40]}, expected a T5 text encoder."
         )
-    given = {name: value for name, value in said.items() if value is not None}
-    if absent := [name for name in _SIZES if name not in given]:
+    values = {name: value for name, value in config.items() if value is not None}
+    if absent := [name for name in _SIZES if name not in values]:
         raise CheckpointError(f"{path} lacks {absent[0]}.", "Get the original file again.")
-    check(path, "", {**_SIZES, **{name: rule for name, (rule, _) in _DETAILS.items()}}, given)
-    sizes = {name: given[name] for name in _SIZES}
-    sizes |= {name: given.get(name, usual) for name, (_, usual) in _DETAILS.items()}
+    check(path, "", {**_SIZES, **{name: rule for name, (rule, _) in _DETAILS.items()}}, values)
+    sizes = {name: values[name] for name in _SIZES}
+    sizes |= {name: values.get(name, usual) for name, (_, usual) in _DETAILS.items()}
     if sizes["relative_attention_max_distance"] <= sizes["relative_attention_num_buckets"] // 4:
         raise CheckpointError(
             f"{path}: relative_attention_max_distance is {sizes['relative_attention_max_distance']}, "
@@ -211,12 +211,12 @@ def read_sizes(folder: Path) -> dict[str, Any]:
     gate, _, function = sizes["feed_forward_proj"].rpartition("-")
     function = "gelu_new" if sizes["feed_forward_proj"] == "gated-gelu" else function
     for name, implied in (("dense_act_fn", function), ("is_gated_act", bool(gate))):
-        if given.get(name, implied) != implied:
+        if values.get(name, implied) != implied:
             raise CheckpointError(
-                f"{path}: {name} is {ascii(given[name])[:40]}, but feed_forward_proj is "
+                f"{path}: {name} is {ascii(values[name])[:40]}, but feed_forward_proj is "
                 f"{sizes['feed_forward_proj']!r}."
             )
-    dtype = given.get("dtype", given.get("torch_dtype"))
+    dtype = values.get("dtype", values.get("torch_dtype"))
     return sizes | ({"dtype": dtype} if isinstance(dtype, str) else {})
 
 
@@ -259,10 +259,10 @@ def _network(folder: Path) -> tuple[Any, dict[str, Tensor]]:
             "It is damaged, or not a T5 encoder.",
         )
     for name, tensor in expected.items():
-        found = stored[name]
-        if found.shape != tensor.shape or found.dtype not in NUMBERS:
+        weight = stored[name]
+        if weight.shape != tensor.shape or weight.dtype not in NUMBERS:
             raise CheckpointError(
-                f"The text encoder in {folder} has {tuple(found.shape)} {str(found.dtype)[6:]} instead of "
+                f"The text encoder in {folder} has {tuple(weight.shape)} {str(weight.dtype)[6:]} instead of "
                 f"{tuple(tensor.shape)} numbers as {name}.",
                 "It is damaged, or not a T5 encoder in the usual number formats.",
             )
@@ -292,13 +292,13 @@ def _weights(folder: Path) -> list[Path]:
 def _tokenizer_files(folder: Path) -> tuple[dict[str, Any], Path | None]:
     """Return the used keys of tokenizer_config.json, and the vocabulary's file; None for bytes."""
     config = folder / "tokenizer_config.json"
-    said = read_json(config) if os.path.lexists(config) else {}
-    check(config, "", {"extra_ids": whole(0, 1000)}, said)
-    if said.get("tokenizer_class") == "ByT5Tokenizer":
-        return {"extra_ids": said.get("extra_ids", 125)}, None
+    options = read_json(config) if os.path.lexists(config) else {}
+    check(config, "", {"extra_ids": whole(0, 1000)}, options)
+    if options.get("tokenizer_class") == "ByT5Tokenizer":
+        return {"extra_ids": options.get("extra_ids", 125)}, None
     tokens = {}
     for name in ("eos_token", "pad_token", "unk_token"):
-        token = said.get(name)
+        token = options.get(name)
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str) and 0 < len(token) <= 100 and token.isprintable():
             tokens[name] = token
@@ -314,22 +314,22 @@ def _tokenizer_files(folder: Path) -> tuple[dict[str, Any], Path | None]:
 
 def _read_tokenizer(folder: Path) -> Any:
     """Build the tokenizer from its vocabulary, ignoring everything else in the folder."""
-    said, vocabulary = _tokenizer_files(folder)
+    options, vocabulary = _tokenizer_files(folder)
     if vocabulary is None:
         from transformers import ByT5Tokenizer
 
-        return ByT5Tokenizer(**said)
+        return ByT5Tokenizer(**options)
     if vocabulary.name == "tokenizer.json":
         from tokenizers import Tokenizer
         from transformers import PreTrainedTokenizerFast
 
         text = read_text(vocabulary, "a tokenizer", MAX_TOKENIZER)
         _check_growth(vocabulary, text)
-        return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text), **said)
+        return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text), **options)
     from transformers import T5Tokenizer
 
     read_bytes(vocabulary, MAX_TOKENIZER, "a tokenizer")
-    return T5Tokenizer(**T5Tokenizer.convert_to_native_format(vocab_file=str(vocabulary)), **said)
+    return T5Tokenizer(**T5Tokenizer.convert_to_native_format(vocab_file=str(vocabulary)), **options)
 
 
 def _check_growth(path: Path, text: str) -> None:
@@ -339,12 +339,12 @@ def _check_growth(path: Path, text: str) -> None:
         CheckpointError: more than ``MAX_STEPS`` steps or pieces in a row, or a replacement by longer text.
     """
     try:
-        said = json.loads(text)
+        document = json.loads(text)
     except (ValueError, RecursionError):
         return  # the tokenizer's own reader reports the fault
     parts = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
-    for name in parts if isinstance(said, dict) else ():
-        steps, waiting = 0, [said.get(name)]
+    for name in parts if isinstance(document, dict) else ():
+        steps, waiting = 0, [document.get(name)]
         while waiting:
             part = waiting.pop()
             if isinstance(part, list):
@@ -368,8 +368,8 @@ def _check_replacement(path: Path, step: Mapping[str, Any]) -> None:
     pattern, content = step.get("pattern"), step.get("content")
     if not isinstance(content, str):
         return
-    found = pattern.get("String") if isinstance(pattern, dict) else pattern
-    if len(content) > (len(found) if isinstance(found, str) else 1):
+    match = pattern.get("String") if isinstance(pattern, dict) else pattern
+    if len(content) > (len(match) if isinstance(match, str) else 1):
         shown = next(iter(pattern.values()), "") if isinstance(pattern, dict) else pattern
         raise CheckpointError(
             f"{path} replaces {ascii(shown)[:40]} by {ascii(content)[:40]}, expected no longer text.",

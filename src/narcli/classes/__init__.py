@@ -114,8 +114,8 @@ class ClassTable:
                 return self.by_id(ids[0])
         if ids:
             listed = " and ".join(map(str, ids))
-            known = next((id for id in ids if id in self._by), ids[0])
-            raise UsageError(f"{text!r} names several classes: {listed}.", f"Give the id: --class {known}.")
+            example = next((id for id in ids if id in self._by), ids[0])
+            raise UsageError(f"{text!r} names several classes: {listed}.", f"Give the id: --class {example}.")
         raise UsageError(f"There is no class {_shorten(text)!r}.", self.similar(text))
 
     def by_id(self, id: int) -> ClassEntry:
@@ -128,8 +128,8 @@ class ClassTable:
             label = self._by[id]
             stands_for = _imagenet()[id][0] if self.stands and id < len(_imagenet()) else None
             return replace(self.entry(label), id=id, stands_for=stands_for)
-        nearest = sorted(sorted(self._by, key=lambda known: abs(known - id))[:3])
-        shown = ", ".join(f"{known} ({self.by_id(known)})" for known in nearest)
+        nearest = sorted(sorted(self._by, key=lambda other: abs(other - id))[:3])
+        shown = ", ".join(f"{other} ({self.by_id(other)})" for other in nearest)
         if self.stands and 0 <= id < len(_imagenet()):
             raise UsageError(
                 f"Class {id} is ImageNet's {_imagenet()[id][0]}, for which this model has no class.",
@@ -265,12 +265,12 @@ class ClassTable:
     @cached_property
     def _labels(self) -> dict[str, list[int]]:
         """Labels by own name; a name may have several."""
-        found: defaultdict[str, list[int]] = defaultdict(list)
+        labels: defaultdict[str, list[int]] = defaultdict(list)
         for label, row in enumerate(self.rows):
             for key in dict.fromkeys(map(_key, (*row.names, row.emoji or ""))):
-                found[key].append(label)
-        found.pop("", None)
-        return dict(found)
+                labels[key].append(label)
+        labels.pop("", None)
+        return dict(labels)
 
 
 def load_table(source: str | Sequence[str]) -> ClassTable:
@@ -286,9 +286,9 @@ def load_table(source: str | Sequence[str]) -> ClassTable:
         return ClassTable("", tuple(ClassRow((name,), (id,)) for id, name in zip(ids, source, strict=True)))
     if source not in TABLES:
         close = nearest(source, TABLES, 1)
-        meant = f"Did you mean {close[0]}? " if close else ""
+        suggestion = f"Did you mean {close[0]}? " if close else ""
         raise UsageError(
-            f"There is no class table {source[:60]!r}.", f"{meant}There are {', '.join(TABLES)}."
+            f"There is no class table {source[:60]!r}.", f"{suggestion}There are {', '.join(TABLES)}."
         )
     return _load(source)
 
@@ -343,8 +343,8 @@ def _ranges(text: str) -> Iterator[int]:
 
 def _synonym(names: Sequence[str], key: str) -> str | None:
     """First name that contains the word, or None if that is the usual one."""
-    found = next((name for name in names if key in _key(name)), names[0])
-    return None if found == names[0] else found
+    match = next((name for name in names if key in _key(name)), names[0])
+    return None if match == names[0] else match
 
 
 def _shorten(text: str) -> str:

@@ -49,8 +49,8 @@ def repositories() -> list[str]:
 def revisions(repo: str) -> list[str]:
     """Revisions of a repository in the cache: ``main`` if present, and commits other than its own."""
     main = _snapshot(repo, "main")
-    found = sorted(folder.name for folder in _folder(repo).glob("snapshots/*") if folder != main)
-    return ["main"] * (main is not None) + found
+    commits = sorted(folder.name for folder in _folder(repo).glob("snapshots/*") if folder != main)
+    return ["main"] * (main is not None) + commits
 
 
 def held(model: Model) -> int:
@@ -149,8 +149,8 @@ def _damage(path: Path, file: File, check: bool) -> str | None:
     size = path.stat().st_size
     if file.size is not None and size != file.size:
         return f"it has {size:,} bytes, the Hub says {file.size:,}"
-    if check and file.hash is not None and (found := hash_file(path, file.hash)) not in (None, file.hash):
-        return f"its hash is {found}, the Hub says {file.hash}"
+    if check and file.hash is not None and (digest := hash_file(path, file.hash)) not in (None, file.hash):
+        return f"its hash is {digest}, the Hub says {file.hash}"
     return None
 
 
@@ -158,11 +158,11 @@ def hash_file(path: Path, like: str = "0" * SHA256) -> str | None:
     """Hash a file with the kind of hash that ``like`` is; None if ``like`` is of neither kind."""
     if not _HASH.fullmatch(like):
         return None
-    found = sha256() if len(like) == SHA256 else sha1(f"blob {path.stat().st_size}\0".encode())
+    digest = sha256() if len(like) == SHA256 else sha1(f"blob {path.stat().st_size}\0".encode())
     with path.open("rb") as opened:
         while chunk := opened.read(2**20):
-            found.update(chunk)
-    return found.hexdigest()
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def stored_hash(path: Path) -> str | None:
@@ -211,8 +211,8 @@ def _pointer(repo: str, file: File, commit: str) -> Path:
 
 def _blob(repo: str, file: File) -> Path | None:
     """Path of a file's content in the cache; None if its hash is unknown."""
-    known = _HASH.fullmatch(file.hash or "")
-    return _folder(repo) / "blobs" / known[0] if known else None
+    match = _HASH.fullmatch(file.hash or "")
+    return _folder(repo) / "blobs" / match[0] if match else None
 
 
 def _part(blob: Path) -> Path:

@@ -25,15 +25,15 @@ def _download(
         return pointer, 0
     # One request shows a refusal at once; the client's downloads retry for minutes.
     url = hf_hub_url(repo, file.name, revision=commit)
-    told = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    if told.commit_hash not in (None, commit):
-        raise _OddAnswerError(f"{file.name} is of commit {_short(told.commit_hash)}, not {commit}")
-    if told.etag is not None and file.hash is not None and told.etag != file.hash:
-        raise _OddAnswerError(f"{file.name} has the ETag {_short(told.etag)}, listed is {file.hash}")
+    answer = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    if answer.commit_hash not in (None, commit):
+        raise _OddAnswerError(f"{file.name} is of commit {_short(answer.commit_hash)}, not {commit}")
+    if answer.etag is not None and file.hash is not None and answer.etag != file.hash:
+        raise _OddAnswerError(f"{file.name} has the ETag {_short(answer.etag)}, listed is {file.hash}")
     file = replace(
         file,
-        hash=file.hash or told.etag,
-        size=told.size if file.size is None else file.size,
+        hash=file.hash or answer.etag,
+        size=answer.size if file.size is None else file.size,
     )
     if not _HASH.fullmatch(file.hash or "") or file.size is None:
         raise _OddAnswerError(f"{file.name} has the ETag {_short(file.hash)} and {file.size} bytes")
@@ -122,12 +122,12 @@ def _locked(lock: Path, wait: Callable[[], None]) -> Iterator[None]:
     from filelock import Timeout
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
-    with ExitStack() as held:
+    with ExitStack() as stack:
         try:
-            held.enter_context(WeakFileLock(lock, timeout=0.5))
+            stack.enter_context(WeakFileLock(lock, timeout=0.5))
         except Timeout:
             wait()
-            held.enter_context(WeakFileLock(lock))
+            stack.enter_context(WeakFileLock(lock))
         yield
 
 

@@ -68,18 +68,18 @@ def library() -> ctypes.CDLL | None:
         return None
     pointer, long = ctypes.c_void_p, ctypes.c_long
     try:
-        found = ctypes.CDLL(str(LIBRARY))  # resolves to the OpenMP that torch has loaded
-        found.narcli_source.restype = ctypes.c_uint32
-        if found.narcli_source() != crc32(SOURCE.read_bytes()):
+        functions = ctypes.CDLL(str(LIBRARY))  # resolves to the OpenMP that torch has loaded
+        functions.narcli_source.restype = ctypes.c_uint32
+        if functions.narcli_source() != crc32(SOURCE.read_bytes()):
             return None  # the source was edited, or updated, after narcli was installed
         for name in ("float32", "bfloat16"):
-            getattr(found, f"narcli_forward_{name}").argtypes = [pointer] * 4
-            getattr(found, f"narcli_attend_{name}").argtypes = [*[long] * 4, pointer, pointer, long]
-            getattr(found, f"narcli_linear_{name}").argtypes = [*[long] * 3, *[pointer] * 3, long]
-        found.narcli_draw.argtypes = [long, long, pointer, pointer, ctypes.c_float, long, pointer, long]
+            getattr(functions, f"narcli_forward_{name}").argtypes = [pointer] * 4
+            getattr(functions, f"narcli_attend_{name}").argtypes = [*[long] * 4, pointer, pointer, long]
+            getattr(functions, f"narcli_linear_{name}").argtypes = [*[long] * 3, *[pointer] * 3, long]
+        functions.narcli_draw.argtypes = [long, long, pointer, pointer, ctypes.c_float, long, pointer, long]
     except (OSError, AttributeError):
         return None
-    return found
+    return functions
 
 
 def can_run(dtype: torch.dtype, device: torch.device) -> bool:

@@ -80,10 +80,10 @@ def _fit(rgb: Bytes, counts: npt.NDArray[np.int64]) -> tuple[Bytes, Bytes, Bytes
 
     near = _nearest(rgb, palette)
     near[flat] = np.arange(len(flat))
-    wanted, first = rgb.astype(float), palette[near].astype(float)
-    far = _nearest((2 * wanted - first).clip(0, 255).astype(np.uint8), palette)
+    target, first = rgb.astype(float), palette[near].astype(float)
+    far = _nearest((2 * target - first).clip(0, 255).astype(np.uint8), palette)
     between = palette[far] - first
-    share = ((wanted - first) * between).sum(1) / np.maximum((between**2).sum(1), 1)
+    share = ((target - first) * between).sum(1) / np.maximum((between**2).sum(1), 1)
     share[flat] = 0
     share[(between**2).sum(1) > 48**2] = 0  # far apart, the pattern would show
     return palette, near, far, share

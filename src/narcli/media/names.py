@@ -55,13 +55,13 @@ def default_name(kind: str, fields: Mapping[str, object]) -> str:
         fields: values of one sample; the class, its name or the prompt, and the seed appear as far as they
             exist.
     """
-    known = {key for key, value in fields.items() if value not in (None, "")}
-    about = "-".join(
+    present = {key for key, value in fields.items() if value not in (None, "")}
+    subject = "-".join(
         text
         for key, text in (("class", "c{class}"), ("class_name", "{class_name}"), ("prompt", "{prompt}"))
-        if key in known
+        if key in present
     )
-    return "_".join(filter(None, (f"nar-{kind}", about, "s{seed}" if "seed" in known else "")))
+    return "_".join(filter(None, (f"nar-{kind}", subject, "s{seed}" if "seed" in present else "")))
 
 
 def fields_of(entry: ClassEntry | Prompt, seed: int) -> dict[str, object]:
@@ -115,8 +115,8 @@ def resolve_outputs(
     names: tuple[Path, ...] = ()
     numbers: dict[Path, Iterator[int]] = {}  # by stem, so that many equal names stay cheap
     for index, fields in enumerate(samples):
-        known = {"index": index, "date": date.today().isoformat()} | dict(fields)
-        stem = Path("/".join(_fill(part, known) for part in template.split("/")) or ".")
+        values = {"index": index, "date": date.today().isoformat()} | dict(fields)
+        stem = Path("/".join(_fill(part, values) for part in template.split("/")) or ".")
         if index == 0:
             _check_folder(
                 stem.parent, create=output is not None and ("{" in output or output[-1] in "/" + os.sep)

@@ -256,8 +256,8 @@ def write_frames(
         with TemporaryDirectory(prefix=PART[0], suffix=PART[1], dir=folder.parent) as made:
             new = Path(made) / "new"
             for number, frame in enumerate(frames):
-                about = None if metadata is None else {**metadata, "frame": number}
-                write_png(new / f"{number:02}.png", frame, about, parameters)
+                fields = None if metadata is None else {**metadata, "frame": number}
+                write_png(new / f"{number:02}.png", frame, fields, parameters)
             if overwrite and folder.exists():
                 (Path(made) / OLD).mkdir()
                 folder.rename(Path(made) / OLD / folder.name)

@@ -125,11 +125,11 @@ class SoftTargets:
         with torch.no_grad():
             vectors = tokenizer.quantize(torch.arange(tokenizer.config.codebook_size)).float()
         most = min(ALIKE, len(vectors))
-        found = [
+        parts = [
             torch.cdist(part, vectors, compute_mode="donot_use_mm_for_euclid_dist").topk(most, largest=False)
             for part in vectors.split(1024)
         ]
-        nearest, self.codes = torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+        nearest, self.codes = torch.cat([f.values for f in parts]), torch.cat([f.indices for f in parts])
         unit = nearest[:, :2].amax(1).median()
         spread = (width * unit).clamp(min=1e-6)  # codes may be equal
         self.shares = (-0.5 * (nearest / spread) ** 2).softmax(1)

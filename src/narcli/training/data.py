@@ -82,12 +82,12 @@ class Pictures:
 
     def digest(self) -> str:
         """Hash of pictures and labels."""
-        known = sha256(np.ascontiguousarray(self.images).data)
+        hasher = sha256(np.ascontiguousarray(self.images).data)
         if self.labels is not None:
-            known.update(self.labels.tobytes())
+            hasher.update(self.labels.tobytes())
         if self.starts > 1 or self.length:
-            known.update(f"{self.starts} {self.length}".encode())
-        return known.hexdigest()
+            hasher.update(f"{self.starts} {self.length}".encode())
+        return hasher.hexdigest()
 
     def loops(self, starts: int) -> Pictures:
         """Treat clips as loops: ``starts`` items each, from evenly spaced frames.
@@ -168,11 +168,11 @@ def load_pictures(path: str | Path, size: int | None = None, tell: Tell = warnin
     if folders:
         _check_classes(path, files, folders, tell)
     images = np.empty((len(files), size, size, 3), np.uint8)
-    told: list[str] = []
+    notes: list[str] = []
     for i, file in enumerate(files):
-        images[i] = fit(read_picture(file, told.append), size)
-    if told:
-        tell(told[0] + (f" So it is with {len(told) - 1} more." if told[1:] else ""))
+        images[i] = fit(read_picture(file, notes.append), size)
+    if notes:
+        tell(notes[0] + (f" So it is with {len(notes) - 1} more." if notes[1:] else ""))
     if not folders:
         return Pictures(images, None)
     labels = np.array([folders.index(f.relative_to(path).parts[0]) for f in files])
@@ -181,7 +181,7 @@ def load_pictures(path: str | Path, size: int | None = None, tell: Tell = warnin
 
 def _find(root: Path, tell: Tell) -> list[Path]:
     """Find picture files under a folder, sorted; links are followed, and each file is listed once."""
-    endings, found, others = suffixes(), list[Path](), Counter[str]()
+    endings, files, others = suffixes(), list[Path](), Counter[str]()
     folders, links, visited = [root], list[Path](), set[tuple[int, int]]()
     whole = root.resolve()
     while folders or links:
@@ -206,14 +206,14 @@ def _find(root: Path, tell: Tell) -> list[Path]:
             if entry.is_dir():
                 (links if entry.is_symlink() else folders).append(entry)
             elif entry.suffix.lower() in endings:
-                found.append(entry)
+                files.append(entry)
             else:
                 others[entry.suffix.lower() or entry.name] += 1
     if others:
         kinds = [f"{count} {kind}" for kind, count in others.most_common(5)]
         more = ", ..." if len(others) > 5 else ""
         tell(f"Left out in {root}, as no pictures: {', '.join(kinds)}{more}.")
-    return sorted(found)
+    return sorted(files)
 
 
 def _check_classes(path: Path, files: Sequence[Path], folders: Sequence[str], tell: Tell) -> None:
@@ -338,11 +338,11 @@ def _load_arrays(path: Path, size: int | None, tell: Tell) -> Pictures:
         raise CheckpointError(f"labels.npy in {str(path)!r} has {labels.min()}.", "Labels count from 0.")
     if labels.max() > np.iinfo(np.int64).max:
         raise CheckpointError(f"labels.npy in {str(path)!r} has {labels.max()}.", "Labels count from 0.")
-    known = path / "classes.txt"
-    names = read_names(known, tell) if os.path.lexists(known) else ()
+    list_file = path / "classes.txt"
+    names = read_names(list_file, tell) if os.path.lexists(list_file) else ()
     if names and len(names) <= labels.max():
         raise CheckpointError(
-            f"{str(known)!r} has {len(names)} names, and the labels reach {labels.max()}.",
+            f"{str(list_file)!r} has {len(names)} names, and the labels reach {labels.max()}.",
             "Give one name a line, for every label from 0.",
         )
     return Pictures(images, labels.astype(np.int64), names)

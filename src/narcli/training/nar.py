@@ -77,9 +77,11 @@ def train_nar(
     forward = torch.compile(model.forward_train) if settings.compile else model.forward_train
 
     def sampled(network: NARTransformer, items: Tensor, seeds: Tensor) -> Tensor:
-        known = tokens[items]
-        known[:, 1 if marked else 0 :] = -1
-        drawn = sample(network, labels[items], seeds.tolist(), ROLLOUT_SETTINGS, given=known, draw=draw)
+        fixed_tokens = tokens[items]
+        fixed_tokens[:, 1 if marked else 0 :] = -1
+        drawn = sample(
+            network, labels[items], seeds.tolist(), ROLLOUT_SETTINGS, given=fixed_tokens, draw=draw
+        )
         # A sample nearer to another picture of the class is dropped. With that picture as the target, the
         # network would draw its most frequent picture ever more often.
         return torch.where((noise.nearest(drawn, items) == items)[:, None], drawn, tokens[items])

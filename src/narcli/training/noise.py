@@ -73,13 +73,13 @@ class Noise:
         Returns:
             (B,) items.
         """
-        found = []
+        matches = []
         for row, item in zip(drawn, items, strict=True):
             begin, count = self.start[self.labels[item]], self.count[self.labels[item]]
             common = 2 * (self.sorted[begin : begin + count] == row).sum(1)
             alike = self.order[begin : begin + count]
-            found.append(alike[(common + (alike == item)).argmax()])
-        return torch.stack(found)
+            matches.append(alike[(common + (alike == item)).argmax()])
+        return torch.stack(matches)
 
 
 class Rollouts:
@@ -139,10 +139,10 @@ class Rollouts:
         network = prepare(copy.deepcopy(self.model).bfloat16().eval())
         ahead = range(step, step + ROLLOUT_STEPS)
         batches = [batch_indices(self.items, self.settings, later)[: self.count] for later in ahead]
-        wanted = torch.from_numpy(np.concatenate(batches))
-        first = (self.settings.seed * 1_000_003 + step) * len(wanted) % 2**32
+        items = torch.from_numpy(np.concatenate(batches))
+        first = (self.settings.seed * 1_000_003 + step) * len(items) % 2**32
         parts = zip(
-            wanted.split(ROLLOUT_BATCH), torch.arange(first, first + len(wanted)).split(ROLLOUT_BATCH),
+            items.split(ROLLOUT_BATCH), torch.arange(first, first + len(items)).split(ROLLOUT_BATCH),
             strict=True,
         )  # fmt: skip
         # Autocast would keep copies of weights without gradients, and the step would use them.

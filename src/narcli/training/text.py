@@ -86,8 +86,8 @@ class Reader(nn.Module):
         """Compare B captions (token ids) with all pictures, (N, LOOKS): logits (B, N)."""
         encoded, seen = encode(self.encoder, ids)
         mean = (encoded.float() * seen[..., None]).sum(1) / seen.sum(1, keepdim=True)
-        found = F.normalize(self.look(mean).float(), dim=-1)
-        return self.log_scale.exp() * (found @ looks.T)
+        vectors = F.normalize(self.look(mean).float(), dim=-1)
+        return self.log_scale.exp() * (vectors @ looks.T)
 
 
 def encode(encoder: nn.Module, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -65,10 +65,10 @@ class Phrases:
 
     def digest(self) -> str:
         """Hash of texts and tensors."""
-        known = sha256("\n".join(self.texts).encode())
+        hasher = sha256("\n".join(self.texts).encode())
         for tensor in (self.often, self.vectors, self.owners, self.likely, self.shares):
-            known.update(tensor.numpy().tobytes())
-        return known.hexdigest()
+            hasher.update(tensor.numpy().tobytes())
+        return hasher.hexdigest()
 
 
 def word_pieces(texts: Iterable[str], vocabulary: Sequence[str]) -> tuple[Any, list[int]]:
@@ -179,9 +179,9 @@ class Student(nn.Module):
         words = seen.clone()
         words[torch.arange(len(ids)), ends] = 0
         mean = (states * words[..., None]).sum(1) / words.sum(1, keepdim=True).clamp_min(1)
-        told = torch.stack([last, mean])
-        looks = F.normalize(self.look(told).float(), dim=-1)
-        return F.normalize(self.meaning(told).float(), dim=-1), self.log_scale.exp() * (
+        readings = torch.stack([last, mean])
+        looks = F.normalize(self.look(readings).float(), dim=-1)
+        return F.normalize(self.meaning(readings).float(), dim=-1), self.log_scale.exp() * (
             looks @ self.pictures().T
         )
 
@@ -220,15 +220,15 @@ def distillation(
     """
     apart = 3 * (1 - (vectors * target).sum(1)).mean()
     alone = torch.eye(len(vectors), dtype=torch.bool)
-    similar, wanted = ((each @ each.T / SIMILARITY).masked_fill(alone, -1e4) for each in (vectors, target))
+    similar, reference = ((each @ each.T / SIMILARITY).masked_fill(alone, -1e4) for each in (vectors, target))
     relations = F.kl_div(
-        similar.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction="batchmean"
+        similar.log_softmax(1), reference.log_softmax(1), log_target=True, reduction="batchmean"
     )
     likelihoods = logits.log_softmax(1)
     owned = -likelihoods.gather(1, owners[:, None]).mean()
-    meant = -(likelihoods.gather(1, likely.clamp_min(0)) * shares).sum(1)
+    ambiguity = -(likelihoods.gather(1, likely.clamp_min(0)) * shares).sum(1)
     entropy = -torch.special.entr(shares).sum(1)
-    return apart + relations + PICTURES * 0.5 * (owned + (meant + entropy).mean())
+    return apart + relations + PICTURES * 0.5 * (owned + (ambiguity + entropy).mean())
 
 
 def draw(often: Tensor, lengths: Tensor, settings: TrainSettings, step: int) -> Tensor:
@@ -268,11 +268,11 @@ def train_words(
         vectors, logits = student([ids[index] for index in picked.tolist()])
         logits = logits.masked_fill(nowhere, -1e4)
         columns = (phrases.vectors, phrases.owners, phrases.likely, phrases.shares)
-        wanted = [column[picked] for column in columns]
+        batch = [column[picked] for column in columns]
         pairs = list(zip(vectors, logits, strict=True))
-        loss = torch.stack([distillation(*pair, *wanted) for pair in pairs]).mean()
-        right = (logits.detach().argmax(2) == wanted[1]).float().mean()
-        cosine = (vectors.detach() * wanted[0]).sum(2).mean()
+        loss = torch.stack([distillation(*pair, *batch) for pair in pairs]).mean()
+        right = (logits.detach().argmax(2) == batch[1]).float().mean()
+        cosine = (vectors.detach() * batch[0]).sum(2).mean()
         return loss, {"cosine": cosine, "right": right}
 
     about = {
