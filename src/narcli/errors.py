@@ -12,8 +12,8 @@ class NarError(Exception):
     """Base of errors that a person can act on.
 
     Args:
-        message: the failure, with the offending value and the expected one.
-        hint: the next step to take, or None.
+        message: what happened, naming the offending value and what was expected.
+        hint: what to do next, or None.
     """
 
     exit_code = 1

@@ -210,20 +210,20 @@ def collect(
         UsageError: as ``parse_prompt``, with the place in the file; no such file or column, or no prompts.
         CheckpointError: a file that cannot be read.
     """
-    result = []
+    found = []
     for prompt in prompts:
         if prompt == STDIN:
-            result += _parse_lines("the standard input", enumerate(split_lines(_stdin()), 1))
+            found += _parse_lines("the standard input", enumerate(split_lines(_stdin()), 1))
         else:
-            result.append(parse_prompt(prompt))
+            found.append(parse_prompt(prompt))
     if file is not None:
         if file.suffix.lower() in _DATA:
             raise UsageError(f"{file} is not a text file or table.", _AS_TEXT)
         text = _read(file)
         table = {".csv": ",", ".tsv": "\t"}.get(file.suffix.lower())
         lines = enumerate(split_lines(text), 1) if table is None else _column(file, text, table, tell)
-        result += _parse_lines(str(file), lines)
-    return result
+        found += _parse_lines(str(file), lines)
+    return found
 
 
 def shorten(text: str, length: int = SHOWN) -> str:
@@ -244,20 +244,20 @@ def slug(text: str) -> str:
 
 
 def _parse_lines(where: str, lines: Iterable[tuple[int, str]]) -> list[Prompt]:
-    """Parse the prompts of a file from (line number, text); messages name the line."""
-    prompts = []
+    """The prompts of a file, each with the number of its line."""
+    found = []
     for number, line in lines:
         if _is_json(line):
             raise UsageError(f"Prompt {number} of {where} is JSON: {shorten(line)}", _AS_TEXT)
         if line.strip():
             try:
-                prompts.append(parse_prompt(line))
+                found.append(parse_prompt(line))
             except UsageError as error:
                 hint = error.hint if "--" not in (error.hint or "") else "Expected a prompt a line."
                 raise UsageError(f"Line {number} of {where}: {error.message}", hint) from None
-    if not prompts:
+    if not found:
         raise UsageError(f"There are no prompts in {where}.", "Expected a prompt a line.")
-    return prompts
+    return found
 
 
 def _is_json(line: str) -> bool:

@@ -33,7 +33,7 @@ class _Commands(TyperGroup):
 
 
 class _Command(TyperCommand):
-    """Command that refuses a repeated option, of which only the last value would count."""
+    """Refuses an option that is given again, of which only the last value would count."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         _, _, given = self.make_parser(ctx).parse_args(list(args))

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 from ..errors import DeclinedError, MemoryLimitError, NarError, UsageError, is_shortage
 from . import signals
 
-_ERASE = "\x1b[J\r\x1b[K"  # erases the cursor's line and what wrapped below it
+_ERASE = "\x1b[J\r\x1b[K"  # what wrapped below the cursor's line, and that line
 LARGE = 2 * 10**9  # bytes; a person is asked before more is downloaded
 
 

@@ -148,7 +148,7 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Conv3d(c.in_channels, c.encoder_hidden_size, patch, stride=patch)
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Shapes as the class says."""
+        """Embed patches: (B, 3, frames, H, W) -> (B, patches, D)."""
         embedded: Tensor = self.proj(clips)
         return embedded.flatten(2).transpose(1, 2)
 
@@ -173,7 +173,7 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(c.decoder_hidden_size, pixels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shapes as the class says."""
+        """Project to pixels: (B, patches, D) -> (B, patches, pixels of a patch)."""
         return self.linear(self.norm_final(x))
 
 

@@ -166,7 +166,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], c.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shapes as the class says."""
+        """Encode: (B, 3 * frames, H, W) -> (B, z_channels, h, w)."""
         x = self.conv_in(F.pixel_unshuffle(x, self.patch))
         for level in self.conv_blocks:
             x = level(x)
@@ -196,7 +196,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], c.planes, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shapes as the class says."""
+        """Decode: (B, z_channels, h, w) -> (B, 3 * frames, H, W)."""
         x = self.conv_in(x)
         for block in self.mid:
             x = block(x)
