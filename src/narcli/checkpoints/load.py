@@ -1,8 +1,7 @@
 """Load networks from files strictly.
 
-Tensors stay memory-mapped and become the parameters of a module built without memory, so none is held twice.
-Every tensor must be expected, present and of the right shape.
-"""
+Tensors stay memory-mapped and become the parameters of a module that was built without memory, so nothing is
+held twice. Every tensor must be expected, there, and of the right shape."""
 
 from __future__ import annotations
 
@@ -71,15 +70,15 @@ def load_transformer(
 
     Args:
         path: a released file, or a narcli folder.
-        kind: required kind; None takes any.
-        grid: sizes of the token grid, if a released file does not hold them; ``config.json`` has precedence.
+        kind: what it has to be; None for any.
+        grid: of the tokens, for released files that do not tell; a ``config.json`` goes first.
         config: a ``config.json``; by default the one beside the file.
         dtype: of the parameters; None keeps the file's.
-        device: device of the parameters.
-        keep: use a converted copy in the user's cache folder, and write it if that saves time.
+        device: where they go.
+        keep: keep a converted copy in the user's cache folder, where that saves time, and use it.
 
     Raises:
-        CheckpointError: another kind of file, or tensors that are missing, unexpected or misshapen.
+        CheckpointError: what the file is instead, or which tensors are missing, unexpected or misshapen.
     """
     kept = dtype if keep else None
     file, tensors, sizes, shown, copy = _read_transformer(Path(path), kind, grid, config, kept)
@@ -93,7 +92,7 @@ def transformer_config(
     grid: tuple[int, ...] | None = None,
     config: str | Path | None = None,
 ) -> TransformerConfig:
-    """Read the sizes of a NAR model without loading it; arguments and errors as ``load_transformer``."""
+    """The sizes of a NAR model, without loading it; arguments and errors as ``load_transformer``."""
     return _read_transformer(Path(path), kind, grid, config)[2]
 
 
@@ -104,7 +103,7 @@ def _read_transformer(
     config: str | Path | None,
     kept: torch.dtype | None = None,
 ) -> tuple[Path, dict[str, Tensor], TransformerConfig, dict[str, str], Conversion | None]:
-    """Return the file, tensors by narcli's names, their sizes, the file's names by narcli's, and its copy."""
+    """The file, tensors by narcli's names, their sizes, the file's own names for messages, and its copy."""
     file, said, tensors, copy = _open(path, MODEL, config, kept)
     family = _expect(file, tensors, ("image", "video", "narcli"), "a NAR model")
     names = {} if family == "narcli" else released_names(family, _layers(tensors))
@@ -126,7 +125,7 @@ def load_tokenizer(
     """Load a tokenizer of images or videos for inference; arguments as ``load_transformer``.
 
     Raises:
-        CheckpointError: another kind of file, or tensors that are missing, unexpected or misshapen.
+        CheckpointError: what the file is instead, or which tensors are missing, unexpected or misshapen.
     """
     file, said, tensors, copy = _open(Path(path), TOKENIZER, config, dtype if keep else None)
     family = _expect(file, tensors, ("vq", "larp"), "a tokenizer")
@@ -136,7 +135,7 @@ def load_tokenizer(
 
 
 def _weights_file(path: Path, part: str) -> Path:
-    """Find the weights file of a path: itself, or in a folder ``part`` or the only other one."""
+    """The weights file that a path means: itself, or ``part`` or the only other one of a folder."""
     if not path.is_dir():
         return path
     there = sorted(p.name for p in path.iterdir())
@@ -155,7 +154,7 @@ def _weights_file(path: Path, part: str) -> Path:
 
 
 def _refuse_shard(file: Path) -> None:
-    """Refuse a shard of a model, recognised by its name or by the index beside it."""
+    """Refuse one of several files of a model, told by its name or by the index beside it."""
     if rank := RANK.search(file.name):
         ranks = [path for path in file.parent.glob("*") if RANK.search(path.name)]
         if len(ranks) > 1 or int(rank[1] or rank[2]) > 0:
@@ -163,7 +162,7 @@ def _refuse_shard(file: Path) -> None:
     shard = SHARD.search(file.name)
     parts = int(shard[2]) if shard else 0
     for index in file.parent.glob("*.index.json"):
-        with suppress(CheckpointError):  # an unreadable index proves nothing
+        with suppress(CheckpointError):  # what cannot be read says nothing
             names = read_json(index, MAX_INDEX).get("weight_map")
             listed = {n for n in names.values() if isinstance(n, str)} if isinstance(names, dict) else set()
             parts = max(parts, len(listed) if file.name in listed else 0)
@@ -173,7 +172,7 @@ def _refuse_shard(file: Path) -> None:
 
 
 def remark(path: Path) -> str:
-    """Sentence that names the model used, of several in a file; "" if there is one."""
+    """Say which model of several in a model's file is used; "" where there is one."""
     with suppress(CheckpointError):
         return containers.remark(_weights_file(path, MODEL))
     return ""
@@ -182,14 +181,14 @@ def remark(path: Path) -> str:
 def _open(
     path: Path, part: str, config: str | Path | None, kept: torch.dtype | None = None
 ) -> tuple[Path, ModelConfig, dict[str, Tensor], Conversion | None]:
-    """Return the weights file of a path, its configuration, its tensors, and its copy in a dtype."""
+    """The weights file that a path means, what its config.json says, its tensors, and its copy in a dtype."""
     file = _weights_file(configs.result_of(expand(path)), part)
     _refuse_shard(file)
     beside = expand(config) if config else file.with_name(CONFIG)
     said = read_config(beside) if config or os.path.lexists(beside) else ModelConfig()
-    copy = conversions.of(file, str(kept).removeprefix("torch."))  # taken before the file is read
+    copy = conversions.of(file, str(kept).removeprefix("torch."))  # the state before it is read
     if copy is not None:
-        with suppress(CheckpointError):  # its message would not name the file as the user did
+        with suppress(CheckpointError):  # which would not name the file as it was given
             return file, said, read_tensors(copy.source), copy  # a link may lead elsewhere by now
     return file, said, read_tensors(file), None
 
@@ -217,7 +216,7 @@ def build(config: VQConfig | LARPConfig) -> Tokenizer: ...
 
 
 def build(config: TransformerConfig | VQConfig | LARPConfig) -> nn.Module:
-    """Build a network of these sizes on the device ``meta``: shapes without memory."""
+    """A network of these sizes on the device ``meta``: shapes without memory."""
     with torch.device("meta"), _Uninitialized():
         if isinstance(config, TransformerConfig):
             return NARTransformer(config)
@@ -225,7 +224,7 @@ def build(config: TransformerConfig | VQConfig | LARPConfig) -> nn.Module:
 
 
 class _Uninitialized(TorchFunctionMode):
-    """Skip the initial values of modules: on ``meta`` they would import half of torch's compiler."""
+    """Modules are built without initial values: on ``meta`` these would import half of torch's compiler."""
 
     def __torch_function__(
         self, function: Any, types: Any, arguments: Any = (), named: dict[str, Any] | None = None
@@ -247,17 +246,7 @@ def _fill(
 ) -> M:
     """Give a module on ``meta`` its tensors, each exactly once.
 
-    Args:
-        model: module to fill.
-        tensors: by the module's names.
-        file: for messages.
-        dtype: of the parameters; None keeps the file's.
-        device: device of the parameters.
-        shown: maps names to those of the file, for messages.
-        copy: converted copy of the file, to use or to write.
-
-    Raises:
-        CheckpointError: tensors that are missing, unexpected or misshapen.
+    ``shown`` maps names to those that the file has, for messages; ``copy`` is the file's, to use or to write.
     """
     shown = shown or {}
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -279,7 +268,7 @@ def _fill(
         )
     if copy is not None:
         tensors = copy.converted(tensors)
-    # Without a conversion this keeps the memory map; tied tensors are converted once.
+    # Where nothing changes this keeps the memory map; each is converted once, under whatever names.
     converted = {id(tensor): tensor.to(device, dtype or tensor.dtype) for tensor in tensors.values()}
     model.load_state_dict({name: converted[id(t)] for name, t in tensors.items()}, assign=True)
     return model.eval()

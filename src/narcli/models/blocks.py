@@ -17,7 +17,7 @@ from .plan import Rotary
 NORM_EPS = 1e-5
 
 
-#: Stores keys and values of n places and returns the visible ones, as ``Cache.store``.
+#: Keeps the keys and values of n places and returns those that are seen, as ``Cache.store``.
 Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 

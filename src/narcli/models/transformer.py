@@ -214,7 +214,7 @@ class NARTransformer(nn.Module):
     # --- what faster networks replace -------------------------------------------------------------
 
     def empty_cache(self, rows: int, length: int) -> Tensor:
-        """Allocate keys and values of ``length`` slots: (layers, k, rows, ...)."""
+        """Room for the keys and values of ``length`` slots: (layers, k, rows, ...)."""
         c, weight = self.config, self.token_embedding.weight
         shape = (c.total_layers, 2, rows, c.heads, length, c.head_dim)
         return torch.empty(shape, dtype=weight.dtype, device=weight.device)
