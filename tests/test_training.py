@@ -24,7 +24,6 @@ from narcli.checkpoints.load import load_tokenizer, load_transformer
 from narcli.checkpoints.save import check_saveable, save_model
 from narcli.cli import app
 from narcli.cli.console import Console
-from narcli.cli.train import check_output, warn_of_untrained
 from narcli.errors import CheckpointError, NarError, UsageError
 from narcli.hub.resolve import resolve
 from narcli.media.atomic import write_atomic
@@ -44,6 +43,7 @@ from narcli.training.loop import (
 )
 from narcli.training.nar import train_nar
 from narcli.training.noise import ROLLOUT_STEPS, Noise, Rollouts
+from narcli.training.start import check_output, warn_of_untrained
 from narcli.training.stop import deferred
 from narcli.training.tokenizer import edges, psnr, train_tokenizer
 from narcli.training.tokens import mark_starts, tokenize
@@ -1115,10 +1115,10 @@ def test_classes_without_pictures_are_told(clips, capsys):
     np.save(clips / "labels.npy", np.array([1, 2, 4, 1, 2, 4]))
     (clips / "classes.txt").unlink()
     pictures = load_pictures(clips)
-    warn_of_untrained(pictures, pictures.num_classes, Console(quiet=True))
+    warn_of_untrained(pictures, pictures.num_classes, Console(quiet=True).warn)
     said = capsys.readouterr().err
     assert "Classes without pictures stay untrained: 0, 3. Labels count from 0." in said
-    warn_of_untrained(Pictures(pictures.images, np.arange(6)), 6, Console())
+    warn_of_untrained(Pictures(pictures.images, np.arange(6)), 6, Console().warn)
     assert not capsys.readouterr().err
 
 
