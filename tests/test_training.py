@@ -682,6 +682,14 @@ def test_what_does_not_go_with_clips_is_refused(clips, folder, larp, tmp_path, a
 # --- refusals ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("label", [10**5, 2**62])
+def test_labels_that_no_model_could_have_are_refused(label, clips, tmp_path):
+    (clips / "classes.txt").unlink()
+    np.save(clips / "labels.npy", np.array([0, 1, 2, 3, 4, label]))
+    run = train_nar_command(clips, "--tokenizer", tmp_path / "tok", "-o", tmp_path / "run")
+    assert run.exit_code == 2 and f"reach {label:,}, expected below 100,000" in run.stderr
+
+
 @pytest.mark.parametrize(
     ("make", "options", "says"),
     [
@@ -1101,6 +1109,29 @@ def test_a_run_means_its_result_and_a_state_is_called_so(folder, tmp_path):
         for use in (lambda p: resolve(p, "image"), load_tokenizer, load_transformer):
             with pytest.raises(CheckpointError, match=f"is the state of {of}, not a model"):
                 use(path)
+
+
+def test_a_part_of_a_run_names_the_result_of_the_run(tmp_path):
+    run = tmp_path / "run"
+    part = run / "encoder"
+    part.mkdir(parents=True)
+    for path in (part / "state.pt", part / "log.jsonl", run / "tokens-0123.npy"):
+        path.touch()
+    for makes, says in (
+        (lambda: None, f"it goes on, and writes {run / 'model'}."),
+        (
+            lambda: save_model(run / "model", tokenizer=VQTokenizer(SMALL)),
+            f"Give {run / 'model'}, its result.",
+        ),
+    ):
+        makes()
+        with pytest.raises(CheckpointError) as caught:
+            resolve(part, None)
+        assert says in caught.value.hint
+    (run / "tokens-0123.npy").unlink()  # a run that has this name by chance
+    with pytest.raises(CheckpointError) as caught:
+        resolve(part, None)
+    assert f"writes {part / 'model'}." in caught.value.hint
 
 
 def test_other_steps_are_refused_with_what_to_do(folder, tmp_path):

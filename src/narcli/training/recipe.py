@@ -241,8 +241,8 @@ class ClassRecipe(NARRecipe):
         check_saveable(self.result, config, vq.config, table, defaults)
         tokens, labels = tokenize(pictures, vq, self.output), torch.from_numpy(pictures.item_labels)
         model = train_nar(
-            tokens, labels, vq, config, settings, self.output, start, self.loop_starts, self.dropout,
-            self.token_noise, self.rollouts, quiet,
+            tokens, labels, vq, config, settings, self.output, start, loop_starts=self.loop_starts,
+            dropout=self.dropout, token_noise=self.token_noise, rollouts=self.rollouts, quiet=quiet,
         )  # fmt: skip
         save_model(
             self.result, transformer=model, tokenizer=vq, classes=table, defaults=defaults, overwrite=True
@@ -382,8 +382,9 @@ class TextRecipe(NARRecipe):
         model, encoder = train_text(
             tokens, captions, torch.from_numpy(subjects), looks, vq, blocks,
             own or byte_encoder(self.encoder_dim, self.encoder_layers), caption_tokens, settings,
-            self.output, encoder_steps, self.dropout, self.token_noise, self.code_smoothing, self.rollouts,
-            self.sentences, self.projection_steps, quiet,
+            self.output, encoder_steps, dropout=self.dropout, token_noise=self.token_noise,
+            code_smoothing=self.code_smoothing, rollouts=self.rollouts, sentences=self.sentences,
+            projection_steps=self.projection_steps, quiet=quiet,
         )  # fmt: skip
         save_model(
             self.result, transformer=model, tokenizer=vq, text_encoder=encoder, defaults=defaults,
