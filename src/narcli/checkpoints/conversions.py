@@ -35,7 +35,7 @@ FORMATS = {"bfloat16": "BF16", "float16": "F16"}
 
 
 def cache_folder() -> Path:
-    """Where the copies are; removing it costs no more than the time to convert again."""
+    """Folder of the copies; removing it costs no more than the time to convert again."""
     from platformdirs import user_cache_path
 
     return user_cache_path("narcli") / "weights"
@@ -59,7 +59,7 @@ class Conversion:
 
     @property
     def path(self) -> Path:
-        """Where the copy is, or would be."""
+        """Path of the copy, written or not."""
         return cache_folder() / f"{self.key}.safetensors"
 
     def converted(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -179,7 +179,7 @@ def prune(most: int | None = None) -> int:
 
 
 def _is_current(path: Path) -> bool:
-    """Whether a file of the cache is the copy of its source as that is now; not if it is damaged."""
+    """Tell if a file of the cache is the whole copy of its source as that is now."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         try:

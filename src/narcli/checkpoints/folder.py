@@ -1,4 +1,4 @@
-"""What a model's folder brings along."""
+"""Parts of a model's folder: its tokenizer and text encoder, and shards."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SHARD_HINT = "narcli reads a model from one file; save it as one, without shards
 
 
 def has_own_tokenizer(path: Path) -> bool:
-    """Whether a local model is a narcli folder that brings its tokenizer."""
+    """Tell if a local model is a narcli folder that brings its tokenizer."""
     folder = path.parent if path.name == MODEL else path
     return os.path.lexists(folder / TOKENIZER)
 
 
 def has_own_encoder(path: Path) -> bool:
-    """Whether a local model is a narcli folder that brings its text encoder.
+    """Tell if a local model is a narcli folder that brings its text encoder.
 
     Raises:
         CheckpointError: what has the encoder's name is no folder.

@@ -25,18 +25,18 @@ LARGE = 2 * 10**9  # bytes; a person is asked before more is downloaded
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether ``stream`` shows to a person who sees lines redrawn."""
+    """Tell if ``stream`` shows to a person who sees lines redrawn."""
     return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def has_color(stream: TextIO | None) -> bool:
-    """Whether to colour text on ``stream`` (https://no-color.org)."""
+    """Tell if text on ``stream`` is coloured (https://no-color.org)."""
     return is_terminal(stream) and not os.environ.get("NO_COLOR")
 
 
 @dataclass(frozen=True)
 class Console:
-    """What a command prints with.
+    """Output of a command.
 
     Args:
         quiet: no notes and no progress; results, warnings and errors stay.
@@ -88,7 +88,7 @@ class Console:
 
     @property
     def can_ask(self) -> bool:
-        """Whether there is somebody to ask."""
+        """Tell if there is somebody to ask."""
         return is_terminal(sys.stdin) and is_terminal(sys.stderr)
 
     def approve_download(self, sizes: Mapping[str, int]) -> None:
@@ -111,7 +111,7 @@ class Console:
         self.confirm(f"{what[0].upper()}{what[1:]}.", "Nothing was downloaded.")
 
     def confirm(self, what: str, declined: str) -> None:
-        """Ask whether to go on.
+        """Ask a person to agree.
 
         Raises:
             DeclinedError: the answer is no; ``declined`` is its message.

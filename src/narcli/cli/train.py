@@ -58,7 +58,7 @@ Seed = Annotated[
 
 
 class Position(str, Enum):
-    """How a transformer knows where a cell is; see ``TransformerConfig``."""
+    """Positions of cells; see ``TransformerConfig``."""
 
     rotary = "rotary"
     absolute = "absolute"

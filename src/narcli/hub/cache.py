@@ -34,7 +34,7 @@ class File:
 
 
 def is_cached(model: Model) -> bool:
-    """Whether the cache has anything of a repository."""
+    """Tell if the cache has anything of a repository."""
     return model.repo is not None and _folder(model.repo).is_dir()
 
 
@@ -47,7 +47,7 @@ def repositories() -> list[str]:
 
 
 def revisions(repo: str) -> list[str]:
-    """What the cache has of a repository: ``main`` where that is here, and the commits that are not."""
+    """List the revisions in the cache: ``main``, if it is there, and all other commits."""
     main = _snapshot(repo, "main")
     found = sorted(folder.name for folder in _folder(repo).glob("snapshots/*") if folder != main)
     return ["main"] * (main is not None) + found
@@ -101,7 +101,7 @@ class _OddAnswerError(ValueError):
 
 
 def _is_name(name: str) -> bool:
-    """Whether a file or revision of this name stays in its folder of the cache, on every system."""
+    """Tell if a file or revision of this name stays in its folder of the cache, on every system."""
     return (
         name.isprintable()
         and not set(name) & set('\\:*?"<>|')
@@ -118,7 +118,7 @@ def _short(value: object) -> str:
 
 
 def _is_here(repo: str, file: File, commit: str) -> bool:
-    """Whether the cache has a file of a commit, of the right size, perhaps from an older commit."""
+    """Tell if the cache has a file of a commit, of the right size, perhaps from an older commit."""
     pointer, blob = _pointer(repo, file, commit), _blob(repo, file)
     path = pointer if pointer.exists() else blob
     return path is not None and path.is_file() and _damage(path, file, check=False) is None
@@ -145,7 +145,7 @@ _HASH = re.compile(f"[0-9a-f]{{{SHA256}}}|[0-9a-f]{{{GIT_SHA1}}}")
 
 
 def _damage(path: Path, file: File, check: bool) -> str | None:
-    """How a file differs from what the Hub lists; hashed only to ``check``. None if it does not."""
+    """Tell how a file differs from what the Hub lists, or None; hashed only to ``check``."""
     size = path.stat().st_size
     if file.size is not None and size != file.size:
         return f"it has {size:,} bytes, the Hub says {file.size:,}"
@@ -172,13 +172,13 @@ def stored_hash(path: Path) -> str | None:
 
 
 def is_damaged(path: Path) -> bool:
-    """Whether a file of the Hub's cache is another than the one that arrived."""
+    """Tell if a file of the Hub's cache differs from the one that arrived."""
     expected = stored_hash(path)
     return expected is not None and hash_file(path, expected) != expected
 
 
 def _first_link(path: Path) -> Path:
-    """What a file of a snapshot links to: the repository's own entry, which may be a link to a shared one."""
+    """Target of a file of a snapshot: the repository's own entry, which may be a link to a shared one."""
     return path.parent / path.readlink() if path.is_symlink() else path
 
 
@@ -192,7 +192,7 @@ def free_disk() -> tuple[Path, int]:
 
 
 def _folder(repo: str) -> Path:
-    """Of a repository in the cache."""
+    """Folder of a repository in the cache."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
@@ -205,18 +205,18 @@ def _content(repo: str) -> dict[Path, int]:
 
 
 def _pointer(repo: str, file: File, commit: str) -> Path:
-    """Where the cache has a file of a commit."""
+    """Path of a file of a commit."""
     return _folder(repo) / "snapshots" / commit / file.name
 
 
 def _blob(repo: str, file: File) -> Path | None:
-    """Where the cache keeps the content of a file; None where its hash is not known."""
+    """Path of the content of a file; None where its hash is not known."""
     known = _HASH.fullmatch(file.hash or "")
     return _folder(repo) / "blobs" / known[0] if known else None
 
 
 def _part(blob: Path) -> Path:
-    """Where what has arrived of a large file is kept."""
+    """Path of the part of a large file that has arrived."""
     return blob.with_name(f"{blob.name}.narcli.incomplete")
 
 

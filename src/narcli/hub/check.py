@@ -1,4 +1,4 @@
-"""Whether a model on this machine is whole: its networks, loaded strictly without memory."""
+"""Checks of the networks of a model: loaded strictly, without memory."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from .resolve import meant
 
 
 def explain(error: Exception, model: Model, revision: str | None = None, file: str | None = None) -> NarError:
-    """What a failure of the client means, and what to do next."""
+    """Explain a failure of the client, and tell what to do next."""
     from huggingface_hub import constants, errors
 
     repo, page = model.repo, model.page

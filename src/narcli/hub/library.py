@@ -190,7 +190,7 @@ class CheckedFile:
 
     @property
     def ok(self) -> bool:
-        """Tell that the file does not differ from the download."""
+        """Tell if the file does not differ from the download."""
         return self.expected in (None, self.hash)
 
 

@@ -63,7 +63,7 @@ class Located:
 
     @property
     def copy(self) -> Fetched | None:
-        """What is on this machine of just this commit."""
+        """Model of just this commit on this machine, or None."""
         return self.here or cached(self.model, self.commit or self.revision)
 
     def fetch(

@@ -16,7 +16,7 @@ from .catalog import _KINDS, _REPOSITORY, _TOKENIZERS, DEFAULT_KINDS, MODELS, Mo
 
 
 def resolve(name: str | Path, kind: str | None) -> Model:
-    """What a person means by ``--model`` or ``--tokenizer``.
+    """Find the model that a name, a path or a repository means.
 
     Args:
         name: a registry name, a path, or a repository; looked for in that order.

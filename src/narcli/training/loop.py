@@ -2,8 +2,6 @@
 
 A step depends on its number, the seed and what the checkpoint keeps, so a run that was killed goes on from
 its last checkpoint exactly as if nothing had happened.
-
-Longer than 400 lines, since all that a step and a resumed run depend on is read together.
 """
 
 from __future__ import annotations
@@ -45,7 +43,7 @@ def has_bfloat16() -> bool:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How long and how to optimise.
+    """Settings of the optimisation.
 
     Args:
         steps: optimiser steps in all.
@@ -94,7 +92,7 @@ class TrainSettings:
 
 
 def batch_indices(count: int, settings: TrainSettings, step: int) -> np.ndarray:
-    """Which items step ``step`` sees: every item once an epoch, shuffled anew in each."""
+    """Choose the items of a step: every item once an epoch, shuffled anew in each."""
     positions = np.arange(step * settings.batch_size, (step + 1) * settings.batch_size)
     indices = np.empty(len(positions), dtype=np.int64)
     for epoch in np.unique(positions // count):

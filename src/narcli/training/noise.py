@@ -64,7 +64,7 @@ class Noise:
         return noisy
 
     def nearest(self, drawn: Tensor, items: Tensor) -> Tensor:
-        """Of the class of each item (B,) the one that has most tokens of (B, N) in common: (B,).
+        """Find the item of the class of each item (B,) that has most tokens of (B, N) in common: (B,).
 
         Among equals it is the item itself, so that none is left out.
         """

@@ -37,7 +37,7 @@ FRAMES = 4  # frames of a slice of clips, as in the released video models
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What all trainings share.
+    """Fields of all trainings.
 
     Args:
         data: folder of pictures or clips; see ``load_pictures``.
@@ -162,7 +162,7 @@ class TokenizerRecipe(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class NARRecipe(Recipe):
-    """What trainings of a transformer share.
+    """Fields of all trainings of a transformer.
 
     Args:
         dropout: on tokens, attention and feed-forward outputs, in [0, 1).
@@ -335,7 +335,7 @@ class TextRecipe(NARRecipe):
 
     @property
     def goes_on(self) -> bool:
-        """Tell that ``start`` is a model of text, whose encoder learns on.
+        """Tell if ``start`` is a model of text, whose encoder learns on.
 
         Raises:
             CheckpointError: its config.json cannot be used.

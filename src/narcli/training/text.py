@@ -59,7 +59,7 @@ def byte_encoder(width: int, layers: int) -> T5Encoder:
 
 
 def looks_of(images: np.ndarray) -> Tensor:
-    """How pictures look, in numbers that tell them apart: (N, H, W, 3) uint8 -> (N, LOOKS).
+    """Describe pictures by numbers that tell them apart: (N, H, W, 3) uint8 -> (N, LOOKS).
 
     Principal components of thumbnails, all of the same variance, so that details count; rows have norm 1.
     """
@@ -138,12 +138,12 @@ def learn_to_read(
 
 
 def sizes_of(encoder: T5Encoder) -> dict[str, int]:
-    """Of the network of an encoder."""
+    """Sizes of the network of an encoder."""
     return {name: getattr(encoder.model.config, name) for name in ("d_model", "num_layers", "d_ff")}
 
 
 class TextNAR(nn.Module):
-    """What is trained: the transformer and the encoder of its captions."""
+    """Networks that are trained together: the transformer and the encoder of its captions."""
 
     def __init__(self, nar: NARTransformer, encoder: nn.Module) -> None:
         super().__init__()

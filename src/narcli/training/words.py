@@ -188,7 +188,7 @@ class Student(nn.Module):
 
 
 def start_of_parts(phrases: Phrases, parts: Tensor) -> Tensor:
-    """Where vectors of parts begin: subjects at the mean of their pictures' phrases, attributes near zero.
+    """Begin the vectors of parts: subjects at the mean of their pictures' phrases, attributes near zero.
 
     Args:
         phrases: with the teacher's vectors.
@@ -232,7 +232,7 @@ def distillation(
 
 
 def draw(often: Tensor, lengths: Tensor, settings: TrainSettings, step: int) -> Tensor:
-    """Which phrases a step sees: (B,), drawn with replacement, those of a batch of about the same length."""
+    """Choose the phrases of a step: (B,), with replacement; those of a batch are about as long."""
     turn, place = divmod(step, SORTED)
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + turn)
     drawn = torch.multinomial(often, SORTED * settings.batch_size, replacement=True, generator=generator)
