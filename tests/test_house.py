@@ -33,7 +33,7 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 #: Two modules of ``media`` that everything may use.
 GROUND = {"narcli.media.textfiles": "textfiles", "narcli.media.atomic": "atomic"}
 #: Files that are to be parted, or say at their top why they are long.
-LONG = {"cli/models.py", "cli/rerun.py", "cli/run.py", "cli/train.py"}
+LONG = {"cli/rerun.py", "cli/run.py"}
 
 
 def imports_of(name):

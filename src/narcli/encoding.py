@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError, NarError
 from .hub.sources import EncoderFiles
+from .media import atomic
 from .media.atomic import write_atomic
 from .prompts import Prompt, shorten
 
@@ -194,11 +195,4 @@ def write_cached(identity: str, dtype: str, text: str, tokens: int, encoded: Enc
 
 def prune(most: int = MAX_CACHED) -> None:
     """Remove the files of the cache that were not used for longest, beyond ``most`` bytes in all."""
-    with suppress(OSError):
-        files = [(path.stat(), path) for path in cache_folder().iterdir()]
-        total = sum(stat.st_size for stat, _ in files)
-        for stat, path in sorted(files, key=lambda item: item[0].st_mtime):
-            if total <= most:
-                break
-            path.unlink(missing_ok=True)
-            total -= stat.st_size
+    atomic.prune(cache_folder(), most)

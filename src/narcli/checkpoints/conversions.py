@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..errors import NarError
+from ..media import atomic
 from ..media.atomic import write_atomic
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ LEAST = 2**26  # bytes; smaller files convert fast enough
 MOST = 2**34  # bytes of all copies; the least recently used go first
 SETTLED = 2.0  # seconds; a second change within this time may not change the file's times
 HEADER = 2**24  # bytes that the header of a copy takes at most
-ABANDONED = 3600.0  # seconds after which a part of a copy is nobody's
 FORMATS = {"bfloat16": "BF16", "float16": "F16"}
 
 
@@ -177,24 +177,7 @@ def forget(paths: Iterable[Path]) -> int:
 
 def prune(most: int | None = None) -> int:
     """Remove copies of files that are gone or changed, and the oldest beyond ``most`` bytes; bytes freed."""
-    freed, kept = 0, []
-    with suppress(OSError):
-        for path in cache_folder().iterdir():
-            with suppress(OSError):
-                stat = path.stat()
-                abandoned = time.time() - stat.st_mtime > ABANDONED
-                if abandoned if path.suffix == ".part" else not _is_current(path):
-                    path.unlink(missing_ok=True)
-                    freed += stat.st_size
-                elif path.suffix != ".part":  # a newer one is being written
-                    kept.append((stat.st_mtime, stat.st_size, path))
-        total = sum(size for _, size, _ in kept)
-        for _, size, path in sorted(kept):
-            if total <= (MOST if most is None else most):
-                break
-            path.unlink(missing_ok=True)
-            total, freed = total - size, freed + size
-    return freed
+    return atomic.prune(cache_folder(), MOST if most is None else most, _is_current)
 
 
 def _is_current(path: Path) -> bool:

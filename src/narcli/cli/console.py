@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,20 @@ class Console:
             buffer.write(os.fsencode(text) + os.linesep.encode())  # the locale may lack its letters
         else:
             print(text if isinstance(text, Path) and buffer is None else printable(str(text)))
+
+    def table(self, rows: Iterable[Sequence[str]], titles: Sequence[str] = ()) -> None:
+        """Print columns on stdout; the cells of a row fold where a terminal is too narrow for it."""
+        from rich.console import Console as Terminal
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for row in (*([titles] if titles else []), *rows):
+            table.add_row(*(Text(printable(cell), overflow="fold") for cell in row))
+        width = _columns(sys.stdout) if is_terminal(sys.stdout) else 2**16
+        terminal = Terminal(width=width, color_system=None)
+        for line in terminal.render_lines(table, pad=False):
+            self.result("".join(segment.text for segment in line).rstrip())
 
     def json(self, document: Any) -> None:
         """Print the only JSON document of a ``--json`` run on stdout."""

@@ -7,21 +7,11 @@ import os
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ..checkpoints.config import (
-    CONFIG,
-    MODEL,
-    RELEASED_DEFAULTS,
-    read_config,
-    result_of,
-)
+from ..checkpoints.config import CONFIG, MODEL, RELEASED_DEFAULTS, read_config, result_of
+from ..checkpoints.folder import has_own_encoder, has_own_tokenizer
 from ..errors import NarError, UsageError, nearest
 from ..media.textfiles import expand
-
-if TYPE_CHECKING:
-    pass
-from ..checkpoints.folder import has_own_encoder, has_own_tokenizer
 from .catalog import _KINDS, _REPOSITORY, _TOKENIZERS, DEFAULT_KINDS, MODELS, Model
 
 
@@ -117,6 +107,11 @@ def complete(model: Model, path: Path) -> Model:
         classes=said.classes or model.classes,
         defaults={**model.defaults, **said.defaults},
     )
+
+
+def companions(model: Model) -> list[Model]:
+    """List the tokenizer and the text encoder of a model that are models of their own."""
+    return [MODELS[name] for name in (model.tokenizer, model.text_encoder) if name]
 
 
 def no_tokenizer(model: Model) -> UsageError:

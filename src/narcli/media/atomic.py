@@ -8,19 +8,16 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import NarError
 
-if TYPE_CHECKING:
-    pass
-
-
 #: How the names of temporary files and folders begin and end; in such a folder, what it is to replace.
 PART, OLD = (".narcli-", ".part"), "old"
+ABANDONED = 3600.0  # seconds after which a part in a cache is nobody's
 
 
 def write_atomic(path: Path, data: bytes | Callable[[Path], object], *, overwrite: bool = False) -> Path:
@@ -96,6 +93,34 @@ def clear_parts(folder: Path) -> None:
             shutil.rmtree(part, ignore_errors=True)
         else:
             part.unlink(missing_ok=True)
+
+
+def prune(folder: Path, most: int, is_current: Callable[[Path], bool] = lambda path: True) -> int:
+    """Remove files of a cache, and return the bytes freed.
+
+    Args:
+        folder: of the cache; other processes may write and remove files meanwhile.
+        most: bytes to leave. Files that were not used for longest go first.
+        is_current: tells a file that can be used still; others go in any case.
+    """
+    freed, kept = 0, []
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            with contextlib.suppress(OSError):
+                stat = path.stat()
+                abandoned = time.time() - stat.st_mtime > ABANDONED
+                if abandoned if path.suffix == PART[1] else not is_current(path):
+                    path.unlink(missing_ok=True)
+                    freed += stat.st_size
+                elif path.suffix != PART[1]:
+                    kept.append((stat.st_mtime, stat.st_size, path))
+        total = sum(size for _, size, _ in kept)
+        for _, size, path in sorted(kept):
+            if total <= most:
+                break
+            path.unlink(missing_ok=True)
+            total, freed = total - size, freed + size
+    return freed
 
 
 def system_error(error: BaseException | None) -> OSError | None:

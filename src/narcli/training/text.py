@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checkpoints.config import ENCODER
 from ..checkpoints.text_encoder import T5Encoder, left_pad
 from ..errors import UsageError
 from ..models.blocks import TextCondition, TransformerConfig
@@ -265,7 +266,7 @@ def train_text(
             settings, steps=encoder_steps, batch_size=READER_BATCH, learning_rate=READER_RATE, muon=False,
             compile=False,
         )  # fmt: skip
-        learn_to_read(encoder, ids, looks, reading, folder / "encoder", data, quiet)
+        learn_to_read(encoder, ids, looks, reading, folder / ENCODER, data, quiet)
         torch.manual_seed(settings.seed)  # whether or not that went on from a checkpoint
     config = replace(
         start.config, condition="text", num_classes=0, condition_tokens=condition_tokens,

@@ -16,9 +16,31 @@ from torch import Tensor, nn
 from ..checkpoints.config import TOKENS
 from ..errors import CheckpointError, UsageError
 from ..media.atomic import write_atomic
-from ..models.vq import VQTokenizer
+from ..models.vq import VQConfig, VQTokenizer
 from .data import Pictures, read_array
-from .recipe import grid_of
+
+
+def grid_of(pictures: Pictures, tokenizer: VQConfig) -> tuple[int, ...]:
+    """Give the grid of tokens: (H, W) of pictures, (T, H, W) of clips.
+
+    Raises:
+        UsageError: the tokenizer does not fit them.
+    """
+    height, width = pictures.images.shape[-3:-1]
+    if tokenizer.frames > 1 and not pictures.frames:
+        raise UsageError("The tokenizer is one of clips, and these are pictures.", "Train one on pictures.")
+    if pictures.frames % tokenizer.frames:
+        raise UsageError(
+            f"The clips have {pictures.frames} frames, not a multiple of {tokenizer.frames}.",
+            "Train a tokenizer with other frames.",
+        )
+    if height % tokenizer.downsampling or width % tokenizer.downsampling:
+        raise UsageError(
+            f"The pictures are {width}x{height} pixels, not a multiple of {tokenizer.downsampling}.",
+            "Choose another size, or a tokenizer with another patch or other multipliers.",
+        )
+    slices = (pictures.frames // tokenizer.frames,) if pictures.frames else ()
+    return *slices, height // tokenizer.downsampling, width // tokenizer.downsampling
 
 
 @torch.inference_mode()
