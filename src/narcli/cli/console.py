@@ -47,7 +47,7 @@ class Console:
     def result(self, text: object) -> None:
         """Print a line or block of results on stdout.
 
-        Control characters are removed, except from a path in a pipe.
+        Control characters are replaced, except in a path in a pipe.
         """
         buffer = getattr(sys.stdout, "buffer", None)
         if isinstance(text, Path) and buffer is not None and not is_terminal(sys.stdout):
@@ -241,6 +241,6 @@ def _paint(text: str, code: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Remove control characters from foreign text, and marks that change its direction."""
+    """Replace control characters in foreign text, and marks that change its direction."""
     kept = "\n\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"  # joiners make one emoji of several
     return "".join(c if c.isprintable() or c in kept else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -23,7 +23,7 @@ from .options import Json, Overwrite, Quiet
 
 SUFFIXES = (".png", ".gif", ".mp4", ".svg", ".json", ".csv")
 MAX_CELLS, MAX_SIDE = 2**18, 2048
-SECONDS = 3.0  # of the longest animation in a terminal
+SECONDS = 3.0  # the longest animation in a terminal
 
 
 def visualize_order(

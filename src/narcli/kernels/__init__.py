@@ -43,7 +43,7 @@ def prepare_tokenizer(tokenizer: nn.Module) -> None:
 
 
 def draw(logits: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:
-    """Draw tokens as ``sampling.draw_plain``, by the compiled function unless top-p needs a sort."""
+    """Draw tokens as ``sampling.draw_plain``; compiled, unless the temperature is 0 or top-p needs a sort."""
     unsorted = settings.temperature > 0 and settings.top_p == 1
     if unsorted and logits.dtype == torch.float32 and native.can_run(logits.dtype, logits.device):
         tokens = native.draw(logits, uniform, settings.divisor, settings.top_k)
