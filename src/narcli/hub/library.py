@@ -36,7 +36,7 @@ class Entry:
     """A model, and its files on this machine.
 
     Args:
-        model: its row or, of a model that is not in the catalog, what its name says.
+        model: its row in the catalog, or a row made from its name.
         found: its files on this machine, or None.
         note: a remark, or the reason why its files cannot be used.
     """
@@ -150,7 +150,7 @@ def describe(name: str | Path, *, revision: str | None = None, offline: bool = F
 
     model = resolve(name, None)
     if revision is not None and model.repo is None:
-        raise UsageError(f"--revision is for models of the Hub; {model.name} is on this machine.")
+        raise UsageError(f"A revision is for models of the Hub; {model.name} is on this machine.")
     found, located, warning = cached(model, revision), None, ""
     if found is None:
         try:
@@ -263,7 +263,7 @@ def pull(
     models = {model.name: model for model in (resolve(name, None) for name in names)}
     if revision is not None and (len(models) > 1 or any(model.repo is None for model in models.values())):
         raise UsageError(
-            f"--revision is {revision[:60]!r}, and goes with one model of the Hub.", "Pull it by itself."
+            f"The revision {revision[:60]!r} goes with one model of the Hub.", "Pull it by itself."
         )
     wanted = {part.name: part for model in models.values() for part in (model, *companions(model))}
     parts = [

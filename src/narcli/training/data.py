@@ -152,11 +152,11 @@ def load_pictures(path: str | Path, size: int | None = None, tell: Tell = warnin
     if not path.is_dir():
         raise UsageError(f"{str(path)!r} is not a folder.", "Give a folder of pictures (class/name.png).")
     if size is None:
-        raise UsageError(f"{str(path)!r} holds image files, so a size is needed.", "Add --size 128.")
+        raise UsageError(f"{str(path)!r} holds image files, so a size is needed.", "Give one, such as 128.")
     if is_run({entry.name for entry in path.iterdir()}):
         raise UsageError(
             f"{path} is the folder of a training run, not of pictures.",
-            "Give the folder of the pictures; a run is for --output.",
+            "Give the folder of the pictures.",
         )
     files = _find(path, tell)
     if not files:

@@ -194,7 +194,7 @@ def train(
             if not math.isfinite(shown["loss"]):
                 raise NarError(
                     f"The loss became {shown['loss']} at step {step}.",
-                    "Use a lower --learning-rate; the last checkpoint is kept.",
+                    "Use a lower learning rate; the last checkpoint is kept.",
                 )
             now = time.monotonic()
             pace = (step - since) * settings.batch_size / (now - started)
@@ -261,7 +261,7 @@ def check_room(
     if needed > free:
         raise NarError(
             f"A run in {folder} takes {needed / 1e6:,.0f} MB, and the disk has {free / 1e6:,.0f} MB free.",
-            "Free some space or choose another disk with --output.",
+            "Free some space or choose another disk.",
         )
 
 
@@ -359,8 +359,8 @@ def resume(
         hint = "Give the same to go on, or another folder to start anew."
         if "steps" in differing:  # the rate of every step depends on their number
             hint = (
-                "The learning rate falls over all steps: give the same number, or go on from the result in "
-                "another folder, with --start."
+                "The learning rate falls over all steps: give the same number, or start from the result in "
+                "another folder."
             )
         raise CheckpointError(f"{folder} holds a run that differs in: {', '.join(listed)}.", hint)
     step = int(state["step"])
