@@ -1,4 +1,4 @@
-"""Results of a run, and what their metadata say."""
+"""Results of a run, and their metadata."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Result:
         entry: the class or the prompt.
         seed: the sample's own.
         tokens: (N,) int64 on the CPU, raster order.
-        metadata: all that it takes to make it again, as JSON.
+        metadata: all settings needed to make it again, as JSON.
     """
 
     frames: Clip
@@ -50,12 +50,12 @@ class Result:
 
     @property
     def class_id(self) -> int:
-        """The id asked for."""
+        """The requested class id."""
         return self._class.id
 
     @property
     def class_name(self) -> str:
-        """Name of the class asked for, as ``{class_name}`` of ``--output``; ``entry.name`` is the model's."""
+        """Name of the requested class, as ``{class_name}`` of ``--output``; ``entry.name`` is the model's."""
         return clean_name(fields_of(self._class, self.seed)["class_name"])
 
     @property
@@ -65,7 +65,7 @@ class Result:
 
     @property
     def prompt(self) -> str:
-        """The prompt as it was typed."""
+        """The prompt as typed."""
         if isinstance(self.entry, Prompt):
             return self.entry.text
         raise AttributeError("this result is of a class, not of a prompt")
@@ -78,20 +78,20 @@ class Result:
 
 
 def about_class(entry: ClassEntry) -> dict[str, Any]:
-    """A class as metadata."""
-    about = {"id": entry.id, "name": entry.name, "label": entry.label}
-    return about | ({"stands_for": entry.stands_for} if entry.stands_for else {})
+    """Entry of a class in metadata."""
+    fields = {"id": entry.id, "name": entry.name, "label": entry.label}
+    return fields | ({"stands_for": entry.stands_for} if entry.stands_for else {})
 
 
 def describe(metadata: Mapping[str, Any]) -> str:
-    """A picture's settings in a few words for people, from its metadata."""
+    """Summarise the settings of a picture in a few words, from its metadata."""
     sampling = metadata["sampling"]
     if "prompt" in metadata:
         title = " ".join(metadata["prompt"].split())
     else:
-        about = metadata["class"]
-        name = f"{about['stands_for']} ({about['name']})" if "stands_for" in about else about["name"]
-        title = f"class {about['id']}, {name}"
+        row = metadata["class"]
+        name = f"{row['stands_for']} ({row['name']})" if "stands_for" in row else row["name"]
+        title = f"class {row['id']}, {name}"
     facts = {
         "Steps": metadata["steps"],
         "Seed": metadata["seed"],

@@ -44,6 +44,10 @@ TEXT_ENCODER = "text_encoder"
 RESULT, STATE, LOG, TOKENS = "model", "state.pt", "log.jsonl", "tokens-{}.npy"
 
 
+#: In the folder of a training run, the folder in which its text encoder learned first.
+ENCODER = "encoder"
+
+
 KINDS = ("image", "text", "video", "image-tokenizer", "video-tokenizer")
 
 
@@ -232,10 +236,10 @@ def _larp(path: Path, given: dict[str, Any]) -> ModelConfig:
 
 
 def result_of(path: Path) -> Path:
-    """The model that a path means: the ``model`` in the folder of a training run, or else the path itself.
+    """Find the model that a path means: ``model`` in the folder of a training run, else the path itself.
 
     Raises:
-        CheckpointError: a run that has no result yet, or the state of a training in place of a model.
+        CheckpointError: a run without a result yet, a part of a run, or the state of a training.
     """
     if path.is_file():
         if kind := _state_in(path):
@@ -256,9 +260,15 @@ def result_of(path: Path) -> Path:
     if (path / RESULT / CONFIG).is_file():
         return path / RESULT
     if is_run(names):
+        above = {file.name for file in path.parent.iterdir()} if path.name == ENCODER else set()
+        run = path.parent if is_run(above) else path
+        if (run / RESULT / CONFIG).is_file():
+            raise CheckpointError(
+                f"{path} is a part of the training run {run}.", f"Give {run / RESULT}, its result."
+            )
         raise CheckpointError(
             f"{path} is the folder of a training run that has no result yet.",
-            f"Give the same `narcli train` command again: it goes on, and writes {path / RESULT}.",
+            f"Give the same `narcli train` command again: it goes on, and writes {run / RESULT}.",
         )
     return path
 

@@ -20,7 +20,7 @@ from .console import fail
 
 
 class _Commands(TyperGroup):
-    """Reports the errors of every command below; Typer reports usage errors of its own."""
+    """Group that reports the errors of all its commands; Typer reports its own usage errors."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
