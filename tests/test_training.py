@@ -376,7 +376,7 @@ def test_the_first_token_says_where_a_loop_begins():
     # One that no start before has is left alone, and no other is moved to it.
     assert marked[:, 0].view(3, 4).tolist() == [[5, near[2], near[1], near[3]], near[:4], clips[2]]
     assert torch.equal(marked[:, 1:], tokens[:, 1:]) and torch.equal(tokens, before)
-    with pytest.raises(UsageError, match="--loop-starts is 17, and the tokenizer has 16 codes"):
+    with pytest.raises(UsageError, match="`loop_starts` is 17, and the tokenizer has 16 codes"):
         mark_starts(tokens[:1].expand(17, -1), 17, tokenizer)
 
 
@@ -496,7 +496,7 @@ def test_items_of_clips_are_their_frames_from_each_start_on(clips):
     assert np.array_equal(found, data.images[2, [3, 0]])
     assert data.batch(np.array([1])).shape == (1, 3, 4, 16, 16)
     assert len({d.digest() for d in (data, loops, pieces, around)}) == 4
-    with pytest.raises(UsageError, match="--loop-starts is 3, and there are clips of 4 frames"):
+    with pytest.raises(UsageError, match="`loop_starts` is 3, and there are clips of 4 frames"):
         data.loops(3)
 
 

@@ -29,7 +29,7 @@ def _check_grid(who: str, grid: tuple[int, ...], tokenizer: Tokenizer, path: Pat
     except ValueError as error:
         raise CheckpointError(
             f"{who} grids of {format_grid(grid)} tokens, and the tokenizer {path} is for {error}.",
-            "They do not belong together; give the right --tokenizer.",
+            "They do not belong together; give the right `tokenizer`.",
         ) from None
 
 
@@ -48,7 +48,7 @@ def load_decoder(
         UsageError, CheckpointError, MemoryLimitError: as ``load``.
     """
     place = choose_device(device)
-    with memory_guard("Try --dtype bfloat16."):
+    with memory_guard("Try `dtype=bfloat16`."):
         tokenizer = load_tokenizer(path, dtype=choose_dtype(dtype, place), device=place, keep=True)
         prepare_tokenizer(tokenizer)
     _check_grid("The tokens are", grid, tokenizer, path)

@@ -110,7 +110,7 @@ class PromptEncoder:
         from .devices import DTYPES, choose_device, memory_guard, release
 
         device = choose_device(self.device)
-        with memory_guard("The text encoder is too large; try --text-device cpu."):
+        with memory_guard("The text encoder is too large; try `text_device=cpu`."):
             from .checkpoints.text_encoder import T5Encoder
 
             folder = self.files.folder()
@@ -119,7 +119,7 @@ class PromptEncoder:
                 raise CheckpointError(
                     f"The text encoder {folder.name} makes features of {encoder.width} numbers, "
                     f"and the model takes {self.width}.",
-                    "They do not belong together; give the right --text-encoder.",
+                    "They do not belong together; give the right `text_encoder`.",
                 )
             found = {text: encoder.encode(text, self.tokens) for text in texts}
             del encoder

@@ -101,7 +101,7 @@ def load_files(
     began = perf_counter()
     place = choose_device(device)
     known = files.model.model
-    with memory_guard("Try a smaller model, or --dtype bfloat16."):
+    with memory_guard("Try a smaller model, or `dtype=bfloat16`."):
         transformer, tokenizer = load_networks(files, place, choose_dtype(dtype, place))
         transformer = prepare(transformer)
         prepare_tokenizer(tokenizer)
@@ -127,7 +127,7 @@ def load_networks(files: Files, device: torch.device, dtype: torch.dtype) -> tup
         raise CheckpointError(
             f"{files.model.path} draws from {sizes.vocab_size} codes, "
             f"and the tokenizer {files.tokenizer.path} has {tokenizer.config.codebook_size}.",
-            "They do not belong together; give the right --tokenizer.",
+            "They do not belong together; give the right `tokenizer`.",
         )
     _check_grid(f"{files.model.path} draws", sizes.grid, tokenizer, files.tokenizer.path)
     return transformer, tokenizer
@@ -307,7 +307,7 @@ class Pipeline(Decodes):
         )
         for index in range(len(order.steps)):
             results: tuple[Result, ...] = ()
-            with memory_guard("Free some memory, or try a smaller model or --dtype bfloat16."):
+            with memory_guard("Free some memory, or try a smaller model or `dtype=bfloat16`."):
                 began = perf_counter()
                 step = next(steps)
                 tokens[:, list(step.cells)] = step.tokens.cpu()

@@ -130,11 +130,11 @@ def parse_prompt(text: str, cleaned: str | None = None) -> Prompt:
     """
     text = text.strip()
     if not text:
-        raise UsageError("The prompt is empty.", "Say what to draw: --prompt 'a red apple'.")
+        raise UsageError("The prompt is empty.", "Say what to draw: `prompts='a red apple'`.")
     if len(text) > MAX_PROMPT:
         raise UsageError(
             f"The prompt has {len(text):,} characters, expected at most {MAX_PROMPT:,}.",
-            "For a prompt a line, give the file as --prompt-file.",
+            "For a prompt a line, give the file as `prompt_file`.",
         )
     if cleaned is None:
         cleaned = clean(text)
@@ -260,7 +260,7 @@ def _parse_lines(where: str, lines: Iterable[tuple[int, str]]) -> list[Prompt]:
             try:
                 found.append(parse_prompt(line))
             except UsageError as error:
-                hint = error.hint if "--" not in (error.hint or "") else "Expected a prompt a line."
+                hint = error.hint if "`" not in (error.hint or "") else "Expected a prompt a line."
                 raise UsageError(f"Line {number} of {where}: {error.message}", hint) from None
     if not found:
         raise UsageError(f"There are no prompts in {where}.", "Expected a prompt a line.")

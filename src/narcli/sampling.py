@@ -169,7 +169,7 @@ def refuse_unless(finite: Tensor) -> None:
     if not finite.all():
         raise CheckpointError(
             "The network gives logits that are no numbers, or infinite.",
-            "Its weights are damaged, or too large for this number format: try --dtype float32.",
+            "Its weights are damaged, or too large for this number format: try `dtype=float32`.",
         )
 
 

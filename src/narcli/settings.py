@@ -39,12 +39,12 @@ def plan_samples(
         UsageError: a number out of range.
     """
     if num < 1 or num * len(entries) > MAX_SAMPLES:
-        raise UsageError(f"--num is {num}, expected 1 or more, and at most {MAX_SAMPLES:,} samples in a run.")
+        raise UsageError(f"`num` is {num}, expected 1 or more, and at most {MAX_SAMPLES:,} samples in a run.")
     if seed is None:
         seed = secrets.randbelow(SEEDS - num + 1)
     if not 0 <= seed <= SEEDS - num:
         seeds = f"{seed}" if num == 1 else f"{seed}, so the last one would be {seed + num - 1}"
-        raise UsageError(f"--seed is {seeds}; seeds go from 0 to {SEEDS - 1}.")
+        raise UsageError(f"`seed` is {seeds}; seeds go from 0 to {SEEDS - 1}.")
     return [Sample(entry, seed + k) for entry in entries for k in range(num)]
 
 
@@ -55,7 +55,7 @@ def check_batch_size(size: int) -> int:
         UsageError: it is below 1.
     """
     if size < 1:
-        raise UsageError(f"--batch-size is {size}, expected 1 or more.")
+        raise UsageError(f"`batch_size` is {size}, expected 1 or more.")
     return size
 
 
@@ -79,8 +79,7 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         def refuse(name: str, expected: str) -> UsageError:
-            option = "--" + name.replace("_", "-")
-            return UsageError(f"{option} is {getattr(self, name)}, expected {expected}.")
+            return UsageError(f"`{name}` is {getattr(self, name)}, expected {expected}.")
 
         # The comparisons are false for NaN, so NaN fails too.
         if not 0 <= self.cfg_scale <= LARGEST:

@@ -49,7 +49,7 @@ def model_files(row: Model, tokenizer: str | None, dtype: torch.dtype) -> Iterat
         return
     if tokenizer is not None:
         raise UsageError(
-            f"--tokenizer is given, and {row.name} is measured with random weights.", "Leave it out."
+            f"`tokenizer` is given, and {row.name} is measured with random weights.", "Leave it out."
         )
     with tempfile.TemporaryDirectory(prefix="narcli-bench-", ignore_cleanup_errors=True) as place:
         decoder: Tokenizer = LARPTokenizer(LARPConfig()) if row.kind == "video" else VQTokenizer(VQConfig())

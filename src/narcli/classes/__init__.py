@@ -115,7 +115,9 @@ class ClassTable:
         if ids:
             listed = " and ".join(map(str, ids))
             example = next((id for id in ids if id in self._by), ids[0])
-            raise UsageError(f"{text!r} names several classes: {listed}.", f"Give the id: --class {example}.")
+            raise UsageError(
+                f"{text!r} names several classes: {listed}.", f"Give the id: `classes={example}`."
+            )
         raise UsageError(f"There is no class {_shorten(text)!r}.", self.similar(text))
 
     def by_id(self, id: int) -> ClassEntry:

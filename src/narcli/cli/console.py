@@ -82,11 +82,11 @@ class Console:
     def note(self, text: str) -> None:
         """Print a note on stderr, unless quiet."""
         if not self.quiet:
-            _say(f"{_cleared()}{printable(text)}")
+            _say(f"{_cleared()}{printable(_options(text))}")
 
     def warn(self, text: str) -> None:
         """Print a warning on stderr, even when quiet."""
-        _say(f"{_cleared()}{_paint('warning:', '33')} {printable(text)}")
+        _say(f"{_cleared()}{_paint('warning:', '33')} {printable(_options(text))}")
 
     @property
     def can_ask(self) -> bool:

@@ -46,7 +46,7 @@ def set_default(kind: str, name: str | None, tell: Callable[[str], None] = lambd
                 if found.model.tokenizer is None and not has_own_tokenizer(found.path):
                     raise UsageError(
                         no_tokenizer(found.model).message,
-                        "A default brings one: narcli models convert FILE --tokenizer FILE -o FOLDER",
+                        "A default brings one: `narcli models convert FILE --tokenizer FILE -o FOLDER`",
                     )
             elif model.name not in MODELS:
                 tell(

@@ -175,7 +175,7 @@ def locate(
         error = _not_here(
             model,
             f"{model.name}{_at(revision)} is not on this machine, and narcli is offline.",
-            "Fetch it once without --offline and HF_HUB_OFFLINE.",
+            "Fetch it once without `offline` and HF_HUB_OFFLINE.",
         )
         if rough is not None:
             return replace(rough, note=error.message)

@@ -119,7 +119,7 @@ def no_tokenizer(model: Model) -> UsageError:
     known = _TOKENIZERS.get(model.kind, _TOKENIZERS["image"])
     return UsageError(
         f"{model.name} does not bring its tokenizer.",
-        f"Add --tokenizer: a file or, for the released models, {known}.",
+        f"Add `tokenizer`: a file or, for the released models, {known}.",
     )
 
 

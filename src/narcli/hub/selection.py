@@ -102,7 +102,7 @@ def choose(model: Model, names: Iterable[str]) -> list[str]:
             )
         raise HubError(
             f"{model.repo} has several weights files: {_some(candidates)}.",
-            f"Name one: --model {model.repo}/{min(candidates, key=lambda name: bool(SHARD.search(name)))}",
+            f"Name one: `model={model.repo}/{min(candidates, key=lambda name: bool(SHARD.search(name)))}`",
         )
     weights = PurePosixPath(candidates[0])
     companions = [CONFIG] + ([TOKENIZER] if weights.name == MODEL else [])

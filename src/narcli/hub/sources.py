@@ -259,10 +259,10 @@ def choose(
     chosen = resolve(model, kind) if model else resolve_default(kind or "image", kind)
     if revision is not None and chosen.repo is None:
         raise UsageError(
-            f"--revision is for models of the Hub; {chosen.name} is on this machine.", "Leave --revision out."
+            f"`revision` is for models of the Hub; {chosen.name} is on this machine.", "Leave `revision` out."
         )
     if chosen.kind != "text" and text_encoder is not None:
-        raise UsageError(f"{chosen.name} has no text encoder.", "Leave --text-encoder out.")
+        raise UsageError(f"{chosen.name} has no text encoder.", "Leave `text_encoder` out.")
     wanted = text_encoder or chosen.text_encoder
     encoder = resolve(wanted, "text-encoder") if wanted else None
     if name := tokenizer or chosen.tokenizer:

@@ -140,15 +140,15 @@ def system_error(error: BaseException | None) -> OSError | None:
 def explain(path: Path, error: OSError) -> NarError:
     """Error for a file or folder that cannot be written."""
     happened, hint = {
-        errno.ENOSPC: ("the disk is full", "Free some space or choose another disk with --output."),
-        errno.EDQUOT: ("your disk quota is used up", "Free some space or choose another disk with --output."),
+        errno.ENOSPC: ("the disk is full", "Free some space or choose another disk with `output`."),
+        errno.EDQUOT: ("your disk quota is used up", "Free some space or choose another disk with `output`."),
         errno.EFBIG: ("the file would be larger than allowed here", "Raise the limit (ulimit -f) or move."),
-        errno.EACCES: ("permission denied", "Choose a folder of yours with --output."),
-        errno.EPERM: ("not permitted", "Choose a folder of yours with --output."),
-        errno.EROFS: ("the disk is read-only", "Choose another folder with --output."),
-        errno.ENAMETOOLONG: ("the name is too long", "Choose a shorter --output."),
-        errno.EEXIST: ("a part of the path is a file, not a folder", "Choose another --output."),
-        errno.ENOTDIR: ("a part of the path is a file, not a folder", "Choose another --output."),
-        errno.EISDIR: ("that is a folder", "Choose another --output."),
-    }.get(error.errno or 0, ((error.strerror or str(error)).lower(), "Choose another place with --output."))
+        errno.EACCES: ("permission denied", "Choose a folder of yours with `output`."),
+        errno.EPERM: ("not permitted", "Choose a folder of yours with `output`."),
+        errno.EROFS: ("the disk is read-only", "Choose another folder with `output`."),
+        errno.ENAMETOOLONG: ("the name is too long", "Choose a shorter `output`."),
+        errno.EEXIST: ("a part of the path is a file, not a folder", "Choose another `output`."),
+        errno.ENOTDIR: ("a part of the path is a file, not a folder", "Choose another `output`."),
+        errno.EISDIR: ("that is a folder", "Choose another `output`."),
+    }.get(error.errno or 0, ((error.strerror or str(error)).lower(), "Choose another place with `output`."))
     return NarError(f"Could not write {path}: {happened}.", hint)

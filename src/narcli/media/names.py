@@ -129,7 +129,7 @@ def resolve_outputs(
                 break
         taken.update(map(_key, names))
         if any(len(os.fsencode(part)) > MAX_NAME for name in names for part in name.parts):
-            raise UsageError(f"The name {names[0].name[:60]}... is too long.", "Choose a shorter --output.")
+            raise UsageError(f"The name {names[0].name[:60]}... is too long.", "Choose a shorter `output`.")
         for name in names[not suffix :]:  # without a suffix the first is a folder
             if name.is_dir():
                 raise UsageError(f"{name} is a folder, and a file would be written there.", "Move it away.")
@@ -163,7 +163,7 @@ def _split_output(output: str | None, default: str, suffixes: Sequence[str]) -> 
         output = f"{expand(output)}{'/' * (output[-1] in '/' + os.sep)}"  # a last slash means a folder
     output = output.replace(os.sep, "/")
     if not output.strip() or "\0" in output:
-        raise UsageError(f"--output {output!r} names no file.", "Give a file, a folder or a template.")
+        raise UsageError(f"`output={output!r}` names no file.", "Give a file, a folder or a template.")
     _refuse_device(output)
     if Path(output).is_dir():
         output = output.replace("{", "{{").replace("}", "}}").rstrip("/") + "/"
@@ -173,7 +173,7 @@ def _split_output(output: str | None, default: str, suffixes: Sequence[str]) -> 
     suffix = "" if "}" in (end := Path(name).suffix) else end  # a dot inside {field:...} ends no name
     if suffix and suffix.lower() not in suffixes:
         raise UsageError(
-            f"--output {output!r} ends in {suffix!r}, which narcli does not write here.",
+            f"`output={output!r}` ends in {suffix!r}, which narcli does not write here.",
             f"Use {', '.join(filter(None, suffixes)) or 'a name without an ending'}, "
             "or end a folder's name with a slash.",
         )
@@ -187,8 +187,8 @@ def _refuse_device(output: str) -> None:
     if output == "-" or beside or (path.exists() and not (path.is_file() or path.is_dir())):
         what = "stdout" if output == "-" else "a device or a pipe"
         raise UsageError(
-            f"--output {output!r} is {what}, and narcli writes files.",
-            "Give a file, a folder or a template; --json tells on stdout what was written.",
+            f"`output={output!r}` is {what}, and narcli writes files.",
+            "Give a file, a folder or a template; `json` tells on stdout what was written.",
         )
 
 
@@ -199,7 +199,7 @@ def _fill(part: str, fields: Mapping[str, object]) -> str:
         pieces = list(Formatter().parse(part))
     except ValueError as error:
         raise UsageError(
-            f"--output: {part!r} is not a template ({error}).", "Write {{ for a brace."
+            f"`output`: {part!r} is not a template ({error}).", "Write {{ for a brace."
         ) from None
     for literal, field, spec, conversion in pieces:
         filled += literal
@@ -208,12 +208,12 @@ def _fill(part: str, fields: Mapping[str, object]) -> str:
         if field not in fields:
             close = nearest(field, fields, 1)
             raise UsageError(
-                f"--output has no field {{{field}}}.",
+                f"`output` has no field {{{field}}}.",
                 (f"Did you mean {{{close[0]}}}? " if close else "")
                 + f"Fields: {' '.join(f'{{{name}}}' for name in fields)}.",
             )
         if conversion or not re.fullmatch("0?[0-9]{0,2}", spec or ""):
-            raise UsageError(f"--output: {{{field}...}} takes a width only.", f"For example {{{field}:04}}.")
+            raise UsageError(f"`output`: {{{field}...}} takes a width only.", f"For example {{{field}:04}}.")
         value = fields[field]
         filled += clean_name(format(value, spec or "") if isinstance(value, int) else value)
     if all(field is None for _, field, _, _ in pieces):
@@ -237,11 +237,11 @@ def _check_folder(folder: Path, *, create: bool) -> None:
     """Refuse folders that cannot be written to, before minutes of work."""
     existing = next(parent for parent in (folder, *folder.parents, Path()) if os.path.lexists(parent))
     if not existing.is_dir():
-        raise UsageError(f"{existing} is a file, not a folder.", "Choose another --output.")
+        raise UsageError(f"{existing} is a file, not a folder.", "Choose another `output`.")
     if existing != folder and not create:
         raise UsageError(
             f"The folder {folder} does not exist.",
-            f"Create it, or end --output with a slash to have it created: --output {folder}/",
+            f"Create it, or end `output` with a slash to have it created: `output={folder}/`",
         )
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise NarError(f"The folder {existing} cannot be written to.", "Choose another folder with --output.")
+        raise NarError(f"The folder {existing} cannot be written to.", "Choose another folder with `output`.")

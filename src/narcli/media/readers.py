@@ -65,7 +65,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     if text is None:
         raise CheckpointError(
             f"{path} holds no settings of narcli.",
-            "Files as narcli wrote them do; editing, sharing and --no-metadata remove them.",
+            "Files as narcli wrote them do; editing, sharing and `no_metadata` remove them.",
         )
     try:
         metadata = json.loads(text, parse_constant=_refuse_constant)
@@ -191,7 +191,7 @@ def _document(path: Path, file: BinaryIO) -> str | None:
     """Read a document of --json."""
     data = file.read(MAX_DOCUMENT + 1)
     if len(data) > MAX_DOCUMENT:
-        raise CheckpointError(f"{path} is larger than {MAX_DOCUMENT:,} bytes: no document of --json.")
+        raise CheckpointError(f"{path} is larger than {MAX_DOCUMENT:,} bytes: no JSON document of a run.")
     return data.decode() if b'"narcli.run/' in data else None
 
 
@@ -244,5 +244,5 @@ def read_tokens(path: Path) -> npt.NDArray[np.int32]:
             return file.get_tensor("tokens")
     except (OSError, SafetensorError):
         raise CheckpointError(
-            f"{path} is no file of tokens, or damaged.", "--save-tokens writes such files."
+            f"{path} is no file of tokens, or damaged.", "`save_tokens` writes such files."
         ) from None

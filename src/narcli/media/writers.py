@@ -42,7 +42,7 @@ def encode_metadata(metadata: Metadata) -> str:
     if len(text) > MAX_METADATA:
         raise NarError(
             f"The settings of this run take {len(text):,} bytes; a file holds {MAX_METADATA:,}.",
-            "Shorten the prompt, ask for fewer at once, or add --no-metadata.",
+            "Shorten the prompt, ask for fewer at once, or add `no_metadata`.",
         )
     return text
 
@@ -279,7 +279,7 @@ def check_frames(folder: Path) -> None:
     if os.path.lexists(folder) and not (
         folder.is_dir() and all(re.fullmatch(r"[0-9]+\.png", file.name) for file in folder.iterdir())
     ):
-        raise NarError(f"{folder} holds other files than frames.", "Choose another --output.")
+        raise NarError(f"{folder} holds other files than frames.", "Choose another `output`.")
 
 
 def write_tokens(

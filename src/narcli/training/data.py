@@ -97,7 +97,7 @@ class Pictures:
         """
         if starts < 1 or (starts > 1 and (not self.frames or self.frames % starts)):
             raise UsageError(
-                f"--loop-starts is {starts}, and there are "
+                f"`loop_starts` is {starts}, and there are "
                 + (f"clips of {self.frames} frames." if self.frames else "no clips."),
                 "Give a number that divides the frames.",
             )

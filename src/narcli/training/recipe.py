@@ -212,7 +212,7 @@ class ClassRecipe(NARRecipe):
 
     def __post_init__(self) -> None:
         if not self.start and not self.tokenizer:
-            raise UsageError("--tokenizer is missing.", "Give it, or --start to go on with a model.")
+            raise UsageError("`tokenizer` is missing.", "Give it, or `start` to go on with a model.")
         if self.dim % self.heads or self.dim // self.heads % 4:
             raise UsageError(
                 f"dim {self.dim} with heads {self.heads} gives heads of width {self.dim / self.heads:g}.",
@@ -275,7 +275,7 @@ class ClassRecipe(NARRecipe):
 
         assert self.tokenizer
         if pictures.frames and self.position == "rotary":
-            raise UsageError("--position is rotary, which has two axes; clips have three.", "Leave it out.")
+            raise UsageError("`position` is rotary, which has two axes; clips have three.", "Leave it out.")
         count = len(load_table(self.classes)) if self.classes else pictures.num_classes
         if count < pictures.num_classes:
             raise UsageError(

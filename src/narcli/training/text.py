@@ -253,8 +253,8 @@ def train_text(
     if longest > condition_tokens:
         raise UsageError(
             f"The longest caption has {longest} tokens, and "
-            f"{'the model takes' if goes_on else '--caption-tokens is'} {condition_tokens}.",
-            "Shorten it." if goes_on else f"Give --caption-tokens {longest}, or shorten it.",
+            f"{'the model takes' if goes_on else '`caption_tokens` is'} {condition_tokens}.",
+            "Shorten it." if goes_on else f"Give `caption_tokens={longest}`, or shorten it.",
         )
     data = sha256(tokens.numpy().tobytes() + repr(captions).encode()).hexdigest()
     digest = weights_digest(start)

@@ -90,7 +90,7 @@ def mark_starts(tokens: Tensor, starts: int, tokenizer: VQTokenizer) -> Tensor:
     codes = tokenizer.quantize(torch.arange(tokenizer.config.codebook_size))
     if starts > len(codes):
         raise UsageError(
-            f"--loop-starts is {starts}, and the tokenizer has {len(codes)} codes.", "Give fewer starts."
+            f"`loop_starts` is {starts}, and the tokenizer has {len(codes)} codes.", "Give fewer starts."
         )
     marked = tokens.clone()
     for first in marked[:, 0].view(-1, starts):
