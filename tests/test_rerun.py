@@ -877,6 +877,15 @@ def test_what_is_of_the_hub_is_used_from_this_machine_and_never_fetched_for_a_fi
     assert len(hub.requests) == asked
 
 
+def test_an_option_of_zero_is_given(run, here):
+    run(*IMAGE, "-o", "a.png")
+    refused = run("rerun", "a.png", "--verify", "--seed", "0")
+    assert refused.exit_code == 2 and "--seed makes others" in refused.stderr
+    assert run("rerun", "a.png", "--quality", "0").exit_code == 2
+    run("visualize-order", "-o", "order.png")
+    assert run("rerun", "order.png", "--temperature", "0").exit_code == 2
+
+
 @pytest.mark.parametrize(
     ("shares", "typed", "refused"),
     [
@@ -889,6 +898,7 @@ def test_what_is_of_the_hub_is_used_from_this_machine_and_never_fetched_for_a_fi
         ([1], {"num": 5000}, False),
         ([300], {"classes": "1,2,3,4"}, True),
         ([300], {"classes": "1,2,3"}, False),
+        ([300], {"classes": ["1,2", "3,4"]}, True),
         ([300], {"classes": "1,2,3,4", "num": 300}, False),
     ],
 )

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,12 +17,13 @@ from typer.testing import CliRunner
 import narcli
 from narcli import Recipe
 from narcli.cli import app
-from narcli.errors import NarError, UsageError
+from narcli.errors import CheckpointError, NarError, UsageError
+from narcli.hub.catalog import MODELS
 from narcli.media.clips import FORMATS
 from narcli.media.readers import read_metadata
 from narcli.runs.repeat import Trust, compare, recipe_of, recorded
 from narcli.runs.run import Loaded, Loader, budget, run
-from narcli.runs.sinks import Finished, Revealed, Written
+from narcli.runs.sinks import Finished, FrontierDecoded, Written
 
 BEFORE = Path(__file__).with_name("data") / "before"
 
@@ -52,7 +54,10 @@ COMMON = {
     "top_p": st.none() | st.floats(0.1, 1),
     "batch_size": st.none() | st.integers(1, 64),
     "model": st.none() | NAMES,
-    "revision": st.none(),
+    "revision": st.none() | NAMES,
+    "tokenizer": st.none() | NAMES,
+    "pins": st.dictionaries(st.sampled_from(["tokenizer", "text_encoder"]), NAMES),
+    "save_tokens": st.booleans(),
     "dtype": st.sampled_from(["auto", "float32"]),
     "device": st.sampled_from(["auto", "cpu"]),
     "frontier": st.sampled_from(["gif", "none", "png"]),
@@ -74,15 +79,21 @@ VIDEOS = st.fixed_dictionaries(
 )
 TEXTS = st.fixed_dictionaries(
     {"prompts": st.lists(st.sampled_from(["a cat", "A Dog, asleep"]), min_size=1, max_size=3)},
-    optional=COMMON | {"sheet": st.booleans(), "text_device": st.just("cpu")},
+    optional=COMMON
+    | {
+        "sheet": st.booleans(),
+        "text_encoder": NAMES,
+        "text_device": st.just("cpu"),
+        "text_dtype": st.sampled_from([None, "float32"]),
+    },
 )
 
 
 @given(VIDEOS | TEXTS)
 def test_a_recipe_comes_back_from_its_json(fields):
+    if fields.get("format") == "frames":
+        fields.pop("fps", None)  # which a folder does not have
     recipe = Recipe(**fields)
-    if recipe.format == "frames" and recipe.fps is not None:
-        recipe = replace(recipe, fps=None)  # which a folder does not have
     assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
 
 
@@ -100,6 +111,17 @@ def test_a_recipe_comes_back_from_its_json(fields):
         ({"classes": 1, "top_p": 0}, "`top_p` is 0, expected a number above 0 and at most 1."),
         ({"classes": 1, "batch_size": 0}, "`batch_size` is 0, expected 1 or more."),
         ({"classes": 1, "kind": "video", "format": "avi"}, "`format` is 'avi', expected mp4, gif"),
+        ({"classes": 1, "quality": 0}, "`quality` is not for images."),
+        ({"classes": 1, "scale": 1.5}, "`scale` is 1.5, expected a whole factor"),
+        ({"classes": 1, "num": 0}, "`num` is 0, expected 1 or more"),
+        ({"classes": 1, "seed": -1}, "`seed` is -1; seeds go from 0"),
+        ({"classes": 1, "dtype": "int8"}, "`dtype` is 'int8', expected auto, float32"),
+        ({"classes": 1, "frontier": "webp"}, "`frontier` is 'webp', expected gif, mp4, png, none."),
+        ({"classes": 1, "frontier_mode": "both"}, "`frontier_mode` is 'both', expected reveal, decode."),
+        (
+            {"classes": 1, "kind": "video", "quality": 1.5},
+            "`quality` is 1.5, expected a number from 0 to 100.",
+        ),
         ({"classes": 1, "frontier": "none", "frontier_mode": "reveal"}, "`frontier_mode` goes with"),
     ],
 )
@@ -117,11 +139,48 @@ def test_an_error_holds_its_hint():
 
 def test_a_file_chooses_no_name_and_overwrites_nothing(tmp_path):
     about = json.loads((BEFORE / "image.json").read_text())
-    lie = about | {"output": "/etc/passwd", "overwrite": True, "offline": True, "batch_size": 9, "pins": {}}
-    recipe = recipe_of(tmp_path / "lie.json", lie, Trust())
-    assert (recipe.output, recipe.overwrite, recipe.offline, recipe.batch_size) == (None, False, False, None)
-    assert recipe == recipe_of(tmp_path / "lie.json", about, Trust())
-    assert Recipe.from_json(lie).output == "/etc/passwd"  # a recipe of one's own says all
+    lies = {
+        "output": "/etc/passwd", "overwrite": True, "offline": True, "batch_size": 9, "save_tokens": True,
+        "no_metadata": True, "pins": {"tokenizer": "main"}, "revision": "main", "text_dtype": "bfloat16",
+    }  # fmt: skip
+    honest = recipe_of(tmp_path / "lie.json", about, Trust())
+    assert recipe_of(tmp_path / "lie.json", about | lies, Trust()) == honest
+    assert honest.output is None and not honest.overwrite
+    lies.pop("save_tokens")  # which does not go with no_metadata
+    own = Recipe.from_json(about | lies)  # a recipe of one's own says all
+    assert {name: getattr(own, name) for name in lies if name != "text_dtype"} == {
+        name: value for name, value in lies.items() if name != "text_dtype"
+    }
+
+
+@pytest.mark.parametrize(
+    ("lie", "words"),
+    [
+        ({"scale": "big"}, "scale is"),
+        ({"frontier": "gif"}, "frontier is"),
+        ({"model": "emoji"}, "model is"),
+        ({"sampling": [1]}, "sampling is"),
+        ({"kind": 3}, "kind is"),
+        ({"classes": "dog"}, "classes is"),
+    ],
+)
+def test_json_of_the_wrong_kind_is_refused(lie, words):
+    with pytest.raises(CheckpointError, match=words):
+        Recipe.from_json({"kind": "image", "classes": [1]} | lie)
+
+
+def test_a_download_that_a_file_chose_is_refused_unless_allowed(tmp_path, monkeypatch):
+    monkeypatch.setattr("narcli.hub.selection.cached", lambda *_: None)
+    about = json.loads((BEFORE / "image.json").read_text())
+    row, commit = MODELS["nar-b-256"], "a" * 40
+    about["model"] = {"name": row.name, "repo": row.repo, "commit": commit}
+    asked = []
+    with pytest.raises(UsageError, match=f"commit {commit} of {row.repo}"):
+        recipe_of(tmp_path, about, Trust())
+    for trust in (Trust(yes=True), Trust(allow=asked.append)):
+        recipe = recipe_of(tmp_path, about, trust)
+        assert (recipe.model, recipe.revision) == (row.name, commit)
+    assert len(asked) == 1 and commit in asked[0]
 
 
 # --- runs ------------------------------------------------------------------------------------------
@@ -138,7 +197,7 @@ def test_a_run_yields_what_happens(tiny, here):
     pipeline, finished = events[0].pipeline, events[-1]
     steps = len(pipeline.order.steps)
     assert [type(event).__name__ for event in events].count("Progress") == 2 * steps
-    assert kinds.count(Revealed) == steps and events[0].batch_size == 3
+    assert kinds.count(FrontierDecoded) == steps and events[0].batch_size == 3
     files = [event.path for event in events if isinstance(event, Written)]
     assert files == list(finished.files) and all(path.is_file() for path in files)
     assert [path.name for path in files] == [
@@ -203,8 +262,11 @@ def test_a_clip_is_saved_in_every_format(tiny_video, here):
         assert (about["format"], about["frames"], about["seed"]) == (name, len(result.frames), 4)
     assert result._repr_png_() is None
     assert result._repr_html_().startswith("<img alt=") and "data:image/webp;base64," in result._repr_html_()
-    with pytest.raises(UsageError, match="`fps` is 99"):
-        result.save("a.gif", fps=99)
+    for wrong in ({"fps": 99}, {"fps": 0}, {"fps": float("nan")}):
+        with pytest.raises(UsageError, match="`fps` is"):
+            result.save("a.gif", **wrong)
+    with pytest.raises(UsageError, match="`quality` is 500"):
+        result.save("a.webp", quality=500)
     with pytest.raises(UsageError, match="`quality` does not go with"):
         result.save("frames_more", quality=50)
 
@@ -217,7 +279,6 @@ def test_public_names_come_when_they_are_used():
         "import sys, narcli\n"
         "narcli.Recipe, narcli.Order, narcli.NarError, narcli.run\n"
         "assert 'torch' not in sys.modules, 'torch'\n"
-        "assert set(narcli.__all__) <= set(dir(narcli))\n"
         "assert all(getattr(narcli, name) is not None for name in narcli.__all__)\n"
         "assert callable(narcli.run) and callable(narcli.load)\n"
     )
@@ -252,11 +313,18 @@ def test_files_of_the_version_before_are_read_and_verified(name, samples, here):
 
 
 def test_tokens_and_orders_of_the_version_before_are_shown_again(here):
-    files = [BEFORE / name for name in ("nar-video_c5-kangaroo_s5_tokens.safetensors",)]
-    result = narcli_command("decode", *files, "-o", "clip.gif", "--frontier", "none")
+    tokens = [
+        BEFORE / f"nar-{name}_tokens.safetensors" for name in ("video_c5-kangaroo_s5", "image_c281-cat_s7")
+    ]
+    result = narcli_command("decode", *tokens, "--frontier", "none", "--dtype", "float32")
     assert result.exit_code == 0, result.stderr
-    about = read_metadata(Path("clip.gif"))
+    clip, picture = map(Path, result.stdout.splitlines())
+    about = read_metadata(clip)
     assert (about["frames"], about["model_frames"], about["class"]["id"], about["seed"]) == (8, 16, 5, 5)
+    again = narcli_command("rerun", BEFORE / "image.json", "--verify", "--frontier", "none", "-o", "again/")
+    assert again.exit_code == 0 and again.stderr.count("the tokens are equal") == 4, again.stderr
+    made = np.asarray(Image.open("again/nar-image_c281-cat_s7.png"), int)
+    assert np.abs(made - np.asarray(Image.open(picture), int)).max() <= 1  # as they may round
     assert narcli_command("rerun", BEFORE / "order.png", "-o", "order.png").exit_code == 0
     with Image.open("order.png") as new, Image.open(BEFORE / "order.png") as old:
         assert new.tobytes() == old.tobytes()

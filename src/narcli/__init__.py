@@ -1,7 +1,7 @@
 """narcli: run, see, measure and train next-neighbor autoregressive (NAR) image and video models.
 
 ``narcli.load("emoji").images(classes=[207], seed=0)`` makes pictures in memory;
-``narcli.run(narcli.Recipe(classes="dog"))`` writes files, as the commands do.
+``for event in narcli.run(narcli.Recipe(classes="dog")): ...`` writes files, as the commands do.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from .media.clips import BY_SUFFIX, FORMATS
 from .media.names import clean_name, default_stem, fields_of
 from .media.textfiles import expand
 from .prompts import Prompt
-from .settings import MAX_SCALE
+from .settings import check_scale
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,8 +88,7 @@ class Result:
         if suffix not in known:
             expected = ", ".join(filter(None, known))
             raise UsageError(f"`path` ends in {suffix!r}, expected {expected}.", "Choose another name.")
-        if not 1 <= scale <= MAX_SCALE:
-            raise UsageError(f"`scale` is {scale}, expected a whole factor from 1 to {MAX_SCALE}.")
+        check_scale(scale)
         frames = tuple(enlarge(frame, scale) for frame in self.frames)
         about = self.metadata | {"scale": scale, **({"filter": "lanczos"} if scale > 1 else {})}
         if not clip:

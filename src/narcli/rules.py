@@ -47,7 +47,7 @@ def sizes_of(most: int, high: int, product: int) -> Rule:
     )
 
 
-def check(path: Path, prefix: str, rules: Mapping[str, Rule], values: Mapping[str, Any]) -> None:
+def check(path: Path | str, prefix: str, rules: Mapping[str, Rule], values: Mapping[str, Any]) -> None:
     """Check present values against the rules.
 
     Raises:

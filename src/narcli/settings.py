@@ -16,6 +16,7 @@ MAX_SAMPLES = 100_000  # of one run
 DECODED_TOGETHER = 16  # samples turned into pixels at once, on a graphics card
 ORDERS = ("nar", "raster", "plain")  # what `narcli bench` compares
 MAX_SCALE = 16  # factor that enlarges pictures
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 LARGEST = 1000  # temperature and guidance scale; far beyond, logits would overflow
 
 
@@ -40,14 +41,38 @@ def plan_samples(
     Raises:
         UsageError: a number out of range.
     """
-    if num < 1 or num * len(entries) > MAX_SAMPLES:
-        raise UsageError(f"`num` is {num}, expected 1 or more, and at most {MAX_SAMPLES:,} samples in a run.")
+    check_seeds(seed, num, len(entries))
     if seed is None:
         seed = secrets.randbelow(SEEDS - num + 1)
-    if not 0 <= seed <= SEEDS - num:
+    return [Sample(entry, seed + k) for entry in entries for k in range(num)]
+
+
+def check_seeds(seed: int | None, num: int, entries: int = 1) -> None:
+    """Check the numbers of a run's samples.
+
+    Args:
+        seed: the first one; None draws one.
+        num: samples of each class or prompt.
+        entries: classes or prompts, as far as they are known.
+
+    Raises:
+        UsageError: a number that is out of range, or no whole number.
+    """
+    if type(num) is not int or num < 1 or num * entries > MAX_SAMPLES:
+        raise UsageError(f"`num` is {num}, expected 1 or more, and at most {MAX_SAMPLES:,} samples in a run.")
+    if seed is not None and (type(seed) is not int or not 0 <= seed <= SEEDS - num):
         seeds = f"{seed}" if num == 1 else f"{seed}, so the last one would be {seed + num - 1}"
         raise UsageError(f"`seed` is {seeds}; seeds go from 0 to {SEEDS - 1}.")
-    return [Sample(entry, seed + k) for entry in entries for k in range(num)]
+
+
+def check_scale(scale: int) -> None:
+    """Check a factor that enlarges pictures.
+
+    Raises:
+        UsageError: it is no whole number from 1 to 16.
+    """
+    if type(scale) is not int or not 1 <= scale <= MAX_SCALE:
+        raise UsageError(f"`scale` is {scale}, expected a whole factor from 1 to {MAX_SCALE}.")
 
 
 def check_batch_size(size: int) -> int:

@@ -18,7 +18,7 @@ from ..media.clips import FORMATS, FPS, QUALITY
 from ..media.textfiles import expand
 from ..prompts import Prompt
 from ..runs.recipe import Recipe
-from ..runs.repeat import Trust
+from ..runs.repeat import Trust, refused
 from ..settings import check_batch_size
 from .console import Console
 
@@ -353,8 +353,13 @@ def fields_of(values: Mapping[str, Any], *, given: bool = False) -> dict[str, An
     return {
         name: value.value if isinstance(value, Enum) else value
         for name, value in made.items()
-        if name in RECIPE and not (given and (value is None or value is False or value == []))
+        if name in RECIPE and (is_given(value) or not given)
     }
+
+
+def is_given(value: Any) -> bool:
+    """Whether an option has a value that somebody typed; 0 is one."""
+    return value is not None and value is not False and value != []
 
 
 def trust_of(chosen: Mapping[str, Any], console: Console, prompts: Sequence[Prompt] = ()) -> Trust:
@@ -362,9 +367,9 @@ def trust_of(chosen: Mapping[str, Any], console: Console, prompts: Sequence[Prom
 
     def ask(what: str) -> None:
         if not console.can_ask:
-            raise UsageError(what, "Add `yes` to allow the download.")
+            raise refused(what)
         console.confirm(what, "Nothing was downloaded.")
 
     given = fields_of(chosen, given=True) | ({"prompts": prompts} if prompts else {})
-    free = any(chosen.get(name) for name in ("yes", "offline", "dry_run"))
-    return Trust(given, chosen["yes"], None if free else ask, console.warn)
+    free = any(chosen.get(name) for name in ("yes", "offline", "dry_run"))  # allowed, or there will be none
+    return Trust(given, chosen["yes"], (lambda what: None) if free else ask, console.warn)

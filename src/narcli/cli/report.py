@@ -10,6 +10,7 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..allocator import keep_memory
 from ..media.metadata import SCHEMA
 from ..runs.recipe import Recipe
 from .console import Console, bytes_text, is_terminal
@@ -78,13 +79,14 @@ class Session:
         """Carry out a recipe, all but the report."""
         from ..runs.run import run
 
+        keep_memory()
         reserved = tuple(self.files)
         return self.follow(run(recipe, self.host, loader=loader, reserved=reserved))
 
     def follow(self, events: Generator[Any, None, None]) -> Finished:
         """Show the progress of a run, and the files that it wrote, also where the rest failed."""
         from ..runs.run import Loaded
-        from ..runs.sinks import Finished, Revealed, Written
+        from ..runs.sinks import Finished, FrontierDecoded, Written
 
         written: list[Path] = []
         bars, steps = _Bars(self.console), 0
@@ -98,7 +100,7 @@ class Session:
                             bars.open("decoding", batches * steps)
                         case Written():
                             written.append(event.path)
-                        case Revealed():
+                        case FrontierDecoded():
                             bars.open("decoding the frontier", event.steps)
                             bars.to(bars.done + 1)
                         case Finished():
@@ -126,6 +128,7 @@ class Session:
         """
         from ..runs.run import budget
 
+        keep_memory()
         made = budget(recipe, self.host, reserved=tuple(self.files))
         found = made.found
         parts = (found.model, found.tokenizer, found.encoder and found.encoder.located)

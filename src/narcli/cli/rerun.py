@@ -50,7 +50,7 @@ def rerun(files: list[Path], verify: bool, **chosen: Any) -> None:
     from ..media.readers import read_metadata
 
     session = Session.of(chosen)
-    given = [name for name, value in chosen.items() if value not in (None, False, [])]
+    given = [name for name, value in chosen.items() if options.is_given(value)]
     if verify and session.dry_run:
         raise UsageError("`verify` compares tokens, and `dry_run` draws none.", "Drop one of them.")
     if verify and (named := [name for name in _SAMPLES if name in given]):

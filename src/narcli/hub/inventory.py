@@ -39,7 +39,7 @@ def inventory(name: str | None = None, revision: str | None = None) -> Inventory
     """
     if name is None:
         if revision is not None:
-            raise UsageError("A revision goes with the name of a model.", "Name one.")
+            raise UsageError("`revision` goes with the name of a model.", "Name one.")
         return _scan()
     model = resolve(name, None)
     with suppress(CheckpointError):  # a damaged model is there, for ``verify`` to tell

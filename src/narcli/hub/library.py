@@ -150,7 +150,7 @@ def describe(name: str | Path, *, revision: str | None = None, offline: bool = F
 
     model = resolve(name, None)
     if revision is not None and model.repo is None:
-        raise UsageError(f"A revision is for models of the Hub; {model.name} is on this machine.")
+        raise UsageError(f"`revision` is for models of the Hub; {model.name} is on this machine.")
     found, located, warning = cached(model, revision), None, ""
     if found is None:
         try:
@@ -262,9 +262,7 @@ def pull(
 
     models = {model.name: model for model in (resolve(name, None) for name in names)}
     if revision is not None and (len(models) > 1 or any(model.repo is None for model in models.values())):
-        raise UsageError(
-            f"The revision {revision[:60]!r} goes with one model of the Hub.", "Pull it by itself."
-        )
+        raise UsageError(f"`revision={revision[:60]}` goes with one model of the Hub.", "Pull it by itself.")
     wanted = {part.name: part for model in models.values() for part in (model, *companions(model))}
     parts = [
         locate(part, revision=revision if name in models else None, check=True)

@@ -52,8 +52,9 @@ class ClipFormat:
         """Refuse settings that it does not have.
 
         Raises:
-            UsageError: ``fps`` or ``quality`` is given, and it has none, or not so many.
+            UsageError: ``fps`` or ``quality`` is given, and it has none, or it is out of range.
         """
+        check_pace(fps, quality)
         if fps is not None and not self.timed:
             raise UsageError(f"`fps` does not go with {self.words}.", "Drop one of them.")
         if fps is not None and fps > self.max_fps:
@@ -107,6 +108,18 @@ class ClipFormat:
             return writers.write_gif(path, frames, metadata, **times, overwrite=overwrite)
         write = {"mp4": writers.write_mp4, "webp": writers.write_webp}[self.name]
         return write(path, frames, metadata, **how, overwrite=overwrite)
+
+
+def check_pace(fps: float | None, quality: int | None) -> None:
+    """Refuse values that no format has; None is the usual one.
+
+    Raises:
+        UsageError: ``fps`` is not from 0.1 to 240, or ``quality`` not from 0 to 100.
+    """
+    if fps is not None and not MIN_FPS <= fps <= MAX_FPS:
+        raise UsageError(f"`fps` is {fps:g}, expected a number from {MIN_FPS:g} to {MAX_FPS:g}.")
+    if quality is not None and not (type(quality) is int and 0 <= quality <= 100):
+        raise UsageError(f"`quality` is {quality}, expected a number from 0 to 100.")
 
 
 _ROWS = (

@@ -30,7 +30,7 @@ from .looks import name_files, suffix_of
 from .plan import Host
 from .recipe import LOOKS, Recipe, entry_of, require
 from .repeat import Trust, find_part, warn_of_others
-from .sinks import Clock, Finished, Revealed, Sinks, Written
+from .sinks import Clock, Finished, FrontierDecoded, Sinks, Written
 
 _AXES = {"image": 2, "video": 3}
 #: Metadata that come out anew.
@@ -52,16 +52,18 @@ class Decoders:
         recipe: Recipe,
         files: memory.Files,
         host: Host,
+        clock: Clock,
     ) -> tuple[TokenDecoder, dict[str, Any]]:
         """A tokenizer for tokens of a grid, and what metadata say of it.
 
         Raises:
             NarError: of any kind.
         """
-        if self._loaded is None or self._key != (name, commit, grid):
+        key = (name, commit, grid, recipe.device, recipe.dtype)
+        if self._loaded is None or self._key != key:
             self._loaded = None  # one at a time
-            self._loaded = _load(name, commit, grid, recipe, files, host)
-            self._key = (name, commit, grid)
+            self._loaded = _load(name, commit, grid, recipe, files, host, clock)
+            self._key = key
         return self._loaded
 
 
@@ -73,7 +75,7 @@ def decode(
     *,
     decoders: Decoders | None = None,
     reserved: Sequence[Path] = (),
-) -> Generator[Written | Revealed | Finished, None, None]:
+) -> Generator[Written | FrontierDecoded | Finished, None, None]:
     """Turn saved tokens into a picture or clip, and yield what happens, ``Finished`` last.
 
     Args:
@@ -110,8 +112,7 @@ def decode(
     if name is None:
         name, commit = find_part(path, about, "tokenizer", f"{about['kind']}-tokenizer", trust)
     files = files_of(recipe, 1, suffix_of(recipe, outputs))
-    with clock.timed("load"):
-        decoder, source = decoders.load(name, commit, grid, recipe, files, host)
+    decoder, source = decoders.load(str(name), commit, grid, recipe, files, host, clock)
     warn_of_others(path, about, {"tokenizer": source}, trust)
     codes = decoder.tokenizer.config.codebook_size
     if not 0 <= int(tokens.min()) <= int(tokens.max()) < codes:
@@ -139,7 +140,13 @@ def _recipe(path: Path, about: Mapping[str, Any], trust: Trust) -> Recipe:
 
 
 def _load(
-    name: str, commit: str | None, grid: tuple[int, ...], recipe: Recipe, files: memory.Files, host: Host
+    name: str,
+    commit: str | None,
+    grid: tuple[int, ...],
+    recipe: Recipe,
+    files: memory.Files,
+    host: Host,
+    clock: Clock,
 ) -> tuple[TokenDecoder, dict[str, Any]]:
     built_in = catalog.MODELS.get(name.lower())
     place: str | Path = name
@@ -155,7 +162,8 @@ def _load(
         host.warn(note)
     device = choose_device(recipe.device)
     memory.check_decoding(here, grid, choose_dtype(recipe.dtype, device), device, files)
-    decoder = load_decoder(here.path, grid, recipe.device, recipe.dtype)
+    with clock.timed("load"):
+        decoder = load_decoder(here.path, grid, recipe.device, recipe.dtype)
     return decoder, Files(here, here).about()["tokenizer"]
 
 

@@ -33,7 +33,7 @@ def name_files(
     named = [fields_of(sample.entry, sample.seed) | {"model": model} for sample in samples]
     companions = [f"{FRONTIER}.{recipe.frontier}"] * (recipe.frontier != "none") + [SHEET] * recipe.sheet
     outputs = resolve_outputs(
-        recipe.output,
+        None if recipe.output is None else str(recipe.output),
         named,
         default=default_name(recipe.kind, named[0]),
         suffixes=_suffixes(recipe),

@@ -43,7 +43,7 @@ class Plan:
         recipe: of the run.
         found: the model's files, here or at the Hub.
         samples: None where only the model itself knows its classes.
-        outputs: a file for each sample, likewise.
+        outputs: a file for each sample; None as well then.
     """
 
     recipe: Recipe

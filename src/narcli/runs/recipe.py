@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from ..errors import CheckpointError, UsageError
-from ..media.clips import BY_SUFFIX, FORMATS, MAX_FPS, MIN_FPS
-from ..media.metadata import SCHEMA
+from ..media.clips import BY_SUFFIX, FORMATS, check_pace
+from ..media.metadata import FIELDS, SCHEMA
 from ..prompts import Prompt, parse_prompt
-from ..settings import MAX_SCALE, SamplingSettings, check_batch_size
+from ..rules import Rule, check
+from ..settings import DTYPES, MAX_SCALE, SamplingSettings, check_batch_size, check_scale, check_seeds
 
 SAMPLING = tuple(each.name for each in fields(SamplingSettings))
 LOOKS = ("scale", "frames", "fps", "quality")  # recorded under these names
@@ -20,8 +21,32 @@ ONLY = {
     "image": ("prompts", "text_encoder", "text_device", "text_dtype", "sheet"),
     "video": ("frames", "fps", "format", "quality"),
 }
+CHOICES: Mapping[str, tuple[str | None, ...]] = {
+    "dtype": DTYPES,
+    "text_dtype": (None, *DTYPES),
+    "frontier": ("gif", "mp4", "png", "none"),
+    "frontier_mode": (None, "reveal", "decode"),
+    "format": (None, *FORMATS),
+}
 PARTS = ("model", "tokenizer", "text_encoder")  # files of a model, in metadata
-_WHAT = {"image": ("picture", "class or prompt"), "video": ("clip", "class")}
+_WHAT = {
+    "image": (
+        "picture",
+        "No class or prompt given.",
+        "a class, `classes=207` or `classes='golden retriever'`, or a prompt, `prompts='a red apple'`",
+    ),
+    "video": ("clip", "No class given.", "a class: `classes=5` or `classes=kangaroo`"),
+}
+
+#: Rules for the JSON of a recipe; ``Recipe`` checks the rest.
+_RULES: Mapping[str, Rule] = {
+    name: field.rule for name, field in FIELDS.items() if name not in ("sampling", "classes", "frontier")
+} | {
+    "sampling": ("an object of numbers", lambda v: isinstance(v, dict) and set(v) <= set(SAMPLING)),
+    "classes": ("a list", lambda v: isinstance(v, list)),
+    "frontier": ("an object with its format", lambda v: isinstance(v, dict) and "format" in v),
+    "pins": ("an object", lambda v: isinstance(v, dict)),
+}
 
 Entry = str | int | Mapping[str, Any]  # of a class
 
@@ -43,7 +68,8 @@ class Recipe:
         pins: revisions of the repositories of ``tokenizer`` and ``text_encoder``.
         device, text_device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; the text encoder's, if None,
             is the model's.
-        dtype, text_dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``, likewise.
+        dtype, text_dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``; the text encoder's, if None, is
+            the model's.
         frontier: picture of the decoding frontier: ``gif``, ``mp4``, ``png`` (a filmstrip) or ``none``.
         frontier_mode: ``reveal`` uncovers the finished picture, ``decode`` decodes the tokens of every step.
         sheet: also write a contact sheet of all pictures.
@@ -73,11 +99,11 @@ class Recipe:
     top_k: int | None = None
     top_p: float | None = None
     batch_size: int | None = None
-    model: str | None = None
-    tokenizer: str | None = None
-    text_encoder: str | None = None
+    model: str | Path | None = None
+    tokenizer: str | Path | None = None
+    text_encoder: str | Path | None = None
     revision: str | None = None
-    pins: Mapping[str, str | None] = field(default_factory=dict)
+    pins: Mapping[str, str] = field(default_factory=dict, hash=False)
     device: str = "auto"
     text_device: str | None = None
     dtype: str = "auto"
@@ -90,7 +116,7 @@ class Recipe:
     fps: float | None = None
     format: Literal["mp4", "gif", "webp", "frames"] | None = None
     quality: int | None = None
-    output: str | None = None
+    output: str | Path | None = None
     save_tokens: bool = False
     no_metadata: bool = False
     overwrite: bool = False
@@ -98,6 +124,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Take one class or prompt as several of one, and texts as prompts; then check."""
+        for name in (*PARTS, "output"):
+            if isinstance(path := getattr(self, name), Path):
+                object.__setattr__(self, name, str(path))
         classes, prompts = self.classes, self.prompts
         entries = (classes,) if isinstance(classes, str | int | Mapping) else tuple(classes or ())
         object.__setattr__(self, "classes", entries)
@@ -117,9 +146,11 @@ class Recipe:
                     raise UsageError(f"`{name}` goes with `prompts`.", "Leave it out.")
         for kind, names in ONLY.items():
             for name in names if kind != self.kind else ():
-                if getattr(self, name) not in (None, False, ()):
+                value = getattr(self, name)
+                if value is not None and value is not False and value != ():
                     raise UsageError(f"`{name}` is not for {self.kind}s.", "Drop it.")
         SamplingSettings(**self.sampling)
+        check_seeds(self.seed, self.num)
         if self.batch_size is not None:
             check_batch_size(self.batch_size)
         if self.save_tokens and self.no_metadata:
@@ -128,27 +159,24 @@ class Recipe:
                 "Drop one of them.",
             )
         if not self.classes and not self.prompts:
-            ways = "`classes=207` or `classes='golden retriever'`"
-            if self.kind == "image":
-                ways += ", or a prompt, `prompts='a red apple'`"
+            _, message, ways = _WHAT[self.kind]
             raise UsageError(
-                f"No {_WHAT[self.kind][1]} given.",
-                f"Give a class, {ways}. `narcli classes --model NAME` lists the classes of a model.",
+                message,
+                f"Give {ways}. `narcli classes --model NAME` lists the classes of a model.",
             )
-        if self.scale is not None and not 1 <= self.scale <= MAX_SCALE:
-            raise UsageError(f"`scale` is {self.scale}, expected a whole factor from 1 to {MAX_SCALE}.")
+        if self.scale is not None:
+            check_scale(self.scale)
         if self.frontier_mode is not None and self.frontier == "none":
             raise UsageError(
                 "`frontier_mode` goes with a frontier, and `frontier` is none.", "Drop one of them."
             )
-        if self.format not in (None, *FORMATS):
-            raise UsageError(f"`format` is {self.format!r}, expected {', '.join(FORMATS)}.")
-        if self.frames is not None and self.frames < 1:
+        for name, expected in CHOICES.items():
+            if getattr(self, name) not in expected:
+                words = ", ".join(value for value in expected if value is not None)
+                raise UsageError(f"`{name}` is {getattr(self, name)!r}, expected {words}.")
+        if self.frames is not None and not (type(self.frames) is int and self.frames >= 1):
             raise UsageError(f"`frames` is {self.frames}, expected 1 or more.")
-        if self.fps is not None and not MIN_FPS <= self.fps <= MAX_FPS:
-            raise UsageError(f"`fps` is {self.fps:g}, expected a number from {MIN_FPS:g} to {MAX_FPS:g}.")
-        if self.quality is not None and not 0 <= self.quality <= 100:
-            raise UsageError(f"`quality` is {self.quality}, expected a number from 0 to 100.")
+        check_pace(self.fps, self.quality)
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -179,35 +207,30 @@ class Recipe:
     # --- JSON ------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
-        """The recipe in the words of the metadata (``narcli.media.metadata``); defaults are left out."""
+        """Write the recipe in the words of the metadata of files; most defaults are left out."""
         about: dict[str, Any] = {"schema": SCHEMA, "kind": self.kind}
         if self.prompts:
             about["prompts"] = [{"prompt": each.text, "cleaned_prompt": each.cleaned} for each in self.texts]
         else:
             about["classes"] = list(self.entries)
-        parts: dict[str, dict[str, Any]] = {}
-        for part in PARTS:
-            if (name := getattr(self, part)) is not None:
-                parts[part] = {"name": name}
-                revision = self.revision if part == "model" else self.pins.get(part)
-                if revision is not None:
-                    parts[part]["revision"] = revision
-        about |= parts | {"sampling": self.sampling}
+        about |= {part: {"name": name} for part in PARTS if (name := getattr(self, part)) is not None}
+        about["sampling"] = self.sampling
         if self.frontier != "none":
             about["frontier"] = {"format": self.frontier}
             if self.frontier_mode is not None:
                 about["frontier"]["mode"] = self.frontier_mode
         if self.sheet:
             about["contact_sheet"] = True
-        told = {"kind", "classes", "prompts", "revision", "pins", "frontier", "frontier_mode", "sheet"}
+        told = {"kind", "classes", "prompts", "pins", "frontier", "frontier_mode", "sheet"}
         told |= {*PARTS, *SAMPLING}
         rest = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in told}
         plain = {each.name: each.default for each in fields(self)}
+        about |= {"pins": dict(self.pins)} if self.pins else {}
         return about | {name: value for name, value in rest.items() if value != plain[name]}
 
     @classmethod
     def from_json(cls, about: Mapping[str, Any], where: str = "The recipe", **given: Any) -> Recipe:
-        """The recipe of ``to_json``, or of the metadata of a file, picture or ``--json`` document.
+        """Read the recipe of ``to_json``, or of the metadata of a file or of a JSON document of a run.
 
         Args:
             about: with its ``kind``, and classes, prompts or samples.
@@ -216,10 +239,11 @@ class Recipe:
                 replaces prompts; another format replaces the quality.
 
         Raises:
-            CheckpointError: it does not say what it is of.
+            CheckpointError: it does not say what it is of, or a field is not what it should be.
             UsageError: as ``Recipe``.
         """
         require(where, about, "kind")
+        check(where, "", _RULES, about)
         made = _looks(about, given) | dict(about.get("sampling", {}))
         if not {"classes", "prompts"} & set(given):
             entries, seed, num = subject_of(about, where)
@@ -237,9 +261,10 @@ class Recipe:
             made |= _parts(about, given)
         if not {"model", "dtype", "text_encoder"} & set(given):
             made["text_dtype"] = about.get("text_encoder", {}).get("dtype")
-        names = {each.name for each in fields(cls)} - {*PARTS, "frontier"}
-        plain = {name: about[name] for name in names if name in about and name not in ("classes", "prompts")}
-        return cls(**(plain | made | given))
+        names = {each.name for each in fields(cls)} - {*PARTS, "frontier", "classes", "prompts"}
+        plain = {name: about[name] for name in names if name in about}
+        exact = {name: about[name] for name in ("revision", "pins", "text_dtype") if name in about}
+        return cls(**(plain | made | exact | given))
 
 
 def require(where: object, about: Mapping[str, Any], *names: str) -> None:
@@ -329,11 +354,12 @@ def _parts(about: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
     made: dict[str, Any] = {"pins": {}}
     own = about.get("model", {}).get("name")
     for part in PARTS:
-        if part in about and part not in given and (part == "model" or about[part]["name"] != own):
-            made[part] = about[part]["name"]
-            revision = about[part].get("revision", about[part].get("commit"))
-            if part == "model":
-                made["revision"] = revision
-            else:
-                made["pins"][part] = revision
+        if part not in about or part in given:
+            continue
+        file, commit = about[part], about[part].get("commit")
+        if part == "model":
+            made |= {"model": file["name"], "revision": commit}
+        elif file["name"] != own or set(file) == {"name"}:  # a recipe names what it was given
+            made[part] = file["name"]
+            made["pins"] |= {part: commit} if commit else {}
     return made

@@ -6,6 +6,7 @@ or that are on this machine: other ones have to be named by a person. Every fiel
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -36,15 +37,14 @@ class Trust:
     Args:
         given: fields of the recipe that go before what the files say.
         yes: allows downloads and any number of samples.
-        allow: asked, with a sentence and what a no means, before a download that a file chose; raises
-            for a no. None is for downloads that cannot be: there will be none, or all are allowed.
+        allow: asked with a sentence before a download that a file chose; raises for a no. None refuses.
         warn: told what a person should know.
     """
 
     given: Mapping[str, Any] = field(default_factory=dict)
     yes: bool = False
     allow: Callable[[str], None] | None = None
-    warn: Callable[[str], object] = lambda text: None
+    warn: Callable[[str], object] = warnings.warn
 
 
 def recipe_of(path: Path, about: About, trust: Trust) -> Recipe:
@@ -79,6 +79,11 @@ def recipe_of(path: Path, about: About, trust: Trust) -> Recipe:
         given["device"] = _device_here(path, recipe.device, trust)
         recipe = Recipe.from_json(about, str(path), **(parts | given))
     return recipe
+
+
+def refused(what: str) -> UsageError:
+    """The error of a download that a file chose, and nobody allowed."""
+    return UsageError(what, "Add `yes` to allow the download.")
 
 
 def check_many(files: Sequence[Path], recipes: Sequence[Recipe | None], trust: Trust) -> None:
@@ -134,9 +139,10 @@ def _parts(path: Path, about: About, kind: str, trust: Trust) -> dict[str, Any]:
         # One in the model's own folder has its name.
         if part in about and part not in trust.given and about[part]["name"] != about["model"]["name"]:
             parts[part] = find_part(path, about, part, part_kind, trust)
-    commits = {part: commit for part, (_, commit) in parts.items()}
     names: dict[str, Any] = {part: name for part, (name, _) in parts.items()}
-    return names | {"revision": commits["model"], "pins": commits}
+    _, revision = parts.pop("model")
+    pins = {part: commit for part, (_, commit) in parts.items() if commit is not None}
+    return names | {"revision": revision, "pins": pins}
 
 
 def find_part(path: Path, about: About, part: str, kind: str, trust: Trust) -> tuple[str, str | None]:
@@ -166,8 +172,11 @@ def find_part(path: Path, about: About, part: str, kind: str, trust: Trust) -> t
     if row is not None and row.repo == repo:
         if here := cached(row, commit):
             return row.name, here.commit
-        if commit is not None and not (part == "model" and "revision" in given) and trust.allow is not None:
-            trust.allow(f"{path} was made with commit {commit} of {repo}, which is not on this machine.")
+        if commit is not None and not (part == "model" and "revision" in given) and not trust.yes:
+            what = f"{path} was made with commit {commit} of {repo}, which is not on this machine."
+            if trust.allow is None:
+                raise refused(what)
+            trust.allow(what)
         return row.name, commit
     if ".." in name or (name != repo and not name.startswith(f"{repo}/")):
         raise CheckpointError(

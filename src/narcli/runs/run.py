@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..allocator import keep_memory
 from ..encoding import all_cached
 from ..hub.sources import Files
 from ..settings import Sample
 from .plan import Host, plan
 from .recipe import Recipe
-from .sinks import Clock, Finished, Revealed, Sinks, Written
+from .sinks import Clock, Finished, FrontierDecoded, Sinks, Written
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline, Progress
@@ -37,7 +36,7 @@ class Loaded:
 
 
 if TYPE_CHECKING:
-    Event = Loaded | Progress | Written | Revealed | Finished
+    Event = Loaded | Progress | Written | FrontierDecoded | Finished
 
 
 def budget(recipe: Recipe, host: Host | None = None, *, reserved: Sequence[Path] = ()) -> Budget:
@@ -46,7 +45,6 @@ def budget(recipe: Recipe, host: Host | None = None, *, reserved: Sequence[Path]
     The budget's ``check`` refuses what disk or memory cannot hold.
     """
     planned = plan(recipe, host, reserved=reserved, estimate=True)
-    keep_memory()
     from .budget import Budget
 
     made = Budget(planned)
@@ -101,8 +99,8 @@ def run(
 ) -> Generator[Event, None, None]:
     """Carry out a recipe, and yield what happens.
 
-    ``Loaded`` comes first, then a ``Progress`` for each step and ``Written`` for each file; ``Finished``
-    comes last.
+    ``Loaded`` comes first, then a ``Progress`` for each step and ``Written`` for each file.
+    ``FrontierDecoded`` tells each step of a frontier that is decoded. ``Finished`` comes last.
 
     Args:
         recipe: all that is asked for.
@@ -116,7 +114,6 @@ def run(
     host, loader, clock = host or Host(), loader or Loader(), Clock()
     planned = plan(recipe, host, reserved=reserved)
     with clock.timed("import"):
-        keep_memory()
         from ..checkpoints.load import remark
         from .budget import Budget
     spending = Budget(planned)

@@ -59,7 +59,7 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Revealed:
+class FrontierDecoded:
     """The frontier's samples are decoded from the tokens known after a step.
 
     Args:
@@ -164,7 +164,7 @@ class Sinks:
         if failed is not None:
             raise failed
 
-    def write_companions(self) -> Iterator[Written | Revealed]:
+    def write_companions(self) -> Iterator[Written | FrontierDecoded]:
         """Write the frontier crossing the first samples, and the contact sheet of all."""
         from ..media.writers import write_png
         from ..viz.sheets import contact_sheet
@@ -272,7 +272,7 @@ class Sinks:
                 raise
             raise NarError(f"Could not write {path}: {error}", kept) from error
 
-    def _write_frontier(self, path: Path) -> Generator[Revealed, None, Path]:
+    def _write_frontier(self, path: Path) -> Generator[FrontierDecoded, None, Path]:
         """Write the picture of the frontier; returns its name."""
         from ..media.writers import write_gif, write_mp4, write_png
         from ..viz import frontier
@@ -288,7 +288,7 @@ class Sinks:
             for _ in order.steps:
                 with self.clock.timed("decode"):
                     partials.append(next(steps))
-                yield Revealed(len(order.steps))
+                yield FrontierDecoded(len(order.steps))
         about = None
         if not self.recipe.no_metadata:
             about = self._about_all() | self._about_frontier()

@@ -108,7 +108,7 @@ class TokenizerRecipe(Recipe):
     def __post_init__(self) -> None:
         if self.channels % 32:
             raise UsageError(
-                f"channels is {self.channels}, expected a multiple of 32 (normalisation groups)."
+                f"`channels` is {self.channels}, expected a multiple of 32 (normalisation groups)."
             )
 
     def run(self, tell: Callable[[str], object] = warnings.warn, quiet: bool = False) -> float | None:
@@ -133,7 +133,7 @@ class TokenizerRecipe(Recipe):
         pictures = load_pictures(self.data, self.size, tell).loops(self.loop_starts)
         if self.frames and not pictures.frames:
             raise UsageError(
-                f"frames is {self.frames}, and {str(self.data)!r} holds no clips.", "Leave it out."
+                f"`frames` is {self.frames}, and {str(self.data)!r} holds no clips.", "Leave it out."
             )
         start = vq_tokenizer(self.start) if self.start else None
         if start is None:
@@ -215,7 +215,7 @@ class ClassRecipe(NARRecipe):
             raise UsageError("`tokenizer` is missing.", "Give it, or `start` to go on with a model.")
         if self.dim % self.heads or self.dim // self.heads % 4:
             raise UsageError(
-                f"dim {self.dim} with heads {self.heads} gives heads of width {self.dim / self.heads:g}.",
+                f"`dim={self.dim}` with `heads={self.heads}` gives heads of width {self.dim / self.heads:g}.",
                 "Expected a multiple of 4.",
             )
 
@@ -330,7 +330,7 @@ class TextRecipe(NARRecipe):
     def __post_init__(self) -> None:
         if self.encoder_dim % 64:
             raise UsageError(
-                f"encoder_dim is {self.encoder_dim}, expected a multiple of 64 (attention heads)."
+                f"`encoder_dim` is {self.encoder_dim}, expected a multiple of 64 (attention heads)."
             )
 
     @property

@@ -117,16 +117,14 @@ def check_output(output: Path, data: Path) -> None:
         UsageError: they are one folder, or the run would be in a folder inside that holds pictures.
     """
     if output.resolve() == data.resolve():
-        raise UsageError(f"The output is {output}, the folder of the pictures.", "Give another folder.")
+        raise UsageError(f"`output` is {output}, the folder of the pictures.", "Give another folder.")
     if data.resolve() not in output.resolve().parents:
         return
     from ..viz.sheets import suffixes
 
     for _, _, files in os.walk(output):
         if not config.is_run(files) and any(Path(name).suffix.lower() in suffixes() for name in files):
-            raise UsageError(
-                f"The output is {output}, which holds pictures of {data}.", "Give another folder."
-            )
+            raise UsageError(f"`output` is {output}, which holds pictures of {data}.", "Give another folder.")
 
 
 def warn_of_untrained(pictures: Pictures, classes: int, tell: Callable[[str], object]) -> None:
