@@ -22,7 +22,7 @@ class Result:
     Args:
         frames: RGB, at the size that the model makes; a picture has one.
         entry: the class or the prompt.
-        seed: the sample's own.
+        seed: seed of the sample.
         tokens: (N,) int64 on the CPU, raster order.
         metadata: all settings needed to make it again, as JSON.
     """

@@ -1,4 +1,4 @@
-"""Looks of a run's files: their names and formats, checked before anything is loaded."""
+"""Names and formats of a run's files, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FPS, QUALITY = 8.0, 80
 FORMAT_FPS = {".gif": 50.0}  # many players refuse a single hundredth of a second
-BEATS = {".gif": 100, ".webp": 1000}  # what these formats count, in a second
+BEATS = {".gif": 100, ".webp": 1000}  # units of time in a second
 FRONTIER = "_frontier"  # before the suffix of the file beside the first sample's
 SHEET = "_grid.png"  # ending of the contact sheet beside the pictures
 TOKENS = "_tokens.safetensors"  # ending of the tokens beside a sample
@@ -27,10 +27,10 @@ TOKENS = "_tokens.safetensors"  # ending of the tokens beside a sample
 def name_files(
     recipe: Recipe, samples: Sequence[Sample], model: str, reserved: Sequence[Path] = ()
 ) -> Outputs:
-    """Choose a file for each sample; those beside the first sample's are the frontier and the sheet.
+    """Choose a file for each sample, and those of frontier and sheet beside the first one.
 
     Raises:
-        UsageError: a name that cannot be, or a setting that the files' format does not have.
+        UsageError: an impossible name, or a setting that the files' format does not have.
         NarError: a folder that cannot be written to, or one of other files that would be overwritten.
     """
     named = [fields_of(sample.entry, sample.seed) | {"model": model} for sample in samples]
@@ -67,14 +67,14 @@ def name_files(
 
 
 def suffix_of(recipe: Recipe, outputs: Outputs | None) -> str:
-    """Ending of the samples' files, as far as it is known; "" for folders of frames."""
+    """Return the ending of the files, the default before they are named; "" for folders of frames."""
     if recipe.format == "frames":
         return ""
     return outputs.paths[0].suffix.lower() if outputs is not None else _suffixes(recipe)[0]
 
 
 def _suffixes(recipe: Recipe) -> list[str]:
-    """Endings that the samples' files may have; the first is the default."""
+    """Return the endings that the samples' files may have; the first is the default."""
     if recipe.kind == "image":
         return [".png"]
     if recipe.format is None:
@@ -86,7 +86,7 @@ def check_fit(recipe: Recipe, grid: tuple[int, ...], tokenizer: VQConfig | LARPC
     """Compare a recipe with the sizes of a model.
 
     Raises:
-        UsageError: they do not fit.
+        UsageError: recipe and model do not fit.
         ValueError: the tokenizer does not fit the grid.
     """
     if recipe.frontier_mode == "reveal" and tokenizer.holistic:
@@ -104,7 +104,7 @@ def check_fit(recipe: Recipe, grid: tuple[int, ...], tokenizer: VQConfig | LARPC
 
 
 def shown_fps(suffix: str, fps: float) -> float:
-    """The frames per second that a format can show, nearest to those wanted; it counts whole beats."""
+    """Return the frame rate nearest to ``fps`` that a format can show, in whole units of its time."""
     if suffix not in BEATS:
         return fps
     beats, most = BEATS[suffix], FORMAT_FPS.get(suffix, MAX_FPS)
