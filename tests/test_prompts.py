@@ -243,7 +243,7 @@ def test_names_of_files_are_made_of_words(prompt, name):
 def test_an_unusable_prompt_of_a_file_is_told_with_its_line(tmp_path, name, content, line):
     bad = {".txt": "\x01", ".csv": "\x01,3", ".tsv": "3\t\x01"}[name[1:]]
     # An unusable prompt on a last line, in a file with a byte order mark.
-    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.replace("\x0c", " ").encode() + bad.encode())
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode() + bad.encode())
     with pytest.raises(UsageError, match=f"Line {line} of "):
         collect([], tmp_path / name)
 

@@ -45,7 +45,7 @@ from narcli.media.metadata import FIELDS, RUN, SAMPLE, check_fields, lines, pack
 from narcli.media.readers import read_metadata
 from narcli.media.writers import write_png
 from narcli.runs.decode import Decoders, decode
-from narcli.runs.looks import shown_fps
+from narcli.runs.looks import format_of
 from narcli.runs.repeat import Trust, check_many, recipe_of, recorded
 from test_cli_image import ENVIRONMENT, PROLOGUE, names
 
@@ -791,8 +791,9 @@ def test_a_clip_that_fails_does_not_take_the_others_of_its_batch_with_it(run, he
     [(".gif", 8, 100 / 12), (".gif", 50, 50), (".gif", 0.1, 0.1), (".webp", 240, 200), (".mp4", 12.3, 12.3)],
 )
 def test_the_pace_that_is_said_is_the_one_that_is_shown(suffix, fps, shown):
-    assert shown_fps(suffix, fps) == pytest.approx(shown)
-    assert shown_fps(suffix, shown_fps(suffix, fps)) == shown_fps(suffix, fps)
+    shown_fps = format_of(suffix).shown_fps
+    assert shown_fps(fps) == pytest.approx(shown)
+    assert shown_fps(shown_fps(fps)) == shown_fps(fps)
 
 
 # --- for people ----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from itertools import islice
 from math import ceil
 from pathlib import Path
 from time import perf_counter
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -38,7 +38,10 @@ from .models.transformer import NARTransformer
 from .prompts import Prompt, parse_prompt
 from .results import Result, about_class
 from .sampling import Step, generate
-from .settings import Sample, SamplingSettings, check_batch_size, plan_samples
+from .settings import Sample, Sampling, SamplingSettings, check_batch_size, plan_samples
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def load(
@@ -197,7 +200,7 @@ class Pipeline(Decodes):
         *,
         prompts: str | Sequence[str] | None = None,
         batch_size: int | None = None,
-        **settings: Any,
+        **settings: Unpack[Sampling],
     ) -> list[Result]:
         """Make pictures or, with a model of videos, clips; arguments and errors are those of ``steps``."""
         steps = self.steps(classes, seed, num, prompts=prompts, batch_size=batch_size, **settings)
@@ -213,7 +216,7 @@ class Pipeline(Decodes):
         *,
         prompts: str | Sequence[str] | None = None,
         batch_size: int | None = None,
-        **settings: Any,
+        **settings: Unpack[Sampling],
     ) -> Iterator[Progress]:
         """Make pictures or clips, reporting every decoding step.
 
@@ -250,9 +253,10 @@ class Pipeline(Decodes):
         chosen, table = [classes] if isinstance(classes, int | str) else classes, self.classes
         return [table.by_id(name) if isinstance(name, int) else table.lookup(name) for name in chosen]
 
-    def settings(self, **given: Any) -> SamplingSettings:
+    def settings(self, **given: Unpack[Sampling]) -> SamplingSettings:
         """Return the model's settings, replaced by those that are given and not None."""
-        return replace(self.defaults, **{name: value for name, value in given.items() if value is not None})
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return replace(self.defaults, **changes)
 
     @torch.inference_mode()
     def run(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -11,8 +13,12 @@ from torch import Tensor
 
 from .classes import ClassEntry
 from .decoding import Clip
+from .errors import UsageError
+from .media.clips import BY_SUFFIX, FORMATS
 from .media.names import clean_name, default_stem, fields_of
+from .media.textfiles import expand
 from .prompts import Prompt
+from .settings import MAX_SCALE
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,6 +53,76 @@ class Result:
     def name(self) -> str:
         """File name that the commands choose, without its ending: ``nar-image_c207-golden_retriever_s42``."""
         return default_stem(self.metadata["kind"], self.entry, self.seed)
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        scale: int = 1,
+        fps: float | None = None,
+        quality: int | None = None,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write the picture as a PNG, or the clip, with the metadata that ``narcli rerun`` reads.
+
+        Args:
+            path: file; the suffix chooses the format. Pictures take ``.png``. Clips take ``.mp4``, ``.gif``,
+                ``.webp``, or no suffix for a folder of PNGs. A name that is taken gets a number.
+            scale: factor that enlarges the frames, 1 to 16.
+            fps: frames per second of a clip, 0.1 to 240.
+            quality: quality of mp4 and webp, 0 to 100.
+            overwrite: replace an existing file.
+
+        Returns:
+            The path of the file, or folder, that was written.
+
+        Raises:
+            UsageError: another suffix, or a setting that the format does not have.
+            NarError: the file cannot be written.
+        """
+        from .viz.sheets import enlarge
+
+        path, clip = expand(str(path)), self.metadata["kind"] == "video"
+        suffix = path.suffix.lower()
+        known = ["", *BY_SUFFIX] if clip else [".png"]
+        if suffix not in known:
+            expected = ", ".join(filter(None, known))
+            raise UsageError(f"`path` ends in {suffix!r}, expected {expected}.", "Choose another name.")
+        if not 1 <= scale <= MAX_SCALE:
+            raise UsageError(f"`scale` is {scale}, expected a whole factor from 1 to {MAX_SCALE}.")
+        frames = tuple(enlarge(frame, scale) for frame in self.frames)
+        about = self.metadata | {"scale": scale, **({"filter": "lanczos"} if scale > 1 else {})}
+        if not clip:
+            from .media.writers import write_png
+
+            return write_png(path, frames[0], about, describe(about), overwrite=overwrite)
+        form = BY_SUFFIX.get(suffix, FORMATS["frames"])
+        form.check(fps, quality)
+        about |= {"format": form.name, "frames": len(frames), "model_frames": len(frames)}
+        about |= form.about(fps, quality)
+        words = describe(about)
+        return form.write(path, frames, about, words, fps=fps, quality=quality, overwrite=overwrite)
+
+    def _repr_png_(self) -> bytes | None:
+        """Return the picture as PNG for notebooks; None for a clip."""
+        from io import BytesIO
+
+        if len(self.frames) > 1:
+            return None
+        self.image.save(buffer := BytesIO(), "PNG")
+        return buffer.getvalue()
+
+    def _repr_html_(self) -> str | None:
+        """Return the clip as a looping animation for notebooks; None for a picture."""
+        from base64 import b64encode
+        from tempfile import TemporaryDirectory
+
+        if len(self.frames) == 1:
+            return None
+        with TemporaryDirectory() as folder:
+            data = self.save(Path(folder) / "clip.webp").read_bytes()
+        words = html.escape(f"{self.entry}, seed {self.seed}")
+        return f'<img alt="{words}" src="data:image/webp;base64,{b64encode(data).decode()}">'
 
     @property
     def class_id(self) -> int:

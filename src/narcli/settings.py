@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 from .classes import ClassEntry
 from .errors import UsageError
@@ -14,6 +15,7 @@ SEEDS = 2**32  # seeds are below: the generator takes 32 bits
 MAX_SAMPLES = 100_000  # of one run
 DECODED_TOGETHER = 16  # samples turned into pixels at once, on a graphics card
 ORDERS = ("nar", "raster", "plain")  # what `narcli bench` compares
+MAX_SCALE = 16  # factor that enlarges pictures
 LARGEST = 1000  # temperature and guidance scale; far beyond, logits would overflow
 
 
@@ -57,6 +59,16 @@ def check_batch_size(size: int) -> int:
     if size < 1:
         raise UsageError(f"`batch_size` is {size}, expected 1 or more.")
     return size
+
+
+class Sampling(TypedDict, total=False):
+    """Sampling settings as keywords, as in ``SamplingSettings``; None is the model's."""
+
+    cfg_scale: float | None
+    cfg_interval: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 import typer
 
 from ..errors import UsageError
+from ..media.clips import FORMATS, FPS, QUALITY
 from ..media.textfiles import expand
 from ..prompts import Prompt
-from ..runs.looks import FPS, QUALITY
 from ..runs.recipe import Recipe
 from ..runs.repeat import Trust
 from ..settings import check_batch_size
@@ -50,13 +50,7 @@ class FrontierMode(str, Enum):
     decode = "decode"
 
 
-class ClipFormat(str, Enum):
-    """Formats of clips; ``frames`` is a folder of PNGs."""
-
-    mp4 = "mp4"
-    gif = "gif"
-    webp = "webp"
-    frames = "frames"
+ClipFormat = Enum("ClipFormat", {name: name for name in FORMATS}, type=str)  # type: ignore[misc]
 
 
 def _check_device(name: str) -> str:

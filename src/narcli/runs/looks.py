@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
+from ..media.clips import BY_SUFFIX, FORMATS, ClipFormat
 from ..media.names import Outputs, default_name, fields_of, resolve_outputs
 from ..settings import Sample
-from .recipe import MAX_FPS, Recipe
+from .recipe import Recipe
 
 if TYPE_CHECKING:
     from ..models.larp import LARPConfig
     from ..models.vq import VQConfig
 
-FPS, QUALITY = 8.0, 80
-FORMAT_FPS = {".gif": 50.0}  # many players refuse a single hundredth of a second
-BEATS = {".gif": 100, ".webp": 1000}  # units of time in a second
 FRONTIER = "_frontier"  # before the suffix of the file beside the first sample's
 SHEET = "_grid.png"  # ending of the contact sheet beside the pictures
 TOKENS = "_tokens.safetensors"  # ending of the tokens beside a sample
@@ -46,18 +43,8 @@ def name_files(
         reserved=reserved,
     )
     suffix = suffix_of(recipe, outputs)
-    words = suffix or "a folder of frames"
-    if recipe.fps is not None and not suffix:
-        raise UsageError(f"`fps` does not go with {words}.", "Drop one of them.")
-    if recipe.fps is not None and recipe.fps > FORMAT_FPS.get(suffix, MAX_FPS):
-        raise UsageError(
-            f"`fps` is {recipe.fps:g}, and {words} shows at most {FORMAT_FPS[suffix]:g}.",
-            "Use `format=mp4` or webp.",
-        )
-    if recipe.quality is not None and suffix not in (".mp4", ".webp"):
-        raise UsageError(
-            f"`quality` does not go with {words}, which is written as it is.", "Drop one of them."
-        )
+    if recipe.kind == "video":
+        format_of(suffix).check(recipe.fps, recipe.quality)
     if recipe.overwrite and not suffix:
         from ..media.writers import check_frames
 
@@ -77,9 +64,12 @@ def _suffixes(recipe: Recipe) -> list[str]:
     """Return the endings that the samples' files may have; the first is the default."""
     if recipe.kind == "image":
         return [".png"]
-    if recipe.format is None:
-        return [".mp4", ".gif", ".webp"]
-    return [""] if recipe.format == "frames" else [f".{recipe.format}"]
+    return list(BY_SUFFIX) if recipe.format is None else [FORMATS[recipe.format].suffix]
+
+
+def format_of(suffix: str) -> ClipFormat:
+    """Return the format of clips with this ending; "" is folders of frames."""
+    return BY_SUFFIX.get(suffix, FORMATS["frames"])
 
 
 def check_fit(recipe: Recipe, grid: tuple[int, ...], tokenizer: VQConfig | LARPConfig) -> None:
@@ -101,11 +91,3 @@ def check_fit(recipe: Recipe, grid: tuple[int, ...], tokenizer: VQConfig | LARPC
             "It draws all frames of a clip together and cannot go on after them; "
             f"give at most {made}, or a lower `fps` to make it last longer.",
         )
-
-
-def shown_fps(suffix: str, fps: float) -> float:
-    """Return the frame rate nearest to ``fps`` that a format can show, in whole units of its time."""
-    if suffix not in BEATS:
-        return fps
-    beats, most = BEATS[suffix], FORMAT_FPS.get(suffix, MAX_FPS)
-    return beats / max(round(beats / fps), ceil(beats / most))

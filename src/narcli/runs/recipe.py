@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from ..errors import CheckpointError, UsageError
+from ..media.clips import BY_SUFFIX, FORMATS, MAX_FPS, MIN_FPS
 from ..media.metadata import SCHEMA
 from ..prompts import Prompt, parse_prompt
-from ..settings import SamplingSettings, check_batch_size
+from ..settings import MAX_SCALE, SamplingSettings, check_batch_size
 
-MAX_SCALE = 16
-MIN_FPS, MAX_FPS = 0.1, 240.0
 SAMPLING = tuple(each.name for each in fields(SamplingSettings))
 LOOKS = ("scale", "frames", "fps", "quality")  # recorded under these names
 #: Fields that only runs of one kind have.
@@ -143,6 +142,8 @@ class Recipe:
             raise UsageError(
                 "`frontier_mode` goes with a frontier, and `frontier` is none.", "Drop one of them."
             )
+        if self.format not in (None, *FORMATS):
+            raise UsageError(f"`format` is {self.format!r}, expected {', '.join(FORMATS)}.")
         if self.frames is not None and self.frames < 1:
             raise UsageError(f"`frames` is {self.frames}, expected 1 or more.")
         if self.fps is not None and not MIN_FPS <= self.fps <= MAX_FPS:
@@ -313,7 +314,7 @@ def _looks(about: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
     if (looks["scale"] or 0) > MAX_SCALE:  # the automatic scale of a very small picture
         looks["scale"] = None
     wanted, suffix = given.get("format"), Path(given.get("output") or "").suffix.lower()[1:]
-    if wanted is None and suffix in ("mp4", "gif", "webp"):
+    if wanted is None and f".{suffix}" in BY_SUFFIX:
         wanted = suffix
     if "format" in about:
         looks["format"] = wanted or about["format"]

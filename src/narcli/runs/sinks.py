@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -18,7 +18,7 @@ from ..media.metadata import MAX_HASHES, MAX_TOKENS, SCHEMA
 from ..media.names import Outputs
 from ..prompts import Prompt
 from ..settings import Sample
-from .looks import FPS, QUALITY, check_fit, shown_fps, suffix_of
+from .looks import check_fit, format_of, suffix_of
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -206,15 +206,9 @@ class Sinks:
         scale = recipe.scale or auto_scale((size[0], size[1]))
         about: dict[str, Any] = {"scale": scale, **({"filter": "lanczos"} if scale > 1 else {})}
         if recipe.kind == "video":
-            about |= {
-                "format": self.suffix.removeprefix(".") or "frames",
-                "frames": recipe.frames or made,
-                "model_frames": made,
-            }
-            if self.suffix:
-                about |= {"fps": shown_fps(self.suffix, recipe.fps or FPS)}
-            if self.suffix in (".mp4", ".webp"):
-                about |= {"quality": QUALITY if recipe.quality is None else recipe.quality}
+            form = format_of(self.suffix)
+            about |= {"format": form.name, "frames": recipe.frames or made, "model_frames": made}
+            about |= form.about(recipe.fps, recipe.quality)
         return about
 
     def _check_metadata(self) -> None:
@@ -263,11 +257,13 @@ class Sinks:
         if self.suffix == ".png":
             return write_png(path, clip[0], metadata, words, overwrite=over)
         frames = clip[: self.common["frames"]]
-        if not self.suffix:
-            return write_frames(path, frames, metadata, words, overwrite=over)
+        form = format_of(self.suffix)
+        fps, quality = self.recipe.fps, self.recipe.quality
         try:
-            return self._clip_writer()(path, frames, metadata)
+            return form.write(path, frames, metadata, words, fps=fps, quality=quality, overwrite=over)
         except Exception as error:  # encoders fail in many ways
+            if not self.suffix:
+                raise
             folder = write_frames(companion(path, "_frames"), frames, metadata, words)
             self.files.append(folder)
             kept = f"The frames are kept in {folder}."
@@ -275,17 +271,6 @@ class Sinks:
                 error.hint = f"{kept} {error.hint or ''}".rstrip()
                 raise
             raise NarError(f"Could not write {path}: {error}", kept) from error
-
-    def _clip_writer(self) -> Callable[..., Path]:
-        from functools import partial
-
-        from ..media.writers import write_gif, write_mp4, write_webp
-
-        fps, over = self.common["fps"], self.recipe.overwrite
-        if self.suffix == ".gif":
-            return partial(write_gif, frame_seconds=1 / fps, hold_seconds=1 / fps, overwrite=over)
-        write = write_mp4 if self.suffix == ".mp4" else write_webp
-        return partial(write, fps=fps, quality=self.common["quality"], overwrite=over)
 
     def _write_frontier(self, path: Path) -> Generator[Revealed, None, Path]:
         """Write the picture of the frontier and return its path."""

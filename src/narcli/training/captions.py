@@ -62,7 +62,7 @@ def _caption(text: str, where: str) -> str:
         return parse_prompt(text).cleaned
     except UsageError as error:
         message = error.message.replace("he prompt", "he caption", 1)  # its beginning
-        hint = error.hint if "--" not in (error.hint or "") else "Shorten it."
+        hint = error.hint if "`" not in (error.hint or "") else "Shorten it."
         raise CheckpointError(f"{where}: {message}", hint) from None
 
 
