@@ -1,9 +1,9 @@
 """From classes or prompts to pictures and clips: load, condition, sample, decode.
 
-A clip is a tuple of frames, and a picture is a clip of one frame, so that one code makes both.
+A clip is a tuple of frames, and a picture is a clip of one frame.
 
 ``Pipeline.steps`` yields once for every decoding step of every batch. The last step of a batch brings its
-finished pictures, so that a long run holds one batch at a time.
+finished pictures. A long run holds one batch at a time.
 """
 
 from __future__ import annotations

@@ -108,8 +108,8 @@ def run(
         reserved: paths that must not be taken.
 
     Yields:
-        ``Loaded`` first, ``Progress`` for each step, ``Written`` for each file, ``Revealed`` for each decoded
-        step of the frontier, and ``Finished`` last.
+        ``Loaded`` first, ``Progress`` for each step, ``Written`` for each file, and ``Finished`` last.
+        ``Revealed`` comes for each decoded step of the frontier.
 
     Raises:
         NarError: of any kind; files written before are whole.
