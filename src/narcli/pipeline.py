@@ -1,10 +1,10 @@
 """From classes or prompts to pictures and clips: load, condition, sample, decode.
 
-A clip is a tuple of frames, and a picture is a clip of one frame, so that one code makes both.
+A clip is a tuple of frames, and a picture is a clip of one frame.
 
-Generators report and callers display: ``Pipeline.steps`` yields once for every decoding step of every
-batch, and the last step of a batch brings its finished pictures, so that a long run holds no more
-than one batch at a time."""
+``Pipeline.steps`` yields once for every decoding step of every batch. The last step of a batch brings its
+finished pictures. A long run holds one batch at a time.
+"""
 
 from __future__ import annotations
 
@@ -60,21 +60,21 @@ def load(
 
     Args:
         model: a name such as ``emoji``, a repository of the Hub, a file or a folder; None is the default.
-        kind: ``image`` (from classes), ``text`` (images from text) or ``video``; None is the model's own,
-            where narcli knows the model or its folder says it, and else ``image``.
-        tokenizer: likewise; None is the model's own.
-        text_encoder: likewise, of a model of images from text; it is loaded only to encode prompts.
+        kind: ``image`` (from classes), ``text`` (images from text) or ``video``; None is the model's own if
+            narcli or its folder tells it, else ``image``.
+        tokenizer: name, repository, file or folder; None is the model's own.
+        text_encoder: as ``tokenizer``, of a model of images from text; loaded only to encode prompts.
         revision: branch, tag or commit of the model's repository.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
-        text_device: likewise, of the text encoder; None is the model's.
+        text_device: device of the text encoder; None is the model's.
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
         offline: never use the network.
 
     Raises:
-        UsageError: no such model, or a device that is not there.
-        HubError: it could not be fetched.
+        UsageError: an unknown model, or a device that this machine does not have.
+        HubError: a failed download.
         CheckpointError: a file that cannot be used, or two that do not belong together.
-        MemoryLimitError: too large for this machine.
+        MemoryLimitError: a model that is too large for this machine.
     """
     files = choose(kind, model, tokenizer, revision, text_encoder).fetch(offline=offline)
     encoder = prompt_encoder(files, text_device or device, dtype)
@@ -84,10 +84,10 @@ def load(
 def prompt_encoder(
     files: Files, device: str = "auto", dtype: str = "auto", warn: Callable[[str], object] = warnings.warn
 ) -> PromptEncoder | None:
-    """What encodes the prompts of a model of images from text; None for other models.
+    """Make the encoder of the prompts of a model of images from text; None for other models.
 
     Raises:
-        CheckpointError: the model cannot be used, or is not one of images from text.
+        CheckpointError: a file that cannot be used, or of a model that takes no text.
     """
     if files.encoder is None:
         return None
@@ -100,7 +100,7 @@ def prompt_encoder(
 def load_files(
     files: Files, device: str = "auto", dtype: str = "auto", encoder: PromptEncoder | None = None
 ) -> Pipeline:
-    """Load a model from files that are here; errors are those of ``load``."""
+    """Load a model from files on disk; errors are those of ``load``."""
     began = perf_counter()
     place = choose_device(device)
     known = files.model.model
@@ -115,7 +115,7 @@ def load_files(
 
 
 def load_networks(files: Files, device: torch.device, dtype: torch.dtype) -> tuple[NARTransformer, Tokenizer]:
-    """The transformer and its tokenizer, which belong together.
+    """Load the transformer and its tokenizer.
 
     Raises:
         CheckpointError: a file that cannot be used, or two that do not belong together.
@@ -141,13 +141,13 @@ class Progress:
     """One decoding step of one batch.
 
     Args:
-        batch: which one, from 0. One that memory does not hold begins again under its number, halved.
-        batches: how many there are, as planned now.
+        batch: number of the batch, from 0. One too large for the memory begins again, halved.
+        batches: number of batches, as planned now.
         samples: the B samples of the batch.
-        step: what was decoded.
-        tokens: (B, N) int64, all that is decoded so far in raster order, -1 elsewhere.
-        results: what is finished: the batch on its last step, nothing before.
-        seconds: spent by the run so far, on ``sample`` and on ``decode``.
+        step: the decoded step.
+        tokens: (B, N) int64, all tokens so far in raster order, -1 elsewhere.
+        results: finished samples: the batch on its last step, none before.
+        seconds: time of the run so far, on ``sample`` and on ``decode``.
     """
 
     batch: int
@@ -171,12 +171,12 @@ class Pipeline(Decodes):
 
     Args:
         model: transformer with an (H, W) or (T, H, W) grid, in evaluation mode.
-        tokenizer: of the same device and dtype.
-        classes: of the model; none where it makes images from text.
-        defaults: sampling settings where none are given.
-        source: what ``metadata`` says of the files: ``{"model": {...}, "tokenizer": {...}}``.
+        tokenizer: on the same device, of the same dtype.
+        classes: classes of the model; none for images from text.
+        defaults: sampling settings that apply if none are given.
+        source: metadata of the files: ``{"model": {...}, "tokenizer": {...}}``.
         load_seconds: time that loading took.
-        encoder: of prompts; None where the model makes images of classes.
+        encoder: encoder of prompts; None for models of classes.
     """
 
     model: NARTransformer
@@ -222,16 +222,15 @@ class Pipeline(Decodes):
 
         Args:
             classes: ids or names; for a model of classes.
-            seed: of the first sample of each class or prompt, the next has ``seed + 1``; None draws one.
-            num: samples of each.
-            prompts: for a model of images from text. One that is too long for it is cut, with a warning.
-            batch_size: samples decoded together, at most; changes speed and memory, not the samples. None is
-                as many as are of use and as memory holds.
-            settings: ``cfg_scale``, ``temperature`` and so on, as in SamplingSettings; else the model's.
+            seed: seed of the first sample of each class or prompt; later ones add 1. None draws one.
+            num: samples of each class or prompt.
+            prompts: texts, for a model of images from text. One that is too long is cut, with a warning.
+            batch_size: samples decoded together, at most; it changes speed and memory, not the samples. None
+                looks at the memory.
+            settings: fields of ``SamplingSettings``; the default is the model's.
 
         Raises:
-            UsageError: no such class, an unusable prompt, or a number out of range; at once, before the first
-                step.
+            UsageError: an unknown class, an unusable prompt, or a number out of range; raised at once.
             MemoryLimitError, CheckpointError, HubError: while iterating.
         """
         samples, chosen = plan_samples(self._entries(classes, prompts), seed, num), self.settings(**settings)
@@ -255,7 +254,7 @@ class Pipeline(Decodes):
         return [table.by_id(name) if isinstance(name, int) else table.lookup(name) for name in chosen]
 
     def settings(self, **given: Unpack[Sampling]) -> SamplingSettings:
-        """The model's defaults with those that are given, and not None, in their place."""
+        """Return the model's settings, replaced by those that are given and not None."""
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         return replace(self.defaults, **changes)
 
@@ -267,9 +266,9 @@ class Pipeline(Decodes):
         batch_size: int,
         tell: Callable[[str], object] = warnings.warn,
     ) -> Generator[Progress, None, None]:
-        """Decode samples batch by batch; what ``steps`` does once all is chosen.
+        """Decode samples batch by batch; ``steps`` calls it with everything chosen.
 
-        A batch that memory does not hold is halved, and so are those after it; ``tell`` is told.
+        A batch that memory does not hold is halved, and so are later ones; ``tell`` gets a message.
         """
         seconds = {"sample": 0.0, "decode": 0.0}
         start = number = 0
@@ -303,7 +302,7 @@ class Pipeline(Decodes):
         settings: SamplingSettings,
         seconds: dict[str, float],
     ) -> Iterator[tuple[Step, Tensor, tuple[Result, ...]]]:
-        """Each step of a batch, all tokens so far, and after the last one the results; counts ``seconds``."""
+        """Yield each step of a batch, all tokens so far, and at the end the results; add to ``seconds``."""
         order = self.order
         tokens = torch.full((len(batch), order.cells), -1)
         steps = generate(
@@ -326,7 +325,7 @@ class Pipeline(Decodes):
             yield step, tokens.clone(), results
 
     def _condition(self, samples: Sequence[Sample], start: int, rows: int) -> tuple[Tensor, Tensor | None]:
-        """What ``generate`` takes for a batch; prompts of the samples after it are encoded with its own."""
+        """Return condition and padding of a batch; encode prompts of later samples together with its own."""
         entries = [sample.entry for sample in samples[start : start + rows]]
         if self.encoder is None:
             labels = [entry.label for entry in entries if isinstance(entry, ClassEntry)]
@@ -347,7 +346,7 @@ class Pipeline(Decodes):
         return self.model.token_embedding.weight.dtype
 
     def metadata(self, settings: SamplingSettings) -> dict[str, Any]:
-        """What all results of a run have in common."""
+        """Return the metadata that all results of a run share."""
         return {
             "kind": self.kind,
             "narcli": __version__,

@@ -268,13 +268,13 @@ def _parse_lines(where: str, lines: Iterable[tuple[int, str]]) -> list[Prompt]:
 
 
 def _is_titles(line: str) -> bool:
-    """Whether a line holds the titles of a table, one of them ``prompt``."""
+    """Tell whether a line holds the titles of a table, one of them ``prompt``."""
     titles = [title.split() for title in re.split(r"[,;|\t]", line.lower())]
     return len(titles) > 1 and ["prompt"] in titles and all(len(words) < 2 for words in titles)
 
 
 def _is_data(text: str) -> bool:
-    """Whether a text is an object or list of JSON or Python, and not empty."""
+    """Tell whether a text is an object or list of JSON or Python, and not empty."""
     if not text.lstrip().startswith(("{", "[")):
         return False
     for read in (json.loads, ast.literal_eval):

@@ -28,7 +28,7 @@ class Result:
     Args:
         frames: RGB, at the size that the model makes; a picture has one.
         entry: the class or the prompt.
-        seed: the sample's own.
+        seed: seed of the sample.
         tokens: (N,) int64 on the CPU, raster order.
         metadata: all settings needed to make it again, as JSON.
     """
@@ -63,22 +63,22 @@ class Result:
         quality: int | None = None,
         overwrite: bool = False,
     ) -> Path:
-        """Write the picture as a PNG, or the clip, with its settings inside, as ``narcli rerun`` reads them.
+        """Write the picture as a PNG, or the clip, with the metadata that ``narcli rerun`` reads.
 
         Args:
-            path: its suffix chooses the format: ``.png`` of a picture; ``.mp4``, ``.gif``, ``.webp``, or none
-                for a folder of PNGs, of a clip. A name that is taken gets a number.
-            scale: factor that enlarges it, 1 to 16.
+            path: file; the suffix chooses the format. Pictures take ``.png``. Clips take ``.mp4``, ``.gif``,
+                ``.webp``, or no suffix for a folder of PNGs. A name that is taken gets a number.
+            scale: factor that enlarges the frames, 1 to 16.
             fps: frames per second of a clip, 0.1 to 240.
-            quality: of mp4 and webp, 0 to 100.
+            quality: quality of mp4 and webp, 0 to 100.
             overwrite: replace an existing file.
 
         Returns:
-            the name that it got.
+            The path of the file, or folder, that was written.
 
         Raises:
             UsageError: another suffix, or a setting that the format does not have.
-            NarError: it cannot be written.
+            NarError: the file cannot be written.
         """
         from .viz.sheets import enlarge
 
@@ -103,7 +103,7 @@ class Result:
         return form.write(path, frames, about, words, fps=fps, quality=quality, overwrite=overwrite)
 
     def _repr_png_(self) -> bytes | None:
-        """The picture, for notebooks; None of a clip."""
+        """Return the picture as PNG for notebooks; None for a clip."""
         from io import BytesIO
 
         if len(self.frames) > 1:
@@ -112,7 +112,7 @@ class Result:
         return buffer.getvalue()
 
     def _repr_html_(self) -> str | None:
-        """The clip as an animation that loops, for notebooks; None of a picture."""
+        """Return the clip as a looping animation for notebooks; None for a picture."""
         from base64 import b64encode
         from tempfile import TemporaryDirectory
 

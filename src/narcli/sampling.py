@@ -1,8 +1,8 @@
 """Sampling: guidance, filters, random draws and the generation loop over the order.
 
 The settings and their order of application are those of the released code: guidance, temperature,
-top-k, top-p, draw. The uniform number of each cell comes from the sample's own seed, so a sample does not
-depend on its batch.
+top-k, top-p, draw. The uniform numbers come from the sample's own seed, so a sample does not depend on
+its batch.
 """
 
 from __future__ import annotations

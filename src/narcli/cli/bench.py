@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def bench(
     model: options.Model = "nar-b-256",
     tokenizer: options.Tokenizer = None,
-    batch_sizes: Annotated[str, typer.Option(metavar="N,N,...", help="Samples at once.")] = "1,8",
+    batch_sizes: Annotated[str, typer.Option(metavar="N,N,...", help="Samples decoded together.")] = "1,8",
     orders: Annotated[
         str,
         typer.Option(
@@ -32,11 +32,11 @@ def bench(
         ),
     ] = ",".join(ORDERS),
     cfg_scale: options.CfgScale = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Counted runs of each; medians are shown.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Measured runs of each; medians are shown.")] = 5,
     device: options.Device = "auto",
     dtype: options.DtypeOption = Dtype.auto,
     output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="PATH", help="Also draw a chart, a PNG.")
+        str | None, typer.Option("--output", "-o", metavar="PATH", help="Also write a chart as PNG.")
     ] = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -44,8 +44,8 @@ def bench(
 ) -> None:
     """Measure loading, tokens, decoding and memory, by order and batch size, beside the machine's limits.
 
-    A released model that is named is measured with random weights of its size; nothing is downloaded.
-    A built-in model, a file or a folder is measured with its own. The last line is one JSON document.
+    A released model that is named gets random weights of its size; nothing is downloaded. A built-in
+    model, a file or a folder is measured with its own weights. The last line is one JSON document.
     """
     from ..media.names import resolve_outputs
     from ..media.writers import write_png

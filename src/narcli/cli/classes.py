@@ -16,7 +16,7 @@ from .options import Json, Model
 def classes(
     action: Annotated[str | None, typer.Argument(metavar="[search]", help="Search instead of list.")] = None,
     word: Annotated[
-        str | None, typer.Argument(metavar="[WORD]", help="A part of a name or synonym, or an emoji.")
+        str | None, typer.Argument(metavar="[WORD]", help="Part of a name or synonym, or an emoji.")
     ] = None,
     model: Model = None,
     as_json: Json = False,

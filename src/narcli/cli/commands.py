@@ -33,7 +33,7 @@ class _Commands(TyperGroup):
 
 
 class _Command(TyperCommand):
-    """Groups its options in the help, and refuses one that is given again: only the last would count."""
+    """Command that groups its options in the help, and refuses one that is given twice."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         panels: dict[str, list[tuple[str, str]]] = {}

@@ -1,4 +1,4 @@
-"""``narcli decode``: pictures and clips again from saved tokens."""
+"""``narcli decode``: pictures and clips from saved tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..media.textfiles import expand
 from . import options
 from .report import Session
 
-#: Of the options of ``image`` and ``video``, those that are left to choose once the tokens are there.
+#: Options of ``image`` and ``video`` that do not change the tokens.
 _DECODING = {
     "tokenizer", "device", "dtype", "frames", "fps", "format", "quality", "scale", "frontier",
     "frontier_mode", "output", "no_metadata", "overwrite", "as_json", "quiet", "offline", "yes",
@@ -26,9 +26,9 @@ _TOKENS = Annotated[
     [row for row in options.ROWS if row.name in _DECODING], ("tokens", _TOKENS, ...), optional=True
 )
 def decode(tokens: list[Path], **chosen: Any) -> None:
-    """Turn saved tokens into pictures or clips, without drawing them again.
+    """Decode saved tokens to pictures or clips, without drawing them again.
 
-    It needs the tokenizer only. Beside each it writes an animation of the decoding order.
+    Only the tokenizer is needed. An animation of the decoding order is written beside each.
     """
     from ..media.readers import read_metadata
 

@@ -1,4 +1,4 @@
-"""``narcli image``: pictures of classes or prompts, their settings inside, and their frontier."""
+"""``narcli image``: pictures of classes or prompts, with metadata and frontier."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .report import Session
 
 @options.takes(options.of("image"))
 def image(**chosen: Any) -> None:
-    """Make pictures of a class, or of a text.
+    """Make pictures of classes or prompts.
 
-    Beside the pictures it writes an animation of the order in which they were decoded.
+    An animation of their decoding order is written beside them.
     """
     session = Session.of(chosen)
     prompts = prompts_of(chosen, session.console)
@@ -25,10 +25,10 @@ def image(**chosen: Any) -> None:
 
 
 def prompts_of(chosen: Mapping[str, Any], console: Console) -> Sequence[Prompt]:
-    """The prompts of ``--prompt`` and ``--prompt-file``.
+    """Return the prompts of ``--prompt`` and ``--prompt-file``.
 
     Raises:
-        UsageError: an unusable prompt, or a class beside.
+        UsageError: an unusable prompt, or classes given too.
         CheckpointError: a file that cannot be read.
     """
     typed, file = chosen.get("prompt"), chosen.get("prompt_file")

@@ -1,4 +1,4 @@
-"""``narcli models``: what there is, fetched, shown, checked, removed; the defaults; narcli's own format."""
+"""``narcli models``: list, fetch, show, check, remove and convert models; choose the defaults."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from . import options
 from .console import Console, bytes_text, is_terminal
 from .options import Json, Overwrite
 
-app = typer.Typer(help="Fetch models, look at them, check, remove and convert them.", no_args_is_help=True)
+app = typer.Typer(help="Fetch, show, check, remove and convert models.", no_args_is_help=True)
 
 
 Names = Annotated[
@@ -67,7 +67,7 @@ def list_models(as_json: Json = False) -> None:
 def default(
     kind: Annotated[str | None, typer.Argument(help="image, text or video.")] = None,
     name: Annotated[
-        str | None, typer.Argument(help="The model to use from now on; 'none' forgets the choice.")
+        str | None, typer.Argument(help="Model to use from now on; 'none' resets the choice.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -94,19 +94,21 @@ def convert(
         typer.Argument(
             metavar="FILE",
             parser=expand,
-            help="A released transformer or tokenizer (.pt, .pth, .safetensors).",
+            help="Released transformer or tokenizer (.pt, .pth, .safetensors).",
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", parser=expand, help="The folder to make.")
+        Path, typer.Option("--output", "-o", metavar="FOLDER", parser=expand, help="Folder to write.")
     ],
     tokenizer: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", parser=expand, help="The tokenizer to put beside the transformer."),
+        typer.Option(metavar="FILE", parser=expand, help="Tokenizer to put beside the transformer."),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", parser=expand, help="A config.json, if not the one beside the file."),
+        typer.Option(
+            metavar="FILE", parser=expand, help="config.json to use instead of the one beside the file."
+        ),
     ] = None,
     dtype: Annotated[
         Stored | None, typer.Option(help="Number format to store.", show_default="as it is")
@@ -114,7 +116,7 @@ def convert(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Turn a released file into a narcli folder, checked on the way."""
+    """Convert a released file to a folder of narcli's format, and check it."""
     console = Console()
     folder = library.convert(
         file,
@@ -141,7 +143,7 @@ def pull(
 ) -> None:
     """Download models, with their tokenizers and text encoders, and check their hashes.
 
-    What is there already is checked too, and downloaded again where it is damaged.
+    Files on disk are checked too, and downloaded again if damaged.
     """
     console = Console(quiet)
     progress = not quiet and is_terminal(sys.stderr)
@@ -171,12 +173,12 @@ def pull(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A name, repository, file or folder.")],
+    name: Annotated[str, typer.Argument(help="Name, repository, file or folder.")],
     revision: options.Revision = None,
     offline: options.Offline = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a model is: parameters, files, license, decoding steps, and the memory it takes.
+    """Show a model: its parameters, files, license, decoding steps and memory.
 
     The Hub is asked only for a model that is not on this machine.
     """
@@ -231,15 +233,15 @@ def show(
 def verify(
     name: Annotated[
         str | None,
-        typer.Argument(help="A name, repository, file or folder; if not given, all on disk, every revision."),
+        typer.Argument(help="Name, repository, file or folder; all on disk, in every revision, if omitted."),
     ] = None,
     revision: options.Revision = None,
     as_json: Json = False,
 ) -> None:
     """Check models on disk: the hashes of their files, and that every tensor is there and fits.
 
-    Nothing is downloaded. The exit code is 4 where something is damaged; `narcli models pull` mends it.
-    Converted copies go, and are made anew by the next run.
+    Nothing is downloaded. The exit code is 4 if something is damaged; `narcli models pull` repairs it.
+    Converted copies are removed; the next run makes them anew.
     """
     console = Console()
     chosen = library.inventory(name, revision)
@@ -280,9 +282,9 @@ def remove(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove downloaded models, all their revisions, with what only they use.
+    """Remove downloaded models in all revisions, with the parts that only they use.
 
-    Repositories go as a whole; one that something else on disk needs stays.
+    A repository is removed as a whole, unless another model on disk needs it.
     """
     console = Console()
     removal = library.plan_removal(names)
@@ -323,7 +325,7 @@ MAKES = {
 
 
 def _row(entry: library.Entry, chosen: dict[str, str]) -> dict[str, Any]:
-    """Give a model as JSON."""
+    """Return a model as JSON."""
     model = entry.model
     return {
         "name": model.name,
@@ -346,7 +348,7 @@ def _row(entry: library.Entry, chosen: dict[str, str]) -> dict[str, Any]:
 
 
 def _file(file: library.CheckedFile) -> dict[str, Any]:
-    """Give a file as JSON."""
+    """Return a file as JSON."""
     return {"path": str(file.path)} | {key: getattr(file, key) for key in ("bytes", "hash", "expected", "ok")}
 
 
@@ -367,7 +369,7 @@ def _memory(model: library.Description) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def _size(files: Sequence[library.CheckedFile]) -> str:
-    """Give the size of files in words."""
+    """Return the size of files in words."""
     return bytes_text(sum(file.bytes for file in files))
 
 
@@ -380,5 +382,5 @@ def _compared(files: Sequence[library.CheckedFile]) -> str:
 
 
 def _count(number: int) -> str:
-    """``130551552`` -> ``131 M``."""
+    """Format ``130551552`` as ``131 M``."""
     return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.{int(number < 1e7)}f} M"

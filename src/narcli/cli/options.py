@@ -35,7 +35,7 @@ class Dtype(str, Enum):
 
 
 class FrontierFormat(str, Enum):
-    """What shows the decoding frontier of a run; ``png`` is a filmstrip."""
+    """Formats of the decoding frontier's picture; ``png`` is a filmstrip."""
 
     gif = "gif"
     mp4 = "mp4"
@@ -44,7 +44,7 @@ class FrontierFormat(str, Enum):
 
 
 class FrontierMode(str, Enum):
-    """Uncover the finished picture cell by cell, or really decode the tokens known after each step."""
+    """Uncover the finished picture cell by cell, or decode the tokens known after each step."""
 
     reveal = "reveal"
     decode = "decode"
@@ -62,7 +62,7 @@ def _check_device(name: str) -> str:
 
 
 def _read_batch_size(text: str) -> int | None:
-    """``"8"`` -> 8; None is auto."""
+    """Read ``"8"`` as 8, and ``"auto"`` as None."""
     if text == "auto":
         return None
     try:
@@ -72,10 +72,10 @@ def _read_batch_size(text: str) -> int | None:
 
 
 def whole_numbers(text: str, option: str, example: str) -> tuple[int, ...]:
-    """``"1,2,4"`` -> ``(1, 2, 4)``.
+    """Read ``"1,2,4"`` as ``(1, 2, 4)``.
 
     Raises:
-        UsageError: when it is not that.
+        UsageError: anything but whole numbers above 0.
     """
     parts = text.split(",")
     if not all(part.strip().isascii() and part.strip().isdigit() and int(part) for part in parts):
@@ -88,19 +88,21 @@ def whole_numbers(text: str, option: str, example: str) -> tuple[int, ...]:
 Classes = Annotated[
     list[str] | None,
     typer.Option(
-        "--class", metavar="CLASS", help="Id or name, or several: 207,cat,'polar bear'; may be given again."
+        "--class", metavar="CLASS", help="Id or name, or several: 207,cat,'polar bear'; may be repeated."
     ),
 ]
 Prompts = Annotated[
     list[str] | None,
     typer.Option(
-        "--prompt", metavar="TEXT", help="What to draw; may be given again; - reads lines of standard input."
+        "--prompt", metavar="TEXT", help="Text to draw; may be repeated; - reads lines of standard input."
     ),
 ]
 PromptFile = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", parser=expand, help="A prompt a line, or a .csv or .tsv with a column 'prompt'."
+        metavar="FILE",
+        parser=expand,
+        help="File with a prompt a line, or a .csv or .tsv with a column 'prompt'.",
     ),
 ]
 Num = Annotated[int, typer.Option("--num", "-n", help="Samples of each class or prompt.")]
@@ -114,14 +116,15 @@ Seed = Annotated[
 MODELS_OWN = "the model's"
 CfgScale = Annotated[
     float | None,
-    typer.Option(help="Guidance scale; up to 1 is without guidance.", show_default=MODELS_OWN),
+    typer.Option(help="Guidance scale; 1 or less is no guidance.", show_default=MODELS_OWN),
 ]
 CfgInterval = Annotated[
     int | None,
-    typer.Option(help="Guidance ends after this many tokens; -1 is never.", show_default=MODELS_OWN),
+    typer.Option(help="Tokens after which guidance ends; -1 is never.", show_default=MODELS_OWN),
 ]
 Temperature = Annotated[
-    float | None, typer.Option(help="0 takes the most likely token.", show_default=MODELS_OWN)
+    float | None,
+    typer.Option(help="Randomness of the draw; 0 takes the most likely token.", show_default=MODELS_OWN),
 ]
 TopK = Annotated[
     int | None,
@@ -130,7 +133,7 @@ TopK = Annotated[
 TopP = Annotated[
     float | None,
     typer.Option(
-        help="Draw from the likeliest tokens of this probability; 1 is all.", show_default=MODELS_OWN
+        help="Draw from the most likely tokens of this total probability; 1 is all.", show_default=MODELS_OWN
     ),
 ]
 BatchSize = Annotated[
@@ -156,17 +159,17 @@ TextEncoder = Annotated[
     typer.Option(metavar="ENCODER", help="Text encoder to use instead of the model's own; with --prompt."),
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model's Hub repository.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Use what is on disk; never the network.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Use files on disk only, never the network.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Download several GB without asking.")]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say what the run would download, take and write; do nothing.")
+    bool, typer.Option("--dry-run", help="Print what the run would download, need and write; run nothing.")
 ]
 Device = Annotated[
     str,
     typer.Option(
         metavar="DEVICE",
         callback=lambda name: name and _check_device(name),
-        help="auto, cpu, cuda, cuda:1 ... or mps.",
+        help="Device: auto, cpu, cuda, cuda:1 ... or mps.",
     ),
 ]
 TextDevice = Annotated[
@@ -174,17 +177,21 @@ TextDevice = Annotated[
     typer.Option(
         metavar="DEVICE",
         callback=lambda name: name and _check_device(name),
-        help="Where the text encoder runs; with --prompt.",
+        help="Device of the text encoder; with --prompt.",
         show_default="--device",
     ),
 ]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number format; auto is the quickest there.")]
+DtypeOption = Annotated[
+    Dtype, typer.Option("--dtype", help="Number format; auto is the fastest on the device.")
+]
 
 # --- clips ----------------------------------------------------------------------------------------
 
 Frames = Annotated[
     int | None,
-    typer.Option("--frames", help="Keep this many, the first ones.", show_default="all the model's"),
+    typer.Option(
+        "--frames", help="Number of frames to keep, the first ones.", show_default="all the model's"
+    ),
 ]
 Fps = Annotated[float | None, typer.Option("--fps", help="Frames per second.", show_default=f"{FPS:g}")]
 Format = Annotated[
@@ -218,7 +225,7 @@ Scale = Annotated[
     int | None,
     typer.Option(
         metavar="FACTOR",
-        help="Enlarge pictures so many times; by default up to 256 pixels.",
+        help="Factor that enlarges pictures; auto goes up to 256 pixels.",
         show_default="auto",
     ),
 ]
@@ -228,7 +235,7 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="PATH",
-        help="A file, a folder, or a template such as out/{class_name}_{seed}.png.",
+        help="File, folder, or template such as out/{class_name}_{seed}.png.",
     ),
 ]
 SaveTokens = Annotated[
@@ -236,9 +243,9 @@ SaveTokens = Annotated[
     typer.Option("--save-tokens", help="Also write the tokens of each sample, for narcli decode."),
 ]
 NoMetadata = Annotated[
-    bool, typer.Option("--no-metadata", help="Leave the settings out of the files; no rerun then.")
+    bool, typer.Option("--no-metadata", help="Leave the settings out of the files; they cannot be rerun.")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
 
@@ -254,9 +261,9 @@ class Row(NamedTuple):
     Args:
         name: parameter of the command; a field of the recipe has the same, but for ``FIELDS``.
         hint: its type, and how Typer shows it.
-        default: value where it is not given.
+        default: value if it is not given.
         panel: title of its group in the help.
-        kinds: of runs that have it.
+        kinds: kinds of runs that have it.
     """
 
     name: str
@@ -304,7 +311,7 @@ ROWS = (
     Row("dry_run", DryRun, False, BEHAVIOUR),
 )
 RECIPE = {field.name for field in dataclasses.fields(Recipe)}
-FIELDS = {"grid": "sheet"}  # of the recipe, where the option has another name
+FIELDS = {"grid": "sheet"}  # option -> field of the recipe, where they differ
 
 
 def of(kind: str) -> list[Row]:
@@ -317,8 +324,8 @@ def takes(rows: Iterable[Row], *own: tuple[str, Any, Any], optional: bool = Fals
 
     Args:
         rows: the options.
-        own: name, hint and default (or ``...``) of those that only this command has, which come first.
-        optional: one that is not given is None, or False for a switch, whatever its default.
+        own: name, hint and default (or ``...``) of the command's own options, which come first.
+        optional: make the value of an option that is not given None, or False for a switch.
     """
     parameters = [_parameter(name, hint, default) for name, hint, default in own]
     for row in rows:
@@ -343,11 +350,11 @@ def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:
 
 
 def fields_of(values: Mapping[str, Any], *, given: bool = False) -> dict[str, Any]:
-    """Fields of the recipe from values of options.
+    """Return fields of the recipe from values of options.
 
     Args:
-        values: by the names of the options; ``prompt`` and ``prompt_file`` are not among the fields.
-        given: leave out what was not given.
+        values: values by the names of the options; ``prompt`` and ``prompt_file`` are no fields.
+        given: leave out options that were not given.
     """
     made = {FIELDS.get(name, name): value for name, value in values.items()}
     return {
@@ -363,7 +370,7 @@ def is_given(value: Any) -> bool:
 
 
 def trust_of(chosen: Mapping[str, Any], console: Console, prompts: Sequence[Prompt] = ()) -> Trust:
-    """A person's word beside files, from values of options."""
+    """Return the user's choices and permissions beside files, from values of options."""
 
     def ask(what: str) -> None:
         if not console.can_ask:

@@ -1,4 +1,4 @@
-"""Events of a run as a person sees them: progress, files, one line or document at the end; budgets too."""
+"""Display of runs and budgets: progress, paths of files, and a line or document at the end."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class Session:
-    """A command that makes files: how it talks, and what it made.
+    """Output of a command that makes files.
 
     Args:
-        console: to print with.
+        console: printer of the command.
         as_json: print one document instead of lines.
         yes: approve downloads without asking.
-        dry_run: only say what a run would take.
-        documents: of each run, with ``as_json``.
-        files: that were written or, of dry runs, would be.
+        dry_run: print budgets and run nothing.
+        documents: documents of the runs so far, with ``as_json``.
+        files: paths written so far or, in dry runs, that would be.
     """
 
     console: Console
@@ -43,13 +43,13 @@ class Session:
 
     @classmethod
     def of(cls, chosen: Mapping[str, Any]) -> Session:
-        """As the options of a command say."""
+        """Make the session that the options of a command ask for."""
         console = Console(chosen["quiet"])
         return cls(console, chosen["as_json"], chosen["yes"], chosen.get("dry_run", False))
 
     @property
     def host(self) -> Host:
-        """Whom a run asks and tells."""
+        """Callbacks of a run."""
         from ..runs.plan import Host
 
         approve: Callable[[Mapping[str, int]], None] = self.console.approve_download
@@ -64,7 +64,7 @@ class Session:
         """Carry out one recipe, the only one of a command, and report it.
 
         Raises:
-            NarError: of any kind; what is written by then is whole, and told.
+            NarError: of any kind; files written before are whole and reported.
         """
         try:
             if self.dry_run:
@@ -76,7 +76,7 @@ class Session:
                 self.console.json(document)
 
     def make(self, recipe: Recipe, loader: Loader | None = None) -> Finished:
-        """Carry out a recipe, all but the report."""
+        """Carry out a recipe without the report."""
         from ..runs.run import run
 
         keep_memory()
@@ -84,7 +84,7 @@ class Session:
         return self.follow(run(recipe, self.host, loader=loader, reserved=reserved))
 
     def follow(self, events: Generator[Any, None, None]) -> Finished:
-        """Show the progress of a run, and the files that it wrote, also where the rest failed."""
+        """Show the progress of a run and print its files, even if the rest fails."""
         from ..runs.run import Loaded
         from ..runs.sinks import Finished, FrontierDecoded, Written
 
@@ -114,17 +114,17 @@ class Session:
         raise AssertionError("a run ends with Finished")
 
     def tell(self, run: Finished) -> None:
-        """Say what was done."""
+        """Report a run."""
         if self.as_json:
             self.documents.append(run.document())
         else:
             self.console.note(summary(run))
 
     def budget(self, recipe: Recipe) -> None:
-        """Say what a run would take.
+        """Report what a run would download, need and write.
 
         Raises:
-            NarError: disk or memory are too small, once that is said.
+            NarError: disk or memory is too small; raised after the report.
         """
         from ..runs.run import budget
 
@@ -145,7 +145,7 @@ class Session:
 
     @contextmanager
     def collected(self) -> Iterator[None]:
-        """Print the documents of several runs in the end, even where a later one failed."""
+        """Print the documents of several runs at the end, even if a later one fails."""
         try:
             yield
         finally:
@@ -154,7 +154,7 @@ class Session:
 
 
 def summary(run: Finished) -> str:
-    """One line about a run."""
+    """Return a line about a run."""
     first, last = run.samples[0], run.samples[-1]
     made = str(first.entry) if len(run.samples) == 1 else f"{len(run.samples)} {run.recipe.noun}s"
     seeds = f"seed {first.seed}" if first.seed == last.seed else f"seeds {first.seed} to {last.seed}"
@@ -163,7 +163,7 @@ def summary(run: Finished) -> str:
 
 
 class _Bars:
-    """The progress line of the phase that goes on."""
+    """Progress line of the current phase."""
 
     def __init__(self, console: Console) -> None:
         self._console, self._stack, self._label = console, ExitStack(), ""
@@ -171,20 +171,20 @@ class _Bars:
         self.done = 0
 
     def open(self, label: str, total: int) -> None:
-        """Show a phase, in place of the one before."""
+        """Show a phase in place of the last one."""
         if label != self._label:
             self._stack.close()
             self._advance = self._stack.enter_context(self._console.progress(label, total))
             self._label, self.done = label, 0
 
     def to(self, done: int, total: int | None = None) -> None:
-        """Move the line to so many steps."""
+        """Move the line to a number of steps."""
         self._advance(done - self.done, "steps", total)
         self.done = done
 
     @contextmanager
     def closed(self) -> Iterator[None]:
-        """Leave no line behind."""
+        """Erase the line at the end."""
         with self._stack:
             yield
 

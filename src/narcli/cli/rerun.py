@@ -1,4 +1,4 @@
-"""``narcli rerun``: a file made again from what it says about itself."""
+"""``narcli rerun``: files made again from their metadata."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ _FILES = Annotated[
 ]
 _VERIFY = Annotated[
     bool,
-    typer.Option("--verify", help="Also compare the tokens with those of the file; 1 if they differ."),
+    typer.Option("--verify", help="Also compare the tokens with the file's; exit code 1 if they differ."),
 ]
 
 
 @options.takes(options.ROWS, ("files", _FILES, ...), ("verify", _VERIFY, False), optional=True)
 def rerun(files: list[Path], verify: bool, **chosen: Any) -> None:
-    """Make files again, from what they say about themselves.
+    """Make files again from their metadata.
 
-    The other options are those of narcli image and narcli video, and override the file. Nothing is
-    overwritten unless asked: a name that is taken gets a number.
+    Options of narcli image and narcli video override the file. Existing files stay without --overwrite:
+    a number is added to the new name.
     """
     from ..media.readers import read_metadata
 
@@ -84,7 +84,7 @@ def rerun(files: list[Path], verify: bool, **chosen: Any) -> None:
 
 
 def _recipe(path: Path, about: About, trust: Trust, given: Sequence[str]) -> Recipe | None:
-    """The recipe that a file tells of, with the options given; None for a file of ``visualize-order``."""
+    """Make the recipe of a file, overridden by options; None for a file of ``visualize-order``."""
     if about.get("command") == "visualize-order":
         require(path, about, "grid")
         check_size(tuple(about["grid"]))
@@ -100,7 +100,7 @@ def _recipe(path: Path, about: About, trust: Trust, given: Sequence[str]) -> Rec
 
 
 def _verify(path: Path, before: Sequence[Recorded], run: Finished, session: Session) -> list[bool]:
-    """Compare the tokens of each sample with those of the file, and say which cells differ."""
+    """Compare the tokens of each sample with those of the file, and report the cells that differ."""
     console = session.console
     if before and (more := len(run.documents) - len(before)):
         console.warn(f"{path} holds no hash of {more} of its {len(run.documents)} samples: not compared.")

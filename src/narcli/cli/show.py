@@ -13,10 +13,10 @@ from .console import Console
 
 
 def show(
-    file: Annotated[Path, typer.Argument(metavar="FILE", parser=expand, help="A file that narcli wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", parser=expand, help="File that narcli wrote.")],
     as_json: options.Json = False,
 ) -> None:
-    """Print what a file says about itself."""
+    """Print the metadata of a file."""
     from ..media.metadata import lines
     from ..media.readers import read_metadata
 

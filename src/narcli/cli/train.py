@@ -34,11 +34,13 @@ Output = Annotated[
         "-o",
         metavar="FOLDER",
         parser=expand,
-        help="Folder of the run: goes on where it stopped; the result is its 'model'.",
+        help="Folder of the run, which resumes there; the result is its 'model'.",
     ),
 ]
 
-Size = Annotated[int | None, typer.Option(min=8, help="Side of the pictures in pixels; needed for files.")]
+Size = Annotated[
+    int | None, typer.Option(min=8, help="Side of the pictures in pixels; required for picture files.")
+]
 
 Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps in all.")]
 
@@ -88,11 +90,11 @@ CodeSmoothing = Annotated[
 Rollouts = Annotated[
     float,
     typer.Option(
-        min=0, max=1, help="Share of examples with some or all input tokens as the network itself drew them."
+        min=0, max=1, help="Share of examples with some or all input tokens drawn by the network itself."
     ),
 ]
 
-Muon = Annotated[bool, typer.Option("--muon", help="Muon for hidden matrices: fewer steps.")]
+Muon = Annotated[bool, typer.Option("--muon", help="Use Muon for hidden matrices; it needs fewer steps.")]
 
 
 @app.command()
@@ -104,9 +106,12 @@ def tokenizer(
     steps: Steps = 10_000,
     batch_size: BatchSize = 16,
     learning_rate: LearningRate = 8e-4,
-    channels: Annotated[int, typer.Option(min=32, help="At the highest resolution, a multiple of 32.")] = 64,
+    channels: Annotated[
+        int, typer.Option(min=32, help="Channels at the highest resolution, a multiple of 32.")
+    ] = 64,
     multipliers: Annotated[
-        str, typer.Option(help="Factors of the channels, one a level; all levels but the last halve.")
+        str,
+        typer.Option(help="Factors of the channels, one a level; all levels but the last halve the size."),
     ] = "1,1,2",
     blocks: Annotated[int, typer.Option(min=1, help="Residual blocks a level.")] = 1,
     patch: Annotated[int, typer.Option(min=1, help="Side in pixels of the patches stacked as channels.")] = 2,
@@ -121,7 +126,7 @@ def tokenizer(
         typer.Option(
             metavar="MODEL",
             parser=expand,
-            help="Train only the decoder of this tokenizer: its codes, and models of them, stay.",
+            help="Train only the decoder of this tokenizer; its codes, and models of them, stay valid.",
         ),
     ] = None,
     heldout: Annotated[
@@ -159,7 +164,7 @@ def nar(
         typer.Option(
             metavar="MODEL",
             parser=expand,
-            help="A trained tokenizer: a narcli folder. Needed for a new model.",
+            help="Trained tokenizer, a narcli folder; required for a new model.",
         ),
     ] = None,
     start: Annotated[
@@ -167,7 +172,7 @@ def nar(
         typer.Option(
             metavar="MODEL",
             parser=expand,
-            help="A trained model of classes to go on with: its sizes, tokenizer and class names.",
+            help="Trained model of classes to continue, with its sizes, tokenizer and class names.",
         ),
     ] = None,
     size: Size = None,
@@ -180,15 +185,14 @@ def nar(
     ffn: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Hidden size of the feed-forward; default: 8/3 of --dim, up to a multiple of 64."
+            min=1,
+            help="Hidden size of the feed-forward; default: 8/3 of --dim, rounded up to a multiple of 64.",
         ),
     ] = None,
     dropout: Dropout = 0.1,
     position: Annotated[
         Position | None,
-        typer.Option(
-            help="How the network knows the cells' places.", show_default="rotary; of clips absolute"
-        ),
+        typer.Option(help="Position encoding of the cells.", show_default="rotary; of clips absolute"),
     ] = None,
     loop_starts: LoopStarts = 1,
     token_noise: TokenNoise = 0.0,
@@ -232,7 +236,7 @@ def text(
         typer.Option(
             metavar="MODEL",
             parser=expand,
-            help="A trained model of classes, whose blocks and tokenizer it takes, or one of text to go on.",
+            help="Trained model of classes, for its blocks and tokenizer, or of text, to continue.",
         ),
     ],
     steps: Steps = 10_000,
@@ -243,7 +247,7 @@ def text(
     encoder_steps: Annotated[
         int,
         typer.Option(
-            min=0, help="Steps in which a new encoder first learns which caption is of which picture."
+            min=0, help="First steps, in which a new encoder learns to match captions and pictures."
         ),
     ] = 1000,
     caption_tokens: Annotated[
@@ -254,11 +258,12 @@ def text(
         typer.Option(
             metavar="ENCODER",
             parser=expand,
-            help="A text encoder that learns with the model, as transformers saves a T5.",
+            help="Text encoder to train with the model, as transformers saves a T5.",
         ),
     ] = None,
     sentences: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of examples that give the end token's state alone.")
+        float,
+        typer.Option(min=0, max=1, help="Share of examples conditioned on the end token's state alone."),
     ] = 0.0,
     projection_steps: Annotated[
         int, typer.Option(min=0, help="First steps, in which only the projections of captions learn.")
@@ -294,7 +299,7 @@ def text(
 
 
 def refuse_beside_start(context: typer.Context, *names: str) -> None:
-    """Refuse options for what --start brings.
+    """Refuse options of a new network beside --start.
 
     Raises:
         UsageError: one of them is given.
@@ -309,7 +314,7 @@ def refuse_beside_start(context: typer.Context, *names: str) -> None:
 
 
 def report(console: Console, recipe: Recipe, as_json: bool, figures: dict[str, float]) -> None:
-    """Print the folder of the result, and what was measured."""
+    """Print the folder of the result, and the measured figures."""
     if as_json:
         console.json({"model": str(recipe.result), **figures})
         return

@@ -1,4 +1,4 @@
-"""``narcli video``: clips of classes, each with its settings inside, and the frontier that drew them."""
+"""``narcli video``: clips of classes, with metadata and frontier."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .report import Session
 
 @options.takes(options.of("video"))
 def video(**chosen: Any) -> None:
-    """Make video clips of a class.
+    """Make video clips of classes.
 
-    Beside the clips it writes an animation of the order in which they were decoded.
+    An animation of their decoding order is written beside them.
     """
     Session.of(chosen).run(Recipe(kind="video", **options.fields_of(chosen)))

@@ -73,7 +73,7 @@ def check_size(sizes: tuple[int, ...]) -> None:
 
 
 def document(order: Order, *, with_cells: bool = True) -> dict[str, Any]:
-    """The order as JSON; steps count from 1, cells and coordinates from 0."""
+    """Return the order as JSON; steps count from 1, cells and coordinates from 0."""
     facts = {
         "grid": list(order.sizes),
         "steps": len(order.steps),

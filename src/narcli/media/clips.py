@@ -1,4 +1,4 @@
-"""Formats of clips, a row each. Imports what writes them only when a clip is written."""
+"""Formats of clips, a row each. Writers are imported when a clip is written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import UsageError
 if TYPE_CHECKING:
     from PIL import Image
 
-FPS, QUALITY = 8.0, 80  # where none are given
+FPS, QUALITY = 8.0, 80  # defaults
 MIN_FPS, MAX_FPS = 0.1, 240.0
 
 
@@ -22,12 +22,12 @@ class ClipFormat:
     """A format of clips.
 
     Args:
-        name: as ``--format`` and the metadata have it.
-        suffix: of its files; "" is a folder.
-        timed: whether it shows frames at a rate.
-        graded: whether it has a quality.
+        name: name in ``--format`` and the metadata.
+        suffix: suffix of its files; "" is a folder.
+        timed: true if it shows frames at a rate.
+        graded: true if it has a quality.
         max_fps: most frames per second that players show.
-        beats: of a second, in whole numbers of which it times a frame; None is exact.
+        beats: units of time in a second; a frame lasts a whole number of them. None is exact.
     """
 
     name: str
@@ -39,17 +39,17 @@ class ClipFormat:
 
     @property
     def words(self) -> str:
-        """Its suffix, or that it is a folder."""
+        """Suffix, or words for a folder, for messages."""
         return self.suffix or "a folder of frames"
 
     def shown_fps(self, fps: float) -> float:
-        """The frames per second that it can show, nearest to those wanted."""
+        """Return the frame rate nearest to ``fps`` that it can show."""
         if self.beats is None:
             return fps
         return self.beats / max(round(self.beats / fps), ceil(self.beats / self.max_fps))
 
     def check(self, fps: float | None, quality: int | None) -> None:
-        """Refuse settings that it does not have.
+        """Check that it has these settings; None is not given.
 
         Raises:
             UsageError: ``fps`` or ``quality`` is given, and it has none, or it is out of range.
@@ -68,7 +68,7 @@ class ClipFormat:
             )
 
     def about(self, fps: float | None, quality: int | None) -> dict[str, Any]:
-        """Metadata of how a clip is written; None is the usual value."""
+        """Return metadata of how a clip is written; None is the default."""
         about: dict[str, Any] = {"fps": self.shown_fps(fps or FPS)} if self.timed else {}
         return about | ({"quality": QUALITY if quality is None else quality} if self.graded else {})
 
@@ -86,16 +86,19 @@ class ClipFormat:
         """Write a clip.
 
         Args:
-            path: the desired name; ``_1`` is added if it is taken by then.
+            path: wanted path; ``_1`` is added to the name of an existing file.
             frames: RGB pictures of one size.
-            metadata: its settings; None for none.
+            metadata: metadata of the clip; None writes none.
             parameters: a short text for people, in the PNGs of a folder.
             fps: frames per second, 0.1 to ``max_fps``.
             quality: 0 to 100.
             overwrite: replace an existing file.
 
+        Returns:
+            The path of the file, or folder, that was written.
+
         Raises:
-            NarError: it cannot be written.
+            NarError: the file cannot be written.
         """
         from . import writers
 

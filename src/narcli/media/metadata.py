@@ -1,8 +1,7 @@
-"""What narcli's files say about themselves: one table of fields, for writing, reading and the documentation.
+"""Metadata of narcli's files: one table of fields, for writing, reading and the documentation.
 
-A file of one sample has the fields of the run and of the sample; what shows several samples has those of
-the run and of all; the document that ``--json`` prints has the samples in a list. ``narcli rerun`` turns
-fields back into options. No torch, no numpy.
+A file of one sample has the fields of the run and of the sample. A file of several samples has those of the
+run and of all. The JSON document of a run lists the samples. No torch, no numpy.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ DESCRIPTION = 0x010E  # EXIF's ImageDescription, which holds the settings in Web
 MAX_TEXT = 100_000  # characters
 MAX_DEPTH = 16  # of objects and lists inside one another
 MAX_TOKENS = 4096  # cells of a grid whose tokens are held in the metadata
-MAX_HASHES = 256  # samples whose hashes are held by what shows several
+MAX_HASHES = 256  # samples whose hashes a file of several samples holds
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,9 @@ class Field:
 
     Args:
         name: as in the JSON.
-        rule: what is expected, and whether a value is that.
-        about: what it says.
-        options: of ``narcli image`` and ``narcli video``, which ``narcli rerun`` takes from it.
+        rule: the expected values in words, and their check.
+        about: its meaning, for the documentation.
+        options: parameters of ``narcli image`` and ``narcli video`` that it stands for.
     """
 
     name: str
@@ -132,11 +131,11 @@ RUN = (
         "name and file; commit of its Hub repository, or size and hash",
         ("model", "revision"),
     ),
-    Field("tokenizer", _FILE, "likewise", ("tokenizer",)),
+    Field("tokenizer", _FILE, "the same of the tokenizer", ("tokenizer",)),
     Field(
         "text_encoder",
         _FILE,
-        "likewise, and the number format that it computed in",
+        "the same of the text encoder, and the number format that it computed in",
         ("text_encoder",),
     ),
     Field(
@@ -225,16 +224,16 @@ FIELDS: Mapping[str, Field] = {field.name: field for part in PARTS.values() for 
 
 
 def ordered(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata in the order of the table; what is not in it, such as a newer narcli's, last."""
+    """Return the metadata in the order of the table; unknown fields come last."""
     known = {name: metadata[name] for name in FIELDS if name in metadata}
     return known | {name: value for name, value in metadata.items() if name not in FIELDS}
 
 
 def check_fields(path: Path, metadata: Mapping[str, Any]) -> None:
-    """Check what a file says.
+    """Check all fields of a file.
 
     Raises:
-        CheckpointError: the first field that is not what it should be, or nested without end.
+        CheckpointError: a field with an unexpected value, or nested too deep.
     """
     level: list[Any] = [metadata]
     for _ in range(MAX_DEPTH):
@@ -249,7 +248,7 @@ def check_fields(path: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def runs_of(metadata: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The runs that metadata are of: several in a document of ``rerun`` or ``decode``, else one."""
+    """Return the runs of metadata: several in a document of ``rerun`` or ``decode``, else one."""
     runs: list[Mapping[str, Any]] = metadata.get("runs", [metadata])
     return runs
 
@@ -258,16 +257,16 @@ def runs_of(metadata: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def pack_tokens(tokens: Sequence[int]) -> str:
-    """Tokens as text: 2 bytes each where that is enough, else 4, in base64."""
+    """Encode tokens in base64: 2 bytes each if that is enough, else 4."""
     letter = "H" if max(tokens) < 2**16 else "I"
     return b64encode(struct.pack(f"<{len(tokens)}{letter}", *tokens)).decode()
 
 
 def unpack_tokens(path: Path, sample: Mapping[str, Any], cells: int) -> tuple[int, ...] | None:
-    """The tokens in the metadata of a sample, raster order; None where there are none.
+    """Return the tokens in the metadata of a sample, raster order; None if there are none.
 
     Raises:
-        CheckpointError: they are not those of the hash beside them.
+        CheckpointError: tokens that differ from the hash beside them.
     """
     if "tokens" not in sample:
         return None
@@ -287,7 +286,7 @@ def unpack_tokens(path: Path, sample: Mapping[str, Any], cells: int) -> tuple[in
 
 
 def lines(metadata: Mapping[str, Any]) -> list[str]:
-    """The metadata for people, a field a line; strings are as they are, so print them with care."""
+    """Return the metadata for people, a field a line; control characters of strings are kept."""
     shown = []
     for name, value in ordered(metadata).items():
         if name == "tokens":

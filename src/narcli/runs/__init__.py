@@ -1,1 +1,1 @@
-"""Runs: from all that is asked for to files, and again from files."""
+"""Runs: from a recipe to files, and from files to a recipe."""

@@ -1,4 +1,4 @@
-"""Budget of a run: downloads, memory, steps and files, told before it or to refuse it in time."""
+"""Budget of a run: its downloads, memory, steps and files, estimated before it starts."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class Budget:
-    """What a planned run takes.
+    """Downloads, memory, steps and files of a planned run.
 
     Raises:
-        UsageError: a device that is not there.
+        UsageError: a device that this machine does not have.
         CheckpointError: a file that cannot be used.
     """
 
@@ -48,7 +48,7 @@ class Budget:
 
     @cached_property
     def batch_size(self) -> int | None:
-        """The one asked for, or as ``memory.choose_batch_size`` says; None where that is not known yet."""
+        """Samples decoded together, given or by ``memory.choose_batch_size``; None if not known yet."""
         planned = len(self.plan.samples) if self.plan.samples is not None else None
         wanted = self.plan.recipe.batch_size
         if wanted is not None:
@@ -62,7 +62,7 @@ class Budget:
 
     @cached_property
     def memory(self) -> memory.Memory | None:
-        """The estimate; None where sizes are not known before the download."""
+        """Estimated memory; None if sizes are unknown before the download."""
         if self.batch_size is None or not self.networks.runs:
             return None
         return memory.estimate(
@@ -71,11 +71,11 @@ class Budget:
         )  # fmt: skip
 
     def check(self) -> None:
-        """Refuse what disk or memory cannot hold.
+        """Check that disk and memory can hold the run.
 
         Raises:
             NarError: the disk is too small.
-            MemoryLimitError: the memory is.
+            MemoryLimitError: the memory is too small.
         """
         check_disk(self.found.needed)
         if self.batch_size is not None and self.networks.runs:
@@ -85,12 +85,12 @@ class Budget:
             )  # fmt: skip
 
     def check_fit(self) -> None:
-        """Compare recipe and model before the download, where sizes are known and belong together.
+        """Compare recipe and model before the download, if sizes are known and belong together.
 
-        Files that do not belong together, or are of another kind, are refused when they are loaded.
+        Files that do not belong together, or are of another kind, are refused on loading.
 
         Raises:
-            UsageError: they do not fit.
+            UsageError: recipe and model do not fit.
         """
         model, tokenizer, recipe = self.networks.transformer, self.networks.tokenizer, self.plan.recipe
         if model is None or tokenizer is None or kind_of(model) != recipe.model_kind:
@@ -100,7 +100,7 @@ class Budget:
                 check_fit(recipe, model.grid, tokenizer)
 
     def document(self) -> dict[str, Any]:
-        """As JSON; null is what is not known before the download."""
+        """Return the budget as JSON; null stands for values that are unknown before the download."""
         row, sizes = self.found.model.model, self.networks.transformer
         order = sizes.order if sizes else neighbor(row.grid) if row.grid else None
         outputs = self.plan.outputs
@@ -128,7 +128,7 @@ class Budget:
 
 
 def files_of(recipe: Recipe, samples: int, suffix: str) -> memory.Files:
-    """The files that a run writes, as far as they take memory."""
+    """Describe the files of a run for the estimate of its memory."""
     return memory.Files(
         samples,
         suffix=suffix,

@@ -1,4 +1,4 @@
-"""Samples again from saved tokens, by the tokenizer alone; a file is trusted as in ``repeat``."""
+"""Decoding of saved tokens with a tokenizer alone; files are trusted as in ``repeat``."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from .repeat import Trust, find_part, warn_of_others
 from .sinks import Clock, Finished, FrontierDecoded, Sinks, Written
 
 _AXES = {"image": 2, "video": 3}
-#: Metadata that come out anew.
+#: Metadata that decoding writes anew.
 _NEW = ("schema", "filter", "format", "model_frames", *LOOKS)
 
 
 class Decoders:
-    """Loads tokenizers, and keeps the last one for tokens that need the same."""
+    """Loader of tokenizers that keeps the last one for the next file."""
 
     def __init__(self) -> None:
         self._key: object = None
@@ -54,10 +54,10 @@ class Decoders:
         host: Host,
         clock: Clock,
     ) -> tuple[TokenDecoder, dict[str, Any]]:
-        """A tokenizer for tokens of a grid, and what metadata say of it.
+        """Load a tokenizer for tokens of a grid; return it with its metadata.
 
         Raises:
-            NarError: of any kind.
+            NarError: a tokenizer that cannot be found, fetched, held or used.
         """
         key = (name, commit, grid, recipe.device, recipe.dtype)
         if self._loaded is None or self._key != key:
@@ -76,18 +76,21 @@ def decode(
     decoders: Decoders | None = None,
     reserved: Sequence[Path] = (),
 ) -> Generator[Written | FrontierDecoded | Finished, None, None]:
-    """Turn saved tokens into a picture or clip, and yield what happens, ``Finished`` last.
+    """Decode saved tokens to a picture or clip; yield its events, ``Finished`` last.
 
     Args:
-        path: tokens, as ``save_tokens`` wrote them.
-        about: their metadata, checked.
-        trust: fields of the recipe that go before what the file says, and what a person allowed.
-        host: whom to ask and tell.
-        decoders: of several files, that keep the tokenizer of the last one.
-        reserved: names of files that are not to be taken.
+        path: file of tokens that ``save_tokens`` wrote.
+        about: its metadata, as ``media.readers.read_metadata`` returns them.
+        trust: choices and permissions of the user.
+        host: callbacks of the run.
+        decoders: shared by several files, to keep the tokenizer of the last one.
+        reserved: paths that must not be taken.
+
+    Yields:
+        ``Written`` for each file, ``FrontierDecoded`` for each decoded step of the frontier, ``Finished``.
 
     Raises:
-        CheckpointError: tokens that are not those of their hash, or of another tokenizer.
+        CheckpointError: tokens that differ from their hash, or belong to another tokenizer.
         NarError: of any kind, as ``repeat.recipe_of`` and ``run.run``.
     """
     host, decoders, clock = host or Host(), decoders or Decoders(), Clock()
@@ -133,7 +136,7 @@ def decode(
 
 
 def _recipe(path: Path, about: Mapping[str, Any], trust: Trust) -> Recipe:
-    """The recipe of the file, as far as it is about how the sample is written."""
+    """Make a recipe of the fields that say how the sample is written."""
     looks = (*LOOKS, "format", "kind", "class", "prompt", "cleaned_prompt", "seed")
     told = {name: about[name] for name in looks if name in about and name in FIELDS}
     return Recipe.from_json(told, str(path), **({"frontier": "gif"} | dict(trust.given)))

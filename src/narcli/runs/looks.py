@@ -1,4 +1,4 @@
-"""Looks of a run's files: their names and formats, checked before anything is loaded."""
+"""Names and formats of a run's files, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ TOKENS = "_tokens.safetensors"  # ending of the tokens beside a sample
 def name_files(
     recipe: Recipe, samples: Sequence[Sample], model: str, reserved: Sequence[Path] = ()
 ) -> Outputs:
-    """Choose a file for each sample; those beside the first sample's are the frontier and the sheet.
+    """Choose a file for each sample, and those of frontier and sheet beside the first one.
 
     Raises:
-        UsageError: a name that cannot be, or a setting that the files' format does not have.
+        UsageError: an impossible name, or a setting that the files' format does not have.
         NarError: a folder that cannot be written to, or one of other files that would be overwritten.
     """
     named = [fields_of(sample.entry, sample.seed) | {"model": model} for sample in samples]
@@ -54,21 +54,21 @@ def name_files(
 
 
 def suffix_of(recipe: Recipe, outputs: Outputs | None) -> str:
-    """Ending of the samples' files, as far as it is known; "" for folders of frames."""
+    """Return the ending of the files, the default before they are named; "" for folders of frames."""
     if recipe.format == "frames":
         return ""
     return outputs.paths[0].suffix.lower() if outputs is not None else _suffixes(recipe)[0]
 
 
 def _suffixes(recipe: Recipe) -> list[str]:
-    """Endings that the samples' files may have; the first is the default."""
+    """Return the endings that the samples' files may have; the first is the default."""
     if recipe.kind == "image":
         return [".png"]
     return list(BY_SUFFIX) if recipe.format is None else [FORMATS[recipe.format].suffix]
 
 
 def format_of(suffix: str) -> ClipFormat:
-    """The format of clips whose files end so; "" is folders of frames."""
+    """Return the format of clips with this ending; "" is folders of frames."""
     return BY_SUFFIX.get(suffix, FORMATS["frames"])
 
 
@@ -76,7 +76,7 @@ def check_fit(recipe: Recipe, grid: tuple[int, ...], tokenizer: VQConfig | LARPC
     """Compare a recipe with the sizes of a model.
 
     Raises:
-        UsageError: they do not fit.
+        UsageError: recipe and model do not fit.
         ValueError: the tokenizer does not fit the grid.
     """
     if recipe.frontier_mode == "reveal" and tokenizer.holistic:

@@ -20,13 +20,13 @@ from .recipe import Entry, Recipe
 
 @dataclass(frozen=True)
 class Host:
-    """Whom a run asks and tells while it works; as it is, for Python: it asks nobody and warns.
+    """Callbacks of a run. The defaults suit Python: notes are dropped, downloads are approved.
 
     Args:
-        note: told what is good to know.
-        warn: told what a person should know.
-        approve: told, before a download, the bytes of each model; raises to stop it.
-        progress: show bars of downloads on stderr.
+        note: called with each note.
+        warn: called with each warning.
+        approve: called before a download with the bytes of each model; raises to stop it.
+        progress: show download bars on stderr.
     """
 
     note: Callable[[str], None] = lambda text: None
@@ -37,13 +37,13 @@ class Host:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run whose files are found.
+    """Run whose model files are found.
 
     Args:
-        recipe: of the run.
-        found: the model's files, here or at the Hub.
-        samples: None where only the model itself knows its classes.
-        outputs: a file for each sample; None as well then.
+            recipe: its recipe.
+        found: the model's files, on disk or at the Hub.
+        samples: its samples; None if only the loaded model tells its classes.
+        outputs: a file for each sample; None without ``samples``.
     """
 
     recipe: Recipe
@@ -55,7 +55,7 @@ class Plan:
         """Choose the samples, and a file for each.
 
         Raises:
-            UsageError: no such class, or a name that cannot be.
+            UsageError: an unknown class, or an impossible name.
         """
         samples, outputs = _name(self.recipe, table, self.found.model.model.name, reserved)
         return replace(self, samples=samples, outputs=outputs)
@@ -67,13 +67,13 @@ def plan(
     """Find the files of a run; nothing is downloaded or loaded.
 
     Args:
-        recipe: all that is asked for.
-        host: whom to ask and tell.
-        reserved: names of files that are not to be taken.
-        estimate: sizes are enough, as ``hub.locate`` has it.
+        recipe: everything that the run is asked for.
+        host: callbacks of the run.
+        reserved: paths that must not be taken.
+        estimate: sizes are enough, as in ``hub.locate``.
 
     Raises:
-        NarError: of any kind.
+        NarError: a model that cannot be found, an unknown class, or an unusable output.
     """
     host = host or Host()
     kind = recipe.model_kind
@@ -81,7 +81,7 @@ def plan(
     source = replace(source, pins=recipe.pins)
     table = load_table([]) if recipe.prompts else source.table
     named: tuple[Any, Any] = (None, None)
-    if table is not None:  # a wrong class is told before the network is asked
+    if table is not None:  # a wrong class is reported before the network is used
         named = _name(recipe, table, source.model.name, reserved)
     found = source.locate(
         offline=recipe.offline,
@@ -107,9 +107,9 @@ def _name(
 
 
 def _classes(table: ClassTable, given: Entry) -> list[ClassEntry]:
-    """Classes as typed, by id, or one from metadata.
+    """Look up classes as typed, by id, or by metadata.
 
-    One that was asked for by its own name stands for nothing else.
+    A class that was asked for by its own name has no ``stands_for``.
     """
     if isinstance(given, str):
         return table.parse_classes(given)

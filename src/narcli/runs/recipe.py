@@ -1,4 +1,4 @@
-"""Recipe: all that is asked for of a run, and its JSON. No torch."""
+"""Recipe: everything that a run is asked for, and its JSON. No torch."""
 
 from __future__ import annotations
 
@@ -48,27 +48,27 @@ _RULES: Mapping[str, Rule] = {
     "pins": ("an object", lambda v: isinstance(v, dict)),
 }
 
-Entry = str | int | Mapping[str, Any]  # of a class
+Entry = str | int | Mapping[str, Any]  # a class: id, name, or metadata
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that is asked for of a run; None is the model's or the machine's own choice.
+    """Everything that a run is asked for; None leaves the choice to the model or the machine.
 
     Args:
         kind: ``image`` or ``video``.
-        classes: ids, names, several of them in a text (``"207,cat"``), or classes as metadata has them.
-        prompts: texts to draw, in place of classes; only for images.
+        classes: ids, names, several of them in a text (``"207,cat"``), or metadata of classes.
+        prompts: texts to draw instead of classes; only for images.
         num: samples of each class or prompt.
-        seed: of the first sample; later ones add 1. None draws one.
+        seed: seed of the first sample; later ones add 1. None draws one.
         cfg_scale, cfg_interval, temperature, top_k, top_p: as in ``SamplingSettings``.
         batch_size: samples decoded together; None looks at the memory.
         model, tokenizer, text_encoder: names, Hub repositories, files or folders.
         revision: branch, tag or commit of the model's repository.
         pins: revisions of the repositories of ``tokenizer`` and ``text_encoder``.
-        device, text_device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; the text encoder's, if None,
-            is the model's.
-        dtype, text_dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``; the text encoder's, if None, is
+        device, text_device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; the text encoder's default is
+            the model's.
+        dtype, text_dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``; the text encoder's default is
             the model's.
         frontier: picture of the decoding frontier: ``gif``, ``mp4``, ``png`` (a filmstrip) or ``none``.
         frontier_mode: ``reveal`` uncovers the finished picture, ``decode`` decodes the tokens of every step.
@@ -76,16 +76,16 @@ class Recipe:
         scale: factor that enlarges pictures, 1 to 16; None enlarges small ones up to 256 pixels.
         frames: number of frames to keep of a clip, the first ones.
         fps: frames per second, 0.1 to 240.
-        format: ``mp4``, ``gif``, ``webp`` or ``frames``, a folder of PNGs; None goes by ``output``.
-        quality: of mp4 and webp, 0 to 100.
-        output: a file, a folder, or a template such as ``out/{class_name}_{seed}.png``.
+        format: ``mp4``, ``gif``, ``webp`` or ``frames``, a folder of PNGs; None follows ``output``.
+        quality: quality of mp4 and webp, 0 to 100.
+        output: file, folder, or template such as ``out/{class_name}_{seed}.png``.
         save_tokens: also write the tokens of each sample.
         no_metadata: leave the settings out of the files.
-        overwrite: replace files that exist; otherwise a number makes the name free.
+        overwrite: replace existing files; otherwise a number is added to the name.
         offline: never use the network.
 
     Raises:
-        UsageError: a field that is missing, out of range, or does not go with another.
+        UsageError: a field that is missing, out of range, or excluded by another.
     """
 
     kind: Literal["image", "video"] = "image"
@@ -180,7 +180,7 @@ class Recipe:
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """Classes as given, one by one."""
+        """Classes as given, always several."""
         return cast("tuple[Entry, ...]", self.classes)
 
     @property
@@ -233,10 +233,10 @@ class Recipe:
         """Read the recipe of ``to_json``, or of the metadata of a file or of a JSON document of a run.
 
         Args:
-            about: with its ``kind``, and classes, prompts or samples.
-            where: what it is of, for messages.
-            given: fields that replace it. A model replaces its tokenizer and text encoder too; a class
-                replaces prompts; another format replaces the quality.
+            about: metadata with a ``kind``, and classes, prompts or samples.
+            where: name of the source, for messages.
+            given: fields that override it. A model also replaces tokenizer and text encoder; a class
+                replaces prompts; another format drops the quality.
 
         Raises:
             CheckpointError: it does not say what it is of, or a field is not what it should be.
@@ -268,10 +268,10 @@ class Recipe:
 
 
 def require(where: object, about: Mapping[str, Any], *names: str) -> None:
-    """Refuse metadata without these fields.
+    """Check that metadata have these fields.
 
     Raises:
-        CheckpointError: the first one that is not there.
+        CheckpointError: one is missing; the message names the first.
     """
     for name in names:
         if name not in about:
@@ -279,10 +279,10 @@ def require(where: object, about: Mapping[str, Any], *names: str) -> None:
 
 
 def subject_of(about: Mapping[str, Any], where: object) -> tuple[Sequence[Any], int | None, int]:
-    """Classes (ids, or as metadata) or prompts that metadata are of, the first seed, and samples of each.
+    """Return the classes (ids or metadata) or prompts of metadata, the first seed, and the samples of each.
 
     Raises:
-        CheckpointError: they do not say.
+        CheckpointError: the metadata do not say it.
     """
     seed: int | None
     entries: list[Any]
@@ -316,12 +316,12 @@ def subject_of(about: Mapping[str, Any], where: object) -> tuple[Sequence[Any], 
 
 
 def entry_of(sample: Mapping[str, Any], where: object) -> Prompt | dict[str, Any]:
-    """The prompt, or the class as metadata, that a sample is of.
+    """Return the prompt of a sample, or the metadata of its class.
 
-    A prompt keeps its cleaned text: that of an earlier release gives the same tokens again.
+    A prompt keeps its cleaned text, so that one of an earlier release gives the same tokens.
 
     Raises:
-        CheckpointError: it names neither, or the prompt is unusable.
+        CheckpointError: neither is there, or the prompt is unusable.
     """
     if "prompt" not in sample:
         require(where, sample, "class")
@@ -333,9 +333,9 @@ def entry_of(sample: Mapping[str, Any], where: object) -> Prompt | dict[str, Any
 
 
 def _looks(about: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """How metadata have pictures and clips written; less where it is another format now."""
+    """Return scale, frames, fps, quality and format of metadata; another format drops those it lacks."""
     looks = {name: about.get(name) for name in LOOKS}
-    if (looks["scale"] or 0) > MAX_SCALE:  # that of a very small picture, which nobody chose
+    if (looks["scale"] or 0) > MAX_SCALE:  # the automatic scale of a very small picture
         looks["scale"] = None
     wanted, suffix = given.get("format"), Path(given.get("output") or "").suffix.lower()[1:]
     if wanted is None and f".{suffix}" in BY_SUFFIX:
@@ -350,7 +350,10 @@ def _looks(about: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _parts(about: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Names and revisions of a model's files; a part in the model's own folder has its name."""
+    """Return names and revisions of a model's files.
+
+    A part in the model's own folder has the model's name, and is left out.
+    """
     made: dict[str, Any] = {"pins": {}}
     own = about.get("model", {}).get("name")
     for part in PARTS:

@@ -1,7 +1,7 @@
-"""Runs again from files: what a file may ask for, and whether the tokens came out the same.
+"""Repeated runs: recipes of files, the trust that files get, and the comparison of tokens.
 
-A file's words are not trusted. It chooses no name of an output, and no model but those that narcli knows
-or that are on this machine: other ones have to be named by a person. Every field is checked before use.
+Metadata of files are not trusted. They choose no output name, and only models that narcli knows or that are
+on this machine; the user has to name others. Every field is checked before use.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _PARTS = {"model": "model", "tokenizer": "tokenizer", "text_encoder": "text enco
 _HASHES = ("commit", "sha256", "sha256_of_size_and_ends", "sha256_of_names_and_ends")
 SUBJECT = ("classes", "prompts")  # fields that say what to make
 SHOWN = 20  # cells named in a message
-MANY = 1000  # samples that files may have made, in all, without being asked
+MANY = 1000  # samples that files may ask for in all without permission
 
 
 @dataclass(frozen=True)
 class Trust:
-    """What a person said beside the files.
+    """Choices and permissions of the user, beside those of the files.
 
     Args:
-        given: fields of the recipe that go before what the files say.
+            given: fields of the recipe that go before what the files say.
         yes: allows downloads and any number of samples.
         allow: asked with a sentence before a download that a file chose; raises for a no. None refuses.
         warn: told what a person should know.
@@ -48,17 +48,17 @@ class Trust:
 
 
 def recipe_of(path: Path, about: About, trust: Trust) -> Recipe:
-    """The recipe of a file, with the fields given in place of its own.
+    """Make the recipe of a file; fields of ``trust.given`` override its own.
 
     Args:
-        path: the file.
-        about: its metadata, checked.
-        trust: what a person said beside.
+        path: the file, for messages.
+        about: its metadata, as ``media.readers.read_metadata`` returns them.
+        trust: choices and permissions of the user.
 
     Raises:
-        UsageError: fields that do not go together, a model that has to be named, or too many samples.
-        CheckpointError: it does not say enough.
-        NarError: a download was not allowed.
+        UsageError: fields that exclude each other, a model that has to be named, or too many samples.
+        CheckpointError: a field is missing.
+        NarError: a download was refused.
     """
     if "command" in about:
         raise UsageError(f"{path} is of `narcli {about['command'][:40]}`, not of a run that can be repeated.")
@@ -87,18 +87,18 @@ def refused(what: str) -> UsageError:
 
 
 def check_many(files: Sequence[Path], recipes: Sequence[Recipe | None], trust: Trust) -> None:
-    """Refuse more samples, of all the runs together, than files may have made without being asked.
+    """Limit the samples that files ask for, over all runs together, to ``MANY``.
 
-    What a person typed is not counted: their classes or prompts with their ``num``, or that alone for
-    the one sample of one file.
+    Choices of the user do not count: classes or prompts with ``num``, or ``num`` alone for the single
+    sample of a single file.
 
     Args:
-        files: that the recipes are of.
-        recipes: None is the picture of an order.
-        trust: what a person said beside.
+        files: paths of the recipes.
+        recipes: recipes of the files; None stands for the picture of an order.
+        trust: choices and permissions of the user.
 
     Raises:
-        UsageError: there are more.
+        UsageError: more samples without permission.
     """
     of_others = any(name in trust.given for name in SUBJECT)
     subjects = samples = 0
@@ -132,7 +132,7 @@ def _device_here(path: Path, name: str, trust: Trust) -> str:
 
 
 def _parts(path: Path, about: About, kind: str, trust: Trust) -> dict[str, Any]:
-    """Fields of the recipe for the model, tokenizer and text encoder that a file names."""
+    """Return the fields of the recipe for the model, tokenizer and text encoder of a file."""
     parts = {"model": find_part(path, about, "model", kind, trust)}
     part_kinds = {"tokenizer": f"{about['kind']}-tokenizer", "text_encoder": "text-encoder"}
     for part, part_kind in part_kinds.items():
@@ -146,13 +146,12 @@ def _parts(path: Path, about: About, kind: str, trust: Trust) -> dict[str, Any]:
 
 
 def find_part(path: Path, about: About, part: str, kind: str, trust: Trust) -> tuple[str, str | None]:
-    """What a person would give as ``model`` (or another part) for what a file names, and the commit.
+    """Return the value of ``model`` (or another part) for what a file names, and its commit.
 
     Raises:
-        UsageError: it is on somebody's disk, of a repository that nobody here has named, or a commit to
-            download that nobody has allowed.
+        UsageError: a part on another machine's disk, or of a repository that the user has to name.
         CheckpointError: name and repository do not belong together.
-        NarError: the answer is no.
+        NarError: the download was refused.
     """
     from ..hub.selection import cached
 
@@ -200,7 +199,7 @@ def find_part(path: Path, about: About, part: str, kind: str, trust: Trust) -> t
 
 
 def _default(kind: str) -> catalog.Model | None:
-    """The default model, where that is a file or folder."""
+    """Return the default model if it is a file or folder."""
     try:
         model = resolve.resolve(resolve.default_model(kind), kind)
     except NarError:
@@ -209,7 +208,7 @@ def _default(kind: str) -> catalog.Model | None:
 
 
 def warn_of_others(path: Path, about: About, common: About, trust: Trust) -> None:
-    """Say which parts are not those that made the file, unless ones of other names were asked for."""
+    """Warn of each part that differs from the one that made the file, unless the user chose another."""
     for part, what in _PARTS.items():
         then, now = about.get(part), common.get(part)
         if then and now and (then["name"] == now["name"] or not {part, "model"} & set(trust.given)):
@@ -222,12 +221,12 @@ def warn_of_others(path: Path, about: About, common: About, trust: Trust) -> Non
 
 @dataclass(frozen=True)
 class Recorded:
-    """A sample's tokens as a file has them.
+    """Tokens of a sample as a file records them.
 
     Args:
         grid: sizes of their grid.
         sha256: their hash.
-        tokens: in raster order; None where the file has the hash only.
+        tokens: the tokens in raster order; None if the file has the hash only.
     """
 
     grid: tuple[int, ...]
@@ -237,12 +236,12 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A sample's tokens compared.
+    """Comparison of a sample's tokens.
 
     Args:
-        equal: whether they are.
-        cells: that differ, in raster order; None where that cannot be told.
-        words: the same for people.
+        equal: true if all tokens are equal.
+        cells: flat indices of the cells that differ; None if unknown.
+        words: sentence for people.
     """
 
     equal: bool
@@ -251,10 +250,10 @@ class Verdict:
 
 
 def recorded(path: Path, about: About) -> list[Recorded]:
-    """The tokens of each sample of a file; of no more samples than it is of.
+    """Return the recorded tokens of each sample of a file.
 
     Raises:
-        CheckpointError: it holds no hashes, too many, or tokens of other hashes.
+        CheckpointError: no hashes, more than the file has samples, or tokens that differ from their hash.
     """
     if "samples" in about:
         samples = about["samples"]
@@ -276,8 +275,11 @@ def compare(path: Path, before: Sequence[Recorded], run: Finished) -> Iterator[V
 
     Args:
         path: the file, for messages.
-        before: the tokens that it has.
-        run: made from it.
+        before: its recorded tokens.
+        run: end of the run that repeated it.
+
+    Yields:
+        A ``Verdict`` for each sample.
     """
     order = neighbor(tuple(run.common["grid"]))
     for then, now, sample in zip(before, run.documents, run.samples, strict=False):

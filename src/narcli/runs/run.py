@@ -1,4 +1,4 @@
-"""Carry out a recipe: find, load, sample, decode, write. Imports torch only once the files are found."""
+"""Execution of a recipe: find, load, sample, decode, write. Torch is imported once the files are found."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model is ready.
+    """Event: the model is loaded.
 
     Args:
         pipeline: the model.
-        samples: that will be drawn.
-        batch_size: of them that are decoded together.
+        samples: samples to draw.
+        batch_size: samples decoded together.
     """
 
     pipeline: Pipeline
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
 
 def budget(recipe: Recipe, host: Host | None = None, *, reserved: Sequence[Path] = ()) -> Budget:
-    """Say what a run would download, take and write; arguments and errors are those of ``plan``.
+    """Estimate what a run would download, need and write; arguments and errors are those of ``plan``.
 
-    The budget's ``check`` refuses what disk or memory cannot hold.
+    The budget's ``check`` raises if disk or memory is too small.
     """
     planned = plan(recipe, host, reserved=reserved, estimate=True)
     from .budget import Budget
@@ -53,17 +53,17 @@ def budget(recipe: Recipe, host: Host | None = None, *, reserved: Sequence[Path]
 
 
 class Loader:
-    """Loads models, and keeps the last one for a run that needs the same."""
+    """Loader of models that keeps the last one for the next run."""
 
     def __init__(self) -> None:
         self._key: object = None
         self._pipeline: Pipeline | None = None
 
     def load(self, files: Files, recipe: Recipe, clock: Clock, host: Host) -> Pipeline:
-        """Load a model, its prompts encoded before it takes its memory.
+        """Encode the prompts, then load the model.
 
         Raises:
-            NarError: of any kind.
+            NarError: as ``pipeline.load``.
         """
         with clock.timed("import"):
             from ..pipeline import load_files, prompt_encoder
@@ -97,19 +97,20 @@ def run(
     loader: Loader | None = None,
     reserved: Sequence[Path] = (),
 ) -> Generator[Event, None, None]:
-    """Carry out a recipe, and yield what happens.
-
-    ``Loaded`` comes first, then a ``Progress`` for each step and ``Written`` for each file.
-    ``FrontierDecoded`` tells each step of a frontier that is decoded. ``Finished`` comes last.
+    """Carry out a recipe and yield its events.
 
     Args:
-        recipe: all that is asked for.
-        host: whom to ask and tell.
-        loader: of several runs, that keeps the model of the last one.
-        reserved: names of files that are not to be taken.
+        recipe: everything that the run is asked for.
+        host: callbacks of the run.
+        loader: shared by several runs, to keep the model of the last one.
+        reserved: paths that must not be taken.
+
+    Yields:
+        ``Loaded`` first, ``Progress`` for each step, ``Written`` for each file, and ``Finished`` last.
+        ``FrontierDecoded`` comes for each decoded step of the frontier.
 
     Raises:
-        NarError: of any kind; what is written by then is whole.
+        NarError: of any kind; files written before are whole.
     """
     host, loader, clock = host or Host(), loader or Loader(), Clock()
     planned = plan(recipe, host, reserved=reserved)

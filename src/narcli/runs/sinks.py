@@ -1,4 +1,4 @@
-"""Files of a run: samples, their tokens, the frontier, the contact sheet, and what they say of themselves."""
+"""Files of a run: samples, their tokens, the frontier, the contact sheet, and their metadata."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from ..order import Order
     from ..results import Result
 
-MAX_PROMPTS = 50_000  # bytes of prompts in the metadata of what shows several samples
+MAX_PROMPTS = 50_000  # bytes of prompts in the metadata of a file of several samples
 PHASES = ("import", "load", "sample", "decode", "write")
 
 
 class Clock:
-    """Seconds that the phases of a run took."""
+    """Clock of the phases of a run, in seconds."""
 
     def __init__(self) -> None:
         self.began = perf_counter()
@@ -39,7 +39,7 @@ class Clock:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Add the time that the block takes."""
+        """Add the time of the block to a phase."""
         began = perf_counter()
         try:
             yield
@@ -47,23 +47,23 @@ class Clock:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + perf_counter() - began
 
     def total(self) -> dict[str, float]:
-        """The phases so far, and their ``total`` since the clock was made."""
+        """Return the seconds of each phase, and the ``total`` since the clock was made."""
         return self.seconds | {"total": perf_counter() - self.began}
 
 
 @dataclass(frozen=True)
 class Written:
-    """A file, or a folder of frames, is there."""
+    """Event: a file, or a folder of frames, is written."""
 
     path: Path
 
 
 @dataclass(frozen=True)
 class FrontierDecoded:
-    """The frontier's samples are decoded from the tokens known after a step.
+    """Event: the frontier's samples are decoded from the tokens known after a step.
 
     Args:
-        steps: how many there are in all.
+        steps: number of steps in all.
     """
 
     steps: int
@@ -71,17 +71,17 @@ class FrontierDecoded:
 
 @dataclass(frozen=True)
 class Finished:
-    """A run is over.
+    """Event: the run is over.
 
     Args:
-        recipe: of the run.
-        samples: in the order of their files.
-        files: that were written, folders of frames included.
-        common: metadata that all files have.
-        frontier: metadata of the frontier, where there is one.
-        documents: metadata of each sample, and its ``file``.
-        order: in which the tokens were decoded.
-        seconds: that each phase took, and all of it.
+        recipe: its recipe.
+        samples: its samples, in the order of their files.
+        files: paths that were written, folders of frames included.
+        common: metadata of all files.
+        frontier: metadata of the frontier; empty without one.
+        documents: metadata of each sample, with its ``file``.
+        order: decoding order of the tokens.
+        seconds: time of each phase, and the ``total``.
     """
 
     recipe: Recipe
@@ -94,7 +94,7 @@ class Finished:
     seconds: Mapping[str, float]
 
     def document(self) -> dict[str, Any]:
-        """The run as ``--json`` prints it."""
+        """Return the run as JSON, as ``--json`` prints it."""
         return {
             "schema": SCHEMA,
             "files": [str(path) for path in self.files],
@@ -107,15 +107,15 @@ class Finished:
 
 
 class Sinks:
-    """Writes the samples of a run as they come, and what shows several of them.
+    """Writer of a run's samples, frontier and contact sheet.
 
     Args:
-        recipe: of the run.
-        decoder: that made the frames; it decodes partial tokens for the frontier.
-        samples: in the order in which they come.
-        outputs: a file for each.
+        recipe: recipe of the run.
+        decoder: maker of the frames; it decodes partial tokens for the frontier.
+        samples: samples in the order of their results.
+        outputs: a file for each sample.
         common: metadata of the run.
-        clock: told how long decoding and writing take.
+        clock: clock that times decoding and writing.
 
     Raises:
         UsageError: recipe and model do not fit.
@@ -134,20 +134,20 @@ class Sinks:
         self.recipe, self.decoder, self.samples = recipe, decoder, samples
         self.outputs, self.clock = outputs, clock
         self.suffix = suffix_of(recipe, outputs)
-        holistic = decoder.tokenizer.config.holistic  # its tokens leave no choice
+        holistic = decoder.tokenizer.config.holistic  # no token has a place that could be uncovered
         self._mode = recipe.frontier_mode or ("decode" if holistic else "reveal")
         self.common = {**common, **self._fitted()}
         self.files: list[Path] = []
         self.documents: list[dict[str, Any]] = []
         self._kept: list[Result] = []
-        self._started = 0  # samples, of those that are to be written
+        self._started = 0  # samples whose writing has begun
         self._check_metadata()
 
     def write_all(self, results: Sequence[Result]) -> Iterator[Written]:
-        """Write the samples of a batch; one that cannot be written keeps none of the others from it.
+        """Write the samples of a batch; a failure does not stop the others.
 
         Raises:
-            NarError: the first that could not be written, once the others are.
+            NarError: the first failure, once the others are written.
         """
         failed: NarError | None = None
         for result in results:
@@ -165,7 +165,7 @@ class Sinks:
             raise failed
 
     def write_companions(self) -> Iterator[Written | FrontierDecoded]:
-        """Write the frontier crossing the first samples, and the contact sheet of all."""
+        """Write the frontier of the first samples, and the contact sheet of all."""
         from ..media.writers import write_png
         from ..viz.sheets import contact_sheet
 
@@ -184,7 +184,7 @@ class Sinks:
             yield Written(path)
 
     def finished(self) -> Finished:
-        """The run, once all is written."""
+        """Return the event that ends the run."""
         return Finished(
             self.recipe,
             self.samples,
@@ -197,7 +197,7 @@ class Sinks:
         )
 
     def _fitted(self) -> dict[str, Any]:
-        """Check that recipe and model fit; metadata of how the files are written."""
+        """Check that recipe and model fit; return metadata of how the files are written."""
         from ..viz.sheets import auto_scale
 
         recipe, grid, tokenizer = self.recipe, self.decoder.grid, self.decoder.tokenizer.config
@@ -212,7 +212,7 @@ class Sinks:
         return about
 
     def _check_metadata(self) -> None:
-        """Refuse, before the samples are drawn, what no file could hold."""
+        """Check before sampling that the files can hold the metadata."""
         from ..media.writers import encode_metadata
 
         if self.recipe.no_metadata:
@@ -220,7 +220,7 @@ class Sinks:
         num = self._samples_of_each()
         each = map(_about, {sample.entry for sample in self.samples[::num]})
         largest = max(each, key=lambda about: len(json.dumps(about)))
-        dropped = {"dropped": largest.get("cleaned_prompt", "")}  # may come to be said too
+        dropped = {"dropped": largest.get("cleaned_prompt", "")}  # recorded too if the prompt is cut
         tokens = {"tokens": "A" * 6 * min(self.decoder.order.cells, MAX_TOKENS)}
         encode_metadata(self.common | largest | dropped | tokens)
         if self.outputs.companions:
@@ -246,7 +246,7 @@ class Sinks:
             self.files.append(write_tokens(name, grid, own, overwrite=self.recipe.overwrite))
 
     def _write_sample(self, path: Path, clip: Clip, own: dict[str, Any]) -> Path:
-        """Write a picture, or the first frames of a clip in the format wanted; as PNGs where that fails."""
+        """Write a picture, or the wanted frames of a clip; as PNGs if the encoder fails."""
         from ..media.atomic import companion
         from ..media.writers import write_frames, write_png
         from ..results import describe
@@ -273,7 +273,7 @@ class Sinks:
             raise NarError(f"Could not write {path}: {error}", kept) from error
 
     def _write_frontier(self, path: Path) -> Generator[FrontierDecoded, None, Path]:
-        """Write the picture of the frontier; returns its name."""
+        """Write the picture of the frontier and return its path."""
         from ..media.writers import write_gif, write_mp4, write_png
         from ..viz import frontier
 
@@ -303,7 +303,7 @@ class Sinks:
             return write_mp4(path, frames, about, hold_seconds=2, overwrite=over)
 
     def _kept_samples(self) -> int:
-        """Number of samples that are kept after they are written, for what shows several."""
+        """Return the number of samples to keep in memory for frontier and contact sheet."""
         from ..viz.frontier import shown_samples
 
         if self.recipe.sheet:
@@ -311,7 +311,7 @@ class Sinks:
         return 0 if self.recipe.frontier == "none" else shown_samples(self.decoder.order)
 
     def _about_frontier(self) -> dict[str, Any]:
-        """Metadata of the frontier, where there is one."""
+        """Return metadata of the frontier; empty without one."""
         if self.recipe.frontier == "none":
             return {}
         return {"frontier": {"format": self.recipe.frontier, "mode": self._mode}}
@@ -320,7 +320,7 @@ class Sinks:
         return self.samples[-1].seed - self.samples[0].seed + 1
 
     def _about_all(self) -> dict[str, Any]:
-        """Metadata of what shows several samples: ids of classes, or prompts, and the seeds that each has."""
+        """Return metadata of a file of several samples: classes or prompts, seeds and hashes."""
         num = self._samples_of_each()
         hashes = [about["tokens_sha256"] for about in self.documents[:MAX_HASHES]]
         about: dict[str, Any] = {"seed": self.samples[0].seed, "num": num, "samples_sha256": hashes}
@@ -336,7 +336,7 @@ class Sinks:
 
 
 def _about(entry: ClassEntry | Prompt) -> dict[str, Any]:
-    """A class or prompt as metadata, as far as it is known before the run."""
+    """Return a class or prompt as metadata, as known before the run."""
     if isinstance(entry, Prompt):
         return {"prompt": entry.text, "cleaned_prompt": entry.cleaned}
     return {"class": {"id": entry.id, "name": entry.name, "label": entry.label}}
