@@ -55,10 +55,11 @@ def check(path: Path, prefix: str, rules: Mapping[str, Rule], values: Mapping[st
     """
     for key, (expected, holds) in rules.items():
         if key in values and not holds(values[key]):
-            raise CheckpointError(f"{path}: {prefix}{key} is {_show(values[key])}, expected {expected}.")
+            raise CheckpointError(f"{path}: {prefix}{key} is {show(values[key])}, expected {expected}.")
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """Return a value as JSON for a message, shortened."""
     try:
         text = json.dumps(value)
     except RecursionError:

@@ -7,9 +7,12 @@ device.
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor, nn
 
+from ..models.blocks import TransformerConfig
 from ..models.larp import LARPTokenizer
 from ..models.transformer import NARTransformer
 from ..models.vq import VQTokenizer
@@ -40,6 +43,14 @@ def prepare_tokenizer(tokenizer: nn.Module) -> None:
         packed.pack_decoder(tokenizer)
     elif isinstance(tokenizer, LARPTokenizer):
         native.compile_attention(tokenizer)
+
+
+def cache_numbers(config: TransformerConfig, rows: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Count the numbers of the keys and values that a prepared transformer of these sizes keeps."""
+    fused = native.can_fuse(config, dtype, device)
+    return prod(
+        native.cache_shape(config, rows, config.slots) if fused else config.cache_shape(rows, config.slots)
+    )
 
 
 def draw(logits: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:

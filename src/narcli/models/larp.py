@@ -38,7 +38,9 @@ class LARPConfig:
         use_decoder_patch_query_token_type_embed: a learned vector is added to all patch queries.
     """
 
+    kind: ClassVar[str] = "video-tokenizer"
     holistic: ClassVar[bool] = True
+    laid_out: ClassVar[str] = ""
 
     bottleneck_token_num: int = 1024
     codebook_size: int = 8192
@@ -79,6 +81,11 @@ class LARPConfig:
         if prod(grid) != self.bottleneck_token_num:
             raise ValueError(f"clips of {self.bottleneck_token_num} tokens")
         return self.frame_num, self.input_size, self.input_size
+
+    def decoding_bytes(self, grid: tuple[int, ...], itemsize: int) -> int:
+        """Bytes held at once while one clip is decoded, as measured; alike in every number format."""
+        tokens = self.bottleneck_token_num + prod(self.decoder_patches)
+        return 16 * tokens * self.decoder_hidden_size * 4
 
 
 class LARPTokenizer(nn.Module):

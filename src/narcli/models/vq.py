@@ -8,12 +8,15 @@ network sees some consecutive frames as one picture of more channels: one slice 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import prod
+from math import ceil, prod
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+#: Copies of its largest layer that the decoder holds at once, as measured on a CPU; see docs/models.md.
+PLANES = 10
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class VQConfig:
     """
 
     holistic: ClassVar[bool] = False
+    laid_out: ClassVar[str] = "decoder."
 
     ch: int = 128
     ch_mult: tuple[int, ...] = field(default=(1, 1, 2, 2, 4))
@@ -64,6 +68,18 @@ class VQConfig:
         if len(grid) == 2 and self.frames > 1:
             raise ValueError(f"clips, {self.frames} frames a slice")
         return self.frames * prod(grid[:-2]), grid[-2] * self.downsampling, grid[-1] * self.downsampling
+
+    @property
+    def kind(self) -> str:
+        """Name of what a tokenizer of these sizes is."""
+        return "video-tokenizer" if self.frames > 1 else "image-tokenizer"
+
+    def decoding_bytes(self, grid: tuple[int, ...], itemsize: int) -> int:
+        """Bytes held at once while one grid is decoded, in numbers of ``itemsize`` bytes, as measured."""
+        pixels = prod(grid) * (self.downsampling // self.patch) ** 2
+        # Each level has a quarter of the pixels of the one before.
+        largest = pixels * ceil(max(self.ch * m / 4**i for i, m in enumerate(self.ch_mult)))
+        return PLANES * largest * itemsize
 
 
 class VQTokenizer(nn.Module):

@@ -12,8 +12,8 @@ from ..errors import CheckpointError, UsageError
 from ..order import format_grid
 
 if TYPE_CHECKING:
-    from ..checkpoints.formats.transformer import Kind
     from ..checkpoints.text_encoder import T5Encoder
+    from ..models.blocks import Kind
     from ..models.transformer import NARTransformer
     from ..models.vq import VQConfig, VQTokenizer
     from .data import Pictures
