@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import CheckpointError
 
-MAX_CELLS = 2**16
+MAX_CELLS = 2**16  # of a grid of tokens
 
 
 Rule = tuple[str, Callable[[Any], bool]]

@@ -40,7 +40,8 @@ def resolve(name: str | Path, kind: str | None) -> Model:
     elif path := _existing(text):
         path = result_of(path)
         called = path.stem if path.is_file() else path.resolve().name
-        model = Model(called, kind or "image", path=path, tokenizer=lent_tokenizer(path))
+        other = lender(path)
+        model = Model(called, kind or "image", path=path, tokenizer=other.name if other else None)
     elif _is_path(text):
         raise UsageError(
             f"There is no file or folder {text}.",
@@ -122,10 +123,11 @@ def no_tokenizer(model: Model) -> UsageError:
     )
 
 
-def lent_tokenizer(path: Path) -> str | None:
-    """Return the row with the tokenizer of the built-in model at a path; None for its own, or other paths."""
+def lender(path: Path) -> Model | None:
+    """Return the built-in model whose tokenizer the built-in model at a path has; None for other paths."""
     folder = (path.parent if path.name == MODEL else path).resolve()
-    return next((row.tokenizer for row in MODELS.values() if row.path and row.path.resolve() == folder), None)
+    name = next((row.tokenizer for row in MODELS.values() if row.path and row.path.resolve() == folder), None)
+    return MODELS[name] if name else None
 
 
 def _row_of(repo: str, file: str | None) -> Model | None:
