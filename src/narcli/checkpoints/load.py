@@ -39,8 +39,7 @@ Tokenizer = VQTokenizer | LARPTokenizer
 M = TypeVar("M", bound=nn.Module)
 MAX_INDEX = 2**24  # bytes of the index of a model in shards
 
-#: By section of a config.json: the file of a narcli folder, its name in messages, and advice to who gives
-#: it as another.
+#: By section of a config.json: file of a narcli folder, name in messages, advice where another is wanted.
 _PARTS = {
     "transformer": (MODEL, "a NAR model", "Give it as --model; --tokenizer takes the tokenizer."),
     "tokenizer": (TOKENIZER, "a tokenizer", "Give it as --tokenizer; --model takes the transformer."),

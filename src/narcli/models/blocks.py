@@ -15,7 +15,7 @@ from ..order import Order, neighbor
 from .plan import Rotary
 
 NORM_EPS = 1e-5
-#: Models make images of classes, images from text, or videos of classes.
+#: Kinds of models: images of classes, images from text, videos of classes.
 Kind = Literal["image", "text", "video"]
 #: Keeps the keys and values of n places and returns those that are seen, as ``Cache.store``.
 Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -55,7 +55,7 @@ class TransformerConfig:
 
     @property
     def kind(self) -> Kind:
-        """Name of what a model of these sizes makes, and of what."""
+        """Kind of a model of these sizes."""
         return "video" if len(self.grid) == 3 else "text" if self.condition == "text" else "image"
 
     @cached_property

@@ -71,7 +71,7 @@ class VQConfig:
 
     @property
     def kind(self) -> str:
-        """Name of what a tokenizer of these sizes is."""
+        """Kind of a tokenizer of these sizes."""
         return "video-tokenizer" if self.frames > 1 else "image-tokenizer"
 
     def decoding_bytes(self, grid: tuple[int, ...], itemsize: int) -> int:
