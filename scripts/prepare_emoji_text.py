@@ -1,4 +1,4 @@
-"""Turn the static Fluent emoji, skin tones included, into pictures with captions (docs/training.md).
+"""Turn the static Fluent emoji, skin tones included, into pictures with captions (docs/notes/training.md).
 
     npm pack @lobehub/fluent-emoji-3d emojibase-data emojilib        # in SOURCE, then unpack
     python scripts/prepare_emoji_text.py SOURCE DATA

@@ -1,4 +1,4 @@
-"""Train the text encoder of `emoji-text` on the phrases of prepare_phrases.py (docs/training.md).
+"""Train the text encoder of `emoji-text` on the phrases of prepare_phrases.py (docs/notes/training.md).
 
     python scripts/train_encoder.py SOURCE DATA OUTPUT --steps 1500
 

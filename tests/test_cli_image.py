@@ -257,7 +257,7 @@ def test_what_a_person_should_know_of_the_files_is_said_once_each(run, tiny, mon
 # --- refusals ------------------------------------------------------------------------------------
 
 MISUSE = [
-    ([], "Nothing says what to make", "--class 207"),
+    ([], "No class or prompt given", "--class 207"),
     (["--class", "golden retreiver"], "no class 'golden retreiver'", "golden retriever"),
     (["--class", 99999], "no class 99999", "Nearest"),
     (["--class", "207,,1"], "empty class", "commas"),

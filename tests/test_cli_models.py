@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from hub_server import sha256
 from narcli.checkpoints.containers import read_tensors
 from narcli.cli import app
-from narcli.errors import HubError, NarError
-from narcli.hub import cache, catalog, defaults, download, locate, resolve, selection, sources
+from narcli.errors import HubError, NarError, UsageError
+from narcli.hub import cache, catalog, defaults, download, library, locate, resolve, selection, sources
 
 DATA = Path(__file__).parent / "data"
 WEIGHTS, CONFIG = (DATA / "c2i.pt").read_bytes(), (DATA / "c2i.json").read_bytes()
@@ -162,6 +162,24 @@ def test_conversion_refuses_what_is_no_model_and_leaves_nothing():
         "models", "convert", DATA / "c2i.pt", "-o", "out", "--tokenizer", DATA / "c2i.pt", code=4
     )
     assert {p.name for p in Path().iterdir()} == {"page.pt"}
+
+
+def test_python_lists_describes_verifies_and_removes_models(here):
+    path = keep(here, "FoundationVision/LlamaGen", "vq_ds16_c2i.pt", (DATA / "vq.pt").read_bytes())
+    entries = {entry.model.name: entry for entry in library.list_models()}
+    assert entries["vq16-c2i"].bytes == path.stat().st_size and entries["vq16-c2i"].found.path == path
+    assert (entries["emoji"].bytes_to_fetch, entries["nar-b-256"].bytes_to_fetch) == (0, 522_000_000)
+    emoji = library.describe("emoji")
+    assert emoji.order.cells == 256 and {Path(file.name).name for file in emoji.files} >= {"config.json"}
+    (checked,) = library.verify(library.inventory("vq16-c2i"))
+    assert checked.error is None and checked.files[0].path == path
+    with pytest.raises(UsageError, match="is built in"):
+        library.plan_removal(["emoji"])
+    removal = library.plan_removal(["vq16-c2i"])
+    assert [(model.name, freed) for model, freed in library.remove(removal)] == [
+        ("vq16-c2i", checked.files[0].bytes)
+    ]
+    assert not path.exists()
 
 
 # --- models of the Hub ---------------------------------------------------------------------------

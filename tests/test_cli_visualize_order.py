@@ -379,6 +379,21 @@ def test_progress_and_notes_stay_off_pipes(capsys):
     assert capsys.readouterr() == ("", "hello\nwarning: careful\n")
 
 
+def test_columns_fold_on_a_terminal_only(monkeypatch, capsys):
+    rows = [("nar", "a note of several words"), ("食べ物", "[b]x[/b] :dog:\x1b[2J")]
+    console.Console().table(rows, ("NAME", "NOTE"))
+    whole = [
+        "NAME    NOTE",
+        "nar     a note of several words",
+        "食べ物  [b]x[/b] :dog:\N{REPLACEMENT CHARACTER}[2J",
+    ]
+    assert capsys.readouterr().out.splitlines() == whole
+    monkeypatch.setattr(console, "is_terminal", lambda stream: True)
+    monkeypatch.setattr(console, "_columns", lambda stream: 20)
+    console.Console().table(rows[:1])
+    assert capsys.readouterr().out.splitlines() == ["nar  a note of", "     several words"]
+
+
 def test_progress_draws_on_a_terminal_and_cleans_up(monkeypatch, capsys):
     monkeypatch.setattr(console, "is_terminal", lambda stream: True)
     monkeypatch.setenv("NO_COLOR", "1")

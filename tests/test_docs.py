@@ -17,6 +17,7 @@ import pytest
 from typer.main import get_command
 
 import narcli
+import test_order
 from narcli import errors as errors_of_narcli
 from narcli.cli import app
 from narcli.cli.models import MAKES
@@ -25,7 +26,7 @@ from narcli.media import metadata
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(narcli.__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CLI, MODELS = ROOT / "docs" / "cli.md", ROOT / "docs" / "models.md"
 REPEATING = ROOT / "docs" / "repeating.md"
 
@@ -144,7 +145,7 @@ def anchors(page):
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page):
     for link in LINK.findall(page.read_text("utf-8")):
         if link.startswith("https://"):
@@ -208,6 +209,21 @@ def test_the_pattern_of_the_python_page_overwrites_nothing(environment, tmp_path
     assert done.returncode == 0, done.stderr
     names = [path.name for path in tmp_path.glob("*.png")]
     assert len(names) == 6 and "nar-image_c208-Labrador_retriever_s1.png" in names
+
+
+def test_the_order_of_the_contributing_page_has_the_properties_of_orders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "CONTRIBUTING.md").read_text("utf-8").split("## Adding an order")[1]
+    names = {}
+    exec(SNIPPET.search(page)[2], names)
+    for sizes in [(1, 1), (3, 4), (5, 2)]:
+        order = names["columns"](sizes)
+        for check in (
+            test_order.test_every_order_decodes_every_cell_once_from_what_is_known,
+            test_order.test_every_place_sees_itself_and_nothing_that_is_fed_later,
+            test_order.test_predecessors_are_fed_by_the_pass_that_reads_them,
+        ):
+            check.hypothesis.inner_test(order)
 
 
 # --- start-up ------------------------------------------------------------------------------------

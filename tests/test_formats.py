@@ -84,7 +84,7 @@ def test_a_format_is_whole(format):
 def test_only_formats_name_families():
     folder = Path(narcli.__file__).parent / "checkpoints"
     families_of_files = {"vq", "larp", "transformer", "others"}
-    for name in ("load", "save", "convert", "conversions"):
+    for name in ("config", "load", "save", "convert", "conversions"):
         tree = ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))
         named = {
             node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1

@@ -538,7 +538,7 @@ def test_a_repository_of_shards_is_called_that(file):
     assert "Name one" not in caught.value.hint
     with pytest.raises(HubError) as caught:
         choose(Model("x", "image", "a/b"), [*shards, "whole.pt"])
-    assert caught.value.hint == "Name one: --model a/b/whole.pt"
+    assert caught.value.hint == "Name one: `model=a/b/whole.pt`"
     alone = ["nar-00001-of-00001.safetensors"]
     assert choose(Model("x", "image", "a/b"), alone) == alone
 

@@ -316,7 +316,10 @@ def test_a_disk_that_fills_in_mid_run_keeps_the_whole_pictures(tiny, here, disk)
 # In MB: too little to load torch at all, and too little for the run once it is loaded.
 @pytest.mark.parametrize(
     ("limit", "code"),
-    [(400, ""), (None, "import torch, narcli.pipeline, narcli.cli.budget, PIL.Image, narcli.viz.frontier\n")],
+    [
+        (400, ""),
+        (None, "import torch, narcli.pipeline, narcli.runs.budget, PIL.Image, narcli.viz.frontier\n"),
+    ],
 )
 def test_out_of_memory_exits_5(limit, code, tiny, here):
     limiting = f"""

@@ -104,6 +104,7 @@ def told_and_taken(hub, *command):
         "image --class 207 --num 16 --scale 16 --grid --frontier none --no-metadata",
         "image --class 207 --num 16",
         "video --class 5 --scale 8 --format gif --frontier none",
+        "video --class 3 --scale 16 --format gif --frontier none",
         "video --class 5 --scale 16 --format mp4 --frontier none",
         "video --class 5 --scale 16 --format webp --frontier none",
         "video --class 5 --frontier mp4 --frontier-mode decode",

@@ -228,7 +228,7 @@ def test_a_tokenizer_with_another_number_of_codes_is_refused(golden):
 def test_a_model_without_a_tokenizer_asks_for_one(golden):
     with pytest.raises(UsageError, match="does not bring its tokenizer") as error:
         narcli.load(golden[0])
-    assert "--tokenizer" in error.value.hint
+    assert "`tokenizer`" in error.value.hint
 
 
 def test_a_repository_without_its_tokenizer_is_refused_before_gigabytes_are_fetched(monkeypatch):
@@ -257,7 +257,7 @@ def test_a_class_list_of_another_length_is_refused(tiny, tmp_path):
 
 
 def test_a_revision_of_a_local_model_is_refused(tiny):
-    with pytest.raises(UsageError, match="--revision is for models of the Hub"):
+    with pytest.raises(UsageError, match="`revision` is for models of the Hub"):
         narcli.load(tiny, revision="main")
 
 

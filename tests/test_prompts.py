@@ -175,7 +175,11 @@ def test_tables_have_a_column_of_prompts(tmp_path, name, content):
         ("a.csv", b"prompt\ndog\ncat, asleep\n", UsageError, "Line 3 of"),
         ("a.jsonl", b'{"prompt": "cat"}\n', UsageError, "not a text file or table"),
         ("a.JSON", b'["cat"]', UsageError, "not a text file or table"),
-        ("a.txt", b'cat\n{"prompt": "cat"}\n', UsageError, "Prompt 2 of"),
+        ("a.txt", b'cat\n{"prompt": "cat"}\n', UsageError, "Line 2 of"),
+        ("a.txt", b"{'prompt': 'cat'}\n", UsageError, "Line 1 of"),  # as Python prints it
+        ("a.txt", b"\nprompt,seed\ncat,3\n", UsageError, "holds titles of a table"),
+        ("a.txt", b"id\tprompt\n1\tcat\n", UsageError, "holds titles of a table"),
+        ("a.csv", b"prompt,num_images\ncat,3\n", UsageError, "column 'num_images'"),
         ("a.txt", b"\n\n", UsageError, "no prompts in"),
         ("a.txt", b"good\n\xe7\x8c\xab\n", UsageError, "Line 2 of"),
         ("a.txt", b"\xff\xfe", CheckpointError, "UTF-16"),
@@ -195,6 +199,21 @@ def test_unusable_files_are_refused_with_a_reason(tmp_path, name, content, error
 def test_text_in_brackets_is_a_prompt(tmp_path):
     (tmp_path / "a.txt").write_text("[a red apple]\n{cat}\n(dog)\n")
     assert [prompt.cleaned for prompt in collect([], tmp_path / "a.txt")] == ["a red apple", "cat", "dog"]
+    assert [prompt.cleaned for prompt in collect(["[a red apple]", "a prompt, cat"])] == [
+        "a red apple",
+        "a prompt, cat",
+    ]
+
+
+@pytest.mark.parametrize("prompt", ['{"prompt": "cat"}', "{'prompt': 'cat'}", ' ["cat", "dog"]'])
+def test_data_in_place_of_a_prompt_is_refused(prompt):
+    with pytest.raises(UsageError, match="is data, not a text"):
+        collect([prompt])
+
+
+def test_a_table_may_begin_with_blank_lines(tmp_path):
+    (tmp_path / "a.csv").write_text("\n\nprompt\ncat\n")
+    assert [prompt.text for prompt in collect([], tmp_path / "a.csv")] == ["cat"]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +243,7 @@ def test_names_of_files_are_made_of_words(prompt, name):
 def test_an_unusable_prompt_of_a_file_is_told_with_its_line(tmp_path, name, content, line):
     bad = {".txt": "\x01", ".csv": "\x01,3", ".tsv": "3\t\x01"}[name[1:]]
     # An unusable prompt on a last line, in a file with a byte order mark.
-    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.replace("\x0c", " ").encode() + bad.encode())
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode() + bad.encode())
     with pytest.raises(UsageError, match=f"Line {line} of "):
         collect([], tmp_path / name)
 

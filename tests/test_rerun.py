@@ -34,12 +34,9 @@ from narcli.checkpoints.load import load_tokenizer
 from narcli.checkpoints.save import save_model
 from narcli.classes import load_table
 from narcli.cli import app
-from narcli.cli.console import Console
-from narcli.cli.decode import _decode
 from narcli.cli.image import image
-from narcli.cli.options import FrontierFormat
-from narcli.cli.rerun import _check_many, _plan, _recorded, rerun
-from narcli.cli.video import shown_fps, video
+from narcli.cli.rerun import rerun
+from narcli.cli.video import video
 from narcli.errors import CheckpointError, NarError, UsageError
 from narcli.hub.catalog import MODELS
 from narcli.hub.locate import fetch
@@ -47,6 +44,9 @@ from narcli.media import readers, writers
 from narcli.media.metadata import FIELDS, RUN, SAMPLE, check_fields, lines, pack_tokens, unpack_tokens
 from narcli.media.readers import read_metadata
 from narcli.media.writers import write_png
+from narcli.runs.decode import Decoders, decode
+from narcli.runs.looks import format_of
+from narcli.runs.repeat import Trust, check_many, recipe_of, recorded
 from test_cli_image import ENVIRONMENT, PROLOGUE, names
 
 #: What a run is told of this machine, and of where its files go: nothing that a file says.
@@ -498,11 +498,10 @@ def test_a_file_keeps_the_commit_of_its_text_encoder(run, here, online, tiny_tex
 
 
 def test_many_samples_are_asked_for_by_a_person(run, here, about):
-    options, console = {"quiet": True, "dry_run": True}, Console(quiet=True)
-    assert _plan(here, about, options | {"num": 5000}, console).num == 5000
-    assert _plan(here, about | {"num": 5000}, options | {"yes": True}, console).num == 5000
+    assert recipe_of(here, about, Trust({"num": 5000})).num == 5000
+    assert recipe_of(here, about | {"num": 5000}, Trust(yes=True)).num == 5000
     with pytest.raises(UsageError, match="asks for 5,000 samples for each"):
-        _plan(here, about | {"num": 5000}, options | {"classes": "cat"}, console)
+        recipe_of(here, about | {"num": 5000}, Trust({"classes": "cat"}))
 
 
 @pytest.mark.parametrize("name", ["kind", "model", "sampling", "seed", "class", "dtype"])
@@ -792,8 +791,9 @@ def test_a_clip_that_fails_does_not_take_the_others_of_its_batch_with_it(run, he
     [(".gif", 8, 100 / 12), (".gif", 50, 50), (".gif", 0.1, 0.1), (".webp", 240, 200), (".mp4", 12.3, 12.3)],
 )
 def test_the_pace_that_is_said_is_the_one_that_is_shown(suffix, fps, shown):
-    assert shown_fps(suffix, fps) == pytest.approx(shown)
-    assert shown_fps(suffix, shown_fps(suffix, fps)) == shown_fps(suffix, fps)
+    shown_fps = format_of(suffix).shown_fps
+    assert shown_fps(fps) == pytest.approx(shown)
+    assert shown_fps(shown_fps(fps)) == shown_fps(fps)
 
 
 # --- for people ----------------------------------------------------------------------------------
@@ -832,10 +832,9 @@ def test_mutated_settings_are_read_or_refused_in_a_sentence(run, here, about, mo
         random.Random(0),
         [None, True, -1, 10**20, 1.5, "", "\x1b[2J", "../..", [], {}, [None], [[]]],
     )
-    given = {"quiet": True, "overwrite": True, "as_json": False, "output": "x.png"}
     run(*IMAGE, "--save-tokens", "-o", "a.png")
-    given["frontier"] = FrontierFormat.none
-    tokens, decoders = here / "a_tokens.safetensors", {}
+    trust = Trust({"overwrite": True, "output": "x.png", "frontier": "none"})
+    tokens, decoders = here / "a_tokens.safetensors", Decoders()
     for _ in range(500):
         lie = copy.deepcopy(chance.choice((about, {**about, "samples": [about]})))
         node = lie
@@ -849,9 +848,9 @@ def test_mutated_settings_are_read_or_refused_in_a_sentence(run, here, about, mo
             check_fields(here, lie)
             assert all(lines(lie))
             with contextlib.suppress(NarError):
-                _plan(here, lie, given, Console(quiet=True))
-                _recorded(here, lie)
-            _decode(tokens, lie, given, Console(quiet=True), decoders, ())
+                recipe_of(here, lie, trust)
+                recorded(here, lie)
+            list(decode(tokens, lie, trust, decoders=decoders))
 
 
 def test_what_is_of_the_hub_is_used_from_this_machine_and_never_fetched_for_a_file(hub, tiny, tmp_path):
@@ -894,11 +893,11 @@ def test_what_is_of_the_hub_is_used_from_this_machine_and_never_fetched_for_a_fi
     ],
 )
 def test_the_limit_of_samples_counts_all_runs_and_files_together(run, here, about, shares, typed, refused):
-    options, console = {"quiet": True, "dry_run": True} | typed, Console(quiet=True)
+    trust = Trust({name: value for name, value in typed.items() if name != "yes"}, "yes" in typed)
 
     def plan():
-        runs = [_plan(here, about | {"num": share}, options, console) for share in shares]
-        _check_many([here], runs, options)
+        recipes = [recipe_of(here, about | {"num": share}, trust) for share in shares]
+        check_many([here], recipes, trust)
 
     if refused:
         with pytest.raises(UsageError, match="asks for"):

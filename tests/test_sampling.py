@@ -140,5 +140,5 @@ def test_draws_are_one_number_a_cell_of_the_samples_own_seed():
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(wrong):
-    with pytest.raises(UsageError, match="--" + next(iter(wrong)).replace("_", "-")):
+    with pytest.raises(UsageError, match="`" + next(iter(wrong)) + "`"):
         SamplingSettings(**wrong)

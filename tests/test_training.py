@@ -24,7 +24,6 @@ from narcli.checkpoints.load import load_tokenizer, load_transformer
 from narcli.checkpoints.save import check_saveable, save_model
 from narcli.cli import app
 from narcli.cli.console import Console
-from narcli.cli.train import check_output, warn_of_untrained
 from narcli.errors import CheckpointError, NarError, UsageError
 from narcli.hub.resolve import resolve
 from narcli.media.atomic import write_atomic
@@ -44,6 +43,7 @@ from narcli.training.loop import (
 )
 from narcli.training.nar import train_nar
 from narcli.training.noise import ROLLOUT_STEPS, Noise, Rollouts
+from narcli.training.start import check_output, warn_of_untrained
 from narcli.training.stop import deferred
 from narcli.training.tokenizer import edges, psnr, train_tokenizer
 from narcli.training.tokens import mark_starts, tokenize
@@ -376,7 +376,7 @@ def test_the_first_token_says_where_a_loop_begins():
     # One that no start before has is left alone, and no other is moved to it.
     assert marked[:, 0].view(3, 4).tolist() == [[5, near[2], near[1], near[3]], near[:4], clips[2]]
     assert torch.equal(marked[:, 1:], tokens[:, 1:]) and torch.equal(tokens, before)
-    with pytest.raises(UsageError, match="--loop-starts is 17, and the tokenizer has 16 codes"):
+    with pytest.raises(UsageError, match="`loop_starts` is 17, and the tokenizer has 16 codes"):
         mark_starts(tokens[:1].expand(17, -1), 17, tokenizer)
 
 
@@ -496,7 +496,7 @@ def test_items_of_clips_are_their_frames_from_each_start_on(clips):
     assert np.array_equal(found, data.images[2, [3, 0]])
     assert data.batch(np.array([1])).shape == (1, 3, 4, 16, 16)
     assert len({d.digest() for d in (data, loops, pieces, around)}) == 4
-    with pytest.raises(UsageError, match="--loop-starts is 3, and there are clips of 4 frames"):
+    with pytest.raises(UsageError, match="`loop_starts` is 3, and there are clips of 4 frames"):
         data.loops(3)
 
 
@@ -680,6 +680,14 @@ def test_what_does_not_go_with_clips_is_refused(clips, folder, larp, tmp_path, a
 
 
 # --- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", [10**5, 2**62])
+def test_labels_that_no_model_could_have_are_refused(label, clips, tmp_path):
+    (clips / "classes.txt").unlink()
+    np.save(clips / "labels.npy", np.array([0, 1, 2, 3, 4, label]))
+    run = train_nar_command(clips, "--tokenizer", tmp_path / "tok", "-o", tmp_path / "run")
+    assert run.exit_code == 2 and f"reach {label:,}, expected below 100,000" in run.stderr
 
 
 @pytest.mark.parametrize(
@@ -1103,6 +1111,29 @@ def test_a_run_means_its_result_and_a_state_is_called_so(folder, tmp_path):
                 use(path)
 
 
+def test_a_part_of_a_run_names_the_result_of_the_run(tmp_path):
+    run = tmp_path / "run"
+    part = run / "encoder"
+    part.mkdir(parents=True)
+    for path in (part / "state.pt", part / "log.jsonl", run / "tokens-0123.npy"):
+        path.touch()
+    for makes, says in (
+        (lambda: None, f"it goes on, and writes {run / 'model'}."),
+        (
+            lambda: save_model(run / "model", tokenizer=VQTokenizer(SMALL)),
+            f"Give {run / 'model'}, its result.",
+        ),
+    ):
+        makes()
+        with pytest.raises(CheckpointError) as caught:
+            resolve(part, None)
+        assert says in caught.value.hint
+    (run / "tokens-0123.npy").unlink()  # a run that has this name by chance
+    with pytest.raises(CheckpointError) as caught:
+        resolve(part, None)
+    assert f"writes {part / 'model'}." in caught.value.hint
+
+
 def test_other_steps_are_refused_with_what_to_do(folder, tmp_path):
     pictures = load_pictures(folder, 16)
     train_tokenizer(pictures, SMALL, settings(steps=1), tmp_path / "run", quiet=True)
@@ -1115,10 +1146,10 @@ def test_classes_without_pictures_are_told(clips, capsys):
     np.save(clips / "labels.npy", np.array([1, 2, 4, 1, 2, 4]))
     (clips / "classes.txt").unlink()
     pictures = load_pictures(clips)
-    warn_of_untrained(pictures, pictures.num_classes, Console(quiet=True))
+    warn_of_untrained(pictures, pictures.num_classes, Console(quiet=True).warn)
     said = capsys.readouterr().err
     assert "Classes without pictures stay untrained: 0, 3. Labels count from 0." in said
-    warn_of_untrained(Pictures(pictures.images, np.arange(6)), 6, Console())
+    warn_of_untrained(Pictures(pictures.images, np.arange(6)), 6, Console().warn)
     assert not capsys.readouterr().err
 
 

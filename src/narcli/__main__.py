@@ -1,4 +1,4 @@
-"""``python -m narcli`` is the command ``narcli``."""
+"""Run the command ``narcli`` as ``python -m narcli``."""
 
 import sys
 

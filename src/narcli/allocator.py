@@ -1,8 +1,8 @@
-"""Settings of a process that suit large tensors: huge pages, freed memory that is kept, short waits awake.
+"""Process settings for large tensors: huge pages, kept memory, short spinning of threads.
 
 By default glibc gives large blocks back to the system when they are freed, and the next tensor of that size
-costs a page fault every 4 KiB. GCC's OpenMP lets threads wait awake for milliseconds, even where another
-process needs the processor. For the commands only: it is for a program to decide, not for a library.
+costs a page fault every 4 KiB. GCC's OpenMP lets threads spin for milliseconds, even where another
+process needs the processor. Only the commands call this, since a library must not change its process.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 #: Blocks below this come from the heap; the largest value that mallopt takes.
 HEAP_BLOCK = 32 * 2**20
-#: Rounds that a thread of GCC's OpenMP waits awake; see docs/speed.md.
+#: Rounds that a thread of GCC's OpenMP spins; see docs/notes/speed.md.
 SPINS = 3000
 
 
 def keep_memory() -> None:
-    """Choose the settings, where the system has them; call before torch is imported."""
+    """Apply the settings that the system has; call it before torch is imported."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first allocation
     if "OMP_WAIT_POLICY" not in os.environ:  # read when torch loads OpenMP, as this is
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
@@ -31,7 +31,7 @@ def keep_memory() -> None:
 
 
 def give_back() -> None:
-    """Give freed memory that was kept back to the system, where it has a way."""
+    """Return kept memory to the system, if its C library can."""
     trim = _of_libc("malloc_trim")
     if trim is not None:
         trim(0)

@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .checkpoints.load import Tokenizer, load_tokenizer
+from .checkpoints.load import load_tokenizer
 from .devices import choose_device, choose_dtype, memory_guard
 from .errors import CheckpointError
 from .kernels import prepare_tokenizer
+from .models.tokenizer import Tokenizer
 from .order import Order, format_grid, neighbor
 from .settings import DECODED_TOGETHER
 
@@ -29,14 +30,14 @@ def _check_grid(who: str, grid: tuple[int, ...], tokenizer: Tokenizer, path: Pat
     except ValueError as error:
         raise CheckpointError(
             f"{who} grids of {format_grid(grid)} tokens, and the tokenizer {path} is for {error}.",
-            "They do not belong together; give the right --tokenizer.",
+            "They do not belong together; give the right `tokenizer`.",
         ) from None
 
 
 def load_decoder(
     path: Path, grid: tuple[int, ...], device: str = "auto", dtype: str = "auto"
 ) -> TokenDecoder:
-    """Load what turns tokens into pictures; no transformer is needed.
+    """Load a tokenizer that turns tokens into pictures, without a transformer.
 
     Args:
         path: a tokenizer, a file or a folder.
@@ -48,7 +49,7 @@ def load_decoder(
         UsageError, CheckpointError, MemoryLimitError: as ``load``.
     """
     place = choose_device(device)
-    with memory_guard("Try --dtype bfloat16."):
+    with memory_guard("Try `dtype=bfloat16`."):
         tokenizer = load_tokenizer(path, dtype=choose_dtype(dtype, place), device=place, keep=True)
         prepare_tokenizer(tokenizer)
     _check_grid("The tokens are", grid, tokenizer, path)
@@ -56,7 +57,7 @@ def load_decoder(
 
 
 class Decodes(ABC):
-    """What turns tokens into pictures or clips: a tokenizer, and the grid that the tokens are on."""
+    """Base of everything that turns tokens into pictures or clips: a tokenizer and a token grid."""
 
     tokenizer: Tokenizer
 
@@ -74,23 +75,23 @@ class Decodes(ABC):
 
     @torch.inference_mode()
     def decode(self, tokens: Tensor) -> list[Clip]:
-        """Clips of tokens, pictures as clips of one frame.
+        """Decode tokens to B clips; a picture is a clip of one frame.
 
         Args:
-            tokens: (B, N) int64 in raster order; -1, not known, is decoded as the average code.
+            tokens: (B, N) int64 in raster order; -1 (missing) is decoded as the average code.
         """
         codes = tokens.to(self.device)
         vectors = self.tokenizer.quantize(codes.clamp(min=0))  # (B, N, C)
         if bool((codes < 0).any()):
             vectors = torch.where((codes < 0)[..., None], self._average_code, vectors)
-        # One at a time on a CPU: as quick, a sixteenth of the memory, and the same in every batch.
+        # One at a time on a CPU: equally fast, a sixteenth of the memory, and equal in every batch.
         parts = vectors.split(1 if self.device.type == "cpu" else DECODED_TOGETHER)
         grid, limits = self.grid, self.tokenizer.pixel_range
         decoded = (self.tokenizer.decode_vectors(part, grid) for part in parts)
         return [clip for pixels in decoded for clip in to_clips(pixels, limits)]
 
     def partials(self, tokens: Sequence[Tensor]) -> Iterator[list[Clip]]:
-        """For each step of the order, the clips of what is known after it: B times (N,) -> B a step."""
+        """Decode, for each step of the order, the tokens so far: B times (N,) -> B clips a step."""
         known_at, stacked = torch.tensor(self.order.step_of), torch.stack(list(tokens))
         for step in range(len(self.order.steps)):
             yield self.decode(torch.where(known_at <= step, stacked, -1))
@@ -102,12 +103,12 @@ class Decodes(ABC):
 
     @cached_property
     def order(self) -> Order:
-        """In which the cells of a picture or clip are decoded."""
+        """Decoding order of the grid."""
         return neighbor(self.grid)
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """Device that the tokenizer runs on."""
         return next(self.tokenizer.parameters()).device
 
     @property
@@ -125,7 +126,7 @@ class Decodes(ABC):
 
 @dataclass(frozen=True, repr=False)
 class TokenDecoder(Decodes):
-    """A tokenizer alone, for tokens that are there already; ``sizes`` are those of their grid."""
+    """A tokenizer alone, for existing tokens; ``sizes`` are those of their grid."""
 
     tokenizer: Tokenizer
     sizes: tuple[int, ...]
@@ -142,11 +143,11 @@ def hash_tokens(tokens: Tensor) -> str:
 
 
 def to_clips(pixels: Tensor, limits: tuple[float, float] = (-1.0, 1.0)) -> list[Clip]:
-    """Tokenizer output to RGB.
+    """Convert tokenizer output to RGB pictures.
 
     Args:
         pixels: (B, 3, H, W) or (B, 3, frames, H, W); values outside of ``limits`` are clamped.
-        limits: the values of black and white.
+        limits: values of black and white.
     """
     black, white = limits
     levels = (pixels.float().clamp(black, white) - black) * (255 / (white - black))

@@ -1,4 +1,4 @@
-"""Where and how precisely a model runs, and what it means to run out of memory there."""
+"""Devices and number formats of models, and errors about a shortage of memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device of that name; ``auto`` is the first there is of cuda, mps and cpu.
+    """Choose a device by name; ``auto`` is the first present of cuda, mps and cpu.
 
     Raises:
         UsageError: unknown, or not present here.
@@ -32,7 +32,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The number format of that name; ``auto`` is bfloat16 where the device computes with it, else float32.
+    """Choose a number format by name; ``auto`` is bfloat16 if the device computes with it, else float32.
 
     Raises:
         UsageError: not one of ``DTYPES``.
@@ -52,14 +52,14 @@ def dtype_name(dtype: torch.dtype) -> str:
 def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":  # the probes of processors are young and differ between releases of torch
+    if device.type == "cpu":  # the probes of processors differ between releases of torch
         probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return any(getattr(torch.cpu, probe, bool)() for probe in probes)
     return False
 
 
 def release(device: torch.device) -> None:
-    """Give back the memory of what is no longer used, errors that were caught included."""
+    """Free unused memory of a device, also that held by caught errors."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -69,7 +69,7 @@ def release(device: torch.device) -> None:
 
 @contextmanager
 def memory_guard(hint: str) -> Iterator[None]:
-    """Turn the many ways of running out of memory into one error.
+    """Context that turns every error about a shortage of memory into one kind.
 
     Raises:
         MemoryLimitError: in place of torch's or Python's own.

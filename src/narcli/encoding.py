@@ -1,7 +1,8 @@
-"""Prompts to conditions: encoded once, kept on disk, the encoder in memory only meanwhile.
+"""Conditions of prompts, encoded once and cached on disk.
 
-A cache in the user's cache folder holds what the encoder said of each cleaned prompt, so that the next
-run with that prompt loads no encoder and does not import transformers. It is bounded, and may be removed.
+The encoder is in memory only while it encodes. The cache, in the user's cache folder, holds the features of
+each cleaned prompt. A run with a cached prompt loads no encoder and does not import transformers. The cache
+is bounded, and may be removed at any time.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError, NarError
 from .hub.sources import EncoderFiles
+from .media import atomic
 from .media.atomic import write_atomic
 from .prompts import Prompt, shorten
 
@@ -25,19 +27,19 @@ if TYPE_CHECKING:
     from .checkpoints.text_encoder import Encoded
 
 MAX_CACHED = 2**28  # bytes of the cache; the oldest go first
-CHUNK = 1024  # prompts encoded at a time and held in memory
+CHUNK = 1024  # prompts that are encoded and held in memory together
 
 
 class PromptEncoder:
     """Conditions of prompts, from the cache or from a T5 encoder that is loaded only to encode.
 
     Args:
-        files: of the encoder.
+        files: files of the encoder.
         tokens: condition tokens of the transformer.
-        width: of the features that it takes.
-        device: where the encoder runs; ``auto`` as everywhere.
+        width: width of the features that the transformer takes.
+        device: where the encoder runs; ``auto`` chooses.
         dtype: ``bfloat16`` or ``float32``.
-        warn: is told of each prompt that was cut, and what was dropped.
+        warn: called with a sentence for each prompt that is cut.
     """
 
     def __init__(
@@ -55,15 +57,15 @@ class PromptEncoder:
 
     @property
     def source(self) -> dict[str, Any]:
-        """What metadata says of the encoder."""
+        """The encoder's entry in metadata."""
         return self.files.about() | {"dtype": self.dtype}
 
     def encode(self, prompts: Iterable[Prompt], least: int = 0) -> None:
-        """Encode the first ``CHUNK`` of the prompts that differ, and forget those of before.
+        """Encode the first ``CHUNK`` different prompts, and drop earlier ones from memory.
 
         Args:
-            prompts: in the order in which they will be asked for.
-            least: so many of the prompts in any case.
+            prompts: in the order in which they will be needed.
+            least: number of leading prompts that are encoded in any case.
 
         Raises:
             CheckpointError: the encoder cannot be used, or does not belong to the transformer.
@@ -89,7 +91,7 @@ class PromptEncoder:
     def condition(self, prompts: Sequence[Prompt], upcoming: Iterable[Prompt] = ()) -> tuple[Tensor, Tensor]:
         """Features of B prompts, left-padded: (B, C, width), and (B, C) bool, true for padding.
 
-        Those that are not encoded yet are, with those that come after them; errors are those of ``encode``.
+        Missing prompts are encoded, together with upcoming ones; errors are those of ``encode``.
         """
         from .checkpoints.text_encoder import left_pad
 
@@ -98,17 +100,17 @@ class PromptEncoder:
         return left_pad([self._known[prompt.cleaned].features for prompt in prompts], self.tokens)
 
     def about(self, prompt: Prompt) -> dict[str, str]:
-        """An encoded prompt as metadata: as typed, as cleaned, and the end that did not fit, if any."""
+        """Fields of an encoded prompt in metadata: as typed, as cleaned, and its dropped end, if any."""
         dropped = self._known[prompt.cleaned].dropped
         about = {"prompt": prompt.text, "cleaned_prompt": prompt.cleaned}
         return about | ({"dropped": dropped} if dropped else {})
 
     def _run_encoder(self, texts: Sequence[str]) -> dict[str, Encoded]:
-        """Load the encoder, run it, release it."""
+        """Load the encoder, encode the texts, and release the encoder."""
         from .devices import DTYPES, choose_device, memory_guard, release
 
         device = choose_device(self.device)
-        with memory_guard("The text encoder is too large; try --text-device cpu."):
+        with memory_guard("The text encoder is too large; try `text_device=cpu`."):
             from .checkpoints.text_encoder import T5Encoder
 
             folder = self.files.folder()
@@ -117,7 +119,7 @@ class PromptEncoder:
                 raise CheckpointError(
                     f"The text encoder {folder.name} makes features of {encoder.width} numbers, "
                     f"and the model takes {self.width}.",
-                    "They do not belong together; give the right --text-encoder.",
+                    "They do not belong together; give the right `text_encoder`.",
                 )
             found = {text: encoder.encode(text, self.tokens) for text in texts}
             del encoder
@@ -133,12 +135,12 @@ class PromptEncoder:
 
 
 def encoder_dtype(dtype: str) -> str:
-    """What an encoder computes in, where the model computes in ``dtype``: bfloat16, or float32 likewise."""
+    """Number format of an encoder for a model in ``dtype``: float32 for float32, else bfloat16."""
     return "float32" if dtype == "float32" else "bfloat16"
 
 
 def all_cached(files: EncoderFiles, prompts: Iterable[Prompt], dtype: str) -> bool:
-    """Whether the cache has all prompts, as far as can be told without torch."""
+    """Tell, without torch, whether the cache has files for all prompts."""
     numbers = encoder_dtype(dtype)
     return all(cached_path(files.identity, numbers, prompt.cleaned).is_file() for prompt in prompts)
 
@@ -147,14 +149,14 @@ def all_cached(files: EncoderFiles, prompts: Iterable[Prompt], dtype: str) -> bo
 
 
 def cache_folder() -> Path:
-    """Where encoded prompts are kept; removing it costs no more than the time to encode again."""
+    """Folder of encoded prompts; it may be removed at any time."""
     from platformdirs import user_cache_path
 
     return user_cache_path("narcli") / "prompts"
 
 
 def cached_path(identity: str, dtype: str, text: str) -> Path:
-    """The file of a cleaned prompt and an encoder."""
+    """Cache file of a cleaned prompt and an encoder."""
     from hashlib import sha256
 
     key = sha256("\0".join(("1", identity, dtype, text)).encode()).hexdigest()
@@ -162,7 +164,7 @@ def cached_path(identity: str, dtype: str, text: str) -> Path:
 
 
 def read_cached(identity: str, dtype: str, text: str, tokens: int) -> Encoded | None:
-    """What is kept of a prompt, where it serves a transformer of that many condition tokens."""
+    """Read cached features of a prompt; None if there are none for that many condition tokens."""
     from safetensors import SafetensorError, safe_open
 
     from .checkpoints.text_encoder import Encoded
@@ -172,17 +174,17 @@ def read_cached(identity: str, dtype: str, text: str, tokens: int) -> Encoded | 
         with safe_open(path, "pt") as file:
             about, features = file.metadata() or {}, file.get_tensor("features").clone()
         dropped, limit = about["dropped"], int(about["tokens"])
-    except (OSError, SafetensorError, KeyError, ValueError):  # not there, damaged, or of another narcli
+    except (OSError, SafetensorError, KeyError, ValueError):  # missing, damaged, or of another release
         return None
     if features.dim() != 2 or not 0 < len(features) <= tokens or (dropped and limit != tokens):
         return None
     with suppress(OSError):
-        os.utime(path)  # the oldest are those not used for longest
+        os.utime(path)  # the age of a file counts from its last use
     return Encoded(features, dropped)
 
 
 def write_cached(identity: str, dtype: str, text: str, tokens: int, encoded: Encoded) -> None:
-    """Keep an encoded prompt; a cache that cannot be written to is done without."""
+    """Write an encoded prompt to the cache; do nothing if the cache cannot be written."""
     from safetensors.torch import save
 
     about = {"dropped": encoded.dropped, "tokens": str(tokens)}
@@ -193,11 +195,4 @@ def write_cached(identity: str, dtype: str, text: str, tokens: int, encoded: Enc
 
 def prune(most: int = MAX_CACHED) -> None:
     """Remove the files of the cache that were not used for longest, beyond ``most`` bytes in all."""
-    with suppress(OSError):
-        files = [(path.stat(), path) for path in cache_folder().iterdir()]
-        total = sum(stat.st_size for stat, _ in files)
-        for stat, path in sorted(files, key=lambda item: item[0].st_mtime):
-            if total <= most:
-                break
-            path.unlink(missing_ok=True)
-            total -= stat.st_size
+    atomic.prune(cache_folder(), most)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import signal
 
-#: Those of a person and of the system, which come first.
+#: Signals of a person and of the system, in order of precedence.
 ASKED = ("SIGINT", "SIGTERM", "SIGHUP")
-#: Left alone, of those that exist: what cannot be handled, stops or disturbs nobody, or reports a fault.
+#: Signals left alone: they cannot be handled, do not end the process, or report a fault.
 #: Python ignores ``SIGPIPE`` and ``SIGXFSZ``, which are errors of a write then.
 LEFT_ALONE = (
     *("SIGKILL", "SIGSTOP", "SIGCONT", "SIGTSTP", "SIGTTIN", "SIGTTOU"),

@@ -9,10 +9,11 @@ if TYPE_CHECKING:
 
 
 class NarError(Exception):
-    """Something went wrong that a person can act on.
+    """Base of errors that a person can act on.
 
     Args:
-        message: what happened, naming the offending value and what was expected.
+        message: what happened, naming the offending value and what was expected. An argument is in
+            backquotes; the command line spells it as its option.
         hint: what to do next, or None.
     """
 
@@ -23,6 +24,9 @@ class NarError(Exception):
         self.message = message
         self.hint = hint
 
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}" if self.hint else self.message
+
 
 class UsageError(NarError):
     """An option or argument that cannot be used: exit code 2."""
@@ -31,7 +35,7 @@ class UsageError(NarError):
 
 
 class DeclinedError(NarError):
-    """A person answered a question with no: what that means, in a sentence. Exit code 1, and no error."""
+    """A person declined; the message tells the consequence. Exit code 1, reported as no error."""
 
 
 class HubError(NarError):
@@ -52,8 +56,8 @@ class MemoryLimitError(NarError):
     exit_code = 5
 
 
-#: In messages: of the allocators of torch for cuda and mps, for the CPU, and of oneDNN; of the system, and of
-#: its loader of libraries.
+#: Parts of messages: of torch's allocators for cuda, mps and CPU, of oneDNN, of the system and its loader
+#: of libraries.
 _SHORTAGE = (
     *("out of memory", "allocate memory", "not enough memory", "bad_alloc", "create a memory"),
     "failed to map segment",
@@ -61,18 +65,18 @@ _SHORTAGE = (
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether an error of Python or torch means that there was not enough memory."""
-    said = str(error).lower() if isinstance(error, RuntimeError | ImportError | OSError) else ""
-    return isinstance(error, MemoryError) or any(words in said for words in _SHORTAGE)
+    """Tell whether an error of Python or torch means a shortage of memory."""
+    message = str(error).lower() if isinstance(error, RuntimeError | ImportError | OSError) else ""
+    return isinstance(error, MemoryError) or any(words in message for words in _SHORTAGE)
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error, for a message."""
+    """First line of an error's text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 
 def nearest(text: str, names: Iterable[str], n: int = 3) -> list[str]:
-    """At most ``n`` names that may have been meant: those a slip or two away, then those alike."""
+    """At most ``n`` similar names: those at most two typing errors away, then others."""
     from difflib import get_close_matches
 
     typed, by_key = text[:60].casefold().strip(), {name.casefold(): name for name in names}
@@ -83,7 +87,7 @@ def nearest(text: str, names: Iterable[str], n: int = 3) -> list[str]:
 
 
 def _slips(a: str, b: str) -> int:
-    """How many letters were lost, added, changed, or swapped with the next, from ``a`` to ``b``."""
+    """Count typing errors from ``a`` to ``b``: letters lost, added, changed or swapped."""
     rows = [list(range(len(b) + 1))]
     for i, left in enumerate(a, 1):
         row = [i]

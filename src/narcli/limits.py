@@ -1,4 +1,4 @@
-"""Memory that a process may take, on its device."""
+"""Memory available to a process on its device."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 
 
 def available(device: torch.device, own: bool = True) -> int | None:
-    """Bytes that a run may take on a device; None where not known.
+    """Bytes that a run may take on a device; None if unknown.
 
-    On a CPU: what Linux calls available, and swap, within the limits of the process and its control group.
+    On a CPU: available memory and swap of Linux, within the limits of the process and its control groups.
 
     Args:
         device: where it runs.
-        own: whether what this process holds already is included.
+        own: include memory that this process already holds.
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0]) + own * torch.cuda.memory_reserved(device)
@@ -27,17 +27,17 @@ def available(device: torch.device, own: bool = True) -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     import resource
 
-    held = own * process.get("RssAnon", 0)
-    found = [system.get("MemAvailable", 0) + system.get("SwapFree", 0) + held]
+    own_bytes = own * process.get("RssAnon", 0)
+    limits = [system.get("MemAvailable", 0) + system.get("SwapFree", 0) + own_bytes]
     for kind, taken in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
         limit = resource.getrlimit(kind)[0]
         if limit != resource.RLIM_INFINITY:
-            found.append(limit - process.get(taken, 0) + held)
-    return max(0, min([*found, *(most - taken + held for most, taken in _control_groups())]))
+            limits.append(limit - process.get(taken, 0) + own_bytes)
+    return max(0, min([*limits, *(most - taken + own_bytes for most, taken in _control_groups())]))
 
 
 def sizes_told(path: Path) -> dict[str, int]:
-    """The sizes of a file of ``/proc`` in bytes, by name."""
+    """Read the sizes in a file of ``/proc``, in bytes, by name."""
     lines = (line.split() for line in path.read_text().splitlines())
     return {words[0][:-1]: int(words[1]) * 1024 for words in lines if words[2:] == ["kB"]}
 
@@ -47,8 +47,8 @@ def _control_groups() -> list[tuple[int, int]]:
 
     A container sees its own group at the root, under a name that may not exist there.
     """
-    found, root = [], Path("/sys/fs/cgroup")
-    # Files of the limit, and the lines of memory.stat that cannot be dropped, as cached files can.
+    groups, root = [], Path("/sys/fs/cgroup")
+    # Files of the limit, and the lines of memory.stat for memory that the system cannot drop.
     version_1 = root / "memory", "memory.limit_in_bytes", ("total_rss", "total_shmem")
     version_2 = root, "memory.max", ("anon", "shmem")
     try:
@@ -68,9 +68,9 @@ def _control_groups() -> list[tuple[int, int]]:
         for folder in (group, *group.parents):
             if not folder.is_relative_to(mount):
                 break
-            with suppress(OSError, ValueError):  # no limit here, or "max"
+            with suppress(OSError, ValueError):  # no limit, or "max"
                 most = int((folder / file).read_text())
                 stat = (text.split() for text in (folder / "memory.stat").read_text().splitlines())
                 taken = {key: int(value) for key, value in stat}
-                found.append((most, sum(taken.get(kind, 0) for kind in kinds)))
-    return found
+                groups.append((most, sum(taken.get(kind, 0) for kind in kinds)))
+    return groups

@@ -23,7 +23,7 @@ from .hub.selection import Fetched
 from .hub.sizes import Networks, networks_of
 from .kernels import cache_numbers
 from .limits import available, sizes_told
-from .models.protocols import TokenizerConfig
+from .models.tokenizer import TokenizerConfig
 from .order import neighbor
 from .settings import DECODED_TOGETHER
 
@@ -37,6 +37,7 @@ LOGITS = 8  # copies of a step's logits that drawing holds at once
 RGB, PALETTE = 4, 1
 GIF = RGB + 3 * PALETTE  # of each frame of an animation: itself, its palette frame, and Pillow's two copies
 COLORS = 90  # of one frame, while its colours are counted
+REPEATED = 8  # of each frame of a clip, while colours of its moving shades are fitted
 PNG, DETAIL = 3, 0.4  # of a compressed picture at most; and what each pixel of an enlarged one adds
 PIPED = 9  # of one frame on its way to ffmpeg
 FFMPEG, AHEAD = 5, 60  # of each frame in ffmpeg, which looks ahead so many
@@ -186,7 +187,7 @@ def _files(
     enlarged = RGB * large * frames * (scale > 1)
     encoder = {
         ".mp4": _ffmpeg(large, many),
-        ".gif": (GIF - RGB) * large * many + COLORS * large,
+        ".gif": (GIF - RGB + REPEATED) * large * many + COLORS * large,
         ".webp": WEBP * large,
     }
     writing = [enlarged + encoder.get(files.suffix, png)]

@@ -3,8 +3,7 @@
 An order is a list of passes. The network and the sampler execute passes and know no paradigm. The orders are
 the generators at the end: ``neighbor`` (NAR, arXiv 2503.10696 section 3.1), ``raster`` (LlamaGen), ``zipar``
 (ZipAR, arXiv 2412.04062), ``regions`` (PAR, arXiv 2412.15119) and ``scales`` (VAR, arXiv 2404.02905). Pure
-Python: nothing here knows of tensors. Longer than 400 lines, since the data and all generators are read
-together.
+Python, without tensors. Longer than 400 lines, since the data and all generators are read together.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from .errors import UsageError
 
 #: Names of the axis heads, counted from the last axis: W, H, T.
 HEADS = ("right", "down", "back")
-#: In a Feed or Source: no cell, no position, no learned row; the last condition token.
+#: In a Feed: no cell, no position, no learned row. In a Source: the last condition token.
 NONE = -1
 
 
@@ -31,9 +30,9 @@ class Feed(NamedTuple):
     Args:
         token: cell whose token is embedded; ``NONE`` for a learned row, or an input that the network makes.
         place: cell whose position it has; ``NONE`` for no position.
-        slot: where its key and value are kept, counted after the condition. One that is taken is overwritten.
-        sees: number of leading slots that it attends to, with the condition. Those that nothing was written
-            to count as keys and values of zero.
+        slot: slot of its key and value, counted after the condition. A slot in use is overwritten.
+        sees: number of leading slots that it attends to, besides the condition. Slots that nothing was
+            written to count as keys and values of zero.
         learned: row of the learned embeddings, or ``NONE``.
     """
 
@@ -63,11 +62,11 @@ class Pass:
     """One forward pass of the network.
 
     Args:
-        cells: flat indices of the cells that it decodes, n of them.
-        sources: for each of them the terms of its logits.
-        feeds: what is fed; nothing in the first pass of most orders, which reads the condition.
+        cells: flat indices of the n cells that it decodes.
+        sources: terms of the logits of each cell.
+        feeds: places fed to the network; none in the first pass of most orders, which reads the condition.
         clock: number that ``cfg_interval`` is compared with.
-        share: of the guidance scale's excess over 1 that is used.
+        share: share of the guidance scale's excess over 1 that is used.
     """
 
     cells: tuple[int, ...]
@@ -91,14 +90,14 @@ class Order:
 
     Args:
         sizes: grid sizes, one to three axes: ``(16, 16)`` = (H, W), ``(4, 16, 16)`` = (T, H, W).
-        name: as people type it, such as ``neighbor`` or ``zipar:8``.
+        name: name with its parameters, such as ``neighbor`` or ``zipar:8``.
         panels: grids that pictures of the order show side by side; cells are numbered through all of them.
         heads: names of the axis heads that it reads, from the first.
-        rule: makes the passes.
-        learned: rows of learned embeddings that it feeds.
+        rule: generator of the passes; None is that of ``neighbor``.
+        learned: number of learned embeddings that it feeds.
 
     Raises:
-        UsageError: when there are no axes, more than three, or a size below 1.
+        UsageError: no axes, more than three, or a size below 1.
     """
 
     sizes: tuple[int, ...]
@@ -115,12 +114,12 @@ class Order:
 
     @property
     def cells(self) -> int:
-        """Number of cells, of all panels; also the number of passes of raster order."""
+        """Number of cells of all panels, which is also the number of passes of raster order."""
         return sum(map(prod, self.panels))
 
     @cached_property
     def passes(self) -> tuple[Pass, ...]:
-        """The passes, first to last."""
+        """All passes in order."""
         return tuple(self.rule() if self.rule is not None else _neighbor_passes(self.sizes))
 
     @cached_property
@@ -131,11 +130,11 @@ class Order:
     @cached_property
     def step_of(self) -> tuple[int, ...]:
         """The pass that decodes each cell, by flat index."""
-        found = [NONE] * self.cells
+        steps = [NONE] * self.cells
         for index, cells in enumerate(self.steps):
             for cell in cells:
-                found[cell] = index
-        return tuple(found)
+                steps[cell] = index
+        return tuple(steps)
 
     @cached_property
     def generation(self) -> tuple[int, ...]:
@@ -144,12 +143,12 @@ class Order:
 
     @cached_property
     def slots(self) -> int:
-        """Slots that keys and values take, those of the condition aside."""
+        """Number of slots of keys and values, without those of the condition."""
         return 1 + max((feed.slot for step in self.passes for feed in step.feeds), default=NONE)
 
     @cached_property
     def has_holes(self) -> bool:
-        """Whether a place attends to a slot that nothing was written to."""
+        """True if a place attends to a slot that nothing was written to."""
         written: set[int] = set()
         for step in self.passes:
             written.update(feed.slot for feed in step.feeds)
@@ -171,35 +170,35 @@ class Order:
         """Coordinates of a flat index.
 
         Raises:
-            IndexError: when the cell is outside the grid.
+            IndexError: the cell is outside the grid.
         """
         if not 0 <= cell < prod(self.sizes):
             raise IndexError(f"cell {cell} is outside the grid {format_grid(self.sizes)}")
         return tuple(cell // stride % size for stride, size in zip(self.strides, self.sizes, strict=True))
 
     def head_axis(self, head: str) -> int:
-        """The axis along which ``head`` predicts: ``right`` is the last one.
+        """Axis along which a head predicts: ``right`` is the last one.
 
         Raises:
-            ValueError: when the order has no such head.
+            ValueError: the order has no such head.
         """
         return len(self.sizes) - 1 - self.heads.index(head)
 
     def predecessors(self, cell: int) -> tuple[Predecessor, ...]:
-        """The cells whose tokens predict ``cell``, by head; none where only the condition does."""
+        """Cells whose tokens predict ``cell``, by head; none if only the condition does."""
         index, place = self._found_at[cell]
         step = self.passes[index]
-        found = []
+        result = []
         for source in step.sources[place]:
             token = step.feeds[source.feed].token if source.feed != NONE else NONE
             if token != NONE:
                 head = self.heads[source.head]
-                found.append(Predecessor(self.head_axis(head), token, head))
-        return tuple(found)
+                result.append(Predecessor(self.head_axis(head), token, head))
+        return tuple(result)
 
     @cached_property
     def _found_at(self) -> dict[int, tuple[int, int]]:
-        """(pass, place among its cells) of each cell."""
+        """(pass, index among its cells) of each cell."""
         return {
             cell: (index, place) for index, cells in enumerate(self.steps) for place, cell in enumerate(cells)
         }
@@ -217,7 +216,7 @@ def neighbor(sizes: tuple[int, ...]) -> Order:
         sizes: one to three, each at least 1.
 
     Raises:
-        UsageError: there are no axes, more than three, or a size below 1.
+        UsageError: no axes, more than three, or a size below 1.
     """
     return Order(sizes)
 
@@ -228,19 +227,19 @@ def _neighbor_passes(sizes: tuple[int, ...]) -> Iterator[Pass]:
     for cell, coordinates in enumerate(itertools.product(*map(range, sizes))):
         steps[sum(coordinates)].append(cell)
     yield Pass((0,), (tuple(Source(NONE, head, 1 / len(heads)) for head in range(len(heads))),))
-    # Of each head, from the last axis on: the stride along its axis, and the size of that axis.
+    # Stride and size of the axis of each head, from the last axis on.
     axes = [(prod(sizes[axis + 1 :]), sizes[axis]) for axis in reversed(range(len(sizes)))]
-    known = 0
+    total = 0
     for before, cells in itertools.pairwise(steps):
         place = {cell: index for index, cell in enumerate(before)}
         sources = []
         for cell in cells:
             near = [(h, cell - stride) for h, (stride, size) in enumerate(axes) if cell // stride % size]
             sources.append(tuple(Source(place[other], head, 1 / len(near)) for head, other in near))
-        slots = range(known, known + len(before))
-        known += len(before)
-        feeds = (Feed(cell, cell, slot, known) for cell, slot in zip(before, slots, strict=True))
-        yield Pass(tuple(cells), tuple(sources), tuple(feeds), known)
+        slots = range(total, total + len(before))
+        total += len(before)
+        feeds = (Feed(cell, cell, slot, total) for cell, slot in zip(before, slots, strict=True))
+        yield Pass(tuple(cells), tuple(sources), tuple(feeds), total)
 
 
 def raster(sizes: tuple[int, ...]) -> Order:
@@ -264,16 +263,16 @@ def raster(sizes: tuple[int, ...]) -> Order:
 def zipar(sizes: tuple[int, ...], window: int) -> Order:
     """ZipAR: raster order in which a row begins when the row above has ``window`` tokens.
 
-    A row's first cell is predicted at the last place of the row above. While its token is missing, the newest
-    token of two rows above stands in for it there. A place attends to all places before it, also to those
-    still empty.
+    A row's first cell is predicted at the last place of the row above. While the token of that place is
+    missing, the newest token of two rows above is its substitute. A place attends to all places before it,
+    also to empty ones.
 
     Args:
         sizes: (H, W).
         window: from 2 to W - 1.
 
     Raises:
-        UsageError: no grid of two axes, or another window.
+        UsageError: the grid has not two axes, or the window is out of range.
     """
     if len(_checked(sizes)) != 2 or not 2 <= window < sizes[1]:
         expected = f"from 2 to {sizes[-1] - 1}" if sizes[-1] > 2 else "a grid of two axes, at least 3 wide"
@@ -317,7 +316,7 @@ def regions(sizes: tuple[int, ...], count: int) -> Order:
         count: a square, n.
 
     Raises:
-        UsageError: no grid of two axes, not a square, or regions that do not divide the grid.
+        UsageError: the grid has not two axes, ``count`` is no square, or its root does not divide the sides.
     """
     side = isqrt(max(count, 0))
     if len(_checked(sizes)) != 2 or count < 1 or side**2 != count or any(size % side for size in sizes):
@@ -340,7 +339,7 @@ def regions(sizes: tuple[int, ...], count: int) -> Order:
         slot = count - 1
         for group, start in enumerate(range(count, len(cells), count)):
             end = slot + count
-            if group:  # the group before, and its slots after the learned ones
+            if group:  # feeds the group before, in slots after the learned ones
                 fed = [Feed(cell, cell, slot + k, end) for k, cell in enumerate(cells[start - count : start])]
             else:
                 fed = [Feed(cells[count - 1], cells[count - 1], slot, end)]
@@ -362,17 +361,17 @@ def scales(sides: tuple[int, ...]) -> Order:
         sides: of the grids, each at least 1.
 
     Raises:
-        UsageError: there are none, or a side below 1.
+        UsageError: no sides, or one below 1.
     """
     panels = tuple((side, side) for side in sides)
     _checked((min(sides, default=0), max(sides, default=0)))
 
     def rule() -> Iterator[Pass]:
-        known = 0
+        total = 0
         for index, side in enumerate(sides):
-            cells = tuple(range(known, known + side * side))
-            known += side * side
-            feeds = tuple(Feed(NONE, cell, cell, known) for cell in cells)
+            cells = tuple(range(total, total + side * side))
+            total += side * side
+            feeds = tuple(Feed(NONE, cell, cell, total) for cell in cells)
             share = index / (len(sides) - 1) if len(sides) > 1 else 0.0
             sources = tuple((Source(k, 0, 1.0),) for k in range(len(cells)))
             yield Pass(cells, sources, feeds, 0, share)
@@ -393,7 +392,7 @@ def _checked(sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def order_rows(order: Order) -> list[dict[str, Any]]:
-    """The order as data: one row a cell, in decoding order.
+    """List the order as data: one row a cell, in decoding order.
 
     Keys: ``step`` (from 1, as people see it), ``cell`` and ``coordinates`` (from 0), ``predecessors``
     (each with ``cell`` and ``head``).
@@ -411,15 +410,15 @@ def order_rows(order: Order) -> list[dict[str, Any]]:
 
 
 def format_grid(sizes: tuple[int, ...]) -> str:
-    """``(4, 16, 16)`` -> ``"4x16x16"``."""
+    """Format ``(4, 16, 16)`` as ``"4x16x16"``."""
     return "x".join(map(str, sizes))
 
 
 def parse_grid(text: str) -> tuple[int, ...]:
-    """``"4x16x16"`` -> ``(4, 16, 16)``.
+    """Parse ``"4x16x16"`` as ``(4, 16, 16)``.
 
     Raises:
-        UsageError: when the text is not one to three whole numbers of at least 1 joined by ``x``.
+        UsageError: the text is not one to three whole numbers of at least 1 joined by ``x``.
     """
     parts = text.lower().replace("×", "x").split("x")
     if not 1 <= len(parts) <= len(HEADS) or not all(re.fullmatch("0{0,9}[1-9][0-9]{0,8}", p) for p in parts):

@@ -9,19 +9,19 @@ than one batch at a time."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from math import ceil
 from pathlib import Path
 from time import perf_counter
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from . import __version__
-from .checkpoints.load import Tokenizer, load_tokenizer, load_transformer, transformer_config
+from .checkpoints.load import load_tokenizer, load_transformer, transformer_config
 from .classes import ClassEntry, ClassTable
 from .decoding import Clip, Decodes, _check_grid, hash_tokens
 from .devices import choose_device, choose_dtype, dtype_name, memory_guard, release
@@ -34,11 +34,15 @@ from .kernels import draw, prepare, prepare_tokenizer
 from .media.metadata import MAX_TOKENS, pack_tokens
 from .memory import choose_batch_size
 from .models.blocks import Kind
+from .models.tokenizer import Tokenizer
 from .models.transformer import NARTransformer
 from .prompts import Prompt, parse_prompt
 from .results import Result, about_class
 from .sampling import Step, generate
-from .settings import Sample, SamplingSettings, check_batch_size, plan_samples
+from .settings import Sample, Sampling, SamplingSettings, check_batch_size, plan_samples
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def load(
@@ -101,7 +105,7 @@ def load_files(
     began = perf_counter()
     place = choose_device(device)
     known = files.model.model
-    with memory_guard("Try a smaller model, or --dtype bfloat16."):
+    with memory_guard("Try a smaller model, or `dtype=bfloat16`."):
         transformer, tokenizer = load_networks(files, place, choose_dtype(dtype, place))
         transformer = prepare(transformer)
         prepare_tokenizer(tokenizer)
@@ -127,7 +131,7 @@ def load_networks(files: Files, device: torch.device, dtype: torch.dtype) -> tup
         raise CheckpointError(
             f"{files.model.path} draws from {sizes.vocab_size} codes, "
             f"and the tokenizer {files.tokenizer.path} has {tokenizer.config.codebook_size}.",
-            "They do not belong together; give the right --tokenizer.",
+            "They do not belong together; give the right `tokenizer`.",
         )
     _check_grid(f"{files.model.path} draws", sizes.grid, tokenizer, files.tokenizer.path)
     return transformer, tokenizer
@@ -197,7 +201,7 @@ class Pipeline(Decodes):
         *,
         prompts: str | Sequence[str] | None = None,
         batch_size: int | None = None,
-        **settings: Any,
+        **settings: Unpack[Sampling],
     ) -> list[Result]:
         """Make pictures or, with a model of videos, clips; arguments and errors are those of ``steps``."""
         steps = self.steps(classes, seed, num, prompts=prompts, batch_size=batch_size, **settings)
@@ -213,7 +217,7 @@ class Pipeline(Decodes):
         *,
         prompts: str | Sequence[str] | None = None,
         batch_size: int | None = None,
-        **settings: Any,
+        **settings: Unpack[Sampling],
     ) -> Iterator[Progress]:
         """Make pictures or clips, reporting every decoding step.
 
@@ -251,9 +255,10 @@ class Pipeline(Decodes):
         chosen, table = [classes] if isinstance(classes, int | str) else classes, self.classes
         return [table.by_id(name) if isinstance(name, int) else table.lookup(name) for name in chosen]
 
-    def settings(self, **given: Any) -> SamplingSettings:
+    def settings(self, **given: Unpack[Sampling]) -> SamplingSettings:
         """The model's defaults with those that are given, and not None, in their place."""
-        return replace(self.defaults, **{name: value for name, value in given.items() if value is not None})
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return replace(self.defaults, **changes)
 
     @torch.inference_mode()
     def run(
@@ -262,7 +267,7 @@ class Pipeline(Decodes):
         settings: SamplingSettings,
         batch_size: int,
         tell: Callable[[str], object] = warnings.warn,
-    ) -> Iterator[Progress]:
+    ) -> Generator[Progress, None, None]:
         """Decode samples batch by batch; what ``steps`` does once all is chosen.
 
         A batch that memory does not hold is halved, and so are those after it; ``tell`` is told.
@@ -307,7 +312,7 @@ class Pipeline(Decodes):
         )
         for index in range(len(order.steps)):
             results: tuple[Result, ...] = ()
-            with memory_guard("Free some memory, or try a smaller model or --dtype bfloat16."):
+            with memory_guard("Free some memory, or try a smaller model or `dtype=bfloat16`."):
                 began = perf_counter()
                 step = next(steps)
                 tokens[:, list(step.cells)] = step.tokens.cpu()

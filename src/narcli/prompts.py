@@ -1,12 +1,13 @@
-"""Prompts: what was typed, what the text encoder reads, and lists of them from files. No torch.
+"""Prompts: parsing, cleaning for the text encoder, and lists of them in files. No torch.
 
-The released text models learned from captions that were cleaned in a particular way, and prompts are cleaned
-in exactly that way: lower case, without the addresses, mentions, article numbers, sizes and Chinese
-characters of web pages. tests/data/prompt_cleaning*.json hold pairs of the released code.
+The released text models learned from cleaned captions, and prompts are cleaned in exactly the same way: lower
+case, without the addresses, mentions, article numbers, sizes and Chinese characters of web pages.
+tests/data/prompt_cleaning*.json hold pairs of the released code.
 """
 
 from __future__ import annotations
 
+import ast
 import csv
 import html
 import io
@@ -25,21 +26,23 @@ from .errors import CheckpointError, UsageError
 from .media.textfiles import decode_text, read_text, split_lines
 
 MAX_PROMPT = 10_000  # characters; the released encoder reads some 500
-MAX_JSON = 20_000  # bytes in the metadata of a file, where an emoji takes 12; it is there up to three times
+MAX_JSON = 20_000  # bytes in metadata, which hold a prompt up to three times; an emoji takes 12
 MAX_BYTES = 2**26  # of a file of prompts
 SHOWN = 60  # characters of a prompt, in messages
 STDIN = "-"
 _AS_TEXT = "Give a prompt a line as .txt, or a .csv or .tsv with a column 'prompt'."
 _DATA = (".json", ".jsonl", ".ndjson", ".yaml", ".yml")
-#: Columns of tables that ask for what a run has once for all prompts.
+#: Columns of tables that would set options, which hold for all prompts of a run.
 _SETTINGS = {
-    "class", "classes", "num", "seed", "seeds", "cfg", "cfg_scale", "guidance_scale", "cfg_interval",
-    "temperature", "top_k", "top_p", "model", "tokenizer", "text_encoder", "negative_prompt",
+    "class", "classes", "class_id", "class_name", "n", "num", "num_images", "num_samples", "seed", "seeds",
+    "cfg", "cfg_scale", "guidance_scale", "cfg_interval", "steps", "temperature", "top_k", "top_p",
+    "model", "tokenizer", "text_encoder", "negative", "negative_prompt", "device", "dtype", "batch_size",
+    "output", "scale", "frames", "fps",
 }  # fmt: skip
 
 _FORMATS = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
 _DOMAINS = "com|co|ru|net|org|edu|gov|it"
-#: Matches an address, or as its group a run that holds none: skipping it keeps the search linear.
+#: Matches an address, or as its group a run without one, which keeps the search linear.
 _ADDRESS = rf"\b(?:%s:(?:/{{1,3}}|[a-z0-9%%])|[a-z0-9.-]+\.(?:{_DOMAINS})[\w/-]*\b/?(?!@)|([a-z0-9.-]*[.-]))"
 _DASHES = (
     "-\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40"
@@ -103,8 +106,8 @@ class Prompt:
     """One prompt.
 
     Args:
-        text: as it was typed, white space at its ends left out.
-        cleaned: what the text encoder reads.
+        text: as typed, without white space at its ends.
+        cleaned: text that the encoder reads.
     """
 
     text: str
@@ -119,19 +122,19 @@ def parse_prompt(text: str, cleaned: str | None = None) -> Prompt:
 
     Args:
         text: as typed.
-        cleaned: what the text encoder read of it before, kept as it is; None cleans ``text``.
+        cleaned: text that the encoder read in an earlier run, used unchanged; None cleans ``text``.
 
     Raises:
-        UsageError: it is empty, too long, also for the metadata of a file, holds control characters, or
-            nothing is left of it.
+        UsageError: it is empty before or after cleaning, too long, also for metadata, or has control
+            characters.
     """
     text = text.strip()
     if not text:
-        raise UsageError("The prompt is empty.", "Say what to draw: --prompt 'a red apple'.")
+        raise UsageError("The prompt is empty.", "Say what to draw: `prompts='a red apple'`.")
     if len(text) > MAX_PROMPT:
         raise UsageError(
             f"The prompt has {len(text):,} characters, expected at most {MAX_PROMPT:,}.",
-            "For a prompt a line, give the file as --prompt-file.",
+            "For a prompt a line, give the file as `prompt_file`.",
         )
     if cleaned is None:
         cleaned = clean(text)
@@ -159,7 +162,7 @@ def parse_prompt(text: str, cleaned: str | None = None) -> Prompt:
 
 
 def clean(text: str) -> str:
-    """Clean a prompt as the released text models' captions were; empty where nothing is left.
+    """Clean a prompt as the released text models' captions were; the result may be empty.
 
     The released procedure runs twice, the second time on its own result.
     """
@@ -191,7 +194,7 @@ def _html_text(text: str) -> str:
     from bs4.exceptions import ParserRejectedMarkup
 
     with warnings.catch_warnings(), suppress(ParserRejectedMarkup, RecursionError):
-        warnings.simplefilter("ignore")  # of prompts that look like addresses, names of files or XML
+        warnings.simplefilter("ignore")  # about prompts that look like addresses, file names or XML
         return str(BeautifulSoup(text, "html.parser").text)
     return text
 
@@ -199,7 +202,7 @@ def _html_text(text: str) -> str:
 def collect(
     prompts: Sequence[str], file: Path | None = None, tell: Callable[[str], object] = warnings.warn
 ) -> list[Prompt]:
-    """The prompts of ``--prompt`` and ``--prompt-file``, in that order.
+    """Collect the prompts of ``--prompt`` and ``--prompt-file``, in that order.
 
     Args:
         prompts: as typed; ``-`` stands for the lines of the standard input.
@@ -214,6 +217,8 @@ def collect(
     for prompt in prompts:
         if prompt == STDIN:
             found += _parse_lines("the standard input", enumerate(split_lines(_stdin()), 1))
+        elif _is_data(prompt):
+            raise UsageError(f"The prompt {shorten(prompt)} is data, not a text.", _AS_TEXT)
         else:
             found.append(parse_prompt(prompt))
     if file is not None:
@@ -227,13 +232,13 @@ def collect(
 
 
 def shorten(text: str, length: int = SHOWN) -> str:
-    """Text on one line, cut where it is longer."""
+    """Put text on one line, and cut it at ``length`` characters."""
     text = " ".join(text.split())
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def slug(text: str) -> str:
-    """A prompt as a part of file names: ``A red apple!`` -> ``a-red-apple``; may be empty."""
+    """Turn a prompt into a part of file names: ``A red apple!`` gives ``a-red-apple``; may be empty."""
     words = re.findall(r"\w+", unicodedata.normalize("NFC", text).lower().replace("'", ""))
     name = ""
     for word in words:
@@ -245,28 +250,37 @@ def slug(text: str) -> str:
 
 def _parse_lines(where: str, lines: Iterable[tuple[int, str]]) -> list[Prompt]:
     """The prompts of a file, each with the number of its line."""
-    found = []
+    found: list[Prompt] = []
     for number, line in lines:
-        if _is_json(line):
-            raise UsageError(f"Prompt {number} of {where} is JSON: {shorten(line)}", _AS_TEXT)
+        if _is_data(line):
+            raise UsageError(f"Line {number} of {where} is data, not a text: {shorten(line)}", _AS_TEXT)
+        if not found and _is_titles(line):
+            raise UsageError(f"Line {number} of {where} holds titles of a table: {shorten(line)}", _AS_TEXT)
         if line.strip():
             try:
                 found.append(parse_prompt(line))
             except UsageError as error:
-                hint = error.hint if "--" not in (error.hint or "") else "Expected a prompt a line."
+                hint = error.hint if "`" not in (error.hint or "") else "Expected a prompt a line."
                 raise UsageError(f"Line {number} of {where}: {error.message}", hint) from None
     if not found:
         raise UsageError(f"There are no prompts in {where}.", "Expected a prompt a line.")
     return found
 
 
-def _is_json(line: str) -> bool:
-    if not line.lstrip().startswith(("{", "[")):
+def _is_titles(line: str) -> bool:
+    """Whether a line holds the titles of a table, one of them ``prompt``."""
+    titles = [title.split() for title in re.split(r"[,;|\t]", line.lower())]
+    return len(titles) > 1 and ["prompt"] in titles and all(len(words) < 2 for words in titles)
+
+
+def _is_data(text: str) -> bool:
+    """Whether a text is an object or list of JSON or Python, and not empty."""
+    if not text.lstrip().startswith(("{", "[")):
         return False
-    try:
-        return bool(json.loads(line))
-    except (ValueError, RecursionError):
-        return False
+    for read in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return bool(read(text.strip()))
+    return False
 
 
 def _stdin() -> str:
@@ -289,7 +303,7 @@ def _column(file: Path, text: str, delimiter: str, tell: Callable[[str], object]
     """Return the column ``prompt`` of a table with titles, each value with the line on which its row begins.
 
     Raises:
-        UsageError: no or two such columns, one that says how to draw, or a row with more values than titles.
+        UsageError: no or two such columns, one that would set an option, or a row with too many values.
     """
     rows: list[tuple[int, list[str]]] = []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -302,6 +316,8 @@ def _column(file: Path, text: str, delimiter: str, tell: Callable[[str], object]
         raise CheckpointError(
             f"{file} is not a table: {error} (line {begin}).", "For a prompt a line, name it .txt."
         ) from None
+    while rows and not any(rows[0][1]):
+        del rows[0]
     titles = [title.strip().lower() for title in rows[0][1]] if rows else []
     if "prompt" not in titles:
         has = f"It has {', '.join(titles)[:200]}." if titles else "It is empty."

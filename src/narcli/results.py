@@ -1,9 +1,11 @@
-"""Results of a run, and what their metadata say."""
+"""Results of a run, and their metadata."""
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -11,8 +13,12 @@ from torch import Tensor
 
 from .classes import ClassEntry
 from .decoding import Clip
+from .errors import UsageError
+from .media.clips import BY_SUFFIX, FORMATS
 from .media.names import clean_name, default_stem, fields_of
+from .media.textfiles import expand
 from .prompts import Prompt
+from .settings import MAX_SCALE
 
 
 @dataclass(frozen=True, repr=False)
@@ -24,7 +30,7 @@ class Result:
         entry: the class or the prompt.
         seed: the sample's own.
         tokens: (N,) int64 on the CPU, raster order.
-        metadata: all that it takes to make it again, as JSON.
+        metadata: all settings needed to make it again, as JSON.
     """
 
     frames: Clip
@@ -48,14 +54,84 @@ class Result:
         """File name that the commands choose, without its ending: ``nar-image_c207-golden_retriever_s42``."""
         return default_stem(self.metadata["kind"], self.entry, self.seed)
 
+    def save(
+        self,
+        path: str | Path,
+        *,
+        scale: int = 1,
+        fps: float | None = None,
+        quality: int | None = None,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write the picture as a PNG, or the clip, with its settings inside, as ``narcli rerun`` reads them.
+
+        Args:
+            path: its suffix chooses the format: ``.png`` of a picture; ``.mp4``, ``.gif``, ``.webp``, or none
+                for a folder of PNGs, of a clip. A name that is taken gets a number.
+            scale: factor that enlarges it, 1 to 16.
+            fps: frames per second of a clip, 0.1 to 240.
+            quality: of mp4 and webp, 0 to 100.
+            overwrite: replace an existing file.
+
+        Returns:
+            the name that it got.
+
+        Raises:
+            UsageError: another suffix, or a setting that the format does not have.
+            NarError: it cannot be written.
+        """
+        from .viz.sheets import enlarge
+
+        path, clip = expand(str(path)), self.metadata["kind"] == "video"
+        suffix = path.suffix.lower()
+        known = ["", *BY_SUFFIX] if clip else [".png"]
+        if suffix not in known:
+            expected = ", ".join(filter(None, known))
+            raise UsageError(f"`path` ends in {suffix!r}, expected {expected}.", "Choose another name.")
+        if not 1 <= scale <= MAX_SCALE:
+            raise UsageError(f"`scale` is {scale}, expected a whole factor from 1 to {MAX_SCALE}.")
+        frames = tuple(enlarge(frame, scale) for frame in self.frames)
+        about = self.metadata | {"scale": scale, **({"filter": "lanczos"} if scale > 1 else {})}
+        if not clip:
+            from .media.writers import write_png
+
+            return write_png(path, frames[0], about, describe(about), overwrite=overwrite)
+        form = BY_SUFFIX.get(suffix, FORMATS["frames"])
+        form.check(fps, quality)
+        about |= {"format": form.name, "frames": len(frames), "model_frames": len(frames)}
+        about |= form.about(fps, quality)
+        words = describe(about)
+        return form.write(path, frames, about, words, fps=fps, quality=quality, overwrite=overwrite)
+
+    def _repr_png_(self) -> bytes | None:
+        """The picture, for notebooks; None of a clip."""
+        from io import BytesIO
+
+        if len(self.frames) > 1:
+            return None
+        self.image.save(buffer := BytesIO(), "PNG")
+        return buffer.getvalue()
+
+    def _repr_html_(self) -> str | None:
+        """The clip as an animation that loops, for notebooks; None of a picture."""
+        from base64 import b64encode
+        from tempfile import TemporaryDirectory
+
+        if len(self.frames) == 1:
+            return None
+        with TemporaryDirectory() as folder:
+            data = self.save(Path(folder) / "clip.webp").read_bytes()
+        words = html.escape(f"{self.entry}, seed {self.seed}")
+        return f'<img alt="{words}" src="data:image/webp;base64,{b64encode(data).decode()}">'
+
     @property
     def class_id(self) -> int:
-        """The id asked for."""
+        """The requested class id."""
         return self._class.id
 
     @property
     def class_name(self) -> str:
-        """Name of the class asked for, as ``{class_name}`` of ``--output``; ``entry.name`` is the model's."""
+        """Name of the requested class, as ``{class_name}`` of ``--output``; ``entry.name`` is the model's."""
         return clean_name(fields_of(self._class, self.seed)["class_name"])
 
     @property
@@ -65,7 +141,7 @@ class Result:
 
     @property
     def prompt(self) -> str:
-        """The prompt as it was typed."""
+        """The prompt as typed."""
         if isinstance(self.entry, Prompt):
             return self.entry.text
         raise AttributeError("this result is of a class, not of a prompt")
@@ -78,20 +154,20 @@ class Result:
 
 
 def about_class(entry: ClassEntry) -> dict[str, Any]:
-    """A class as metadata."""
-    about = {"id": entry.id, "name": entry.name, "label": entry.label}
-    return about | ({"stands_for": entry.stands_for} if entry.stands_for else {})
+    """Entry of a class in metadata."""
+    fields = {"id": entry.id, "name": entry.name, "label": entry.label}
+    return fields | ({"stands_for": entry.stands_for} if entry.stands_for else {})
 
 
 def describe(metadata: Mapping[str, Any]) -> str:
-    """A picture's settings in a few words for people, from its metadata."""
+    """Summarise the settings of a picture in a few words, from its metadata."""
     sampling = metadata["sampling"]
     if "prompt" in metadata:
         title = " ".join(metadata["prompt"].split())
     else:
-        about = metadata["class"]
-        name = f"{about['stands_for']} ({about['name']})" if "stands_for" in about else about["name"]
-        title = f"class {about['id']}, {name}"
+        row = metadata["class"]
+        name = f"{row['stands_for']} ({row['name']})" if "stands_for" in row else row["name"]
+        title = f"class {row['id']}, {name}"
     facts = {
         "Steps": metadata["steps"],
         "Seed": metadata["seed"],

@@ -1,4 +1,4 @@
-"""Rules for values that others give: what is expected, and whether a value is that. No torch."""
+"""Rules for values in foreign files: the expected values in words, and a check. No torch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Rule = tuple[str, Callable[[Any], bool]]
 
 
 def whole(low: int, high: int) -> Rule:
-    """A whole number in a range; true and false are none."""
+    """Rule for a whole number in a range, not true or false."""
     return f"a whole number from {low} to {high}", lambda v: type(v) is int and low <= v <= high
 
 
 def number(low: float, high: float) -> Rule:
-    """A finite number in a range."""
+    """Rule for a finite number in a range."""
     return (
         f"a number from {low:g} to {high:g}",
         lambda v: type(v) in (int, float) and math.isfinite(v) and low <= v <= high,
@@ -30,12 +30,12 @@ def number(low: float, high: float) -> Rule:
 
 
 def one_of(*choices: str) -> Rule:
-    """One of a few words."""
+    """Rule for one of a few words."""
     return " or ".join(map(repr, choices)), lambda v: isinstance(v, str) and v in choices
 
 
 def sizes_of(most: int, high: int, product: int) -> Rule:
-    """Lengths of axes."""
+    """Rule for a list of axis lengths with a bounded product."""
     return (
         f"a list of 1 to {most} whole numbers from 1 to {high}, with a product of at most {product}",
         lambda v: (
@@ -48,10 +48,10 @@ def sizes_of(most: int, high: int, product: int) -> Rule:
 
 
 def check(path: Path, prefix: str, rules: Mapping[str, Rule], values: Mapping[str, Any]) -> None:
-    """Check the values that are there against the rules.
+    """Check present values against the rules.
 
     Raises:
-        CheckpointError: the first that is not what it should be.
+        CheckpointError: names the first invalid value and the expected one.
     """
     for key, (expected, holds) in rules.items():
         if key in values and not holds(values[key]):

@@ -1,8 +1,8 @@
 """Sampling: guidance, filters, random draws and the generation loop over the order.
 
 The settings and their order of application are those of the released code: guidance, temperature,
-top-k, top-p, draw. Draws are made ahead, one uniform number for each cell from the sample's own seed,
-so that a sample does not depend on the batch that it is made in.
+top-k, top-p, draw. The uniform number of each cell comes from the sample's own seed, so a sample does not
+depend on its batch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Draw = Callable[[Tensor, Tensor, SamplingSettings], Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """What one decoding step gave.
+    """Result of one decoding step.
 
     Args:
         index: the step, from 0.
@@ -65,10 +65,10 @@ def generate(
         seeds: B seeds, one a sample.
         settings: how tokens are drawn.
         padding: (B, C) bool, true where a text feature is padding; None without any.
-        given: (B, N) int64 tokens in raster order that are taken as they are, -1 where one is drawn; None
-            to draw all. The logits of a step are the network's all the same.
-        order: of the model's grid; None is the order that it was trained in.
-        draw: draws the tokens, as ``draw_plain`` does; None is that.
+        given: (B, N) int64 tokens in raster order that replace drawn ones, -1 to draw; None draws all. The
+            logits of a step are still the network's.
+        order: order of the model's grid; None is the order that it was trained in.
+        draw: function that draws the tokens; None is ``draw_plain``.
 
     Yields:
         A Step for each pass of the order.
@@ -76,11 +76,11 @@ def generate(
     order, draw = order or model.config.order, draw or draw_plain
     passes, plan = order.passes, model.plan(order)
     draws = uniform_draws(seeds, order.cells).to(condition.device)
-    known = torch.zeros(len(seeds), order.cells, dtype=torch.int64, device=condition.device)
+    context = torch.zeros(len(seeds), order.cells, dtype=torch.int64, device=condition.device)
     given = None if given is None else given.to(condition.device)
     scales = [settings.scale(step.clock, step.share) for step in passes]
     last = max((index for index, scale in enumerate(scales) if scale > 1), default=-1)
-    # One by one: torch splits GELU over threads where it likes, and rounds otherwise at the ends of a part.
+    # One by one: torch splits GELU over threads and rounds differently at the ends of a part.
     rows = torch.cat([model.condition(one) for one in condition.split(1)])
     if last >= 0:
         unconditional = model.condition.unconditional(condition[:1])
@@ -92,13 +92,13 @@ def generate(
         if step.feeds:
             if index > last:
                 state.cache.keep_rows(len(seeds))
-            model.feed(state, index, known)
+            model.feed(state, index, context)
         logits = model.predict(state, index, scale)
         cells = plan.passes[index].cells
         tokens = draw(logits, draws[:, cells], settings)
         if given is not None:
             tokens = torch.where(given[:, cells] < 0, tokens, given[:, cells])
-        known[:, cells] = tokens
+        context[:, cells] = tokens
         done += len(step.cells)
         yield Step(index, step.cells, tokens, logits, done)
 
@@ -114,7 +114,7 @@ def sample(
     order: Order | None = None,
     draw: Draw | None = None,
 ) -> Tensor:
-    """All tokens of a batch, (B, N) int64 in raster order; arguments and B as in ``generate``."""
+    """Sample all tokens of a batch, (B, N) int64 in raster order; arguments as in ``generate``."""
     tokens = torch.empty(len(seeds), (order or model.config.order).cells, dtype=torch.int64)
     for step in generate(model, condition, seeds, settings, padding, given, order=order, draw=draw):
         tokens[:, list(step.cells)] = step.tokens.cpu()
@@ -122,7 +122,7 @@ def sample(
 
 
 def uniform_draws(seeds: Sequence[int], cells: int) -> Tensor:
-    """One number in [0, 1) for each sample and cell: float32 (B, cells), the same on every device."""
+    """Draw a number in [0, 1) for each sample and cell: float32 (B, cells), equal on every device."""
     return torch.stack([torch.rand(cells, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
@@ -138,9 +138,9 @@ def draw_plain(logits: Tensor, uniform: Tensor, settings: SamplingSettings) -> T
         (B, n) int64.
 
     Raises:
-        CheckpointError: on a CPU, logits that are no numbers, or infinite.
+        CheckpointError: NaN or infinite logits, checked on a CPU only.
     """
-    on_cpu = logits.device.type == "cpu"  # elsewhere a look at numbers would wait for the device
+    on_cpu = logits.device.type == "cpu"  # elsewhere the check would wait for the device
     if settings.temperature == 0:
         tokens = logits.argmax(-1)
         if on_cpu:
@@ -149,7 +149,7 @@ def draw_plain(logits: Tensor, uniform: Tensor, settings: SamplingSettings) -> T
     logits = (logits - logits.amax(-1, keepdim=True)).div_(settings.divisor)
     logits = filter_logits(logits, settings.top_k, settings.top_p)
     cumulative = logits.softmax(-1).cumsum(-1)
-    # Strictly below the last value, so that rounding never reaches past the last token kept.
+    # Strictly below the last value, so that rounding never selects an excluded token.
     total = cumulative[..., -1]
     if on_cpu:
         refuse_unless(total.isfinite())
@@ -158,33 +158,36 @@ def draw_plain(logits: Tensor, uniform: Tensor, settings: SamplingSettings) -> T
 
 
 def refuse_unless(finite: Tensor) -> None:
-    """Logits that no token can be drawn from, where this is not all true.
+    """Raise unless all logits are finite.
+
+    Args:
+        finite: bool, any shape.
 
     Raises:
-        CheckpointError: there are such.
+        CheckpointError: an element is false.
     """
     if not finite.all():
         raise CheckpointError(
             "The network gives logits that are no numbers, or infinite.",
-            "Its weights are damaged, or too large for this number format: try --dtype float32.",
+            "Its weights are damaged, or too large for this number format: try `dtype=float32`.",
         )
 
 
 def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Minus infinity for every token that top-k or top-p excludes.
+    """Set logits to minus infinity for every token that top-k or top-p excludes.
 
     Args:
         logits: (..., V).
         top_k: keep everything at least as large as the k-th largest; 0 keeps all.
-        top_p: of what is left, keep the shortest prefix of the sorted tokens whose cumulative
-            probability first exceeds this, at least one token; 1 keeps all.
+        top_p: keep the shortest prefix of the remaining sorted tokens whose cumulative probability exceeds
+            this, at least one token; 1 keeps all.
     """
     if 0 < top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < kth_largest(logits, top_k), -torch.inf)
     if top_p < 1:
         ranked, indices = logits.sort(descending=True)
         probabilities = ranked.softmax(-1)
-        # A token is dropped when those before it exceed top_p already.
+        # A token is dropped if those before it already exceed top_p.
         dropped = probabilities.cumsum(-1) - probabilities > top_p
         dropped[..., 0] = False
         logits = logits.masked_fill(dropped.scatter(-1, indices, dropped), -torch.inf)
@@ -192,7 +195,7 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
 
 
 def kth_largest(values: Tensor, k: int) -> Tensor:
-    """(..., V) float32 -> the k-th largest of each row, (..., 1)."""
+    """Find the k-th largest value of each row: (..., V) float32 -> (..., 1)."""
     if values.device.type != "cpu":
         return values.topk(k, sorted=False).values.amin(-1, keepdim=True)
     place = values.shape[-1] - k  # in ascending order; numpy 2 finds it in a sixth of the time of topk

@@ -1,25 +1,27 @@
-"""What is asked for: which samples, and how their tokens are drawn; checked without torch."""
+"""Samples of a run and sampling settings, checked without torch."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 from .classes import ClassEntry
 from .errors import UsageError
 from .prompts import Prompt
 
-SEEDS = 2**32  # seeds are below: the generator behind a sample's draws tells no more apart
+SEEDS = 2**32  # seeds are below: the generator takes 32 bits
 MAX_SAMPLES = 100_000  # of one run
 DECODED_TOGETHER = 16  # samples turned into pixels at once, on a graphics card
 ORDERS = ("nar", "raster", "plain")  # what `narcli bench` compares
+MAX_SCALE = 16  # factor that enlarges pictures
 LARGEST = 1000  # temperature and guidance scale; far beyond, logits would overflow
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture asked for, of a class or a prompt."""
+    """One requested sample of a class or a prompt."""
 
     entry: ClassEntry | Prompt
     seed: int
@@ -28,40 +30,50 @@ class Sample:
 def plan_samples(
     entries: Sequence[ClassEntry | Prompt], seed: int | None = None, num: int = 1
 ) -> list[Sample]:
-    """The samples of a run: each class or prompt with ``num`` seeds, ``seed``, ``seed + 1`` and so on.
+    """Plan the samples of a run: each class or prompt with the seeds ``seed``, ``seed + 1`` and so on.
 
     Args:
         entries: the classes or prompts; their order is the order of the result.
         seed: 0 or more, below ``SEEDS``; None draws one.
-        num: samples of each.
+        num: samples of each class or prompt.
 
     Raises:
         UsageError: a number out of range.
     """
     if num < 1 or num * len(entries) > MAX_SAMPLES:
-        raise UsageError(f"--num is {num}, expected 1 or more, and at most {MAX_SAMPLES:,} samples in a run.")
+        raise UsageError(f"`num` is {num}, expected 1 or more, and at most {MAX_SAMPLES:,} samples in a run.")
     if seed is None:
         seed = secrets.randbelow(SEEDS - num + 1)
     if not 0 <= seed <= SEEDS - num:
         seeds = f"{seed}" if num == 1 else f"{seed}, so the last one would be {seed + num - 1}"
-        raise UsageError(f"--seed is {seeds}; seeds go from 0 to {SEEDS - 1}.")
+        raise UsageError(f"`seed` is {seeds}; seeds go from 0 to {SEEDS - 1}.")
     return [Sample(entry, seed + k) for entry in entries for k in range(num)]
 
 
 def check_batch_size(size: int) -> int:
-    """The size itself.
+    """Return a batch size unchanged.
 
     Raises:
-        UsageError: below 1.
+        UsageError: it is below 1.
     """
     if size < 1:
-        raise UsageError(f"--batch-size is {size}, expected 1 or more.")
+        raise UsageError(f"`batch_size` is {size}, expected 1 or more.")
     return size
+
+
+class Sampling(TypedDict, total=False):
+    """Sampling settings as keywords, as in ``SamplingSettings``; None is the model's."""
+
+    cfg_scale: float | None
+    cfg_interval: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How tokens are drawn.
+    """Settings that draw the tokens.
 
     Args:
         cfg_scale: classifier-free guidance scale, 0 to 1000; up to 1 is without guidance.
@@ -79,10 +91,9 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         def refuse(name: str, expected: str) -> UsageError:
-            option = "--" + name.replace("_", "-")
-            return UsageError(f"{option} is {getattr(self, name)}, expected {expected}.")
+            return UsageError(f"`{name}` is {getattr(self, name)}, expected {expected}.")
 
-        # Written so that NaN fails too.
+        # The comparisons are false for NaN, so NaN fails too.
         if not 0 <= self.cfg_scale <= LARGEST:
             raise refuse("cfg_scale", f"a number from 0 to {LARGEST}")
         if self.cfg_interval < -1:
@@ -96,15 +107,15 @@ class SamplingSettings:
 
     @property
     def divisor(self) -> float:
-        """Divisor of the logits, at least 1e-30, so that different ones do not become infinities alike."""
+        """Divisor of the logits, at least 1e-30, so that different logits stay finite and different."""
         return max(self.temperature, 1e-30)
 
     def guided(self, generated: int) -> bool:
-        """Whether a pass uses guidance, by its clock: in NAR the number of tokens generated before it."""
+        """Tell whether a pass uses guidance, by its clock: in NAR the number of tokens drawn before it."""
         return self.cfg_scale > 1 and (self.cfg_interval == -1 or generated <= self.cfg_interval)
 
     def scale(self, clock: int, share: float = 1.0) -> float:
-        """Guidance scale of a pass, by its clock and its share of the excess over 1; 1 is without."""
+        """Guidance scale of a pass, by its clock and its share of the excess over 1; 1 is no guidance."""
         if not self.guided(clock):
             return 1.0
         return self.cfg_scale if share == 1 else 1 + (self.cfg_scale - 1) * share

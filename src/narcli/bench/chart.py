@@ -13,7 +13,7 @@ from .measure import Case
 
 
 def chart(cases: Sequence[Case], title: str, size: tuple[int, int] = (900, 560)) -> Image.Image:
-    """Seconds an image against batch size, a line for each order, both scales logarithmic."""
+    """Draw seconds an image against batch size: a line for each order, both scales logarithmic."""
     picture = Image.new("RGB", size, BACKGROUND)
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default
     left, top, right, bottom = 90, 90, size[0] - 130, size[1] - 70
@@ -50,6 +50,6 @@ def chart(cases: Sequence[Case], title: str, size: tuple[int, int] = (900, 560))
             ends.append((line[-1][1], name, color))
     lowest = -math.inf
     for y, name, color in sorted(ends):
-        lowest = max(y, lowest + 18)  # names of lines that end close together do not overlap
+        lowest = max(y, lowest + 18)  # keeps the names of lines that end close together apart
         pen.text((right + 14, lowest), name, color, font(15), anchor="lm")
     return picture

@@ -26,15 +26,15 @@ from ..settings import SamplingSettings
 
 @dataclass(frozen=True)
 class Limits:
-    """What the machine does at most, measured: bytes/s read from memory, operations/s of a matrix product."""
+    """Measured peaks of the machine: bytes/s read from memory, operations/s of a matrix product."""
 
     read: float
     products: float
 
 
 def machine(device: torch.device, dtype: torch.dtype, limits: Limits) -> dict[str, Any]:
-    """What figures are worth nothing without."""
-    about: dict[str, Any] = {
+    """Describe the machine as JSON: device, dtype, threads, versions and limits."""
+    facts: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "dtype": dtype_name(dtype),
         "threads": torch.get_num_threads(),
@@ -45,13 +45,13 @@ def machine(device: torch.device, dtype: torch.dtype, limits: Limits) -> dict[st
         "matrix_gflops": round(limits.products / 1e9),
     }
     if device.type == "cpu":
-        about["capability"] = torch.backends.cpu.get_cpu_capability()
-        about["compiled"] = can_run(dtype, device)
-    return about
+        facts["capability"] = torch.backends.cpu.get_cpu_capability()
+        facts["compiled"] = can_run(dtype, device)
+    return facts
 
 
 def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
-    """The best of a few large reads and products, on a CPU also of products as narcli's layers make them."""
+    """Measure the best of a few large reads and products; on a CPU also products of narcli's layers."""
     memory = torch.ones(2**26, device=device)  # 256 MB, more than caches hold
     square = torch.randn(2048, 2048, device=device).to(dtype)
 
@@ -77,31 +77,31 @@ def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
 def limit(
     model: NARTransformer, order: Order, batch_size: int, settings: SamplingSettings, limits: Limits
 ) -> float:
-    """Seconds that the machine's limits leave for the tokens: for each pass, reading or computing."""
+    """Least seconds for the tokens: for each pass the longer of reading weights and computing."""
     c, itemsize = model.config, model.token_embedding.weight.element_size()
     block = 4 * c.dim**2 + 3 * c.dim * c.ffn_dim
     head = len(model.heads) * c.dim * c.vocab_size
-    seconds, fed, known = 0.0, c.condition_tokens, 0
+    seconds, fed, total = 0.0, c.condition_tokens, 0
     for cells in order.steps:
-        rows = batch_size * (2 if settings.guided(known) else 1)
-        keys = c.condition_tokens + known
+        rows = batch_size * (2 if settings.guided(total) else 1)
+        keys = c.condition_tokens + total
         attention = 4 * c.dim * fed * keys
         operations = (
             rows * c.total_layers * (2 * fed * block + attention) + 2 * batch_size * len(cells) * head
         )
         read = (c.total_layers * block + head) * itemsize
         seconds += max(read / limits.read, operations / limits.products)
-        fed, known = len(cells), known + len(cells)
+        fed, total = len(cells), total + len(cells)
     return seconds
 
 
 def device_of(model: NARTransformer) -> torch.device:
-    """Where a model is."""
+    """Device of a model's parameters."""
     return model.token_embedding.weight.device
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for what was asked of a graphics card."""
+    """Wait until a graphics card has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -109,23 +109,23 @@ def synchronize(device: torch.device) -> None:
 
 
 def forget_peak(device: torch.device) -> str:
-    """Let ``peak_bytes`` begin anew, where the system can: ``case``; else ``process``, it goes on."""
+    """Reset ``peak_bytes``; return ``case``, or ``process`` where the system cannot reset it."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return "case"
-    give_back()  # what earlier cases freed
+    give_back()  # memory that earlier cases freed
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak is what is held now
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak to the present size
     except OSError:
         return "process"
     return "case"
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """Most memory that the graphics card, or else this process, has held; None where that is not told.
+    """Peak memory of the graphics card, else of this process; None where the system does not report it.
 
-    Of a process the pages of mapped files count too, as far as they are in memory.
+    Resident pages of mapped files count too.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

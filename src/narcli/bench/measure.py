@@ -1,7 +1,8 @@
-"""How fast a model samples here: in next-neighbor and raster order, by the plain algorithm, and at best.
+"""Time a model on this machine: next-neighbor and raster order, the plain algorithm, and the limit.
 
-Time does not depend on the values of weights, so random ones of a model's size will do. Raster order is
-the same network, fed one cell a pass."""
+Time does not depend on the values of weights, so random ones of a model's size suffice. Raster order uses
+the same network, fed one cell a pass.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +15,10 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.load import Tokenizer
 from ..devices import release
 from ..hub.sources import Files
 from ..kernels import draw, prepare, prepare_tokenizer
+from ..models.tokenizer import Tokenizer
 from ..models.transformer import NARTransformer
 from ..order import Order, raster
 from ..pipeline import load_networks
@@ -29,7 +30,7 @@ from .plain import generate_plain
 
 @dataclass(frozen=True)
 class Case:
-    """Medians of one order and batch size, but the peak of its memory.
+    """Medians of one order and batch size; of memory the peak.
 
     Args:
         order: one of ``ORDERS``.
@@ -39,9 +40,9 @@ class Case:
         step_seconds: mean of the later steps.
         tokens_seconds: all steps.
         decode_seconds: tokens to pixels.
-        limit_seconds: what the weights' bytes and the products cost at the machine's limits, over all passes.
-        load_seconds: from the files to networks that are ready for the order, before all batch sizes.
-        peak_bytes: most memory held while it ran, what is loaded included; None where that is not told.
+        limit_seconds: cost of reading weights or of products at the machine's limits, over all passes.
+        load_seconds: from the files to networks ready for the order; the same for all batch sizes.
+        peak_bytes: most memory held during the case, networks included; None where it is not reported.
     """
 
     order: str
@@ -57,12 +58,12 @@ class Case:
 
     @property
     def total_seconds(self) -> float:
-        """Of a batch, end to end."""
+        """Seconds of a batch, tokens and decoding."""
         return self.tokens_seconds + self.decode_seconds
 
     def document(self, cases: Sequence[Case]) -> dict[str, Any]:
-        """As JSON, with ratios to the other orders at the same batch size, of the tokens' time."""
-        about = vars(self) | {
+        """The case as JSON, with the tokens' time of other orders as a multiple of this one's."""
+        fields = vars(self) | {
             "total_seconds": self.total_seconds,
             "samples_per_second": self.batch_size / self.total_seconds,
             "share_of_limit": self.limit_seconds / self.tokens_seconds,
@@ -73,8 +74,10 @@ class Case:
                 and other.order in ("raster", "plain")
                 and other is not self
             ):
-                about[f"times_{other.order}"] = other.tokens_seconds / self.tokens_seconds
-        return {key: float(f"{value:.4g}") if type(value) is float else value for key, value in about.items()}
+                fields[f"times_{other.order}"] = other.tokens_seconds / self.tokens_seconds
+        return {
+            key: float(f"{value:.4g}") if type(value) is float else value for key, value in fields.items()
+        }
 
 
 def measure(
@@ -88,11 +91,11 @@ def measure(
     repeats: int,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Case]:
-    """Time loading, and every order at every batch size in turns, first in a round that does not count.
+    """Time loading, then every order at every batch size, in rounds.
 
-    In that round the memory is watched. Networks are loaded anew in each round, packed for next-neighbor and
-    raster order and after that as they are for the plain one, so that a case has only its own beside it. The
-    first case after loading runs once before it is timed: it would be the only one with cold memory.
+    The first round is not timed; it measures the memory. Each round loads networks anew: packed ones for
+    next-neighbor and raster order, then plain ones. So only the networks of a case are in memory. The first
+    case after loading runs once untimed, since only it would meet cold memory.
 
     Args:
         files: of the network and its tokenizer.
@@ -152,7 +155,7 @@ def measure(
 def load_ready(
     files: Files, device: torch.device, dtype: torch.dtype, plain: bool
 ) -> tuple[NARTransformer, Tokenizer]:
-    """Networks that are ready: packed as in a run, or as they are, in memory of their own."""
+    """Load both networks, packed as in a run, or ``plain`` ones copied into memory."""
     networks = load_networks(files, device, dtype)
     if plain:
         networks = copy.deepcopy(networks)  # the first pass should not read the file
@@ -172,9 +175,15 @@ def _run(
     settings: SamplingSettings,
     decoded_at_once: int | None,
 ) -> tuple[list[float], float]:
-    """Seconds of each pass, and of decoding (on a CPU the pipeline decodes one sample at a time).
+    """Run one batch; return the seconds of each pass, and of decoding.
 
-    Without an order it is the plain algorithm.
+    Args:
+        model: the transformer.
+        order: order to sample in; None is the plain algorithm.
+        tokenizer: decodes the tokens.
+        size: samples of the batch.
+        settings: of sampling.
+        decoded_at_once: samples decoded together; None is all.
     """
     c, device = model.config, device_of(model)
     condition = torch.zeros(size, dtype=torch.int64, device=device)
@@ -182,8 +191,10 @@ def _run(
         condition = torch.randn(size, c.condition_tokens, c.caption_dim).to(model.token_embedding.weight)
     steps, tokens = [], torch.zeros(size, c.order.cells, dtype=torch.int64, device=device)
     began = perf_counter()
-    asked = model, condition, range(size), settings
-    walk: Iterator[Any] = generate(*asked, order=order, draw=draw) if order else generate_plain(*asked)
+    arguments = model, condition, range(size), settings
+    walk: Iterator[Any] = (
+        generate(*arguments, order=order, draw=draw) if order else generate_plain(*arguments)
+    )
     for step in walk:
         tokens[:, list(step.cells)] = step.tokens
         synchronize(device)

@@ -1,4 +1,4 @@
-"""The released algorithm as it is written: what fast paths are compared with, by tests and by the bench."""
+"""The released algorithm as it is written: the reference of fast paths, in tests and in the bench."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..settings import SamplingSettings
 
 @dataclass(frozen=True)
 class PlainStep:
-    """The part of ``sampling.Step`` that counts here."""
+    """Cells, tokens and logits of a pass, as in ``sampling.Step``."""
 
     cells: tuple[int, ...]
     tokens: Tensor
@@ -34,10 +34,10 @@ def generate_plain(
     settings: SamplingSettings,
     padding: Tensor | None = None,
 ) -> Iterator[PlainStep]:
-    """The released algorithm as it is written: the same tokens as ``generate`` in float32, later.
+    """Sample by the released algorithm as it is written; in float32 the tokens are those of ``generate``.
 
-    Full-length caches in raster order under a mask, all heads for all places, nothing prepared. What each
-    cell is predicted from comes from ``Order.predecessors``, not from a plan. Arguments are those of
+    It keeps full-length caches in raster order under a mask, and computes all heads for all places. The
+    predictors of a cell come from ``Order.predecessors``, not from a plan. Arguments are those of
     ``generate``; the model must not be prepared.
     """
     c, order, first = model.config, model.config.order, model.config.condition_tokens
@@ -57,7 +57,7 @@ def generate_plain(
     )
     draws = uniform_draws(seeds, order.cells).to(device)
     positions, x = torch.arange(first, device=device), rows
-    place, done = {NONE: first - 1}, 0  # of each cell, among what was fed last
+    place, done = {NONE: first - 1}, 0  # of each cell among the last feeds
     for cells in order.steps:
         if c.position == "absolute":
             x = x + model.position_embedding[:, positions].to(x.dtype)
@@ -100,7 +100,7 @@ def generate_plain(
 
 
 def raster_rotary(c: TransformerConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of each pair of condition and cells in raster order, twice (C + N, head_dim / 2)."""
+    """Cosine and sine of condition and cells in raster order: two tensors (C + N, head_dim / 2)."""
     half = c.head_dim // 2
     frequencies = ROTARY_BASE ** (-2 * torch.arange(half // 2, device=device) / half)
     rows, columns = (torch.arange(size, device=device).float() for size in c.grid)

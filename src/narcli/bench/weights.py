@@ -1,4 +1,4 @@
-"""Random weights of a model's size, written to files that are loaded as a user's would be."""
+"""Random weights of a model's size, written to files and loaded as a user's are."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ from ..hub.selection import Fetched
 from ..hub.sizes import released_config, released_tokenizer
 from ..hub.sources import Files, choose
 from ..models.blocks import RMSNorm, TextCondition
+from ..models.tokenizer import Tokenizer
 from ..models.transformer import NARTransformer
 
 
 @contextmanager
 def model_files(row: Model, tokenizer: str | None, dtype: torch.dtype) -> Iterator[Files]:
-    """The files of what is measured, while the block lasts; with random weights where ``row`` is not here.
+    """Context with the files of a model; random weights stand in for one that is not on this machine.
 
     Args:
-        row: a released model, or one with a path: a file in the released format is of the kind that it holds.
-        tokenizer: what goes with a file; None is the folder's own.
+        row: a released model, or one with a path. A released file has the kind that its tensors tell.
+        tokenizer: tokenizer of a file; None is the folder's own.
         dtype: of random weights.
 
     Raises:
         UsageError: a model whose size is not known, or no tokenizer.
-        CheckpointError: a file that cannot be used, or two that do not belong together.
+        CheckpointError: a file that cannot be used, or a tokenizer that does not fit the model.
         NarError: the disk cannot hold the random weights.
     """
     if row.path is not None:
@@ -48,12 +49,12 @@ def model_files(row: Model, tokenizer: str | None, dtype: torch.dtype) -> Iterat
         return
     if tokenizer is not None:
         raise UsageError(
-            f"--tokenizer is given, and {row.name} is measured with random weights.", "Leave it out."
+            f"`tokenizer` is given, and {row.name} is measured with random weights.", "Leave it out."
         )
     with tempfile.TemporaryDirectory(prefix="narcli-bench-", ignore_cleanup_errors=True) as place:
         network = random_model(row, dtype, torch.device("meta"))
         sizes = released_tokenizer(MODELS[row.tokenizer or ""])
-        decoder = network_of(sizes)(sizes).to(dtype)
+        decoder: Tokenizer = network_of(sizes)(sizes).to(dtype)
         parts: list[nn.Module] = [network, decoder]
         needed = sum(tensor.nbytes for part in parts for tensor in part.state_dict().values())
         free = shutil.disk_usage(place).free
@@ -74,7 +75,7 @@ def model_files(row: Model, tokenizer: str | None, dtype: torch.dtype) -> Iterat
 
 
 def random_model(row: Model, dtype: torch.dtype, device: torch.device) -> NARTransformer:
-    """A transformer of a released model's size with random weights.
+    """Build a transformer of a released model's size with random weights.
 
     Raises:
         UsageError: the row is not one of a released transformer.

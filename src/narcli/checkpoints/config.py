@@ -28,21 +28,18 @@ from ..errors import CheckpointError
 from ..media.textfiles import open_regular, open_zip, read_json
 from ..rules import MAX_CELLS, Rule, check, number, one_of, show, whole
 from ..settings import LARGEST
-from .formats import transformer, vq
 from .formats.families import readers
-from .formats.format import PARTS
-from .formats.format import ModelConfig as ModelConfig  # part of this module's face
+from .formats.format import PARTS, ModelConfig
 
 FORMAT = "narcli.model/1"
 CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer.safetensors"
 TEXT_ENCODER = "text_encoder"
 #: In the folder of a training run: its result, its state, its log, and tokens of its pictures by a digest.
 RESULT, STATE, LOG, TOKENS = "model", "state.pt", "log.jsonl", "tokens-{}.npy"
+#: In the folder of a training run, the folder in which its text encoder learned first.
+ENCODER = "encoder"
 KINDS = ("image", "text", "video", "image-tokenizer", "video-tokenizer")
 MAX_CLASSES, MAX_CLASS_NAME = 10**5, 200
-
-#: Sizes of the networks that narcli trains.
-TRANSFORMER, VQ = transformer.RULES, vq.RULES
 
 DEFAULTS: Mapping[str, Rule] = {
     "cfg_scale": number(0, LARGEST),
@@ -119,10 +116,10 @@ def _released(path: Path, said: dict[str, Any]) -> ModelConfig:
 
 
 def result_of(path: Path) -> Path:
-    """The model that a path means: the ``model`` in the folder of a training run, or else the path itself.
+    """Find the model that a path means: ``model`` in the folder of a training run, else the path itself.
 
     Raises:
-        CheckpointError: a run that has no result yet, or the state of a training in place of a model.
+        CheckpointError: a run without a result yet, a part of a run, or the state of a training.
     """
     if path.is_file():
         if kind := _state_in(path):
@@ -143,9 +140,15 @@ def result_of(path: Path) -> Path:
     if (path / RESULT / CONFIG).is_file():
         return path / RESULT
     if is_run(names):
+        above = {file.name for file in path.parent.iterdir()} if path.name == ENCODER else set()
+        run = path.parent if is_run(above) else path
+        if (run / RESULT / CONFIG).is_file():
+            raise CheckpointError(
+                f"{path} is a part of the training run {run}.", f"Give {run / RESULT}, its result."
+            )
         raise CheckpointError(
             f"{path} is the folder of a training run that has no result yet.",
-            f"Give the same `narcli train` command again: it goes on, and writes {path / RESULT}.",
+            f"Give the same `narcli train` command again: it goes on, and writes {run / RESULT}.",
         )
     return path
 

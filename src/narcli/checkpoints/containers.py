@@ -1,8 +1,8 @@
 """Containers of tensors: PyTorch pickles and safetensors, read without running anything.
 
-A pickle is a program. Here it is interpreted, not run: its few instructions make dictionaries, lists, numbers
-and descriptions of tensors, nothing else, and any other name that it mentions is refused. Of the descriptions
-only the model's become tensors, mapped from the file, once their sizes are known to fit it.
+A pickle is a program. narcli interprets it without running it: its instructions make dictionaries, lists,
+numbers and descriptions of tensors. Any other name that it mentions is refused. Only the model's
+descriptions become tensors, mapped from the file after their sizes are checked against it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .pickles import _check_names, _read_pickle, _refuse_shortage
 MAX_HEADER = 2**23  # bytes of the header of a safetensors file
 
 
-#: What training puts around a network, and thereby into the names of its tensors. The first two are also
+#: Prefixes that wrappers of training add to the names of tensors. The first two are also
 #: ordinary words: they are removed where all names begin with them, the others anywhere.
 WRAPPERS = ("module", "model")
 
@@ -30,7 +30,7 @@ INNER_WRAPPERS = (
     *("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
     *("_forward_module", "_fpw_module"),
 )
-#: ``torch.optim.swa_utils.AveragedModel`` counts what it averaged, beside the network.
+#: A counter that ``torch.optim.swa_utils.AveragedModel`` stores beside the network.
 AVERAGED = "n_averaged"
 
 
@@ -38,8 +38,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read the model's tensors in a checkpoint file: memory-mapped, dense, names without wrappers.
 
     Raises:
-        CheckpointError: no such file, or what it is instead of a checkpoint.
-        MemoryLimitError: the file finds no place in memory.
+        CheckpointError: no such file, or not a checkpoint; the message says what it seems to be.
+        MemoryLimitError: the file cannot be mapped into memory.
     """
     try:
         with open_regular(path) as file:
@@ -96,7 +96,7 @@ def _read_safetensors(path: Path, start: bytes) -> dict[str, Tensor]:
 
 
 def _unwrap(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under the names that they have in the network itself."""
+    """Rename tensors to their names in the network: remove prefixes of wrappers."""
     tensors = {name: tensor for name, tensor in tensors.items() if name != AVERAGED or tensor.dim()}
     names = {name: [part for part in name.split(".") if part not in INNER_WRAPPERS] for name in tensors}
     while names and any(

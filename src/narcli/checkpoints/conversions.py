@@ -1,8 +1,8 @@
-"""Weights converted once: copies of float32 files in the number format of a run, in the user's cache folder.
+"""Copies of float32 files in the number format of a run, kept in the user's cache folder.
 
-A released pickle holds float32 and runs in bfloat16; its copy is half as large, and is mapped into memory
-instead of being converted. A copy belongs to one state of one file: after any change of its size, times or
-inode, and by another release of narcli, it is not used. The folder may be removed at any time.
+A released pickle holds float32. Its copy in bfloat16 is half as large and is mapped into memory. A copy
+belongs to one state of one file (path, size, times, inode) and one release of narcli. The folder may be
+removed at any time.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..errors import NarError
+from ..media import atomic
 from ..media.atomic import write_atomic
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-LEAST = 2**26  # bytes; a smaller file is converted in no time
-MOST = 2**34  # bytes of all copies; those not used for longest go first
-SETTLED = 2.0  # seconds: a file changed later than this ago may change again without showing it
+LEAST = 2**26  # bytes; smaller files convert fast enough
+MOST = 2**34  # bytes of all copies; the least recently used go first
+SETTLED = 2.0  # seconds; a second change within this time may not change the file's times
 HEADER = 2**24  # bytes that the header of a copy takes at most
-ABANDONED = 3600.0  # seconds after which a part of a copy is nobody's
 FORMATS = {"bfloat16": "BF16", "float16": "F16"}
 
 
 def cache_folder() -> Path:
-    """Where the copies are; removing it costs no more than the time to convert again."""
+    """Folder of the copies; it may be removed at any time."""
     from platformdirs import user_cache_path
 
     return user_cache_path("narcli") / "weights"
@@ -48,8 +48,8 @@ class Conversion:
     Args:
         source: the file, links resolved.
         dtype: name of the number format.
-        key: of the state that the file was in.
-        settled: whether it could not change any more, from when the key was taken, without another key.
+        key: hash of the file's state.
+        settled: true if any later change of the file changes its key.
     """
 
     source: Path
@@ -59,15 +59,17 @@ class Conversion:
 
     @property
     def path(self) -> Path:
-        """Where the copy is, or would be."""
+        """File of the copy, which may not exist yet."""
         return cache_folder() / f"{self.key}.safetensors"
 
     def converted(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The same tensors from the copy, memory-mapped; it is written where there is none, or a damaged one.
+        """Map the tensors from the copy; write it first if it is missing or damaged.
 
         Args:
-            tensors: of the file, read after this object was made. Where no copy can be written, or the file
-                has changed or did so just now, they are returned as they are.
+            tensors: of the file, read after this object was made.
+
+        Returns:
+            Tensors of the copy; the given ones if no copy can be written or the file changed recently.
         """
         from ..devices import DTYPES
 
@@ -92,7 +94,7 @@ class Conversion:
         if {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()} != expected:
             return None
         with suppress(OSError):
-            os.utime(self.path)  # the oldest are those not used for longest
+            os.utime(self.path)  # the age of a copy counts from its last use
         return tensors
 
     def _write(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
@@ -106,7 +108,7 @@ class Conversion:
                 prune()
 
     def _fill(self, part: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-        """Write a safetensors file; one tensor at a time is in memory."""
+        """Write a safetensors file with one tensor at a time in memory."""
         from torch import uint8
 
         header: dict[str, object] = {"__metadata__": {"source": str(self.source), "dtype": self.dtype}}
@@ -122,13 +124,13 @@ class Conversion:
             for tensor in tensors.values():
                 file.write(tensor.detach().to("cpu", dtype).flatten().view(uint8).numpy().data)
             file.flush()
-            os.fsync(file.fileno())  # after a power cut the name must not be there without the numbers
+            os.fsync(file.fileno())  # a power cut must not leave the name without the numbers
         if of(self.source, self.dtype) != self:
             raise OSError(f"{self.source} changed while it was copied")
 
 
 def of(source: Path, dtype: str) -> Conversion | None:
-    """The copy of a file as it is now; None of a small file, and in formats that nothing is converted to."""
+    """The copy of a file in its present state; None for small files and formats without copies."""
     now = time.time()
     try:
         source = source.resolve()
@@ -144,16 +146,16 @@ def of(source: Path, dtype: str) -> Conversion | None:
 
 
 def copies(source: Path) -> list[Path]:
-    """The copies of a file as it is now, or of the files of a folder."""
+    """Copies of a file, or of the files of a folder, in their present state."""
     files = [source] if source.is_file() else []
-    with suppress(OSError):  # of a folder that is being removed
+    with suppress(OSError):  # the folder may be removed meanwhile
         files += source.rglob("*")
     known = [of(file, dtype) for file in files for dtype in FORMATS]
     return [copy.path for copy in known if copy is not None and copy.path.is_file()]
 
 
 def held(paths: Iterable[Path] | None = None) -> int:
-    """Bytes of these copies, or of all; other runs may write and remove some meanwhile."""
+    """Bytes of these copies; None counts all. Other runs may write and remove some meanwhile."""
     total = 0
     with suppress(OSError):
         for path in cache_folder().glob("*.safetensors") if paths is None else paths:
@@ -163,7 +165,7 @@ def held(paths: Iterable[Path] | None = None) -> int:
 
 
 def forget(paths: Iterable[Path]) -> int:
-    """Remove these copies; the next run makes them anew. Bytes freed."""
+    """Remove copies and return the bytes freed; the next run writes them again."""
     freed = 0
     for path in paths:
         with suppress(OSError):
@@ -175,28 +177,11 @@ def forget(paths: Iterable[Path]) -> int:
 
 def prune(most: int | None = None) -> int:
     """Remove copies of files that are gone or changed, and the oldest beyond ``most`` bytes; bytes freed."""
-    freed, kept = 0, []
-    with suppress(OSError):
-        for path in cache_folder().iterdir():
-            with suppress(OSError):
-                stat = path.stat()
-                abandoned = time.time() - stat.st_mtime > ABANDONED
-                if abandoned if path.suffix == ".part" else not _is_current(path):
-                    path.unlink(missing_ok=True)
-                    freed += stat.st_size
-                elif path.suffix != ".part":  # a newer one is being written
-                    kept.append((stat.st_mtime, stat.st_size, path))
-        total = sum(size for _, size, _ in kept)
-        for _, size, path in sorted(kept):
-            if total <= (MOST if most is None else most):
-                break
-            path.unlink(missing_ok=True)
-            total, freed = total - size, freed + size
-    return freed
+    return atomic.prune(cache_folder(), MOST if most is None else most, _is_current)
 
 
 def _is_current(path: Path) -> bool:
-    """Whether a file of the cache is the copy of its source as that is now; not if it is damaged."""
+    """Tell whether a file of the cache is an undamaged copy of its source's present state."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         try:

@@ -1,4 +1,4 @@
-"""Turn a released file into a narcli folder."""
+"""Conversion of released files into narcli folders."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def convert(
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Turn a released file (or a narcli folder) into a narcli folder.
+    """Convert a released file (or a narcli folder) into a narcli folder.
 
     Args:
         source: a NAR model or a tokenizer.
-        folder: the folder to make, as ``save_model``.
+        folder: the folder to make; see ``save_model``.
         tokenizer: the tokenizer to put into the model's folder.
         config: a ``config.json`` for the source; by default the one beside it.
-        grid: of the tokens, where the file does not tell.
-        dtype: of the stored tensors; None keeps the source's.
+        grid: sizes of the token grid, if the file does not hold them.
+        dtype: number format to store; None keeps the source's.
         overwrite: replace an older narcli folder.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a model's folder brings along."""
+"""Parts of a model's folder: weights, tokenizer, text encoder."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import Path
 from ..errors import CheckpointError
 from .config import MODEL, TEXT_ENCODER, TOKENIZER
 
-#: The end of the name of one of several files of a model: its number and their count.
+#: Ending of the name of a shard: its number and their count.
 SHARD = re.compile(r"[-_](\d{1,6})[-_]of[-_](\d{1,6})\.\w+$")
-#: A rank's part, by names that do not say how many there are: of Llama, Megatron and DeepSpeed.
+#: Names of shards without a count: of Llama, Megatron and DeepSpeed.
 RANK = re.compile(r"^(?:consolidated\.(\d\d)\.|(?:.*_)?mp_rank_(\d\d)_model_states\.)")
 SHARD_HINT = "narcli reads a model from one file; save it as one, without shards."
 
 
 def has_own_tokenizer(path: Path) -> bool:
-    """Whether a local model is a narcli folder that brings its tokenizer."""
+    """Tell whether a path is a narcli folder with a tokenizer of its own."""
     folder = path.parent if path.name == MODEL else path
     return os.path.lexists(folder / TOKENIZER)
 
 
 def has_own_encoder(path: Path) -> bool:
-    """Whether a local model is a narcli folder that brings its text encoder.
+    """Tell whether a path is a narcli folder with a text encoder of its own.
 
     Raises:
-        CheckpointError: what has the encoder's name is no folder.
+        CheckpointError: the encoder's name belongs to a file.
     """
     folder = (path if path.is_dir() else path.parent) / TEXT_ENCODER
     if os.path.lexists(folder) and not folder.is_dir():

@@ -20,22 +20,19 @@ from ..devices import dtype_name
 from ..errors import CheckpointError
 from ..media.textfiles import expand, read_json
 from ..models.blocks import Kind, TransformerConfig
-from ..models.larp import LARPTokenizer
-from ..models.protocols import TokenizerConfig
+from ..models.tokenizer import Tokenizer, TokenizerConfig
 from ..models.transformer import NARTransformer
-from ..models.vq import VQTokenizer
 from . import config as configs
 from . import conversions
 from . import pickles as containers
-from .config import CONFIG, MODEL, TOKENIZER, ModelConfig, read_config
+from .config import CONFIG, MODEL, TOKENIZER, read_config
 from .containers import read_tensors
 from .conversions import Conversion
 from .folder import RANK, SHARD, SHARD_HINT
 from .formats.families import identify, network_of
-from .formats.format import Contents, Format
+from .formats.format import Contents, Format, ModelConfig
 from .pickles import NUMBERS
 
-Tokenizer = VQTokenizer | LARPTokenizer
 M = TypeVar("M", bound=nn.Module)
 MAX_INDEX = 2**24  # bytes of the index of a model in shards
 

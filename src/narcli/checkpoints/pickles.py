@@ -1,6 +1,7 @@
 """PyTorch's pickles, interpreted into plain descriptions and memory-mapped tensors.
 
-Nothing in them is called. Longer than 400 lines, since the interpreter is read as a whole."""
+Nothing in them is called. Longer than 400 lines, since the interpreter is read as a whole.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # forma
 
 
 def _refuse_shortage(path: Path, error: Exception) -> None:
-    """Raise where the file finds no place in memory: that is no fault of the file."""
+    """Raise MemoryLimitError if an error means a shortage of memory, not a fault of the file."""
     if is_shortage(error):
         raise MemoryLimitError(
             f"Out of memory: {path} could not be read.", "Close other programs, or try a smaller model."
@@ -49,7 +50,7 @@ def _refuse_shortage(path: Path, error: Exception) -> None:
 
 
 def _check_names(path: Path, names: Sequence[object]) -> None:
-    """Refuse names that no network has, before anything is made of them or shown."""
+    """Refuse names of tensors that no network has, before they are used or shown."""
     if len(names) > MAX_TENSORS:
         raise CheckpointError(f"{path} has {len(names):,} tensors, expected at most {MAX_TENSORS:,}.")
     for name in names:
@@ -62,14 +63,14 @@ def _check_names(path: Path, names: Sequence[object]) -> None:
 
 @dataclass(frozen=True)
 class _Global:
-    """A name that a pickle mentions; only the interpreter knows what it means."""
+    """A name of a function or class in a pickle; only the interpreter gives it a meaning."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class _Storage:
-    """Numbers in the file: ``numel`` of a dtype, ``skipped`` of them after the place of ``key``."""
+    """Numbers in the file: ``numel`` of a dtype, ``skipped`` numbers after the start of ``key``."""
 
     dtype: torch.dtype
     key: str
@@ -93,7 +94,7 @@ class _Described:
 
 
 class _Other:
-    """A tensor that is not plain numbers in the file: sparse, quantized, nested, of the device ``meta``."""
+    """A tensor without plain numbers in the file: sparse, quantized, nested, or on ``meta``."""
 
 
 class _Refused(Exception):  # noqa: N818
@@ -126,7 +127,7 @@ _DICTIONARIES = {"collections.OrderedDict", "easydict.EasyDict"}
 _TENSORS = {f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3")}
 
 
-#: Their first argument is all that counts: attributes, hooks and the like are left out.
+#: Only their first argument is used; attributes and hooks are dropped.
 _PARAMETERS = {
     "torch._utils._rebuild_parameter",
     "torch._utils._rebuild_parameter_with_state",
@@ -146,7 +147,7 @@ _OTHER_TENSORS = {
 }
 
 
-#: Of training checkpoints; nothing is made of them.
+#: Containers of training checkpoints; they are read and dropped.
 _IGNORED = {
     *("argparse.Namespace", "collections.Counter", "builtins.set", "builtins.complex", "_codecs.encode"),
     *(f"builtins.{kind}" for kind in ("bool", "int", "float", "str", "bytes", "bytearray")),
@@ -175,10 +176,10 @@ def _interpret(file: BinaryIO, storages: dict[str, tuple[int, int]] | None = Non
 
     Args:
         file: read up to the end of the pickle.
-        storages: gets (elements, bytes of one) of each storage that is mentioned, by key.
+        storages: receives (elements, bytes of one) of each storage, by key.
 
     Returns:
-        Plain objects, ``_Described`` and ``_Other`` in them; None for what is ignored.
+        Plain objects with ``_Described`` and ``_Other`` in them; None stands for ignored objects.
     """
     stack: list[Any] = []
     marks: list[int] = []
@@ -247,7 +248,7 @@ def _interpret(file: BinaryIO, storages: dict[str, tuple[int, int]] | None = Non
                 arguments, function = stack.pop(), stack.pop()
                 stack.append(_call(function, arguments, steps))
             case "BUILD":
-                stack.pop()  # attributes of whatever it is: no part of a model
+                stack.pop()  # attributes of an object are no part of a model
             case "BINPERSID":
                 storage = _storage(identity := stack.pop())
                 if storages is not None:
@@ -263,7 +264,7 @@ def _interpret(file: BinaryIO, storages: dict[str, tuple[int, int]] | None = Non
 
 
 def _put(target: dict[Any, Any], items: Iterable[tuple[Any, Any]]) -> None:
-    """Set items. Keys that may be slow to compare, such as tuples in tuples, are cut or become None."""
+    """Set items of a dictionary. Keys slow to compare, such as nested tuples, are cut or become None."""
     for key, value in items:
         if isinstance(key, str):
             key = key[: MAX_NAME + 1]
@@ -273,7 +274,7 @@ def _put(target: dict[Any, Any], items: Iterable[tuple[Any, Any]]) -> None:
 
 
 def _call(function: Any, arguments: Any, steps: Iterator[int]) -> Any:
-    """Return the meaning of a call of a known name; nothing is called. Each copied item takes a step."""
+    """Return the meaning of a call of a known name, without calling it. Each copied item takes a step."""
     if not isinstance(function, _Global) or not isinstance(arguments, tuple):
         raise _Refused
     name = function.name
@@ -327,7 +328,7 @@ def _read_pickle(path: Path, file: BinaryIO, size: int, zipped: bool) -> dict[st
         described = _find_tensors(path, content)
         _check_names(path, list(described))
         plain = {name: tensor for name, tensor in described.items() if isinstance(tensor, _Described)}
-        views = set(plain.values())  # tied tensors are one
+        views = set(plain.values())  # tied tensors count once
         # A small file must not claim large tensors: strides of zero or shared storages would allow it.
         if len(plain) < len(described) or sum(tensor.bytes for tensor in views) > size:
             raise CheckpointError(f"{path} claims tensors that it does not hold.", "The file is damaged.")
@@ -337,9 +338,9 @@ def _read_pickle(path: Path, file: BinaryIO, size: int, zipped: bool) -> dict[st
     except CheckpointError:
         raise
     except _Refused as error:
-        if wanted := "".join(c if c.isprintable() else "?" for c in str(error)[:80]):
+        if request := "".join(c if c.isprintable() else "?" for c in str(error)[:80]):
             raise CheckpointError(
-                f"{path} asks to run {wanted}, which a model's weights never need; nothing was run.",
+                f"{path} asks to run {request}, which a model's weights never need; nothing was run.",
                 "Do not trust the file. If it is yours, save a plain dictionary of tensors.",
             ) from None
         raise CheckpointError(
@@ -360,7 +361,7 @@ def _read_pickle(path: Path, file: BinaryIO, size: int, zipped: bool) -> dict[st
 
 
 def _open_zip(path: Path, file: BinaryIO) -> tuple[Any, Places]:
-    """What the pickle in an archive describes, and (start, bytes) of its storages in the file."""
+    """Read the pickle of an archive; return its objects, and (start, bytes) of each storage in the file."""
     try:
         with open_zip(file) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
@@ -369,7 +370,7 @@ def _open_zip(path: Path, file: BinaryIO) -> tuple[Any, Places]:
             f"{path} is cut off or damaged: the end of the archive is missing ({first_line(error)}).",
             "Get the file again, and compare its size with the one on its page.",
         ) from None
-    # Memory mapping would take compressed bytes for numbers.
+    # A memory map would read compressed bytes as numbers.
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
         raise CheckpointError(f"{path} was packed again with compression.", "Get the original file.")
     program = next((name for name in entries if name.rpartition("/")[2] == "data.pkl"), None)
@@ -406,7 +407,7 @@ def _open_zip(path: Path, file: BinaryIO) -> tuple[Any, Places]:
 
 
 def _open_legacy(file: BinaryIO) -> tuple[Any, Places]:
-    """As ``_open_zip``, of what PyTorch wrote before archives: pickles one after the other, then numbers."""
+    """Read PyTorch's format before archives: pickles in a row, then numbers; returns as ``_open_zip``."""
     program = io.BytesIO(file.read(MAX_PROGRAM))
     magic, protocol = _interpret(program), _interpret(program)
     if magic != 0x1950A86A20F9469CFC6C or protocol != 1001:
@@ -416,7 +417,7 @@ def _open_legacy(file: BinaryIO) -> tuple[Any, Places]:
     if not system["little_endian"]:
         raise ValueError("numbers in big-endian order")
     places, position = {}, program.tell()
-    for key in keys:  # the numbers of each storage come after how many there are
+    for key in keys:  # each storage is its count, then its numbers
         file.seek(position)
         (count,), (elements, width) = struct.unpack("<q", file.read(8)), storages[key]
         if count != elements:
@@ -427,7 +428,7 @@ def _open_legacy(file: BinaryIO) -> tuple[Any, Places]:
 
 
 def _tensor(whole: torch.UntypedStorage, place: Places, tensor: _Described) -> Tensor:
-    """The numbers that a description means, mapped where they lie as torch expects them, else copied."""
+    """Make the tensor of a description: mapped where its numbers are aligned, else copied."""
     storage, size, stride = tensor.storage, tensor.size, tensor.stride
     width = storage.dtype.itemsize
     start, room = place(storage)
@@ -443,7 +444,7 @@ def _tensor(whole: torch.UntypedStorage, place: Places, tensor: _Described) -> T
     return made.contiguous() if begin % tensor.dtype.itemsize == 0 else made.clone().contiguous()
 
 
-#: Where the released code and its training put a model, the likeliest first; each may have it in a part.
+#: Keys under which the released code and its training store a model, the likeliest first.
 _PLACES = ("model", "module", "state_dict", "ema")
 
 
@@ -451,22 +452,26 @@ _PARTS = ("sd", "module", "shadow")
 
 
 def _find_tensors(path: Path, content: Any) -> dict[str, _Described | _Other]:
-    """The dictionary of tensors."""
-    if found := _candidates(content):
-        return next(iter(found.values()))
+    """Return the model's dictionary of tensors.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if candidates := _candidates(content):
+        return next(iter(candidates.values()))
     if isinstance(content, dict):
         words = [key if isinstance(key, str) and key.isprintable() else "?" for key in list(content)[:6]]
-        held = ", ".join(word[:30] for word in words) or "nothing"
+        description = ", ".join(word[:30] for word in words) or "nothing"
     else:
-        held = f"a {type(content).__name__}"
+        description = f"a {type(content).__name__}"
     raise CheckpointError(
-        f"{path} holds no model: {held} instead of tensors.",
+        f"{path} holds no model: {description} instead of tensors.",
         f"They are expected under {', '.join(map(repr, _PLACES[:-1]))} or {_PLACES[-1]!r}, or by themselves.",
     )
 
 
 def _candidates(content: Any) -> dict[str, dict[str, _Described | _Other]]:
-    """All dictionaries of tensors in a checkpoint by where they are, the one that is used first."""
+    """Dictionaries of tensors in a checkpoint by their keys, the one that is used first."""
     if not isinstance(content, dict):
         return {}
     places = {name: content.get(name) for name in _PLACES}
@@ -474,7 +479,7 @@ def _candidates(content: Any) -> dict[str, dict[str, _Described | _Other]]:
         name: place[part]
         for name, place in places.items()
         if isinstance(place, dict)
-        for part in reversed(_PARTS)  # the likeliest stays
+        for part in reversed(_PARTS)  # the likeliest is set last
         if isinstance(place.get(part), dict)
     }
     return {
@@ -487,7 +492,7 @@ def _candidates(content: Any) -> dict[str, dict[str, _Described | _Other]]:
 
 
 def remark(path: Path) -> str:
-    """Say which model of several in a pickle is used; "" where there is one, or none that can be read."""
+    """Sentence that names the model used, of several in a pickle; "" if there is one, or none readable."""
     with suppress(Exception), open_regular(path) as file:
         zipped = file.read(4) == b"PK\x03\x04"
         file.seek(0)

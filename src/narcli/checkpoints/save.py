@@ -1,4 +1,4 @@
-"""Save models as narcli folders."""
+"""Writing of models as narcli folders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..errors import CheckpointError, UsageError, first_line
 from ..media.atomic import OLD, PART, explain, system_error
 from ..media.textfiles import MAX_JSON, expand
 from ..models.blocks import TransformerConfig
-from ..models.protocols import TokenizerConfig
+from ..models.tokenizer import Tokenizer, TokenizerConfig
 from ..models.transformer import NARTransformer
 from .config import (
     CONFIG,
@@ -28,7 +28,6 @@ from .config import (
     TOKENIZER,
     read_config,
 )
-from .load import Tokenizer
 from .text_encoder import T5Encoder
 
 
@@ -43,22 +42,22 @@ def save_model(
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write a narcli folder; it is there whole or not at all.
+    """Write a narcli folder, complete or not at all.
 
     Args:
-        folder: the folder to make; one that is empty is replaced. Its name becomes the model's.
-        transformer: the model; without one the folder holds a tokenizer only.
-        tokenizer: the tokenizer that belongs to it.
-        text_encoder: of a model of images from text, where it has one of its own.
+        folder: the folder to make; an empty one is replaced. Its name becomes the model's.
+        transformer: the model; None writes a tokenizer only.
+        tokenizer: the model's tokenizer.
+        text_encoder: encoder of a model of images from text, if it has its own.
         classes: name of a class table, or the class names.
         defaults: sampling settings (cfg_scale, temperature, top_k, top_p, cfg_interval).
         dtype: of the stored tensors; None keeps each as it is.
         overwrite: replace an older narcli folder.
 
     Raises:
-        UsageError: neither part given, or the folder holds something else.
+        UsageError: neither model nor tokenizer given, or the folder holds other files.
         CheckpointError: a setting or class list that could not be read back.
-        NarError: the disk is full and the like.
+        NarError: the folder cannot be written, for example on a full disk.
     """
     folder = expand(folder)
     if transformer is None and tokenizer is None:
@@ -84,7 +83,7 @@ def save_model(
             )
             for file, tensors in parts.items():
                 save_file(tensors, new / file)
-                (new / file).chmod((new / CONFIG).stat().st_mode)  # it is made for its owner alone
+                (new / file).chmod((new / CONFIG).stat().st_mode)  # it was made for its owner only
             if text_encoder is not None:
                 text_encoder.save(new / TEXT_ENCODER, dtype)
                 for stored in (new / TEXT_ENCODER).iterdir():
@@ -111,7 +110,7 @@ def check_saveable(
     classes: str | Sequence[str] | None = None,
     defaults: Mapping[str, float] | None = None,
 ) -> None:
-    """Raise now what ``save_model`` would raise after hours of training; arguments as there, but sizes.
+    """Raise before training what ``save_model`` would raise after it; arguments as there, but sizes.
 
     Raises:
         UsageError, CheckpointError, NarError: as ``save_model`` with ``overwrite``.

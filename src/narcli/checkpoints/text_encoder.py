@@ -1,8 +1,8 @@
-"""Text features: a T5 encoder, and the form in which the transformer takes what it says (spec 6).
+"""Text features: a T5 encoder, and its features as the transformer's condition.
 
-The encoder is a folder that ``transformers`` saved: ``google/flan-t5-xl``, of which the decoder is left
-alone, or a small one that narcli trained. Each prompt is encoded by itself, without padding, so that its
-features do not depend on the prompts beside it.
+The encoder is a folder that ``transformers`` saved: ``google/flan-t5-xl`` without its decoder, or a small one
+that narcli trained. Each prompt is encoded by itself, without padding, so its features do not depend on
+other prompts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .pickles import NUMBERS
 
 @dataclass(frozen=True)
 class Encoded:
-    """What an encoder said of a prompt.
+    """Features of one prompt.
 
     Args:
         features: (n, width), n tokens with the end token.
@@ -43,7 +43,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class T5Encoder:
-    """A T5 encoder and its tokenizer, of ``transformers``."""
+    """A T5 encoder and its tokenizer, both of ``transformers``."""
 
     model: Any
     tokenizer: Any
@@ -55,22 +55,22 @@ class T5Encoder:
         """Load a folder that ``transformers`` saved, for inference.
 
         Args:
-            folder: of a T5 encoder, or of a whole T5, of which the decoder is left alone.
-            dtype: of the weights and features; None keeps the stored one.
+            folder: folder of a T5 encoder, or of a whole T5, whose decoder is ignored.
+            dtype: of weights and features; None keeps the stored one.
             device: where it runs.
 
         Raises:
-            CheckpointError: not a T5 folder, or not a whole one.
+            CheckpointError: not a T5 folder, or an incomplete one.
         """
         model, tensors, tokenizer = _read(folder)
-        # Where nothing changes this keeps the memory map; each is converted once, under whatever names.
+        # Without a conversion this keeps the memory map; tied tensors are converted once.
         converted = {id(tensor): tensor.to(device, dtype or tensor.dtype) for tensor in tensors.values()}
         model.load_state_dict({name: converted[id(t)] for name, t in tensors.items()}, assign=True)
         model.tie_weights()
         return cls(model.eval(), tokenizer)
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """Save it as ``load`` reads it; ``dtype`` of the stored tensors, None keeps them."""
+        """Save a folder that ``load`` reads, with tensors in ``dtype``; None keeps their format."""
         with _quiet():
             model = self.model if dtype is None else copy.deepcopy(self.model).to(dtype)
             model.save_pretrained(folder)
@@ -78,7 +78,7 @@ class T5Encoder:
 
     @property
     def width(self) -> int:
-        """Of the features."""
+        """Width of the features."""
         return int(self.model.config.d_model)
 
     @torch.inference_mode()
@@ -90,7 +90,7 @@ class T5Encoder:
         except BaseException as error:
             if is_shortage(error) or not _is_fault(error):
                 raise
-            raise CheckpointError(  # its files may say anything, and transformers believes them
+            raise CheckpointError(  # transformers does not check the files
                 f"The text encoder's tokenizer cannot read a prompt ({first_line(error)}).",
                 "Get its folder again, whole, as transformers saved it.",
             ) from error
@@ -106,12 +106,12 @@ class T5Encoder:
 
 
 def _is_fault(error: BaseException) -> bool:
-    """Tell errors, a panic of Rust among them, from what ends a process."""
+    """Tell an error, such as a panic of Rust, from an exception that ends the process."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def split(tokenizer: Any, text: str, tokens: int) -> tuple[list[int], list[int]]:
-    """The ids that a prompt is encoded from, the end token's last, and the ids that do not fit."""
+    """Tokenize a prompt: ids to encode, with the end token, and ids that do not fit."""
     ids = tokenizer(text, verbose=False).input_ids
     if len(ids) <= tokens:
         return ids, []
@@ -119,7 +119,7 @@ def split(tokenizer: Any, text: str, tokens: int) -> tuple[list[int], list[int]]
 
 
 def left_pad(features: Sequence[Tensor], tokens: int) -> tuple[Tensor, Tensor]:
-    """Features of several prompts as one condition: the tokens at the end, zeros before them.
+    """Join features of several prompts: tokens at the end, zeros before them.
 
     Args:
         features: B times (n, width), n at most ``tokens``.
@@ -137,18 +137,16 @@ def left_pad(features: Sequence[Tensor], tokens: int) -> tuple[Tensor, Tensor]:
 
 
 def check_encoder(folder: Path) -> None:
-    """Compare the tensors of a folder that ``transformers`` saved with those that its encoder has, by shape.
-
-    Its tokenizer is read too.
+    """Check a folder that ``transformers`` saved: names and shapes of all tensors, and the tokenizer.
 
     Raises:
-        CheckpointError: not a T5 folder, or not a whole one.
+        CheckpointError: not a T5 folder, or an incomplete one.
     """
     _read(folder)
 
 
 def _read(folder: Path) -> tuple[Any, dict[str, Tensor], Any]:
-    """The network on the device ``meta``, its tensors, and the tokenizer."""
+    """Return the network on the device ``meta``, its tensors, and the tokenizer."""
     with _quiet():
         try:
             return *_network(folder), _read_tokenizer(folder)
@@ -163,7 +161,7 @@ def _read(folder: Path) -> tuple[Any, dict[str, Tensor], Any]:
             ) from error
 
 
-#: What is read of an encoder's config.json; all else that it may say, such as code to fetch, is left alone.
+#: Keys read from an encoder's config.json; all others, such as code to fetch, are ignored.
 _SIZES: Mapping[str, Rule] = {
     **{name: whole(1, 2**16) for name in ("d_model", "d_kv", "num_heads")},
     **{name: whole(1, 2**20) for name in ("d_ff", "vocab_size")},
@@ -182,29 +180,29 @@ MAX_TOKENIZER = 2**26  # bytes of tokenizer.json or spiece.model
 
 
 def read_sizes(folder: Path) -> dict[str, Any]:
-    """What the config.json of a T5 encoder says of its network; ``dtype`` is the name of the stored format.
+    """Read the sizes of a T5 encoder from its config.json; ``dtype`` is the name of the stored format.
 
     Raises:
-        CheckpointError: not a T5 folder, or a value that is not what it should be.
+        CheckpointError: not a T5 folder, or an invalid value.
     """
     path = folder / "config.json"
     try:
-        said = read_json(path)
+        config = read_json(path)
     except CheckpointError as error:
         raise CheckpointError(
             f"{folder} is not a text encoder: it has no readable config.json ({error.message})",
             "Expected a folder such as google/flan-t5-xl, as transformers saves it.",
         ) from None
-    if (kind := said.get("model_type")) != "t5":
+    if (kind := config.get("model_type")) != "t5":
         raise CheckpointError(
             f"{folder} holds a model of the type {ascii(kind)[:40]}, expected a T5 text encoder."
         )
-    given = {name: value for name, value in said.items() if value is not None}
-    if absent := [name for name in _SIZES if name not in given]:
+    values = {name: value for name, value in config.items() if value is not None}
+    if absent := [name for name in _SIZES if name not in values]:
         raise CheckpointError(f"{path} lacks {absent[0]}.", "Get the original file again.")
-    check(path, "", {**_SIZES, **{name: rule for name, (rule, _) in _DETAILS.items()}}, given)
-    sizes = {name: given[name] for name in _SIZES}
-    sizes |= {name: given.get(name, usual) for name, (_, usual) in _DETAILS.items()}
+    check(path, "", {**_SIZES, **{name: rule for name, (rule, _) in _DETAILS.items()}}, values)
+    sizes = {name: values[name] for name in _SIZES}
+    sizes |= {name: values.get(name, usual) for name, (_, usual) in _DETAILS.items()}
     if sizes["relative_attention_max_distance"] <= sizes["relative_attention_num_buckets"] // 4:
         raise CheckpointError(
             f"{path}: relative_attention_max_distance is {sizes['relative_attention_max_distance']}, "
@@ -213,23 +211,23 @@ def read_sizes(folder: Path) -> dict[str, Any]:
     gate, _, function = sizes["feed_forward_proj"].rpartition("-")
     function = "gelu_new" if sizes["feed_forward_proj"] == "gated-gelu" else function
     for name, implied in (("dense_act_fn", function), ("is_gated_act", bool(gate))):
-        if given.get(name, implied) != implied:
+        if values.get(name, implied) != implied:
             raise CheckpointError(
-                f"{path}: {name} is {ascii(given[name])[:40]}, but feed_forward_proj is "
+                f"{path}: {name} is {ascii(values[name])[:40]}, but feed_forward_proj is "
                 f"{sizes['feed_forward_proj']!r}."
             )
-    dtype = given.get("dtype", given.get("torch_dtype"))
+    dtype = values.get("dtype", values.get("torch_dtype"))
     return sizes | ({"dtype": dtype} if isinstance(dtype, str) else {})
 
 
 def _network(folder: Path) -> tuple[Any, dict[str, Tensor]]:
-    """The network on the device ``meta``, and its tensors: memory-mapped, whole, of the right shapes."""
+    """Return the network on the device ``meta``, and its tensors: memory-mapped, all of them, checked."""
     sizes = read_sizes(folder)
     _tokenizer_files(folder)
     from transformers import T5Config, T5EncoderModel
 
     sizes.pop("dtype", None)
-    config_class: Any = T5Config  # its keywords are those of its parents, too
+    config_class: Any = T5Config  # mypy does not see the keywords of its parents
     attention = "sdpa" if getattr(T5EncoderModel, "_supports_sdpa", False) else "eager"
     config = config_class(
         **sizes, is_encoder_decoder=False, use_cache=False, attn_implementation=attention,
@@ -244,7 +242,7 @@ def _network(folder: Path) -> tuple[Any, dict[str, Tensor]]:
             raise CheckpointError(
                 f"The text encoder in {folder} cannot be loaded: {error.message}", error.hint
             ) from None
-    shared = ("shared.weight", "encoder.embed_tokens.weight")  # one and the same, and not always twice there
+    shared = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor; files may hold either name
     for one, other in (shared, shared[::-1]):
         if one in stored:
             stored[other] = stored[one]
@@ -261,10 +259,10 @@ def _network(folder: Path) -> tuple[Any, dict[str, Tensor]]:
             "It is damaged, or not a T5 encoder.",
         )
     for name, tensor in expected.items():
-        found = stored[name]
-        if found.shape != tensor.shape or found.dtype not in NUMBERS:
+        weight = stored[name]
+        if weight.shape != tensor.shape or weight.dtype not in NUMBERS:
             raise CheckpointError(
-                f"The text encoder in {folder} has {tuple(found.shape)} {str(found.dtype)[6:]} instead of "
+                f"The text encoder in {folder} has {tuple(weight.shape)} {str(weight.dtype)[6:]} instead of "
                 f"{tuple(tensor.shape)} numbers as {name}.",
                 "It is damaged, or not a T5 encoder in the usual number formats.",
             )
@@ -272,7 +270,7 @@ def _network(folder: Path) -> tuple[Any, dict[str, Tensor]]:
 
 
 def _weights(folder: Path) -> list[Path]:
-    """The files of the weights, safetensors before pickles; no list of files in the folder is followed."""
+    """Weights files of the folder, safetensors before pickles; an index in the folder is not followed."""
     names = sorted(path.name for path in folder.iterdir())
     for stem, ending in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         if stem + ending in names:
@@ -292,15 +290,15 @@ def _weights(folder: Path) -> list[Path]:
 
 
 def _tokenizer_files(folder: Path) -> tuple[dict[str, Any], Path | None]:
-    """What is used of tokenizer_config.json, and the vocabulary's file; None where bytes are read."""
+    """Return the used keys of tokenizer_config.json, and the vocabulary's file; None for bytes."""
     config = folder / "tokenizer_config.json"
-    said = read_json(config) if os.path.lexists(config) else {}
-    check(config, "", {"extra_ids": whole(0, 1000)}, said)
-    if said.get("tokenizer_class") == "ByT5Tokenizer":
-        return {"extra_ids": said.get("extra_ids", 125)}, None
+    options = read_json(config) if os.path.lexists(config) else {}
+    check(config, "", {"extra_ids": whole(0, 1000)}, options)
+    if options.get("tokenizer_class") == "ByT5Tokenizer":
+        return {"extra_ids": options.get("extra_ids", 125)}, None
     tokens = {}
     for name in ("eos_token", "pad_token", "unk_token"):
-        token = said.get(name)
+        token = options.get(name)
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str) and 0 < len(token) <= 100 and token.isprintable():
             tokens[name] = token
@@ -308,30 +306,30 @@ def _tokenizer_files(folder: Path) -> tuple[dict[str, Any], Path | None]:
         if os.path.lexists(vocabulary):
             check_regular(vocabulary)
             return tokens, vocabulary
-    raise CheckpointError(  # transformers would make up an empty vocabulary
+    raise CheckpointError(  # transformers would silently use an empty vocabulary
         f"The text encoder in {folder} has no tokenizer (tokenizer.json or spiece.model).",
         "Get the folder again, whole, as transformers saved it.",
     )
 
 
 def _read_tokenizer(folder: Path) -> Any:
-    """The tokenizer, made of its vocabulary and nothing else in the folder."""
-    said, vocabulary = _tokenizer_files(folder)
+    """Build the tokenizer from its vocabulary, ignoring everything else in the folder."""
+    options, vocabulary = _tokenizer_files(folder)
     if vocabulary is None:
         from transformers import ByT5Tokenizer
 
-        return ByT5Tokenizer(**said)
+        return ByT5Tokenizer(**options)
     if vocabulary.name == "tokenizer.json":
         from tokenizers import Tokenizer
         from transformers import PreTrainedTokenizerFast
 
         text = read_text(vocabulary, "a tokenizer", MAX_TOKENIZER)
         _check_growth(vocabulary, text)
-        return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text), **said)
+        return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text), **options)
     from transformers import T5Tokenizer
 
     read_bytes(vocabulary, MAX_TOKENIZER, "a tokenizer")
-    return T5Tokenizer(**T5Tokenizer.convert_to_native_format(vocab_file=str(vocabulary)), **said)
+    return T5Tokenizer(**T5Tokenizer.convert_to_native_format(vocab_file=str(vocabulary)), **options)
 
 
 def _check_growth(path: Path, text: str) -> None:
@@ -341,12 +339,12 @@ def _check_growth(path: Path, text: str) -> None:
         CheckpointError: more than ``MAX_STEPS`` steps or pieces in a row, or a replacement by longer text.
     """
     try:
-        said = json.loads(text)
+        document = json.loads(text)
     except (ValueError, RecursionError):
-        return  # the tokenizer's own reader says what is wrong
+        return  # the tokenizer's own reader reports the fault
     parts = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
-    for name in parts if isinstance(said, dict) else ():
-        steps, waiting = 0, [said.get(name)]
+    for name in parts if isinstance(document, dict) else ():
+        steps, waiting = 0, [document.get(name)]
         while waiting:
             part = waiting.pop()
             if isinstance(part, list):
@@ -370,8 +368,8 @@ def _check_replacement(path: Path, step: Mapping[str, Any]) -> None:
     pattern, content = step.get("pattern"), step.get("content")
     if not isinstance(content, str):
         return
-    found = pattern.get("String") if isinstance(pattern, dict) else pattern
-    if len(content) > (len(found) if isinstance(found, str) else 1):
+    match = pattern.get("String") if isinstance(pattern, dict) else pattern
+    if len(content) > (len(match) if isinstance(match, str) else 1):
         shown = next(iter(pattern.values()), "") if isinstance(pattern, dict) else pattern
         raise CheckpointError(
             f"{path} replaces {ascii(shown)[:40]} by {ascii(content)[:40]}, expected no longer text.",
@@ -381,7 +379,7 @@ def _check_replacement(path: Path, step: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No chatter and no bars of ``transformers``; as it was afterwards."""
+    """Context without messages and progress bars of ``transformers``."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,8 +1,8 @@
-"""Class names: what ``--class 207`` or ``--class "golden retriever"`` means for a model.
+"""Class tables: from an id or name, such as ``207`` or ``golden retriever``, to a class of a model.
 
-A table has one row for each class that a model knows, in the order of its embedding. The ids that
-people type are not always these labels: each class of the built-in model `emoji` stands for the
-ImageNet classes that it can depict, so that 207 means (some kind of) dog everywhere. No torch here.
+A table has one row for each class of a model, in the order of its embedding (the labels). Ids are not always
+labels: each class of the built-in model `emoji` stands for the ImageNet classes that it can depict, so 207
+is a dog there too. No torch here.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from pathlib import Path
 
 from ..errors import UsageError, nearest
 
-#: The tables that a model's ``config.json`` or registry row may name.
+#: Tables that a model's ``config.json`` or catalog row may name.
 TABLES = ("emoji", "emoji-video", "imagenet1k", "ucf101")
 #: The tables of the released models, by kind and number of classes.
 RELEASED_TABLES = {("image", 1000): "imagenet1k", ("video", 101): "ucf101"}
-SHOWN = 60  # characters of what was typed, in messages
+SHOWN = 60  # characters of the user's text in messages
 #: An item of a list: in double quotes, which are doubled inside, or up to a comma.
 _ITEM = re.compile(r'\s*"((?:[^"]|"")*)"\s*(?=,|$)|[^,]*')
 
 
 @dataclass(frozen=True)
 class ClassEntry:
-    """One class as a person asked for it.
+    """One class as requested.
 
     Args:
         label: row of the model's class embedding.
-        id: the id that was typed, or the first one of the class.
-        name: what the model calls the class.
-        stands_for: ImageNet name (or synonym) that led here: "golden retriever" for a dog emoji.
+        id: the requested id, or the first one of the class.
+        name: the model's name of the class.
+        stands_for: ImageNet name (or synonym) requested: "golden retriever" for a dog emoji.
         emoji: the emoji, where the class is one.
     """
 
@@ -51,7 +51,7 @@ class ClassEntry:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class of a table: its names (the first is the usual one) and the ids that lead to it."""
+    """One class of a table: its names, the usual one first, and its ids."""
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
@@ -65,7 +65,7 @@ class ClassTable:
     Args:
         name: one of ``TABLES``, or "" for a list of names.
         rows: in the order of the class embedding.
-        stands: whether ids below 1000 are ImageNet's and mean the row that stands for them.
+        stands: true if ids below 1000 are ImageNet's and mean the row that stands for them.
     """
 
     name: str
@@ -79,7 +79,7 @@ class ClassTable:
         return len(self.rows)
 
     def entry(self, label: int) -> ClassEntry:
-        """The class of a row.
+        """Return the class of a row.
 
         Raises:
             IndexError: there is no such row.
@@ -88,9 +88,9 @@ class ClassTable:
         return ClassEntry(label, row.ids[0], row.names[0], emoji=row.emoji)
 
     def lookup(self, text: str) -> ClassEntry:
-        """The class of an id, a name or an emoji; the table's own names come before ImageNet's.
+        """Find the class of an id, name or emoji; the table's own names have precedence over ImageNet's.
 
-        In a list of names even a number is the class called so, if there is one, before it is an id.
+        In a list of names a number is first looked up as a name, then as an id.
 
         Raises:
             UsageError: no such class (the nearest are named), or a name that several have (ids listed).
@@ -114,12 +114,14 @@ class ClassTable:
                 return self.by_id(ids[0])
         if ids:
             listed = " and ".join(map(str, ids))
-            known = next((id for id in ids if id in self._by), ids[0])
-            raise UsageError(f"{text!r} names several classes: {listed}.", f"Give the id: --class {known}.")
+            example = next((id for id in ids if id in self._by), ids[0])
+            raise UsageError(
+                f"{text!r} names several classes: {listed}.", f"Give the id: `classes={example}`."
+            )
         raise UsageError(f"There is no class {_shorten(text)!r}.", self.similar(text))
 
     def by_id(self, id: int) -> ClassEntry:
-        """The class of an id.
+        """Find the class of an id.
 
         Raises:
             UsageError: no such class (the nearest are named).
@@ -128,8 +130,8 @@ class ClassTable:
             label = self._by[id]
             stands_for = _imagenet()[id][0] if self.stands and id < len(_imagenet()) else None
             return replace(self.entry(label), id=id, stands_for=stands_for)
-        nearest = sorted(sorted(self._by, key=lambda known: abs(known - id))[:3])
-        shown = ", ".join(f"{known} ({self.by_id(known)})" for known in nearest)
+        nearest = sorted(sorted(self._by, key=lambda other: abs(other - id))[:3])
+        shown = ", ".join(f"{other} ({self.by_id(other)})" for other in nearest)
         if self.stands and 0 <= id < len(_imagenet()):
             raise UsageError(
                 f"Class {id} is ImageNet's {_imagenet()[id][0]}, for which this model has no class.",
@@ -141,11 +143,11 @@ class ClassTable:
         )
 
     def parse_classes(self, text: str) -> list[ClassEntry]:
-        """The classes of a comma list of ids and names, such as ``"207,cat,1003"``.
+        """Parse a comma list of ids and names, such as ``"207,cat,1003"``.
 
-        A name that holds commas is found as it is written, or in double quotes. Synonyms of a class in their
-        order, such as ``great white shark, white shark``, are that class once, unless each is a class of its
-        own here, such as ``mouse, computer mouse``.
+        A name that holds commas is accepted plain or in double quotes. Synonyms of a class in their order are
+        that class once, such as ``great white shark, white shark``. They are several classes if each is one
+        here, such as ``mouse, computer mouse``.
 
         Raises:
             UsageError: as ``lookup``, or an empty item.
@@ -156,7 +158,7 @@ class ClassTable:
         end = -1
         while end < len(text):
             piece = _ITEM.match(text, end + 1)
-            assert piece is not None  # it matches nothing, too
+            assert piece is not None  # the pattern also matches empty text
             pieces.append(piece)
             end = piece.end()
         if not all(piece[0].strip() for piece in pieces):
@@ -186,7 +188,7 @@ class ClassTable:
             raise
 
     def _spelled(self, text: str) -> ClassEntry | None:
-        """The class of a name with commas, or of the first synonyms of a class in their order."""
+        """Find the class of a name with commas, or of the first synonyms of a class in order."""
         if text in self._with_commas:
             return self.entry(self._with_commas[text])
         synonyms = tuple(map(_key, text.split(",")))
@@ -196,7 +198,7 @@ class ClassTable:
         return self.by_id(id) if id is not None else None
 
     def _are_several(self, text: str) -> bool:
-        """Whether the parts between commas, which are no name together, are a different class each."""
+        """Tell whether the parts between commas are a different class each."""
         if text in self._with_commas:
             return False
         try:
@@ -207,12 +209,12 @@ class ClassTable:
 
     @cached_property
     def _with_commas(self) -> dict[str, int]:
-        """The label of each name that holds commas."""
+        """Labels of names that hold commas, by name."""
         return {name: label for label, row in enumerate(self.rows) for name in row.names if "," in name}
 
     @cached_property
     def _synonyms(self) -> dict[tuple[str, ...], int]:
-        """The label of each class by its first names, two of them or more."""
+        """Labels of classes by their leading names, two or more of them."""
         return {
             tuple(map(_key, row.names[:count])): label
             for label, row in enumerate(self.rows)
@@ -221,13 +223,13 @@ class ClassTable:
 
     @cached_property
     def _most_commas(self) -> int:
-        """Commas in the longest that ``_spelled`` knows."""
+        """Largest number of commas in a text that ``_spelled`` can find."""
         most = max((name.count(",") for name in self._with_commas), default=0)
         several = [*self._synonyms, *(_load("imagenet1k")._synonyms if self.stands else ())]
         return max(most, *(len(names) - 1 for names in several), 0)
 
     def search(self, word: str) -> list[ClassEntry]:
-        """Classes with ``word`` in a name or synonym: the table's own first, then those it stands for."""
+        """Find classes with ``word`` in a name: own names first, then names that classes stand for."""
         key = _key(word)
         if not key:
             return []
@@ -246,7 +248,7 @@ class ClassTable:
         return own + stood
 
     def similar(self, text: str) -> str:
-        """A hint that names the nearest names."""
+        """Hint for an error message with the nearest names."""
         names = {_key(name): name for row in self.rows for name in row.names}
         if self.stands:
             covered = (name for id, synonyms in enumerate(_imagenet()) if id in self._by for name in synonyms)
@@ -259,42 +261,42 @@ class ClassTable:
 
     @cached_property
     def _by(self) -> dict[int, int]:
-        """The label of each id."""
+        """Labels by id."""
         return {id: label for label, row in enumerate(self.rows) for id in row.ids}
 
     @cached_property
     def _labels(self) -> dict[str, list[int]]:
-        """The labels of each own name."""
-        found: defaultdict[str, list[int]] = defaultdict(list)
+        """Labels by own name; a name may have several."""
+        labels: defaultdict[str, list[int]] = defaultdict(list)
         for label, row in enumerate(self.rows):
             for key in dict.fromkeys(map(_key, (*row.names, row.emoji or ""))):
-                found[key].append(label)
-        found.pop("", None)
-        return dict(found)
+                labels[key].append(label)
+        labels.pop("", None)
+        return dict(labels)
 
 
 def load_table(source: str | Sequence[str]) -> ClassTable:
-    """The class table of that name, or one made of a list of names.
+    """Load the class table of a name, or make one from a list of names.
 
     Raises:
         UsageError: no table of that name.
     """
     if not isinstance(source, str):
         numbers = {int(name): name for name in source if name.isdecimal()}
-        # Folders called "0" to "11", sorted as text: their numbers are their ids.
+        # Sorted as text, folders "0" to "11" are out of order; their numbers are the ids.
         ids = numbers if len(numbers) == len(source) else range(len(source))
         return ClassTable("", tuple(ClassRow((name,), (id,)) for id, name in zip(ids, source, strict=True)))
     if source not in TABLES:
         close = nearest(source, TABLES, 1)
-        meant = f"Did you mean {close[0]}? " if close else ""
+        suggestion = f"Did you mean {close[0]}? " if close else ""
         raise UsageError(
-            f"There is no class table {source[:60]!r}.", f"{meant}There are {', '.join(TABLES)}."
+            f"There is no class table {source[:60]!r}.", f"{suggestion}There are {', '.join(TABLES)}."
         )
     return _load(source)
 
 
 def table_for(num_classes: int, kind: str = "image") -> ClassTable:
-    """The table of a released model, which does not say its own: ImageNet, UCF-101, or bare numbers."""
+    """Table of a released model, which names none: ImageNet, UCF-101, or numbers as names."""
     if name := RELEASED_TABLES.get((kind, num_classes)):
         return load_table(name)
     return load_table([f"class {label}" for label in range(num_classes)])
@@ -316,13 +318,13 @@ def _load(name: str) -> ClassTable:
 
 @cache
 def _imagenet() -> tuple[tuple[str, ...], ...]:
-    """The synonyms of each ImageNet class."""
+    """Synonyms of the 1000 ImageNet classes, by id."""
     return tuple(tuple(name.strip() for name in line.split(",")) for line in _lines("imagenet1k"))
 
 
 @cache
 def _imagenet_ids() -> dict[str, list[int]]:
-    """The ids of each ImageNet name."""
+    """ImageNet ids by name; a name may have several."""
     return {key: list(labels) for key, labels in _load("imagenet1k")._labels.items()}
 
 
@@ -335,16 +337,16 @@ def _lines(name: str) -> list[str]:
 
 
 def _ranges(text: str) -> Iterator[int]:
-    """``"0,389,394-395"`` -> 0, 389, 394, 395."""
+    """Parse ``"0,389,394-395"`` as 0, 389, 394, 395."""
     for part in text.split(","):
         first, _, last = part.partition("-")
         yield from range(int(first), int(last or first) + 1)
 
 
 def _synonym(names: Sequence[str], key: str) -> str | None:
-    """The first name with the word in it, unless that is the usual one."""
-    found = next((name for name in names if key in _key(name)), names[0])
-    return None if found == names[0] else found
+    """First name that contains the word, or None if that is the usual one."""
+    match = next((name for name in names if key in _key(name)), names[0])
+    return None if match == names[0] else match
 
 
 def _shorten(text: str) -> str:
@@ -353,7 +355,7 @@ def _shorten(text: str) -> str:
 
 @lru_cache(8192)
 def _key(text: str) -> str:
-    """Equal for names that differ in case, accents, spaces and punctuation only; an emoji stays itself."""
+    """Key of a name, without case, accents, spaces and punctuation; an emoji is its own key."""
     plain = unicodedata.normalize("NFKD", text.replace("\ufe0f", "")).casefold()
     letters = "".join(c for c in plain if c.isalnum())
     return letters or "".join(c for c in plain if not c.isspace() and not c.isascii())

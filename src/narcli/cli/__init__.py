@@ -1,6 +1,6 @@
-"""The ``narcli`` command: signals, exit codes, and the last word; the commands are in ``commands``.
+"""The ``narcli`` command: signals and exit codes; the commands are in ``commands``.
 
-Light, so that signals are handled before anything else is imported.
+It imports little, so that signals are handled early.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def __getattr__(name: str) -> object:
 
 
 def main() -> int:
-    """Run narcli on ``sys.argv``; the exit code. Nothing but a message for a person ever escapes.
+    """Run narcli on ``sys.argv`` and return the exit code; errors become messages.
 
-    A signal ends it with 128 and its number, all cleaned up; those that follow change nothing.
+    After cleanup a signal gives 128 plus its number; later signals change nothing.
     """
     signals.catch()
     try:
@@ -36,17 +36,17 @@ def main() -> int:
         except BaseException as error:
             code = _fail(error)
         signals.end()
-    except signals.Interruption as error:  # in the moment between the two
+    except signals.Interruption as error:  # a signal between the two statements above
         code = _fail(error)
     return code
 
 
 def _run() -> int:
-    """Run the command, and print all of its results; the exit code."""
+    """Run the command, print all of its results, and return the exit code."""
     import gc
     import io
 
-    gc.set_threshold(50_000)  # Python's 700 makes imports of torch a quarter longer; runs make few cycles
+    gc.set_threshold(50_000)  # Python's 700 slows the import of torch by a quarter; runs make few cycles
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # an ASCII terminal gets ?, not an error
@@ -56,7 +56,7 @@ def _run() -> int:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     number = signals.received()
-    if code and number is not None and not signals.ended():  # Typer ends without a word
+    if code and number is not None and not signals.ended():  # Typer ends silently
         code = _fail(signals.Interruption(number))
     return _flush(code)
 
@@ -68,7 +68,7 @@ def _fail(error: BaseException) -> int:
 
 
 def _flush(code: int) -> int:
-    """Print what is left of the results; the exit code, 1 where nobody reads them."""
+    """Flush the results; return the exit code, 1 if nobody reads them."""
     import contextlib
     import os
 
@@ -78,7 +78,7 @@ def _flush(code: int) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        with contextlib.suppress(OSError):  # or Python would complain once more at exit
+        with contextlib.suppress(OSError):  # else Python reports the broken pipe again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return code or fail(error)
     return code

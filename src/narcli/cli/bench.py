@@ -1,4 +1,4 @@
-"""``narcli bench``: how fast a model samples here, against raster order and the plain algorithm."""
+"""``narcli bench``: speed of a model, beside raster order and the plain algorithm."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def bench(
     given: dict[str, Any] = {} if cfg_scale is None else {"cfg_scale": cfg_scale}
     SamplingSettings(**given)
     path = None
-    if output is not None:  # checked before minutes are spent
+    if output is not None:  # checked before the long measurement
         path = resolve_outputs(output, [{}], default="narcli-bench", overwrite=overwrite).paths[0]
     keep_memory()
     from ..bench import chart, machine, measure, weights
@@ -97,7 +97,7 @@ def bench(
             about = {"command": "bench", "narcli": __version__, "measured": document}
             path = write_png(path, chart.chart(cases, title), about, overwrite=overwrite)
             document["chart"] = str(path)
-    finally:  # what took minutes is told, even where the chart cannot be written
+    finally:  # figures are printed even if the chart cannot be written
         console.json(document) if as_json else console.result(json.dumps(document))
 
 

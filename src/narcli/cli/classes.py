@@ -1,4 +1,4 @@
-"""``narcli classes``: what ``--class`` may be for the model at hand."""
+"""``narcli classes``: the classes of a model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def classes(
         raise UsageError("There is no word to search for.", "For example: narcli classes search dog")
     console, name = Console(), model or resolve.default_model("image")
     if model is None:
-        resolve.resolve_default("image", None)  # an error says who chose it
+        resolve.resolve_default("image", None)  # an error names the source of the choice
     table = table_of(name)
     rows = _search(table, word) if word else _all(table)
     if as_json:
@@ -42,11 +42,11 @@ def classes(
 
 
 def table_of(name: str) -> ClassTable:
-    """The classes of a model, without fetching it.
+    """Return the classes of a model without fetching it.
 
     Raises:
         UsageError: no such model, or one that takes no classes.
-        NarError: a repository whose classes nobody can know before it is fetched.
+        NarError: a repository whose classes are unknown before it is fetched.
     """
     from ..hub.selection import cached
 
@@ -95,7 +95,7 @@ def _describe(row: dict[str, Any]) -> str:
 
 
 def _ids(row: dict[str, Any]) -> str:
-    """``[0, 389, 391, 392, 393]`` -> ``"0,389,391-393"``."""
+    """Format ``[0, 389, 391, 392, 393]`` as ``"0,389,391-393"``."""
     parts: list[list[int]] = []
     for id in row["ids"]:
         if parts and id == parts[-1][-1] + 1:

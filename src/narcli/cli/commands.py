@@ -20,7 +20,7 @@ from .console import fail
 
 
 class _Commands(TyperGroup):
-    """Reports the errors of every command below; Typer reports usage errors of its own."""
+    """Group that reports the errors of all its commands; Typer reports its own usage errors."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -33,7 +33,18 @@ class _Commands(TyperGroup):
 
 
 class _Command(TyperCommand):
-    """Refuses an option that is given again, of which only the last value would count."""
+    """Groups its options in the help, and refuses one that is given again: only the last would count."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if (row := parameter.get_help_record(ctx)) is not None:
+                plain = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                last = "Behaviour" if parameter.name == "help" and "Behaviour" in panels else plain
+                panels.setdefault(getattr(parameter, "rich_help_panel", None) or last, []).append(row)
+        for title, rows in panels.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         _, _, given = self.make_parser(ctx).parse_args(list(args))
@@ -55,7 +66,10 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,  # plain help: rich would double the start-up time
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 10_000,  # as wide as the terminal
+    },
 )
 
 app.command("image")(image.image)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,22 +22,23 @@ from ..errors import DeclinedError, MemoryLimitError, NarError, UsageError, is_s
 from . import signals
 
 _ERASE = "\x1b[J\r\x1b[K"  # what wrapped below the cursor's line, and that line
+_SPELLED = {"classes": "class", "prompts": "prompt", "sheet": "grid", "as_json": "json"}
 LARGE = 2 * 10**9  # bytes; a person is asked before more is downloaded
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether ``stream`` shows to a person who sees lines redrawn."""
+    """Tell whether a stream is a terminal that can redraw lines."""
     return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def has_color(stream: TextIO | None) -> bool:
-    """Whether to colour text on ``stream`` (https://no-color.org)."""
+    """Tell whether to colour text on a stream (https://no-color.org)."""
     return is_terminal(stream) and not os.environ.get("NO_COLOR")
 
 
 @dataclass(frozen=True)
 class Console:
-    """What a command prints with.
+    """Output of a command.
 
     Args:
         quiet: no notes and no progress; results, warnings and errors stay.
@@ -45,36 +47,50 @@ class Console:
     quiet: bool = False
 
     def result(self, text: object) -> None:
-        """One line (or block) of result, on stdout; what is no path has no control characters.
+        """Print a line or block of results on stdout.
 
-        A path goes into a pipe as it is, for the next program.
+        Control characters are replaced, except in a path in a pipe.
         """
         buffer = getattr(sys.stdout, "buffer", None)
         if isinstance(text, Path) and buffer is not None and not is_terminal(sys.stdout):
             sys.stdout.flush()
-            buffer.write(os.fsencode(text) + os.linesep.encode())  # also where the locale lacks its letters
+            buffer.write(os.fsencode(text) + os.linesep.encode())  # the locale may lack its letters
         else:
             print(text if isinstance(text, Path) and buffer is None else printable(str(text)))
 
+    def table(self, rows: Iterable[Sequence[str]], titles: Sequence[str] = ()) -> None:
+        """Print columns on stdout; the cells of a row fold where a terminal is too narrow for it."""
+        from rich.console import Console as Terminal
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for row in (*([titles] if titles else []), *rows):
+            table.add_row(*(Text(printable(cell), overflow="fold") for cell in row))
+        width = _columns(sys.stdout) if is_terminal(sys.stdout) else 2**16
+        terminal = Terminal(width=width, color_system=None)
+        for line in terminal.render_lines(table, pad=False):
+            self.result("".join(segment.text for segment in line).rstrip())
+
     def json(self, document: Any) -> None:
-        """The one JSON document of a ``--json`` run, on stdout."""
+        """Print the only JSON document of a ``--json`` run on stdout."""
         utf = (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
         text = json.dumps(document, ensure_ascii=not utf, indent=2)
-        # JSON would let pass what JSON can escape: C1 controls, marks of direction.
+        # json.dumps leaves C1 controls and marks of direction unescaped.
         print("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
     def note(self, text: str) -> None:
-        """Something good to know, on stderr."""
+        """Print a note on stderr, unless quiet."""
         if not self.quiet:
-            _say(f"{_cleared()}{printable(text)}")
+            _say(f"{_cleared()}{printable(_options(text))}")
 
     def warn(self, text: str) -> None:
-        """Something the person should know, on stderr, even when quiet."""
-        _say(f"{_cleared()}{_paint('warning:', '33')} {printable(text)}")
+        """Print a warning on stderr, even when quiet."""
+        _say(f"{_cleared()}{_paint('warning:', '33')} {printable(_options(text))}")
 
     @property
     def can_ask(self) -> bool:
-        """Whether there is somebody to ask."""
+        """Tell whether a person can answer: stdin and stderr are terminals."""
         return is_terminal(sys.stdin) and is_terminal(sys.stderr)
 
     def approve_download(self, sizes: Mapping[str, int]) -> None:
@@ -84,7 +100,7 @@ class Console:
             sizes: bytes to download of each model.
 
         Raises:
-            UsageError: there is nobody to ask.
+            UsageError: nobody can answer.
             DeclinedError: the answer is no.
         """
         total = sum(sizes.values())
@@ -97,7 +113,7 @@ class Console:
         self.confirm(f"{what[0].upper()}{what[1:]}.", "Nothing was downloaded.")
 
     def confirm(self, what: str, declined: str) -> None:
-        """Ask whether to go on.
+        """Ask a yes-or-no question.
 
         Raises:
             DeclinedError: the answer is no; ``declined`` is its message.
@@ -109,10 +125,10 @@ class Console:
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Callable[..., None]]:
-        """Show a progress line on stderr while the block runs, on a terminal only; it leaves nothing behind.
+        """Context with a progress line on stderr, on a terminal only; it is erased at the end.
 
         Yields ``advance(count=1, note="", total=None)``, for example
-        ``with console.progress("decoding", 31) as advance: ... advance()``; a total replaces the one before.
+        ``with console.progress("decoding", 31) as advance: ... advance()``; a new total replaces the old.
         """
         if self.quiet or not is_terminal(sys.stderr):
             yield lambda count=1, note="", total=None: None
@@ -138,16 +154,16 @@ class Console:
 
 
 def bytes_text(count: int) -> str:
-    """``11400000000`` -> ``11.4 GB``."""
+    """Format ``11400000000`` as ``11.4 GB``."""
     if count < 1e6:
         return f"{count / 1e3:.0f} kB" if count >= 1000 else f"{count} bytes"
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def fail(error: BaseException) -> int:
-    """Say on stderr what went wrong and what to do; the exit code. Signals do nothing from then on.
+    """Report an error on stderr and return its exit code; signals are ignored from then on.
 
-    After a signal that is what went wrong: its exception may have become another one.
+    After a signal, the signal is reported, since its exception may have become another one.
     """
     signals.end()
     number = signals.received()
@@ -158,7 +174,7 @@ def fail(error: BaseException) -> int:
 
         traceback.print_exception(error)
     match error:
-        case BrokenPipeError():  # the reader has gone; there is nobody to tell
+        case BrokenPipeError():  # the reader has gone
             return 1
         case KeyboardInterrupt():
             number = int(error.args[0]) if error.args else int(signal.SIGINT)
@@ -180,8 +196,19 @@ def fail(error: BaseException) -> int:
         case _:
             message = f"narcli failed unexpectedly: {type(error).__name__}: {str(error) or 'no message'}"
             hint, code = "Set NARCLI_DEBUG=1 and run it again for the traceback, and please report it.", 1
+    message, hint = _options(message), _options(hint or "")
     _say(f"{_paint('error:', '1;31')} {printable(message)}" + (f"\n  {printable(hint)}" if hint else ""))
     return code
+
+
+def _options(text: str) -> str:
+    """Spell the arguments of the library in a message as options: `` `top_k=5` `` is ``--top-k 5``."""
+
+    def spell(match: re.Match[str]) -> str:
+        name = _SPELLED.get(match[1], match[1]).replace("_", "-")
+        return f"--{name} {match[2]}" if match[2] else f"--{name}"
+
+    return re.sub("`([a-z][a-z_]*)(?:=([^`]+))?`", spell, text)
 
 
 def _progress_line(label: str, note: str, done: int, total: int, width: int) -> str:
@@ -203,7 +230,7 @@ def _progress_line(label: str, note: str, done: int, total: int, width: int) -> 
 
 
 def _columns(stream: TextIO) -> int:
-    """Columns of the terminal now, also where the other streams are pipes; 80 where it does not say."""
+    """Present columns of the terminal, also if other streams are pipes; 80 if unknown."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or 80
     except (OSError, ValueError, AttributeError):
@@ -211,14 +238,14 @@ def _columns(stream: TextIO) -> int:
 
 
 def _say(text: str) -> None:
-    """Print on stderr, if that is there: a terminal that was closed takes nothing more."""
+    """Print on stderr; ignore a closed terminal."""
     if sys.stderr is not None:
         with suppress(OSError, ValueError):
             print(text, file=sys.stderr, flush=True)
 
 
 def _cleared() -> str:
-    """Begin a line that takes the place of a progress line."""
+    """Control codes that erase a progress line, or ""."""
     return _ERASE if is_terminal(sys.stderr) else ""
 
 
@@ -227,6 +254,6 @@ def _paint(text: str, code: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Text for a terminal: what was written by others must not move the cursor or turn lines round."""
+    """Replace control characters in foreign text, and marks that change its direction."""
     kept = "\n\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"  # joiners make one emoji of several
     return "".join(c if c.isprintable() or c in kept else "\N{REPLACEMENT CHARACTER}" for c in text)

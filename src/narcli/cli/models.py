@@ -6,21 +6,17 @@ import sys
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from ..checkpoints import conversions
-from ..errors import CheckpointError, HubError, NarError, UsageError
-from ..hub import catalog, defaults, resolve
+from ..errors import CheckpointError, UsageError
+from ..hub import defaults, library, resolve
 from ..media.textfiles import expand
 from . import options
 from .console import Console, bytes_text, is_terminal
 from .options import Json, Overwrite
-
-if TYPE_CHECKING:
-    pass
-from ..hub.library import _check_files, _companions, _held, _list_files, _on_disk
 
 app = typer.Typer(help="Fetch models, look at them, check, remove and convert them.", no_args_is_help=True)
 
@@ -42,13 +38,12 @@ class Stored(str, Enum):
 def list_models(as_json: Json = False) -> None:
     """Show the known models: their size, license, whether they are on disk, and the defaults."""
     console, chosen = Console(), resolve.defaults()
-    rows = [_row(model, chosen) for model in catalog.MODELS.values()]
+    rows = [_row(entry, chosen) for entry in library.list_models()]
     folder, copies = conversions.cache_folder(), conversions.held()
     if as_json:
         converted = {"folder": str(folder), "bytes": copies}
         console.json({"models": rows, "converted": converted, "defaults": chosen})
         return
-    titles = ("NAME", "KIND", "SIZE", "ON DISK", "LICENSE", "NOTE")
     lines = [
         (
             row["name"] + " *" * row["default"],
@@ -60,8 +55,7 @@ def list_models(as_json: Json = False) -> None:
         )
         for row in rows
     ]
-    for line in _columns([titles, *lines]):
-        console.result(line)
+    console.table(lines, ("NAME", "KIND", "SIZE", "ON DISK", "LICENSE", "NOTE"))
     console.result("")
     for kind, name in chosen.items():
         console.result(f"default {kind} model: {name}")
@@ -88,8 +82,7 @@ def default(
     if as_json:
         console.json(chosen)
     else:
-        for line in _columns(list(chosen.items())):
-            console.result(line)
+        console.table(chosen.items())
     if kind is not None and name is not None and (by := resolve.from_environment(kind)):
         console.warn(f"{resolve.variable(kind)}={by} is set, and goes before this choice.")
 
@@ -122,23 +115,16 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Turn a released file into a narcli folder, checked on the way."""
-    import torch
-
-    from ..checkpoints import convert as checkpoints
-    from ..checkpoints.load import remark
-
     console = Console()
-    folder = checkpoints.convert(
+    folder = library.convert(
         file,
         output,
         tokenizer=tokenizer,
         config=config,
-        dtype=getattr(torch, dtype.value) if dtype else None,
+        dtype=dtype.value if dtype else None,
         overwrite=overwrite,
+        warn=console.warn,
     )
-    for source in (file, tokenizer):
-        if source and (used := remark(source)):
-            console.warn(used)
     if as_json:
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         console.json({"folder": str(folder), "files": files})
@@ -157,48 +143,28 @@ def pull(
 
     What is there already is checked too, and downloaded again where it is damaged.
     """
-    from ..hub import locate
-
     console = Console(quiet)
-    models = [resolve.resolve(name, None) for name in names]
-    pinned = {model.name for model in models}
-    if revision is not None and (len(pinned) > 1 or models[0].repo is None):
-        raise UsageError(
-            f"--revision is {revision[:60]!r}, and goes with one model of the Hub.", "Pull it by itself."
-        )
-    wanted = {part.name: part for model in models for part in (model, *_companions(model))}
-    parts = [
-        locate.locate(part, revision=revision if part.name in pinned else None, check=True)
-        for part in wanted.values()
-    ]
-    locate.check_disk(parts)
+    progress = not quiet and is_terminal(sys.stderr)
     rows = []
-    for part in parts:
-        progress = not quiet and is_terminal(sys.stderr)
-        found = part.fetch(progress=progress, check=True, tell=console.note)
-        if found.note:
-            console.warn(found.note)
-        files = _check_files(found)
-        if damaged := [file for file in files if not file["ok"]]:
-            raise CheckpointError(
-                f"{damaged[0]['path']} is damaged, and the Hub could not be asked for it.",
-                "Try again when it can be reached.",
-            )
+    for part in library.pull(
+        names, revision=revision, progress=progress, tell=console.note, warn=console.warn
+    ):
+        found, files = part.found, part.files
+        assert found is not None
         rows.append(
             {
-                "name": found.model.name,
-                "repo": found.model.repo,
+                "name": part.model.name,
+                "repo": part.model.repo,
                 "commit": found.commit,
                 "path": str(found.path),
                 "downloaded": found.downloaded,
-                "files": files,
+                "files": [_file(file) for file in files],
             }
         )
         if not as_json:
             console.result(found.path)
-            total = bytes_text(sum(file["bytes"] for file in files))
             got = f"{bytes_text(found.downloaded)} downloaded" if found.downloaded else "nothing to download"
-            console.note(f"{found.model.name}: {total}, {got}, {_compared(files)}")
+            console.note(f"{part.model.name}: {_size(files)}, {got}, {_compared(files)}")
     if as_json:
         console.json({"models": rows})
 
@@ -214,93 +180,51 @@ def show(
 
     The Hub is asked only for a model that is not on this machine.
     """
-    from ..hub import locate, selection
-
     console = Console()
-    model = resolve.resolve(name, None)
-    if revision is not None and model.repo is None:
-        raise UsageError(f"--revision is for models of the Hub; {model.name} is on this machine.")
-    found, located, note = selection.cached(model, revision), None, ""
-    if found is None:
-        try:
-            located = locate.locate(model, revision=revision, offline=offline)
-            found = located.here
-        except HubError as error:
-            if model.name not in catalog.MODELS:
-                raise
-            note = error.message
-    import torch
-
-    from .. import memory
-    from ..checkpoints.load import remark
-    from ..hub import sizes
-
-    about = _row(found.model if found else model, resolve.defaults(), revision)
-    networks = sizes.networks_of(found or located or model)
-    if found is not None and (used := remark(found.path)):
-        about["note"] = f"{about['note']}; {used}" if about["note"] else used
-    estimates, suffix = {}, ".mp4" if about["kind"] == "video" else ".png"
-    if networks.runs:
-        for dtype in Stored:
-            one, eight = (
-                memory.estimate(
-                    networks,
-                    getattr(torch, dtype.value),
-                    size,
-                    files=memory.Files(size, suffix, frontier="gif"),
-                ).document()
-                for size in (1, 8)
-            )
-            estimates[dtype.value] = {"batch_size_1": one, "batch_size_8": eight}
-    order = networks.transformer.order if networks.transformer else None
-    if found is not None:
-        files = [{key: file[key] for key in ("path", "bytes")} for file in _list_files(found)]
-    else:
-        files = [{"path": file.name, "bytes": file.size} for file in located.files] if located else []
-    about |= {
-        "on_disk": found is not None,
-        "revision": revision or ("main" if model.repo else None),
-        "commit": found.commit if found else located.commit if located else None,
-        "license": model.license or (located.license if located else None),
-        "bytes_to_fetch": 0 if found else located.missing if located else about["bytes_to_fetch"],
-        "path": str(found.path) if found else None,
-        "parameters": networks.parameters or None,
-        "files": files,
-        "steps": len(order.steps) if order else None,
-        "cells": order.cells if order else None,
-        "largest_frontier": order.widest if order else None,
-        "defaults": dict((found.model if found else model).defaults),
-        "memory": estimates or None,
-    }
-    if note:
-        console.warn(note)
+    model = library.describe(name, revision=revision, offline=offline)
+    order, parameters, files = model.order, model.networks.parameters, model.files
+    memory = _memory(model)
+    if model.warning:
+        console.warn(model.warning)
     if as_json:
-        console.json(about)
+        sizes = {
+            "revision": model.revision,
+            "parameters": parameters or None,
+            "files": [{"path": file.name, "bytes": file.size} for file in files],
+            "steps": len(order.steps) if order else None,
+            "cells": order.cells if order else None,
+            "largest_frontier": order.widest if order else None,
+            "defaults": dict(model.model.defaults),
+            "memory": memory or None,
+        }
+        console.json(_row(model, resolve.defaults()) | sizes)
         return
-    size = bytes_text(sum(file["bytes"] or 0 for file in files)) if files else None
+    row, size = model.model, bytes_text(sum(file.size or 0 for file in files)) if files else None
     rows = {
-        "name": f"{about['name']} ({MAKES[about['kind']]})",
-        "note": about["note"],
-        "repository": about["page"],
-        "revision": about["commit"] and f"{about['revision']}, commit {about['commit']}",
-        "license": about["license"] or ("see its page" if about["page"] else "not stated"),
-        "on disk": about["path"] or (f"no; {size} to fetch" if size else "no"),
-        "tokenizer": about["tokenizer"],
-        "text encoder": about["text_encoder"],
-        "parameters": ", ".join(f"{part} {_count(n)}" for part, n in networks.parameters.items()),
+        "name": f"{row.name} ({MAKES[row.kind]})",
+        "note": model.note,
+        "repository": row.page,
+        "revision": model.commit and f"{model.revision}, commit {model.commit}",
+        "license": model.license or ("see its page" if row.page else "not stated"),
+        "on disk": model.found.path if model.found else f"no; {size} to fetch" if size else "no",
+        "tokenizer": row.tokenizer,
+        "text encoder": row.text_encoder,
+        "parameters": ", ".join(f"{part} {_count(n)}" for part, n in parameters.items()),
         "steps": order
         and f"{len(order.steps)} instead of {order.cells}, at most {order.widest} tokens in one",
         "memory": "; ".join(
             f"{dtype} {bytes_text(sizes['batch_size_1']['total'])}, "
             f"in batches of 8 {bytes_text(sizes['batch_size_8']['total'])}"
-            for dtype, sizes in estimates.items()
+            for dtype, sizes in memory.items()
         ),
     }
-    for line in _columns([(title, str(value)) for title, value in rows.items() if value]):
-        console.result(line)
+    width = max(len(title) for title, value in rows.items() if value)
+    for title, value in rows.items():
+        if value:
+            console.result(f"{title:<{width}}  {value}")
     for file in files:
-        told = "size not told" if file["bytes"] is None else bytes_text(file["bytes"])
-        console.result(f"  {Path(file['path']).name if found else file['path']}  {told}")
+        told = "size not told" if file.size is None else bytes_text(file.size)
+        console.result(f"  {Path(file.name).name if model.found else file.name}  {told}")
 
 
 @app.command()
@@ -317,66 +241,37 @@ def verify(
     Nothing is downloaded. The exit code is 4 where something is damaged; `narcli models pull` mends it.
     Converted copies go, and are made anew by the next run.
     """
-    from ..hub import selection
-    from ..hub.check import check_model
-
     console = Console()
-    others, incomplete = list[str](), list[str]()
-    if name is not None:
-        model = resolve.resolve(name, None)
-        chosen = [(model, revision), *((part, None) for part in _companions(model))]
-    elif revision is not None:
-        raise UsageError("--revision goes with the name of a model.", "Name one.")
-    else:
-        chosen, others, incomplete = _on_disk()
-    rows, broken = [], list[tuple[catalog.Model, str | None]]()
-    for index, (model, wanted) in enumerate(chosen):
-        error, files, path, commit = None, [], None, None
-        try:
-            found = selection.cached(model, wanted)
-            if found is None:
-                if name is not None and index == 0:
-                    raise HubError(
-                        f"{model.name} is not on this machine.", f"Fetch it: narcli models pull {name}"
-                    )
-                continue
-            path, commit, files = str(found.path), found.commit, _check_files(found)
-            conversions.forget(conversions.copies(found.path))  # which are compared with nothing
-            if damaged := [file["path"] for file in files if not file["ok"]]:
-                error = f"{damaged[0]} is not what was downloaded: its hash differs."
-            else:
-                check_model(found.model, found.path)
-        except CheckpointError as problem:
-            error = problem.message
-        rows.append({
-            "name": model.name, "path": path, "commit": commit, "ok": error is None, "files": files,
-            "error": error,
-        })  # fmt: skip
-        pinned = wanted not in (None, "main")
-        if error is not None:
-            broken.append((model, wanted if pinned else None))
+    chosen = library.inventory(name, revision)
+    rows, broken = list[dict[str, Any]](), list[library.Checked]()
+    for part in library.verify(chosen):
+        rows.append(
+            {
+                "name": part.model.name,
+                "path": str(part.found.path) if part.found else None,
+                "commit": part.found.commit if part.found else None,
+                "ok": part.error is None,
+                "files": [_file(file) for file in part.files],
+                "error": part.error,
+            }
+        )
+        if part.error is not None:
+            broken.append(part)
         if not as_json:
-            size = bytes_text(sum(file["bytes"] for file in files))
-            which = f"{model.name} at {wanted}" if pinned else model.name
-            console.result(f"{which}: {error or f'whole, {size}, {_compared(files)}'}")
+            which = f"{part.model.name} at {part.revision}" if part.revision else part.model.name
+            whole = f"whole, {_size(part.files)}, {_compared(part.files)}"
+            console.result(f"{which}: {part.error or whole}")
     if as_json:
-        console.json({"models": rows, "others": others, "incomplete": incomplete, "ok": not broken})
+        lists = {"others": chosen.others, "incomplete": chosen.incomplete}
+        console.json({"models": rows, **lists, "ok": not broken})
     else:
-        if incomplete:
-            console.note(f"Without weights, as an interrupted download leaves it: {', '.join(incomplete)}.")
-        if others:
-            console.note(f"Not checked, for narcli does not read them: {', '.join(others)}.")
+        if names := ", ".join(chosen.incomplete):
+            console.note(f"Without weights, as an interrupted download leaves it: {names}.")
+        if names := ", ".join(chosen.others):
+            console.note(f"Not checked, for narcli does not read them: {names}.")
     if broken:
-        model, wanted = broken[0]
-        hint = f"Fetch again: narcli models pull {model.name}" + (f" --revision {wanted}" if wanted else "")
-        if model.repo is None:
-            hint = (
-                "Install narcli again." if model.name in catalog.MODELS else "Get it again, or make it anew."
-            )
-        elif name is None and model.name not in catalog.MODELS and model.kind != "image":
-            # pull would take it for an image model.
-            hint = f"Remove it, to fetch it again: narcli models rm {model.name}"
-        raise CheckpointError(f"Damaged: {', '.join(dict.fromkeys(m.name for m, _ in broken))}.", hint)
+        names = ", ".join(dict.fromkeys(part.model.name for part in broken))
+        raise CheckpointError(f"Damaged: {names}.", broken[0].remedy)
 
 
 @app.command("rm")
@@ -389,70 +284,32 @@ def remove(
 
     Repositories go as a whole; one that something else on disk needs stays.
     """
-    from ..hub import cache
-
     console = Console()
-    models = [resolve.resolve(name, None) for name in names]
-    for model in models:
-        if model.repo is None:
-            raise UsageError(
-                f"{model.name} is {'built in' if model.name in catalog.MODELS else 'a file of yours'}; "
-                "only downloads are removed.",
-                "`narcli models list` shows what was downloaded.",
-            )
-        if not cache.is_cached(model):
-            raise UsageError(f"{model.name} is not on this machine.", "`narcli models list` shows what is.")
-    companions = [part for model in models for part in _companions(model)]
-    going = {model.repo: model for model in models}
-    staying = [row for row in catalog.MODELS.values() if row.repo not in going and cache.is_cached(row)]
-    whole = {model.repo for model, name in zip(models, names, strict=True) if name == model.repo}
-
-    def needed_by(model: catalog.Model) -> list[str]:
-        """What stays and needs the model's repository: models that run with it, other weights in it."""
-        users = [row.name for row in staying if model.repo in [part.repo for part in _companions(row)]]
-        files = {part.file for part in (*models, *companions) if part.repo == model.repo}
-        others = set() if None in files or model.repo in whole else cache.weights_of(model) - files
-        return users or [f"{model.repo}/{file}" for file in sorted(others)]
-
-    for model in models:
-        if users := needed_by(model):
-            raise UsageError(
-                f"{model.repo} goes as a whole, and {', '.join(users)} on this machine "
-                f"{'needs' if len(users) == 1 else 'need'} it.",
-                f"Remove {'that' if len(users) == 1 else 'those'} first, or too.",
-            )
-    kept: dict[str, list[str]] = {}
-    for part in companions:
-        if part.repo in going or not cache.is_cached(part):
-            continue
-        if users := needed_by(part):
-            kept[part.name] = users
-        else:
-            going[part.repo] = part
-    what = ", ".join(f"{part.name} {bytes_text(cache.held(part))}" for part in going.values())
+    removal = library.plan_removal(names)
+    what = ", ".join(f"{model.name} {bytes_text(size)}" for model, size in removal.models)
     if not yes:
         if not console.can_ask:
             raise UsageError(f"This would remove {what}.", "Add --yes to allow it.")
         console.confirm(f"This removes {what}.", "Nothing was removed.")
     freed: dict[str, int] = {}
     try:
-        for part in going.values():
-            freed[part.name] = cache.remove(part)
+        for model, size in library.remove(removal):
+            freed[model.name] = size
     finally:  # what is gone is told also where the next one could not be removed
         total = sum(freed.values())
         if as_json:
-            console.json({"freed": total, "removed": freed, "kept": kept})
+            console.json({"freed": total, "removed": freed, "kept": removal.kept})
         else:
-            for removed, size in freed.items():
-                console.result(f"removed {removed}, {bytes_text(size)}")
-            for part_name, users in kept.items():
-                console.result(f"kept {part_name} for {', '.join(users)}")
+            for name, size in freed.items():
+                console.result(f"removed {name}, {bytes_text(size)}")
+            for name, users in removal.kept.items():
+                console.result(f"kept {name} for {', '.join(users)}")
             console.result(f"freed {bytes_text(total)}")
     if as_json:
         return
-    for kind, chosen in resolve.defaults().items():
-        if chosen in freed:
-            console.warn(f"{chosen} is still the default {kind} model; `narcli models default` changes it.")
+    for kind, name in resolve.defaults().items():
+        if name in freed:
+            console.warn(f"{name} is still the default {kind} model; `narcli models default` changes it.")
 
 
 MAKES = {
@@ -465,9 +322,58 @@ MAKES = {
 }
 
 
-def _compared(files: Sequence[dict[str, Any]]) -> str:
-    """What was compared with the hashes of the download; files that were not downloaded have none."""
-    known = sum(file["expected"] is not None for file in files)
+def _row(entry: library.Entry, chosen: dict[str, str]) -> dict[str, Any]:
+    """Give a model as JSON."""
+    model = entry.model
+    return {
+        "name": model.name,
+        "kind": model.kind,
+        "repo": model.repo,
+        "file": model.file,
+        "page": model.page,
+        "license": entry.license,
+        "on_disk": entry.found is not None,
+        "path": str(entry.found.path) if entry.found else None,
+        "commit": entry.commit,
+        "bytes": entry.bytes,
+        "bytes_converted": entry.bytes_converted,
+        "bytes_to_fetch": entry.bytes_to_fetch,
+        "tokenizer": model.tokenizer,
+        "text_encoder": model.text_encoder,
+        "default": chosen.get(model.kind) == model.name,
+        "note": entry.note,
+    }
+
+
+def _file(file: library.CheckedFile) -> dict[str, Any]:
+    """Give a file as JSON."""
+    return {"path": str(file.path)} | {key: getattr(file, key) for key in ("bytes", "hash", "expected", "ok")}
+
+
+def _memory(model: library.Description) -> dict[str, dict[str, dict[str, int]]]:
+    """Estimate the memory of runs by number format and batch size; {} where sizes are not known."""
+    from .. import memory
+    from ..devices import DTYPES
+
+    if not model.networks.runs:
+        return {}
+    suffix = ".mp4" if model.model.kind == "video" else ".png"
+
+    def needed(dtype: Stored, size: int) -> dict[str, int]:
+        files = memory.Files(size, suffix, frontier="gif")
+        return memory.estimate(model.networks, DTYPES[dtype.value], size, files=files).document()
+
+    return {dtype.value: {f"batch_size_{n}": needed(dtype, n) for n in (1, 8)} for dtype in Stored}
+
+
+def _size(files: Sequence[library.CheckedFile]) -> str:
+    """Give the size of files in words."""
+    return bytes_text(sum(file.bytes for file in files))
+
+
+def _compared(files: Sequence[library.CheckedFile]) -> str:
+    """Tell which files were compared with the hashes of the download."""
+    known = sum(file.expected is not None for file in files)
     if known in (0, len(files)):
         return "hashes checked" if known else "no hashes to compare with"
     return f"hashes checked of {known} of {len(files)} files"
@@ -476,39 +382,3 @@ def _compared(files: Sequence[dict[str, Any]]) -> str:
 def _count(number: int) -> str:
     """``130551552`` -> ``131 M``."""
     return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.{int(number < 1e7)}f} M"
-
-
-def _row(model: catalog.Model, chosen: dict[str, str], revision: str | None = None) -> dict[str, Any]:
-    from ..hub.selection import cached
-
-    note = model.note
-    try:
-        found = cached(model, revision)
-    except NarError as error:  # one damaged model must not hide the others
-        found, note = None, error.message
-    held = _held(found.path) if found else None
-    return {
-        "name": model.name,
-        "kind": model.kind,
-        "repo": model.repo,
-        "file": model.file,
-        "page": model.page,
-        "license": model.license,
-        "on_disk": found is not None,
-        "path": str(found.path) if found else None,
-        "commit": found.commit if found else None,
-        "bytes": held if held is not None else model.size,
-        "bytes_converted": conversions.held(conversions.copies(found.path)) if found else 0,
-        "bytes_to_fetch": 0 if found or model.repo is None else model.size,
-        "tokenizer": model.tokenizer,
-        "text_encoder": model.text_encoder,
-        "default": chosen.get(model.kind) == model.name,
-        "note": note,
-    }
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
 from ..errors import UsageError
+from ..media.clips import FORMATS, FPS, QUALITY
 from ..media.textfiles import expand
+from ..prompts import Prompt
+from ..runs.recipe import Recipe
+from ..runs.repeat import Trust
 from ..settings import check_batch_size
+from .console import Console
+
+F = TypeVar("F", bound=Callable[..., None])
 
 
 class Dtype(str, Enum):
@@ -39,6 +50,9 @@ class FrontierMode(str, Enum):
     decode = "decode"
 
 
+ClipFormat = Enum("ClipFormat", {name: name for name in FORMATS}, type=str)  # type: ignore[misc]
+
+
 def _check_device(name: str) -> str:
     if not re.fullmatch("auto|cpu|mps|cuda(:[0-9]{1,3})?", name):
         raise UsageError(
@@ -54,7 +68,7 @@ def _read_batch_size(text: str) -> int | None:
     try:
         return check_batch_size(int(text))
     except ValueError:
-        raise UsageError(f"--batch-size is {text[:40]!r}, expected auto or a whole number.") from None
+        raise UsageError(f"`batch_size` is {text[:40]!r}, expected auto or a whole number.") from None
 
 
 def whole_numbers(text: str, option: str, example: str) -> tuple[int, ...]:
@@ -135,13 +149,11 @@ Model = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Name, Hub repository, file or folder; see narcli models.")
 ]
 Tokenizer = Annotated[
-    str | None, typer.Option(metavar="TOKENIZER", help="Another tokenizer than the model's own, likewise.")
+    str | None, typer.Option(metavar="TOKENIZER", help="Tokenizer to use instead of the model's own.")
 ]
 TextEncoder = Annotated[
     str | None,
-    typer.Option(
-        metavar="ENCODER", help="Another text encoder than the model's own, likewise; with --prompt."
-    ),
+    typer.Option(metavar="ENCODER", help="Text encoder to use instead of the model's own; with --prompt."),
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model's Hub repository.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Use what is on disk; never the network.")]
@@ -167,6 +179,26 @@ TextDevice = Annotated[
     ),
 ]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number format; auto is the quickest there.")]
+
+# --- clips ----------------------------------------------------------------------------------------
+
+Frames = Annotated[
+    int | None,
+    typer.Option("--frames", help="Keep this many, the first ones.", show_default="all the model's"),
+]
+Fps = Annotated[float | None, typer.Option("--fps", help="Frames per second.", show_default=f"{FPS:g}")]
+Format = Annotated[
+    ClipFormat | None,
+    typer.Option(
+        "--format",
+        help="Format of the clips; frames is a folder of PNGs.",
+        show_default="by --output, or mp4",
+    ),
+]
+Quality = Annotated[
+    int | None,
+    typer.Option("--quality", help="Quality of mp4 and webp, 0 to 100.", show_default=f"{QUALITY}"),
+]
 
 # --- what comes out -------------------------------------------------------------------------------
 
@@ -209,3 +241,130 @@ NoMetadata = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
+
+# --- the options of image, video, rerun and decode ------------------------------------------------
+
+WHAT, DRAWING, MODEL, OUTPUT, BEHAVIOUR = "What to make", "Sampling", "Model", "Output", "Behaviour"
+BOTH, IMAGE, VIDEO = ("image", "video"), ("image",), ("video",)
+
+
+class Row(NamedTuple):
+    """An option as data.
+
+    Args:
+        name: parameter of the command; a field of the recipe has the same, but for ``FIELDS``.
+        hint: its type, and how Typer shows it.
+        default: value where it is not given.
+        panel: title of its group in the help.
+        kinds: of runs that have it.
+    """
+
+    name: str
+    hint: Any
+    default: Any
+    panel: str
+    kinds: tuple[str, ...] = BOTH
+
+
+ROWS = (
+    Row("classes", Classes, None, WHAT),
+    Row("prompt", Prompts, None, WHAT, IMAGE),
+    Row("prompt_file", PromptFile, None, WHAT, IMAGE),
+    Row("num", Num, 1, WHAT),
+    Row("seed", Seed, None, WHAT),
+    Row("frames", Frames, None, WHAT, VIDEO),
+    Row("cfg_scale", CfgScale, None, DRAWING),
+    Row("cfg_interval", CfgInterval, None, DRAWING),
+    Row("temperature", Temperature, None, DRAWING),
+    Row("top_k", TopK, None, DRAWING),
+    Row("top_p", TopP, None, DRAWING),
+    Row("model", Model, None, MODEL),
+    Row("tokenizer", Tokenizer, None, MODEL),
+    Row("text_encoder", TextEncoder, None, MODEL, IMAGE),
+    Row("revision", Revision, None, MODEL),
+    Row("device", Device, "auto", MODEL),
+    Row("text_device", TextDevice, None, MODEL, IMAGE),
+    Row("dtype", DtypeOption, Dtype.auto, MODEL),
+    Row("batch_size", BatchSize, None, MODEL),
+    Row("output", Output, None, OUTPUT),
+    Row("format", Format, None, OUTPUT, VIDEO),
+    Row("fps", Fps, None, OUTPUT, VIDEO),
+    Row("quality", Quality, None, OUTPUT, VIDEO),
+    Row("scale", Scale, None, OUTPUT),
+    Row("frontier", Frontier, FrontierFormat.gif, OUTPUT),
+    Row("frontier_mode", FrontierModeOption, None, OUTPUT),
+    Row("grid", Grid, False, OUTPUT, IMAGE),
+    Row("save_tokens", SaveTokens, False, OUTPUT),
+    Row("no_metadata", NoMetadata, False, OUTPUT),
+    Row("overwrite", Overwrite, False, OUTPUT),
+    Row("as_json", Json, False, BEHAVIOUR),
+    Row("quiet", Quiet, False, BEHAVIOUR),
+    Row("offline", Offline, False, BEHAVIOUR),
+    Row("yes", Yes, False, BEHAVIOUR),
+    Row("dry_run", DryRun, False, BEHAVIOUR),
+)
+RECIPE = {field.name for field in dataclasses.fields(Recipe)}
+FIELDS = {"grid": "sheet"}  # of the recipe, where the option has another name
+
+
+def of(kind: str) -> list[Row]:
+    """Options of a kind of run."""
+    return [row for row in ROWS if kind in row.kinds]
+
+
+def takes(rows: Iterable[Row], *own: tuple[str, Any, Any], optional: bool = False) -> Callable[[F], F]:
+    """Give a command options, which it gets as keywords.
+
+    Args:
+        rows: the options.
+        own: name, hint and default (or ``...``) of those that only this command has, which come first.
+        optional: one that is not given is None, or False for a switch, whatever its default.
+    """
+    parameters = [_parameter(name, hint, default) for name, hint, default in own]
+    for row in rows:
+        kind, info = row.hint.__origin__, copy(row.hint.__metadata__[0])
+        info.rich_help_panel, default = row.panel, row.default
+        if optional:
+            info.show_default, default = False, False if kind is bool else None
+            kind = kind if kind is bool else kind | None
+        parameters.append(_parameter(row.name, Annotated[kind, info], default))
+
+    def give(command: F) -> F:
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {each.name: each.annotation for each in parameters}
+        return command
+
+    return give
+
+
+def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:
+    empty = inspect.Parameter.empty if default is ... else default
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=empty, annotation=hint)
+
+
+def fields_of(values: Mapping[str, Any], *, given: bool = False) -> dict[str, Any]:
+    """Fields of the recipe from values of options.
+
+    Args:
+        values: by the names of the options; ``prompt`` and ``prompt_file`` are not among the fields.
+        given: leave out what was not given.
+    """
+    made = {FIELDS.get(name, name): value for name, value in values.items()}
+    return {
+        name: value.value if isinstance(value, Enum) else value
+        for name, value in made.items()
+        if name in RECIPE and not (given and (value is None or value is False or value == []))
+    }
+
+
+def trust_of(chosen: Mapping[str, Any], console: Console, prompts: Sequence[Prompt] = ()) -> Trust:
+    """A person's word beside files, from values of options."""
+
+    def ask(what: str) -> None:
+        if not console.can_ask:
+            raise UsageError(what, "Add `yes` to allow the download.")
+        console.confirm(what, "Nothing was downloaded.")
+
+    given = fields_of(chosen, given=True) | ({"prompts": prompts} if prompts else {})
+    free = any(chosen.get(name) for name in ("yes", "offline", "dry_run"))
+    return Trust(given, chosen["yes"], None if free else ask, console.warn)

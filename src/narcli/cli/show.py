@@ -1,4 +1,4 @@
-"""``narcli show``: what a file says about itself."""
+"""``narcli show``: the metadata of a file."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Signals that ask narcli to end: the first one ends it with all cleaned up, later ones disturb nothing.
+"""Signals that end narcli: the first one starts the cleanup, later ones do not disturb it.
 
-Imports nothing heavy, so that the handlers are there before anything else is imported.
+It imports little, so that the handlers are installed early.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-DELAY = 0.05  # seconds until a signal is given again whose exception was lost
+DELAY = 0.05  # seconds until a signal whose exception was lost is raised again
 
 
 class Interruption(KeyboardInterrupt):
@@ -35,7 +35,7 @@ class _State:
 def catch() -> None:
     """Raise ``Interruption`` in the main thread on each signal that would end the process.
 
-    A signal that is ignored stays so, as under ``nohup`` or in the background of a script.
+    Ignored signals stay ignored, as under ``nohup`` or in the background of a script.
     """
     _State.number, _State.raised, _State.ended, _State.main = None, None, False, _thread.get_ident()
     handled = endings()
@@ -50,22 +50,22 @@ def catch() -> None:
 
 
 def received() -> int | None:
-    """The number of the first signal that came before ``end``, also where its exception was lost."""
+    """Number of the first signal before ``end``, also if its exception was lost; else None."""
     return _State.number
 
 
 def end() -> None:
-    """Let signals do nothing from now on: what is left is to report and leave."""
+    """Ignore signals from now on, while the outcome is reported."""
     _State.ended = True
 
 
 def ended() -> bool:
-    """Whether ``end`` was called: the outcome is reported."""
+    """Tell whether ``end`` was called."""
     return _State.ended
 
 
 def _handle(number: int, _: object) -> None:
-    # While the exception of an earlier signal exists, its cleanup runs.
+    # An earlier signal's exception exists while its cleanup runs.
     if _State.ended or (_State.raised is not None and _State.raised() is not None):
         return
     if _State.number is None:
@@ -81,7 +81,7 @@ def _interruption(number: int) -> Interruption:
 
 
 def _insist(number: int) -> None:
-    """Give a signal again while its exception is lost, as in destructors and in some imports of C code."""
+    """Raise a signal again if its exception was lost, as in destructors and some imports of C code."""
     while not _State.ended:
         time.sleep(DELAY)
         if not _State.ended and _State.raised is not None and _State.raised() is None:
@@ -92,7 +92,7 @@ def _insist(number: int) -> None:
 
 
 def _unraisable(about: Any) -> None:
-    """Say nothing of an interruption that came in a destructor or a callback, which cannot raise."""
+    """Hide interruptions in destructors and callbacks, which cannot raise."""
     if not isinstance(about.exc_value, Interruption):
         sys.__unraisablehook__(about)
 

@@ -63,7 +63,7 @@ def check_size(sizes: tuple[int, ...]) -> None:
     """Refuse grids that are too large to show.
 
     Raises:
-        UsageError: how large they may be.
+        UsageError: the grid is too large; the message has the limit.
     """
     if prod(sizes) > MAX_DRAWN or max(sizes) > MAX_SIDE:
         raise UsageError(
@@ -73,7 +73,7 @@ def check_size(sizes: tuple[int, ...]) -> None:
 
 
 def document(order: Order, *, with_cells: bool = True) -> dict[str, Any]:
-    """The order as data; steps count from 1, cells and coordinates from 0."""
+    """The order as JSON; steps count from 1, cells and coordinates from 0."""
     facts = {
         "grid": list(order.sizes),
         "steps": len(order.steps),
@@ -132,7 +132,7 @@ def _csv(order: Order) -> str:
 
 
 def plain_lines(order: Order) -> Iterator[str]:
-    """The order without any control codes: the step of each cell, then every step."""
+    """Lines of plain text: the step of each cell, then every step."""
     yield f"{format_grid(order.sizes)} grid: {comparison(order)}"
     slices, rows, columns = (1, 1, *order.sizes)[-3:]
     width = len(str(len(order.steps)))
@@ -149,9 +149,9 @@ def plain_lines(order: Order) -> Iterator[str]:
 
 
 def animate(order: Order) -> None:
-    """Draw each step over the one before; a grid that does not fit is shown at a whole fraction.
+    """Draw each step over the one before; a large grid is shown at a whole fraction.
 
-    A terminal that not even that fits gets no animation.
+    A terminal that is too small even for that gets no animation.
     """
     size = shutil.get_terminal_size()
     color = has_color(sys.stdout)
@@ -177,7 +177,7 @@ def animate(order: Order) -> None:
             sys.stdout.flush()
             time.sleep(min(0.08, SECONDS / steps * stride))
     except KeyboardInterrupt:
-        sys.stdout.write(frame)  # a terminal drops what it has not shown yet
+        sys.stdout.write(frame)  # the terminal drops frames that it has not shown yet
         raise
     finally:
         sys.stdout.write("\x1b[?7h\x1b[?25h")
@@ -188,7 +188,7 @@ Cells = list[list[int | None]]  # rows of step numbers, None between the panels 
 
 
 def _layout(order: Order, columns: int, lines: int, color: bool) -> tuple[Cells, tuple[int, int], int]:
-    """The grid as it fits: its cells, (columns a cell, cells a line), and how many cells a side is one."""
+    """Fit the grid: its cells, (columns a cell, cells a line), and the side of a square drawn as one cell."""
     slices, rows, width = (1, 1, *order.sizes)[-3:]
     every = 1
     while True:

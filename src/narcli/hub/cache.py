@@ -1,4 +1,4 @@
-"""The cache of ``huggingface_hub``: what it holds, whether that is whole, and its removal."""
+"""The cache of ``huggingface_hub``: its content, checks of it, and removal."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class File:
 
     Args:
         name: path in the repository.
-        size: bytes; None where the Hub does not tell.
-        hash: SHA-256 of a large file (64 digits), git's SHA-1 of another one (40); None likewise.
+        size: bytes; None if the Hub does not list it.
+        hash: SHA-256 of a large file (64 digits), git's SHA-1 of a small one (40); None if not listed.
     """
 
     name: str
@@ -34,12 +34,12 @@ class File:
 
 
 def is_cached(model: Model) -> bool:
-    """Whether the cache has anything of a repository."""
+    """Tell whether the cache has anything of a repository."""
     return model.repo is not None and _folder(model.repo).is_dir()
 
 
 def repositories() -> list[str]:
-    """The repositories of models, of any kind, that the cache has anything of."""
+    """Names of all repositories of models in the cache."""
     from huggingface_hub import constants
 
     folders = Path(constants.HF_HUB_CACHE).glob("models--*")
@@ -47,28 +47,28 @@ def repositories() -> list[str]:
 
 
 def revisions(repo: str) -> list[str]:
-    """What the cache has of a repository: ``main`` where that is here, and the commits that are not."""
+    """Revisions of a repository in the cache: ``main`` if present, and commits other than its own."""
     main = _snapshot(repo, "main")
-    found = sorted(folder.name for folder in _folder(repo).glob("snapshots/*") if folder != main)
-    return ["main"] * (main is not None) + found
+    commits = sorted(folder.name for folder in _folder(repo).glob("snapshots/*") if folder != main)
+    return ["main"] * (main is not None) + commits
 
 
 def held(model: Model) -> int:
-    """Bytes that the cache holds of a repository: all its revisions, and what has arrived of downloads."""
+    """Bytes of a repository in the cache: all its revisions, and partial downloads."""
     return sum(_content(model.repo).values()) if model.repo is not None else 0
 
 
 def weights_of(model: Model) -> set[str]:
-    """The weights files that the cache has of a repository, in any revision."""
+    """Names of weights files of a repository in the cache, in any revision."""
     snapshots = _folder(model.repo or "").glob("snapshots/*")
     names = [[p.relative_to(folder).as_posix() for p in folder.rglob("*")] for folder in snapshots]
     return {name for each in names for name in weights_in(each)}
 
 
 def remove(model: Model) -> int:
-    """Remove a repository from the cache, all its revisions and converted copies; the bytes freed.
+    """Remove all revisions and converted copies of a repository; return the bytes freed.
 
-    What repositories share, as the client stores files that came by Xet, stays until the last of them goes.
+    Files that repositories share, as the client stores those that came by Xet, go with the last of them.
 
     Raises:
         NarError: it cannot be removed.
@@ -84,24 +84,24 @@ def remove(model: Model) -> int:
                 info = scan_cache_dir(constants.HF_HUB_CACHE)
                 ours = frozenset(repo for repo in info.repos if repo.repo_path.name == folder.name)
                 commits = [revision.commit_hash for repo in ours for revision in repo.revisions]
-                # Copies of a repository share its commits, and the client would take the first of them.
+                # Renamed copies of a repository share its commits, and the client would remove the first one.
                 replace(info, repos=ours).delete_revisions(*commits).execute()
-            if folder.exists():  # parts of downloads, or damage that the client does not touch
+            if folder.exists():  # the client leaves partial downloads and damage
                 shutil.rmtree(folder)
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         raise NarError(f"Could not remove {folder}: {why}.", "Check whose it is.") from error
     freed = sum(size for path, size in content.items() if not path.exists()) + conversions.forget(copies)
-    conversions.prune()  # of other files; this is not what was asked for, and not counted
+    conversions.prune()  # copies of other files, not counted
     return freed
 
 
 class _OddAnswerError(ValueError):
-    """An answer that the Hub would not give; says in words which."""
+    """An answer that no Hub gives; the message describes it."""
 
 
 def _is_name(name: str) -> bool:
-    """Whether a file or revision of this name stays in its folder of the cache, on every system."""
+    """Tell whether a file or revision of this name stays inside its cache folder on every system."""
     return (
         name.isprintable()
         and not set(name) & set('\\:*?"<>|')
@@ -118,14 +118,14 @@ def _short(value: object) -> str:
 
 
 def _is_here(repo: str, file: File, commit: str) -> bool:
-    """Whether the cache has a file of a commit, of the right size, perhaps from an older commit."""
+    """Tell whether the cache has a file of a commit in the right size, perhaps from an older commit."""
     pointer, blob = _pointer(repo, file, commit), _blob(repo, file)
     path = pointer if pointer.exists() else blob
     return path is not None and path.is_file() and _damage(path, file, check=False) is None
 
 
 def _left(repo: str, file: File) -> int:
-    """Bytes still to download of a file that is not here, perhaps after a part of it."""
+    """Bytes still to download of a missing file, less those of a partial download."""
     blob = _blob(repo, file)
     done = _part(blob).stat().st_size if blob is not None and _part(blob).is_file() else 0
     return max(0, (file.size or 0) - done)
@@ -145,45 +145,45 @@ _HASH = re.compile(f"[0-9a-f]{{{SHA256}}}|[0-9a-f]{{{GIT_SHA1}}}")
 
 
 def _damage(path: Path, file: File, check: bool) -> str | None:
-    """How a file differs from what the Hub lists; hashed only to ``check``. None if it does not."""
+    """Describe how a file differs from the Hub's listing, None if not at all; ``check`` hashes it."""
     size = path.stat().st_size
     if file.size is not None and size != file.size:
         return f"it has {size:,} bytes, the Hub says {file.size:,}"
-    if check and file.hash is not None and (found := hash_file(path, file.hash)) not in (None, file.hash):
-        return f"its hash is {found}, the Hub says {file.hash}"
+    if check and file.hash is not None and (digest := hash_file(path, file.hash)) not in (None, file.hash):
+        return f"its hash is {digest}, the Hub says {file.hash}"
     return None
 
 
 def hash_file(path: Path, like: str = "0" * SHA256) -> str | None:
-    """SHA-256 of a file, or the kind of hash that ``like`` is; None where that is of neither kind."""
+    """Hash a file with the kind of hash that ``like`` is; None if ``like`` is of neither kind."""
     if not _HASH.fullmatch(like):
         return None
-    found = sha256() if len(like) == SHA256 else sha1(f"blob {path.stat().st_size}\0".encode())
+    digest = sha256() if len(like) == SHA256 else sha1(f"blob {path.stat().st_size}\0".encode())
     with path.open("rb") as opened:
         while chunk := opened.read(2**20):
-            found.update(chunk)
-    return found.hexdigest()
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def stored_hash(path: Path) -> str | None:
-    """The hash that a file of the Hub's cache had when it arrived: the name of what it links to."""
+    """Hash of a cached file at its download: the name of the file that it links to; else None."""
     name = _first_link(path).name
     return name if path.is_symlink() and _HASH.fullmatch(name) else None
 
 
 def is_damaged(path: Path) -> bool:
-    """Whether a file of the Hub's cache is another than the one that arrived."""
+    """Tell whether a cached file has changed since its download."""
     expected = stored_hash(path)
     return expected is not None and hash_file(path, expected) != expected
 
 
 def _first_link(path: Path) -> Path:
-    """What a file of a snapshot links to: the repository's own entry, which may be a link to a shared one."""
+    """First target of a snapshot's link: the repository's own entry, perhaps a link to a shared file."""
     return path.parent / path.readlink() if path.is_symlink() else path
 
 
 def free_disk() -> tuple[Path, int]:
-    """The folder of the Hub's cache, and the bytes that its disk has free."""
+    """Folder of the Hub's cache, and free bytes of its disk."""
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE)
@@ -192,36 +192,36 @@ def free_disk() -> tuple[Path, int]:
 
 
 def _folder(repo: str) -> Path:
-    """Of a repository in the cache."""
+    """Folder of a repository in the cache."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
 
 
 def _content(repo: str) -> dict[Path, int]:
-    """The files in which the cache keeps what a repository has, with their sizes."""
+    """Content files of a repository in the cache, with their sizes in bytes."""
     paths = [path for part in ("blobs", "snapshots") for path in (_folder(repo) / part).rglob("*")]
     return {path.resolve(): path.stat().st_size for path in paths if path.is_file()}
 
 
 def _pointer(repo: str, file: File, commit: str) -> Path:
-    """Where the cache has a file of a commit."""
+    """Path of a commit's file in the cache, which is a link to its content."""
     return _folder(repo) / "snapshots" / commit / file.name
 
 
 def _blob(repo: str, file: File) -> Path | None:
-    """Where the cache keeps the content of a file; None where its hash is not known."""
-    known = _HASH.fullmatch(file.hash or "")
-    return _folder(repo) / "blobs" / known[0] if known else None
+    """Path of a file's content in the cache; None if its hash is unknown."""
+    match = _HASH.fullmatch(file.hash or "")
+    return _folder(repo) / "blobs" / match[0] if match else None
 
 
 def _part(blob: Path) -> Path:
-    """Where what has arrived of a large file is kept."""
+    """Path of the partial download of a content file."""
     return blob.with_name(f"{blob.name}.narcli.incomplete")
 
 
 def _snapshot(repo: str, revision: str) -> Path | None:
-    """The folder of the cache with the files of a revision."""
+    """Folder with the files of a revision in the cache; None if there is none."""
     folder = _folder(repo)
     if not _is_name(revision):
         return None
@@ -240,7 +240,7 @@ def _commit(path: Path) -> str | None:
 
 @contextmanager
 def _quiet(progress: bool) -> Iterator[None]:
-    """No chatter of the client, and bars only where wanted; as it was afterwards."""
+    """Context without messages of the client, and with its progress bars only if asked for."""
     from huggingface_hub.utils import logging
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
@@ -262,7 +262,7 @@ def _quiet(progress: bool) -> Iterator[None]:
 
 @contextmanager
 def _online(progress: bool) -> Iterator[None]:
-    """Quiet requests; what a server sends along with an error, of any length, is not read."""
+    """Context for quiet requests that do not read the body of an error, of any length."""
     from huggingface_hub import get_session
 
     def drop_error(response: Any) -> None:

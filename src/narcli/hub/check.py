@@ -1,4 +1,4 @@
-"""Whether a model on this machine is whole: its networks, loaded strictly without memory."""
+"""Check of a model on this machine: its networks are loaded strictly, without memory."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from .catalog import DEFAULT_KINDS, MODELS, Model
 
 
 def check_model(model: Model, path: Path, kind: Kind | None = None) -> None:
-    """Load all networks of a model that is on this machine strictly, without memory.
+    """Load all networks of a local model strictly, without memory.
 
     Args:
-        model: from the registry.
+        model: from the catalog.
         path: its weights file or folder.
-        kind: what a transformer has to be; None for any.
+        kind: required kind of a transformer; None takes any.
 
     Raises:
-        CheckpointError: what the file is instead, or what is missing, unexpected or misshapen.
+        CheckpointError: another kind of file, or tensors that are missing, unexpected or misshapen.
     """
     folder = path if path.is_dir() else path.parent
     if model.kind == "text-encoder":
         return check_encoder(folder)
     if model.kind in DEFAULT_KINDS:
         transformer = load_transformer(path, kind=kind, grid=model.grid, dtype=None, device="meta")
-        if model.repo is None or model.name not in MODELS:  # a released file is known by its hash
+        if model.repo is None or model.name not in MODELS:  # a released file is identified by its hash
             classes_of(model, path, transformer.config.num_classes)
         if has_own_encoder(path):
             check_encoder(folder / TEXT_ENCODER)
@@ -39,7 +39,7 @@ def check_model(model: Model, path: Path, kind: Kind | None = None) -> None:
 
 
 def classes_of(model: Model, path: Path, count: int) -> ClassTable:
-    """The class table of a model whose weights have ``count`` classes.
+    """Return the class table of a model whose weights have ``count`` classes.
 
     Raises:
         CheckpointError: its config.json names another number of classes.

@@ -1,4 +1,4 @@
-"""The default model of each kind: chosen, checked and kept."""
+"""Choice of the default model of each kind, checked and stored in the settings."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 def set_default(kind: str, name: str | None, tell: Callable[[str], None] = lambda note: None) -> None:
-    """Remember a default model, or forget it (None).
+    """Store a default model, or remove it (None).
 
     Args:
         kind: ``image``, ``text`` or ``video``.
         name: as for ``resolve``.
-        tell: is told, in a sentence, of a name that is not here and taken for a repository.
+        tell: called with a sentence if an unknown name is taken for a repository.
 
     Raises:
         UsageError: not a kind, nothing of that name, or a model without a known tokenizer.
-        CheckpointError: a file or folder that is no model of that kind, or a damaged one.
+        CheckpointError: a damaged file or folder, or one that is no model of that kind.
         NarError: the settings cannot be written.
     """
     from ..media.atomic import write_atomic
@@ -46,7 +46,7 @@ def set_default(kind: str, name: str | None, tell: Callable[[str], None] = lambd
                 if found.model.tokenizer is None and not has_own_tokenizer(found.path):
                     raise UsageError(
                         no_tokenizer(found.model).message,
-                        "A default brings one: narcli models convert FILE --tokenizer FILE -o FOLDER",
+                        "A default brings one: `narcli models convert FILE --tokenizer FILE -o FOLDER`",
                     )
             elif model.name not in MODELS:
                 tell(

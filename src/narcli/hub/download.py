@@ -17,23 +17,23 @@ from .cache import _HASH, File, _blob, _damage, _OddAnswerError, _part, _pointer
 def _download(
     repo: str, file: File, commit: str, *, check: bool, tell: Callable[[str], None]
 ) -> tuple[Path, int]:
-    """One file of the cache, fetched unless it is there and whole; and how many bytes came."""
+    """Fetch a file unless the cache has it undamaged; return its path and the bytes received."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
     pointer = _pointer(repo, file, commit)
     if pointer.is_file() and _damage(pointer, file, check) is None:
         return pointer, 0
-    # Asked once, a Hub that refuses says so at once; downloads of the client ask again for minutes.
+    # One request shows a refusal at once; the client's downloads retry for minutes.
     url = hf_hub_url(repo, file.name, revision=commit)
-    told = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    if told.commit_hash not in (None, commit):
-        raise _OddAnswerError(f"{file.name} is of commit {_short(told.commit_hash)}, not {commit}")
-    if told.etag is not None and file.hash is not None and told.etag != file.hash:
-        raise _OddAnswerError(f"{file.name} has the ETag {_short(told.etag)}, listed is {file.hash}")
+    answer = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    if answer.commit_hash not in (None, commit):
+        raise _OddAnswerError(f"{file.name} is of commit {_short(answer.commit_hash)}, not {commit}")
+    if answer.etag is not None and file.hash is not None and answer.etag != file.hash:
+        raise _OddAnswerError(f"{file.name} has the ETag {_short(answer.etag)}, listed is {file.hash}")
     file = replace(
         file,
-        hash=file.hash or told.etag,
-        size=told.size if file.size is None else file.size,
+        hash=file.hash or answer.etag,
+        size=answer.size if file.size is None else file.size,
     )
     if not _HASH.fullmatch(file.hash or "") or file.size is None:
         raise _OddAnswerError(f"{file.name} has the ETag {_short(file.hash)} and {file.size} bytes")
@@ -41,7 +41,7 @@ def _download(
 
 
 class _Limited:
-    """A file that takes no more bytes than listed: a server may send more, packed or for ever."""
+    """A file that takes no more bytes than listed, since a server may send more, or without end."""
 
     def __init__(self, opened: BinaryIO, file: File) -> None:
         self.opened, self.file = opened, file
@@ -56,11 +56,11 @@ class _Limited:
 
 
 def _download_blob(repo: str, file: File, url: str, pointer: Path, tell: Callable[[str], None]) -> int:
-    """Bring a file into the cache, going on where an interrupted download stopped; the bytes that came.
+    """Download a file into the cache, resuming an interrupted download; return the bytes received.
 
-    The client itself would start again, and store the file under any name that the server tells. What has
-    arrived is kept under a name of its own, which `hf cache prune` knows, and gets the final one when the
-    hash is right. A damaged file is replaced, whichever commit brought it.
+    The client itself would start again, and use any name that the server sends. The partial file has a name
+    that `hf cache prune` knows, and gets the final one when its hash is right. A damaged file is replaced,
+    whichever commit brought it.
     """
     from huggingface_hub import constants
     from huggingface_hub.file_download import http_get
@@ -94,7 +94,7 @@ def _download_blob(repo: str, file: File, url: str, pointer: Path, tell: Callabl
                 status = getattr(getattr(error, "response", None), "status_code", None)
                 wrong = isinstance(error, _OddAnswerError) or "Consistency check failed" in str(error)
                 if status == 416 or wrong:
-                    opened.truncate(0)  # nothing can be added to what has arrived
+                    opened.truncate(0)  # the partial file cannot be resumed
                 raise
         if why := _damage(part, file, check=True):
             part.unlink()
@@ -106,11 +106,11 @@ def _download_blob(repo: str, file: File, url: str, pointer: Path, tell: Callabl
 
 
 def _link(pointer: Path, blob: Path) -> None:
-    """Let a file of a commit be the blob, as the client does it; a copy where there are no links."""
+    """Link a file of a commit to its content, as the client does; copy it if links are impossible."""
     pointer.unlink(missing_ok=True)
     try:
         pointer.symlink_to(os.path.relpath(blob, pointer.parent))
-    except FileExistsError:  # another process, for the same file
+    except FileExistsError:  # another process made the same file
         pass
     except (OSError, NotImplementedError):
         shutil.copyfile(blob, pointer)
@@ -118,16 +118,16 @@ def _link(pointer: Path, blob: Path) -> None:
 
 @contextmanager
 def _locked(lock: Path, wait: Callable[[], None]) -> Iterator[None]:
-    """Hold the client's own lock, so that it and other narclis wait; ``wait`` is called where we have to."""
+    """Context that holds the client's own lock; ``wait`` is called if another process holds it."""
     from filelock import Timeout
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
-    with ExitStack() as held:
+    with ExitStack() as stack:
         try:
-            held.enter_context(WeakFileLock(lock, timeout=0.5))
+            stack.enter_context(WeakFileLock(lock, timeout=0.5))
         except Timeout:
             wait()
-            held.enter_context(WeakFileLock(lock))
+            stack.enter_context(WeakFileLock(lock))
         yield
 
 

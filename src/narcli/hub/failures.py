@@ -11,7 +11,7 @@ from .resolve import meant
 
 
 def explain(error: Exception, model: Model, revision: str | None = None, file: str | None = None) -> NarError:
-    """What a failure of the client means, and what to do next."""
+    """Turn a failure of the client into an error with a next step."""
     from huggingface_hub import constants, errors
 
     repo, page = model.repo, model.page
@@ -20,7 +20,7 @@ def explain(error: Exception, model: Model, revision: str | None = None, file: s
     )
     cause = error.__cause__ or error.__context__
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(cause, Exception):
-        return explain(cause, model, revision, file)  # the client's "not in the cache either"
+        return explain(cause, model, revision, file)  # hidden behind the client's "not in the cache either"
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     headers = getattr(response, "headers", {})
@@ -32,7 +32,7 @@ def explain(error: Exception, model: Model, revision: str | None = None, file: s
         return HubError(f"{repo} has no revision {revision or 'main'!r}.", f"See {page}/commits")
     if isinstance(error, errors.EntryNotFoundError) or (status == 404 and file):
         return HubError(f"{repo} has no file {file}{_at(revision)}.", f"See {page}/tree/{revision or 'main'}")
-    # Without a token the Hub answers 401 for what does not exist, too.
+    # Without a token the Hub answers 401 also for missing repositories.
     unknown = status == 401 and "Invalid credentials" not in headers.get("x-error-message", "")
     if isinstance(error, errors.RepositoryNotFoundError) or status == 404 or unknown:
         return _not_here(
@@ -72,14 +72,14 @@ def explain(error: Exception, model: Model, revision: str | None = None, file: s
 
 
 def _not_here(model: Model, message: str, hint: str) -> HubError:
-    """The error of a model that is nowhere; a name that is no row may have been meant for a path."""
+    """Error for a model that is nowhere; a name that is no row may be meant as a path."""
     if model.name not in MODELS:
         message = f"There is no file or folder {model.name} here. {message}"
         hint = meant(model.name) + hint
     return HubError(f"{message} {model.origin}".strip(), hint)
 
 
-#: What a disk says where no file is named.
+#: System errors that name no file.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 

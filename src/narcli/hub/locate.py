@@ -1,8 +1,9 @@
 """From a model to its files on this machine, through ``huggingface_hub`` and its cache.
 
-``HF_HOME``, ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` mean what they mean everywhere. Online, one
-short request tells the commit, the files and their sizes; a Hub that cannot be reached, or refuses, is
-no error while the files are in the cache. Offline, or for a pinned commit on disk, nothing is asked."""
+``HF_HOME``, ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` have their usual meaning. Online, one short
+request gives the commit, the files and their sizes. If the Hub fails or refuses, files in the cache are used.
+Offline, or for a pinned commit on disk, there is no request.
+"""
 
 from __future__ import annotations
 
@@ -39,17 +40,17 @@ from .selection import Fetched, _fetched, cached, choose
 
 @dataclass(frozen=True)
 class Located:
-    """A model that was found, here or at the Hub, and what there is still to download.
+    """A model found here or at the Hub, and its missing bytes.
 
     Args:
-        model: what was asked for.
+        model: the requested model.
         revision: branch, tag or commit.
-        here: the model, where it is on this machine and the Hub does not have to be asked; else None.
+        here: the model on this machine, if no request is needed; else None.
         commit: of the repository; None for local and built-in models.
         files: of the repository, the weights last.
-        missing: bytes to download, as far as they are told.
-        license: what the repository says; None where the Hub was not asked or tells none.
-        note: reason why its size is an estimate, or "".
+        missing: bytes to download, as far as they are listed.
+        license: the repository's; None without a request or a license.
+        note: reason for an estimated size, or "".
     """
 
     model: Model
@@ -63,7 +64,7 @@ class Located:
 
     @property
     def copy(self) -> Fetched | None:
-        """What is on this machine of just this commit."""
+        """Cached files of exactly this commit; None if any is missing."""
         return self.here or cached(self.model, self.commit or self.revision)
 
     def fetch(
@@ -73,12 +74,12 @@ class Located:
         check: bool = False,
         tell: Callable[[str], None] = lambda note: None,
     ) -> Fetched:
-        """Download what is missing; errors are those of the function ``fetch``.
+        """Download missing files; errors are those of the function ``fetch``.
 
         Args:
             progress: show bars on stderr, where that is a terminal.
-            check: hash also the files that are here, and download again those that are damaged.
-            tell: is told, in a sentence, what else takes time.
+            check: also hash local files, and download damaged ones again.
+            tell: called with a sentence about anything else that takes time.
         """
         if self.here is not None:
             return self.here
@@ -94,17 +95,17 @@ class Located:
                 self._remember()
         except NarError:
             raise
-        except Exception as error:  # of many kinds, and other ones in each version of the client
+        except Exception as error:  # kinds of errors differ between versions of the client
             return _instead(self.model, self.revision, error, name)
         return replace(_fetched(self.model, path), downloaded=downloaded, compared=check)
 
     def _remember(self) -> None:
-        """Note in the cache, as the client does, which commit a branch or tag is: all of it is here now."""
+        """Store in the cache, as the client does, the commit of a branch or tag that is complete now."""
         if self.commit is None or self.commit == self.revision:
             return
         ref = _folder(self.model.repo or "") / "refs" / self.revision
         if not ref.is_file() or ref.read_text() != self.commit:
-            with suppress(NarError):  # a cache that is read-only serves what it has
+            with suppress(NarError):  # a read-only cache still serves its files
                 write_atomic(ref, self.commit.encode(), overwrite=True)
 
 
@@ -116,20 +117,20 @@ def fetch(
     progress: bool = False,
     tokenizer: bool = False,
 ) -> Fetched:
-    """The model's files, downloaded where they are not in the cache.
+    """Return the model's files; download those missing in the cache.
 
     Args:
-        model: from ``registry.resolve``.
+        model: from ``resolve``.
         revision: branch, tag or commit; None is ``main``.
         offline: use the cache only, as ``HF_HUB_OFFLINE=1`` does everywhere.
         progress: show bars on stderr, where that is a terminal.
-        tokenizer: download nothing from a repository that does not bring the model's tokenizer too.
+        tokenizer: download nothing from a repository without the model's tokenizer.
 
     Raises:
-        UsageError: the tokenizer is wanted, and not there; a revision that cannot be one.
-        HubError: what failed and what to do next.
-        CheckpointError: a config.json that is not usable.
-        NarError: the disk is full and the like.
+        UsageError: the required tokenizer is missing, or an invalid revision.
+        HubError: the network or the Hub failed.
+        CheckpointError: an unusable config.json.
+        NarError: the cache cannot be written, for example on a full disk.
     """
     found = locate(model, revision=revision, offline=offline, tokenizer=tokenizer)
     check_disk([found])
@@ -148,8 +149,8 @@ def locate(
     """Find a model without downloading it; other arguments and errors are those of ``fetch``.
 
     Args:
-        check: ask the Hub also for a pinned commit that is here, so that its files can be compared.
-        estimate: take what the registry says of a known model where neither it nor the Hub is there.
+        check: ask the Hub even for a pinned commit on disk, so that its files can be compared.
+        estimate: use the catalog's size of a model that neither the cache nor the Hub has.
     """
     wanted = revision or "main"
     if model.repo is None:
@@ -159,7 +160,7 @@ def locate(
         raise UsageError(
             f"{wanted[:60]!r} cannot be a revision.", "Give a branch, a tag or a commit of 40 digits."
         )
-    # The client would look up, at the Hub, what kind of program it runs in; narcli asks for what was named.
+    # Keeps the client from requests of its own about the kind of program.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import constants
 
@@ -174,7 +175,7 @@ def locate(
         error = _not_here(
             model,
             f"{model.name}{_at(revision)} is not on this machine, and narcli is offline.",
-            "Fetch it once without --offline and HF_HUB_OFFLINE.",
+            "Fetch it once without `offline` and HF_HUB_OFFLINE.",
         )
         if rough is not None:
             return replace(rough, note=error.message)
@@ -204,12 +205,16 @@ def locate(
             raise
         return Located(model, wanted, found, found.commit)
     if not missing and any(file.size is None for file in lacking):
-        missing = model.size or 0  # as the models' pages had it
+        missing = model.size or 0  # from the models' pages
     return Located(model, wanted, None, commit, files, missing, license)
 
 
 def _instead(model: Model, revision: str, error: Exception, file: str | None = None) -> Fetched:
-    """The copy on this machine where the Hub failed; without one, the failure explained."""
+    """Return the copy on this machine if the Hub failed.
+
+    Raises:
+        HubError, UsageError, NarError: there is no copy; explains the failure.
+    """
     from huggingface_hub.errors import RevisionNotFoundError
 
     reason = explain(error, model, None if revision == "main" else revision, file)
@@ -219,9 +224,9 @@ def _instead(model: Model, revision: str, error: Exception, file: str | None = N
 
 
 def _list_files(repo: str, revision: str) -> tuple[str, str | None, dict[str, File]]:
-    """The commit of a revision, the license, and the files by name; others than ``_is_name`` are left out.
+    """List a revision: its commit, the license, and files by name, without names that ``_is_name`` rejects.
 
-    The client's own ``model_info`` would read an answer of any length, and believe it.
+    The client's own ``model_info`` would read an answer of any length, unchecked.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
@@ -231,7 +236,7 @@ def _list_files(repo: str, revision: str) -> tuple[str, str | None, dict[str, Fi
     )
 
     url = f"{constants.ENDPOINT}/api/models/{repo}/revision/{quote(revision, safe='')}"
-    timeout = constants.HF_HUB_ETAG_TIMEOUT  # 10 seconds, or what the environment says
+    timeout = constants.HF_HUB_ETAG_TIMEOUT  # 10 seconds, unless the environment sets another
     answer = bytearray()
     with get_session().stream(
         "GET", url, params={"blobs": True}, headers=build_hf_headers(), timeout=timeout
@@ -257,7 +262,7 @@ def _list_files(repo: str, revision: str) -> tuple[str, str | None, dict[str, Fi
 
 
 def _read_entry(entry: object) -> File:
-    """A file as the list of a repository tells of it."""
+    """Parse an entry of a repository's listing."""
     if not isinstance(entry, dict) or not isinstance(name := entry.get("rfilename"), str):
         raise _OddAnswerError("its list of files holds something else")
     size, large = entry.get("size"), entry.get("lfs")
@@ -279,7 +284,7 @@ def check_disk(parts: Sequence[Located]) -> None:
     """Refuse downloads that the disk of the Hub's cache cannot hold.
 
     Raises:
-        NarError: how much is free and how much is needed, and smaller models of the kind that fit.
+        NarError: the disk is too small; names the bytes and smaller models of the kind that fit.
     """
     total, (folder, free) = sum(part.missing for part in parts), free_disk()
     if total <= free:

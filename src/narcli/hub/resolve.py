@@ -1,4 +1,4 @@
-"""From what a person types to a model: names, repositories, files, folders and defaults. No torch."""
+"""Resolve names, repositories, files, folders and defaults to models. No torch."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from .catalog import _KINDS, _REPOSITORY, _TOKENIZERS, DEFAULT_KINDS, MODELS, Mo
 
 
 def resolve(name: str | Path, kind: str | None) -> Model:
-    """What a person means by ``--model`` or ``--tokenizer``.
+    """Resolve the value of ``--model`` or ``--tokenizer``.
 
     Args:
-        name: a registry name, a path, or a repository; looked for in that order.
-        kind: what is wanted: ``image``, ``text``, ``video``, ``image-tokenizer``, ``video-tokenizer`` or
-            ``text-encoder``; None for any. Files and repositories that do not tell are taken for that kind
+        name: a catalog name, a path, or a repository; looked for in that order.
+        kind: required kind: ``image``, ``text``, ``video``, ``image-tokenizer``, ``video-tokenizer`` or
+            ``text-encoder``; None takes any. Files and repositories that do not tell are taken for that kind
             (or for ``image``).
 
     Raises:
-        UsageError: nothing of that name (near ones are suggested), or a model of another kind.
-        CheckpointError: a local folder whose config.json is not usable.
+        UsageError: an unknown name (near ones are suggested), or a model of another kind.
+        CheckpointError: a local folder with an unusable config.json.
         NarError: a built-in model that this installation lacks.
     """
     text = str(name)
@@ -65,13 +65,13 @@ def resolve(name: str | Path, kind: str | None) -> Model:
 
 
 def meant(text: str) -> str:
-    """``Did you mean ...? `` with the nearest path here and the nearest names, or ""."""
+    """``Did you mean ...? `` with the nearest path and the nearest names, or ""."""
     close = [*filter(None, [_near_path(text)]), *nearest(text.strip().strip("/"), MODELS)]
     return f"Did you mean {' or '.join(close[:3])}? " if close else ""
 
 
 def _near_path(text: str) -> str | None:
-    """The path on this machine that differs least in each of its parts, if any is near."""
+    """Nearest existing path, compared part by part; None if none is near."""
     try:
         path = Path(text.strip().replace("\\", "/")).expanduser()
         found = Path(path.anchor)
@@ -86,18 +86,18 @@ def _near_path(text: str) -> str | None:
 
 
 def complete(model: Model, path: Path) -> Model:
-    """The model with what the ``config.json`` at its local file or folder says.
+    """Complete a model with the ``config.json`` at its local file or folder.
 
-    A released file, which says nothing of the kind, gets the default settings of the released scripts.
+    A released file, which does not tell its kind, gets the default settings of the released scripts.
 
     Raises:
-        CheckpointError: that file is not usable.
+        CheckpointError: an unusable config.json.
     """
     if model.kind == "text-encoder":  # its config.json is the one of transformers
         return model
     folder = path.parent if path.name == MODEL else path
     said = read_config(folder / CONFIG) if os.path.lexists(folder / CONFIG) else None
-    if said is None or not said.kind:  # beside a released file: only about sizes
+    if said is None or not said.kind:  # beside a released file it only has sizes
         return replace(model, defaults=model.defaults or RELEASED_DEFAULTS.get(model.kind, {}))
     kind = said.kind
     if model.kind.endswith("-tokenizer") and has_own_tokenizer(path) and kind in DEFAULT_KINDS:
@@ -114,24 +114,29 @@ def complete(model: Model, path: Path) -> Model:
     )
 
 
+def companions(model: Model) -> list[Model]:
+    """List the tokenizer and the text encoder of a model that are models of their own."""
+    return [MODELS[name] for name in (model.tokenizer, model.text_encoder) if name]
+
+
 def no_tokenizer(model: Model) -> UsageError:
-    """The error of a model that comes without its tokenizer, where none is named."""
+    """Error for a model without a tokenizer when none is named."""
     known = _TOKENIZERS.get(model.kind, _TOKENIZERS["image"])
     return UsageError(
         f"{model.name} does not bring its tokenizer.",
-        f"Add --tokenizer: a file or, for the released models, {known}.",
+        f"Add `tokenizer`: a file or, for the released models, {known}.",
     )
 
 
 def lender(path: Path) -> Model | None:
-    """Return the built-in model whose tokenizer the built-in model at a path has; None for other paths."""
+    """Find the built-in model whose tokenizer the built-in model at a path uses; None for other paths."""
     folder = (path.parent if path.name == MODEL else path).resolve()
     name = next((row.tokenizer for row in MODELS.values() if row.path and row.path.resolve() == folder), None)
     return MODELS[name] if name else None
 
 
 def _row_of(repo: str, file: str | None) -> Model | None:
-    """The row of a repository, or of a file in it."""
+    """Catalog row of a repository, or of a file in it; None if there is none."""
     for row in MODELS.values():
         if row.repo and row.repo.lower() == repo.lower() and (file is None or row.file in (None, file)):
             return replace(row, file=file) if file else row
@@ -152,7 +157,7 @@ def _is_path(text: str) -> bool:
 
 
 def default_model(kind: str) -> str:
-    """The model used where none is named: from the environment, else the person's choice, else built in.
+    """Default model of a kind: from the environment, else the user's choice, else built in.
 
     Args:
         kind: ``image``, ``text`` or ``video``.
@@ -167,7 +172,7 @@ def default_model(kind: str) -> str:
 
 
 def resolve_default(kind: str, wanted: str | None) -> Model:
-    """The default model of a kind; ``wanted`` and errors as ``resolve``, which say who chose the name."""
+    """Resolve the default model of a kind; as ``resolve``, but errors name the source of the choice."""
     name = default_model(kind)
     origin = ""
     if from_environment(kind):
@@ -181,22 +186,22 @@ def resolve_default(kind: str, wanted: str | None) -> Model:
 
 
 def defaults() -> dict[str, str]:
-    """The default of each kind."""
+    """Names of the default models, by kind."""
     return {kind: default_model(kind) for kind in DEFAULT_KINDS}
 
 
 def variable(kind: str) -> str:
-    """The environment variable that overrides the default of a kind."""
+    """Name of the environment variable that overrides the default of a kind."""
     return f"NARCLI_{kind.upper()}_MODEL"
 
 
 def from_environment(kind: str) -> str | None:
-    """The default that the environment sets."""
+    """Default model set by the environment, or None."""
     return os.environ.get(variable(kind)) or None
 
 
 def check_kind(kind: str) -> None:
-    """Raise UsageError unless there can be a default of that kind."""
+    """Raise UsageError unless kinds with defaults include this one."""
     if kind not in DEFAULT_KINDS:
         close = nearest(kind, DEFAULT_KINDS, 1)
         raise UsageError(

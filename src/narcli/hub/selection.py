@@ -1,4 +1,4 @@
-"""Files of a model: which ones of a repository or folder it is read from."""
+"""Selection of a model's files from a repository or folder."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Fetched:
     """A model on this machine.
 
     Args:
-        model: what was asked for, with what its own config.json says.
+        model: the requested model, completed from its own config.json.
         path: the weights file or the narcli folder.
         commit: of the repository; None for local and built-in models.
-        note: what a person should know about where it comes from, or "".
-        downloaded: bytes that came over the network for it.
-        compared: whether its files were hashed, and are what the Hub lists.
+        note: remark about its origin, or "".
+        downloaded: bytes received over the network.
+        compared: true if the files were hashed and match the Hub's listing.
     """
 
     model: Model
@@ -37,10 +37,10 @@ class Fetched:
 
 
 def cached(model: Model, revision: str | None = None) -> Fetched | None:
-    """The model where it is on this machine already; asks nobody.
+    """Return the model if it is on this machine, else None; makes no request.
 
     Raises:
-        CheckpointError: a config.json that is not usable.
+        CheckpointError: an unusable config.json.
     """
     if model.repo is None:
         there = model.path is not None and model.path.exists()
@@ -50,7 +50,7 @@ def cached(model: Model, revision: str | None = None) -> Fetched | None:
 
 
 def chosen(model: Model, revision: str | None = None) -> list[Path]:
-    """The files of the cache that a model is read from, the weights last; [] where these are missing."""
+    """Cached files that a model is read from, the weights last; [] if weights are missing."""
     folder = _snapshot(model.repo or "", revision or "main")
     names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()] if folder else []
     try:
@@ -60,7 +60,7 @@ def chosen(model: Model, revision: str | None = None) -> list[Path]:
 
 
 def files_of(found: Fetched) -> list[Path]:
-    """The files of a model that is here."""
+    """Files of a local model."""
     folder = found.path if found.path.is_dir() else found.path.parent
     if found.model.repo is not None:
         root = next(p for p in (folder, *folder.parents) if p.parent.name == "snapshots")
@@ -72,12 +72,12 @@ def files_of(found: Fetched) -> list[Path]:
 
 
 def choose(model: Model, names: Iterable[str]) -> list[str]:
-    """The files to fetch of those that a repository has; the weights come last.
+    """Choose the files to fetch from a repository.
 
-    So when the weights are there, all is.
+    Weights come last, so a model whose weights are cached is complete.
 
     Raises:
-        HubError: the file is not there, or it is not clear which one is meant.
+        HubError: the file is missing, or several could be meant.
     """
     names = [name for name in names if _is_name(name)]
     if model.kind == "text-encoder":
@@ -102,7 +102,7 @@ def choose(model: Model, names: Iterable[str]) -> list[str]:
             )
         raise HubError(
             f"{model.repo} has several weights files: {_some(candidates)}.",
-            f"Name one: --model {model.repo}/{min(candidates, key=lambda name: bool(SHARD.search(name)))}",
+            f"Name one: `model={model.repo}/{min(candidates, key=lambda name: bool(SHARD.search(name)))}`",
         )
     weights = PurePosixPath(candidates[0])
     companions = [CONFIG] + ([TOKENIZER] if weights.name == MODEL else [])
@@ -112,7 +112,7 @@ def choose(model: Model, names: Iterable[str]) -> list[str]:
     return [name for name in beside if name in names] + [str(weights)]
 
 
-#: Of a text encoder as ``transformers`` saves it, besides the weights.
+#: Files of a text encoder that ``transformers`` saves beside the weights.
 ENCODER_FILES = (
     CONFIG,
     *("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json"),
@@ -121,7 +121,7 @@ ENCODER_FILES = (
 
 
 def _encoder_files(model: Model, names: list[str]) -> list[str]:
-    """The files of a text encoder, safetensors before pickles, all parts of them or none."""
+    """Choose the files of a text encoder: all shards of safetensors, else all of pickles."""
     small = [name for name in ENCODER_FILES if name in names]
     for stem, ending in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         if stem + ending in names:

@@ -17,7 +17,7 @@ from ..checkpoints.load import build, load_tokenizer, transformer_config
 from ..checkpoints.text_encoder import read_sizes
 from ..devices import DTYPES
 from ..models.blocks import TransformerConfig
-from ..models.protocols import TokenizerConfig
+from ..models.tokenizer import TokenizerConfig
 from .catalog import DEFAULT_KINDS, MODELS, Model
 from .locate import Located
 from .selection import Fetched, cached

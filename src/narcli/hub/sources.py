@@ -1,4 +1,4 @@
-"""Which files a run needs: chosen by name, brought here, and identified in metadata. No torch."""
+"""Files of a run: chosen by name, fetched, and identified in metadata. No torch."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from .selection import Fetched
 
 MAX_HASHED = 2**26  # bytes; hashing a larger file would take longer than a picture
-END = 2**20  # bytes at either end of a larger file, which are hashed instead
+END = 2**20  # bytes at either end of a larger file, hashed instead
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model and what goes with it, chosen but not yet here.
+    """A model with its tokenizer and encoder, chosen but not yet located.
 
     Args:
         model: the model.
@@ -46,7 +46,7 @@ class Source:
 
     @property
     def table(self) -> ClassTable | None:
-        """The model's classes, where they are known before it is loaded."""
+        """Class table of the model, if known before it is loaded; else None."""
         return load_table(self.model.classes) if self.model.classes else None
 
     def locate(
@@ -61,9 +61,9 @@ class Source:
 
         Args:
             offline: use what is on disk only.
-            estimate: as ``hub.locate`` has it.
-            approve: as in ``fetch``; kept for a text encoder that turns out to be needed later.
-            known: whether all prompts are encoded already, so that the text encoder is not needed.
+            estimate: as in ``locate.locate``.
+            approve: as in ``fetch``; kept for a text encoder that is needed later.
+            known: returns true if all prompts are encoded, so that the text encoder is not needed.
 
         Raises:
             UsageError, HubError, CheckpointError, NarError: as ``hub.fetch``.
@@ -101,12 +101,12 @@ class Source:
         approve: Callable[[Mapping[str, int]], None] = lambda sizes: None,
         known: Callable[[EncoderFiles], bool] = lambda encoder: False,
     ) -> Files:
-        """Bring the files here, where they are not.
+        """Locate the files and download missing ones.
 
         Args:
             offline: use what is on disk only.
             progress: show bars on stderr, where that is a terminal.
-            approve: is told, before anything is downloaded, how many bytes of each model; raises to stop it.
+            approve: called before a download with the bytes of each model; raises to prevent it.
             known: as in ``locate``.
 
         Raises:
@@ -121,13 +121,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Found:
-    """A model and what goes with it, found, and what there is still to download.
+    """A model with its tokenizer and encoder, located, and their missing bytes.
 
     Args:
         model: the model.
         tokenizer: its tokenizer; None when it is in the model's own folder.
         encoder: its text encoder; None where there is none, or in the model's own folder.
-        encode: whether a text encoder, of its own or in the model's folder, has to run, and be here.
+        encode: true if a text encoder, separate or in the model's folder, has to run.
     """
 
     model: Located
@@ -137,13 +137,13 @@ class Found:
 
     @property
     def needed(self) -> list[Located]:
-        """What has to be here before the run."""
+        """Models that have to be on this machine before the run."""
         encoder = self.encoder.located if self.encoder is not None and self.encode else None
         return [part for part in (self.model, self.tokenizer, encoder) if part is not None]
 
     @property
     def missing(self) -> dict[str, int]:
-        """Bytes to download of each model that is not here."""
+        """Bytes to download, by model."""
         return {part.model.name: part.missing for part in self.needed if part.missing}
 
     def fetch(
@@ -153,9 +153,9 @@ class Found:
         approve: Callable[[Mapping[str, int]], None] = lambda sizes: None,
         tell: Callable[[str], None] = lambda note: None,
     ) -> Files:
-        """Download what is missing; arguments and errors are those of ``Source.fetch``.
+        """Download missing files; arguments and errors are those of ``Source.fetch``.
 
-        ``tell`` is told, in a sentence, what else takes time.
+        ``tell`` is called with a sentence about anything else that takes time.
         """
         approve(self.missing)
         fetched = [part.fetch(progress=progress, tell=tell) for part in self.needed]
@@ -177,12 +177,12 @@ def _brings_encoder(model: Located) -> bool:
 
 @dataclass(frozen=True)
 class EncoderFiles:
-    """A text encoder, found but perhaps not yet here.
+    """A text encoder, located but perhaps not yet downloaded.
 
     Args:
-        located: the encoder, or the model whose folder it is in.
-        own: whether it is the folder ``text_encoder`` of that model.
-        approve: as in ``Source.fetch``; asked where the encoder turns out to be needed later.
+        located: the encoder, or the model that holds it.
+        own: true if it is the folder ``text_encoder`` of that model.
+        approve: as in ``Source.fetch``; called if the encoder is needed later.
     """
 
     located: Located
@@ -190,7 +190,7 @@ class EncoderFiles:
     approve: Callable[[Mapping[str, int]], None] = lambda sizes: None
 
     def folder(self) -> Path:
-        """The folder as ``transformers`` reads it, downloaded where it is not here."""
+        """Return the folder that ``transformers`` reads, downloading it if missing."""
         if self.located.here is None:
             from .locate import check_disk
 
@@ -204,7 +204,7 @@ class EncoderFiles:
 
     @cached_property
     def identity(self) -> str:
-        """What tells it from other encoders: its repository and commit, or a hash of its files."""
+        """Identity of the encoder: its repository and commit, or a hash of its files."""
         if self.located.commit is not None:
             return f"{self.located.model.repo}@{self.located.commit}{TEXT_ENCODER * self.own}"
         known = sha256()
@@ -213,7 +213,7 @@ class EncoderFiles:
         return known.hexdigest()
 
     def about(self) -> dict[str, Any]:
-        """What metadata says of it."""
+        """The encoder's entry in metadata."""
         name = self.located.model.name
         if self.located.commit is not None:
             return {"name": name, "repo": self.located.model.repo, "commit": self.located.commit}
@@ -222,9 +222,9 @@ class EncoderFiles:
 
 @dataclass(frozen=True)
 class Files:
-    """A model and its tokenizer on this machine; one and the same when they share a folder.
+    """A model and its tokenizer on this machine; equal if they share a folder.
 
-    A model of images from text has an encoder too.
+    A model of images from text also has an encoder.
     """
 
     model: Fetched
@@ -232,7 +232,7 @@ class Files:
     encoder: EncoderFiles | None = None
 
     def about(self) -> dict[str, Any]:
-        """What metadata says of model and tokenizer, by base names."""
+        """Entries of model and tokenizer in metadata, by base names."""
         return {"model": _about(self.model, MODEL), "tokenizer": _about(self.tokenizer, TOKENIZER)}
 
 
@@ -243,42 +243,42 @@ def choose(
     revision: str | None = None,
     text_encoder: str | Path | None = None,
 ) -> Source:
-    """What the options of a run mean; nothing is fetched or loaded.
+    """Choose model, tokenizer and encoder of a run; nothing is fetched or loaded.
 
     Args:
-        kind: ``image``, ``text`` or ``video``, as ``registry.resolve`` has it; None is the model's own.
+        kind: ``image``, ``text`` or ``video``, as in ``resolve``; None is the model's own.
         model: a name, repository, file or folder; None is the default model.
-        tokenizer: likewise; None is the model's own.
-        revision: of the model's repository.
-        text_encoder: likewise, of a model of images from text; None is the model's own.
+        tokenizer: a name, repository, file or folder; None is the model's own.
+        revision: branch, tag or commit of the model's repository.
+        text_encoder: a repository or folder, for images from text; None is the model's own.
 
     Raises:
         UsageError: no such model, one of another kind, or one without a known tokenizer.
-        CheckpointError: a file without a known tokenizer that is of another kind, or no model.
+        CheckpointError: a file without a known tokenizer that is no model of this kind.
     """
     chosen = resolve(model, kind) if model else resolve_default(kind or "image", kind)
     if revision is not None and chosen.repo is None:
         raise UsageError(
-            f"--revision is for models of the Hub; {chosen.name} is on this machine.", "Leave --revision out."
+            f"`revision` is for models of the Hub; {chosen.name} is on this machine.", "Leave `revision` out."
         )
     if chosen.kind != "text" and text_encoder is not None:
-        raise UsageError(f"{chosen.name} has no text encoder.", "Leave --text-encoder out.")
+        raise UsageError(f"{chosen.name} has no text encoder.", "Leave `text_encoder` out.")
     wanted = text_encoder or chosen.text_encoder
     encoder = resolve(wanted, "text-encoder") if wanted else None
     if name := tokenizer or chosen.tokenizer:
         part = "video-tokenizer" if chosen.kind == "video" else "image-tokenizer"
         return Source(chosen, resolve(name, part), revision, encoder)
     if chosen.path is not None and not has_own_tokenizer(chosen.path):
-        from ..checkpoints.load import transformer_config  # only here, where a run ends: it imports torch
+        from ..checkpoints.load import transformer_config  # imports torch, only to explain the error
 
-        # Another kind of model needs another command, not a tokenizer.
+        # A model of another kind needs another command, not a tokenizer.
         transformer_config(chosen.path, kind=cast("Kind | None", kind))
         raise no_tokenizer(chosen)
     return Source(chosen, None, revision, encoder)
 
 
 def _about(fetched: Fetched, part: str) -> dict[str, Any]:
-    """Name and, as far as it is cheap, what tells the file from others: its commit or its hash."""
+    """Name and identity of a file: its commit, or its size and a hash."""
     file = fetched.path
     if file.is_dir():
         names = sorted(path.name for path in file.iterdir())
@@ -295,7 +295,7 @@ def _about(fetched: Fetched, part: str) -> dict[str, Any]:
 
 
 def hash_ends(file: Path) -> str:
-    """SHA-256 of the size in bytes, in decimal digits, and the first and the last MiB of a large file."""
+    """SHA-256 of a large file's size in decimal digits and its first and last MiB."""
     with file.open("rb") as opened:
         size = opened.seek(0, 2)
         found = sha256(str(size).encode())

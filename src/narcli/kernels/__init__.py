@@ -1,7 +1,7 @@
-"""Faster bodies for networks of ``narcli.models``: the same results up to rounding, sooner.
+"""Faster versions of the networks in ``narcli.models``, with the same results up to rounding.
 
-A prepared network has the face of the plain one and takes over its weights, so that memory hardly grows; the
-plain one cannot be used any more. A prepared network cannot be trained, saved, copied or moved to another
+A prepared network has the interface of the plain one and takes over its weights, so memory hardly grows. The
+plain one is unusable afterwards. A prepared network cannot be trained, saved, copied or moved to another
 device.
 """
 
@@ -10,10 +10,11 @@ from __future__ import annotations
 from math import prod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..models.blocks import TransformerConfig
 from ..models.larp import LARPTokenizer
+from ..models.tokenizer import Tokenizer
 from ..models.transformer import NARTransformer
 from ..models.vq import VQTokenizer
 from ..sampling import draw_plain, refuse_unless
@@ -22,7 +23,7 @@ from . import native, packed
 
 
 def prepare(network: NARTransformer) -> NARTransformer:
-    """The fastest transformer that this machine can make of ``network``, which may be ``network`` itself."""
+    """Make the fastest form of a transformer for this machine; it may be ``network`` itself."""
     weight = network.token_embedding.weight
     if type(network) is not NARTransformer:
         return network
@@ -33,11 +34,11 @@ def prepare(network: NARTransformer) -> NARTransformer:
     return network
 
 
-def prepare_tokenizer(tokenizer: nn.Module) -> None:
+def prepare_tokenizer(tokenizer: Tokenizer) -> None:
     """Prepare a tokenizer for decoding, in place.
 
-    A convolutional decoder is packed, channels last. All positions of LARP go through at once, for which
-    plain layers are as quick as packed ones; its attention is compiled where it can be.
+    A convolutional decoder is packed, channels last. LARP computes all positions at once, for which plain
+    layers are as fast as packed ones; only its attention is compiled, if possible.
     """
     if isinstance(tokenizer, VQTokenizer):
         packed.pack_decoder(tokenizer)
@@ -54,7 +55,7 @@ def cache_numbers(config: TransformerConfig, rows: int, dtype: torch.dtype, devi
 
 
 def draw(logits: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:
-    """Draw tokens as ``sampling.draw_plain``, by the compiled function where nothing has to be sorted."""
+    """Draw tokens as ``sampling.draw_plain``; compiled, unless the temperature is 0 or top-p needs a sort."""
     unsorted = settings.temperature > 0 and settings.top_p == 1
     if unsorted and logits.dtype == torch.float32 and native.can_run(logits.dtype, logits.device):
         tokens = native.draw(logits, uniform, settings.divisor, settings.top_k)

@@ -1,7 +1,7 @@
 """The transformer's layers and the draw of tokens in C++, for processors with AVX-512.
 
-``native.cpp`` is compiled when narcli is installed, where there is a compiler; see ``hatch_build.py``. Where
-it is missing, and in bfloat16 where the processor cannot multiply that or has AMX, PyTorch's operators serve.
+``native.cpp`` is compiled when narcli is installed, if there is a compiler; see ``hatch_build.py``. PyTorch's
+operators are used without it, and in bfloat16 if the processor cannot multiply that format or has AMX.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..models.plan import Cache, Rotary
 from ..models.transformer import NARTransformer
 from .packed import joined_outputs, pack
 
-#: What ``hatch_build.py`` compiles, and of what.
+#: The library that ``hatch_build.py`` compiles, and its source.
 LIBRARY = Path(__file__).with_name("libnative.so")
 SOURCE = LIBRARY.with_name("native.cpp")
 MAX_LIBRARY = 2**26  # bytes
@@ -50,9 +50,9 @@ class _Step(ctypes.Structure):
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a library is as it was built: it ends with the SHA-256 of what comes before.
+    """Tell whether a library is complete: it ends with the SHA-256 of all bytes before.
 
-    The system would map one that was cut off, and end the process where a page is missing.
+    The system would map a truncated one, and end the process at a missing page.
     """
     try:
         data = read_bytes(path, MAX_LIBRARY, "a compiled library")
@@ -64,27 +64,27 @@ def is_whole(path: Path) -> bool:
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled functions; None where there are none, damaged ones, or torch does not use AVX-512 here."""
+    """Load the compiled functions; None if missing or damaged, or if torch does not use AVX-512."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not is_whole(LIBRARY):
         return None
     pointer, long = ctypes.c_void_p, ctypes.c_long
     try:
-        found = ctypes.CDLL(str(LIBRARY))  # finds the OpenMP that torch has loaded
-        found.narcli_source.restype = ctypes.c_uint32
-        if found.narcli_source() != crc32(SOURCE.read_bytes()):
+        functions = ctypes.CDLL(str(LIBRARY))  # resolves to the OpenMP that torch has loaded
+        functions.narcli_source.restype = ctypes.c_uint32
+        if functions.narcli_source() != crc32(SOURCE.read_bytes()):
             return None  # the source was edited, or updated, after narcli was installed
         for name in ("float32", "bfloat16"):
-            getattr(found, f"narcli_forward_{name}").argtypes = [pointer] * 4
-            getattr(found, f"narcli_attend_{name}").argtypes = [*[long] * 4, pointer, pointer, long]
-            getattr(found, f"narcli_linear_{name}").argtypes = [*[long] * 3, *[pointer] * 3, long]
-        found.narcli_draw.argtypes = [long, long, pointer, pointer, ctypes.c_float, long, pointer, long]
+            getattr(functions, f"narcli_forward_{name}").argtypes = [pointer] * 4
+            getattr(functions, f"narcli_attend_{name}").argtypes = [*[long] * 4, pointer, pointer, long]
+            getattr(functions, f"narcli_linear_{name}").argtypes = [*[long] * 3, *[pointer] * 3, long]
+        functions.narcli_draw.argtypes = [long, long, pointer, pointer, ctypes.c_float, long, pointer, long]
     except (OSError, AttributeError):
         return None
-    return found
+    return functions
 
 
 def can_run(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the compiled functions serve for weights of a dtype on a device."""
+    """Tell whether the compiled functions work for weights of a dtype on a device."""
     if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16) or library() is None:
         return False
     return _works(dtype)
@@ -92,7 +92,7 @@ def can_run(dtype: torch.dtype, device: torch.device) -> bool:
 
 @cache
 def _works(dtype: torch.dtype) -> bool:
-    """Whether the processor is the right one, and a small product comes out right."""
+    """Tell whether the processor fits, and a small product is right."""
     if dtype == torch.bfloat16 and (
         torch.cpu._is_amx_tile_supported() or not torch.cpu._is_avx512_bf16_supported()
     ):
@@ -103,37 +103,37 @@ def _works(dtype: torch.dtype) -> bool:
 
 
 def can_fuse(c: TransformerConfig, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether ``NativeTransformer`` serves for a transformer: in bfloat16 numbers are multiplied in pairs."""
+    """Tell whether ``NativeTransformer`` fits a transformer: bfloat16 needs even widths."""
     return not c.head_dim % 2 and not c.ffn_dim % 2 and can_run(dtype, device)
 
 
 def cache_shape(c: TransformerConfig, rows: int, length: int) -> tuple[int, ...]:
-    """Of the keys and values of ``length`` positions, rows on the axis that ``Cache.keep_rows`` cuts.
+    """Shape of keys and values of ``length`` positions, rows on the axis that ``Cache.keep_rows`` cuts.
 
-    Of each head the panels of the keys come before those of the values.
+    For each head the panels of keys come before those of values.
     """
     return c.total_layers, 1, rows, c.heads, whole_panels(length), c.head_dim + whole_panels(c.head_dim)
 
 
 def whole_panels(columns: int) -> int:
-    """Columns, rounded up to those of whole panels."""
+    """Round a number of columns up to whole panels."""
     return -(-columns // PANEL) * PANEL
 
 
 def panels(weight: Tensor) -> Tensor:
-    """(out, in) -> (panels, in, 64), in bfloat16 two of ``in`` side by side; missing rows are zero."""
+    """Pack (out, in) as (panels, in, 64), in bfloat16 with pairs of ``in``; missing rows are zero."""
     unit = 2 if weight.dtype == torch.bfloat16 else 1
     padded = F.pad(weight, (0, 0, 0, -len(weight) % PANEL))
     return padded.unflatten(1, (-1, unit)).unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
 
 
 def half_panels(weight: Tensor) -> Tensor:
-    """(out, in) -> (panels, 32, in); rows that are missing are zero."""
+    """Pack (out, in) as (panels, 32, in); missing rows are zero."""
     return F.pad(weight, (0, 0, 0, -len(weight) % (PANEL // 2))).unflatten(0, (-1, PANEL // 2))
 
 
 class NativeLinear(nn.Module):
-    """``x @ weight.T`` in float32, of inputs rounded as the weight is; in bfloat16 their width is even."""
+    """``x @ weight.T`` in float32, with inputs rounded to the weight's dtype; even widths in bfloat16."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -153,8 +153,8 @@ class NativeLinear(nn.Module):
 class NativeTransformer(NARTransformer):
     """A transformer whose layers, and the norms of its heads, are the compiled functions.
 
-    Made of a plain one, whose weights it takes over one by one, so memory hardly grows. What goes from layer
-    to layer is float32.
+    It takes over the weights of a plain one, one by one, so memory hardly grows. Values between layers are
+    float32.
     """
 
     def __init__(self, plain: NARTransformer) -> None:
@@ -180,16 +180,16 @@ class NativeTransformer(NARTransformer):
                 parts["head_norm"] = head.norm.weight.detach().float().contiguous()
             for name, tensor in parts.items():
                 setattr(record, name, tensor.data_ptr())
-            self.tensors += parts.values()  # the records point to them
+            self.tensors += parts.values()  # the C++ records point to them
             self.layers[index] = nn.Identity()
         self.outputs = NativeLinear(joined_outputs(self))
 
     def empty_cache(self, rows: int, length: int) -> Tensor:
-        """Room for the keys and values of ``length`` slots: (layers, 1, rows, ...)."""
+        """Allocate keys and values of ``length`` slots: (layers, 1, rows, ...)."""
         return torch.empty(cache_shape(self.config, rows, length), dtype=self.dtype)
 
     def layout(self, tables: Rotary) -> Rotary:
-        """For each number of a head the cosine, and the sine for its partner: twice (n, head_dim)."""
+        """Lay out the cosine of each number of a head, and its partner's sine: two of (n, head_dim)."""
         cos, sin = (table.repeat_interleave(2, 1) for table in tables)
         sin[:, ::2].neg_()
         return cos, sin
@@ -203,7 +203,7 @@ class NativeTransformer(NARTransformer):
         seen: int,
         mask: Tensor | None,
     ) -> Tensor:
-        """As that of the plain network, in float32; slots follow those that are taken."""
+        """Run all layers as the plain network does, in float32; slots must follow those in use."""
         assert isinstance(slots, slice) and slots.stop == seen
         c, (batch, fed, dim) = self.config, x.shape
         x = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
@@ -221,7 +221,7 @@ class NativeTransformer(NARTransformer):
         return states
 
     def project(self, chosen: Tensor) -> Tensor:
-        """As that of the plain network; summed before it is rounded."""
+        """Project as the plain network does, but sum the heads before rounding."""
         logits: Tensor = self.outputs(chosen.flatten(2))
         return logits
 
@@ -234,13 +234,13 @@ class NativeAttention(nn.Module):
         self.heads, self.qkv, self.proj = plain.heads, plain.qkv, plain.proj
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, n, D) -> the same."""
+        """Attend within each sample: (B, n, D) -> (B, n, D)."""
         attended: Tensor = self.proj(attend(self.qkv(x), self.heads))
         return attended
 
 
 def compile_attention(tokenizer: LARPTokenizer) -> None:
-    """Replace the attention of a tokenizer by the compiled function, in place, where that serves."""
+    """Replace a tokenizer's attention by the compiled function, in place, if it works here."""
     weight = next(tokenizer.parameters())
     if not can_run(weight.dtype, weight.device):
         return
@@ -255,7 +255,7 @@ def attend(qkv: Tensor, heads: int) -> Tensor:
 
     Args:
         qkv: queries, keys and values, (B, n, 3 D).
-        heads: how many share D.
+        heads: number of heads, which share D.
 
     Returns:
         (B, n, D). A sample depends on no other.

@@ -1,8 +1,8 @@
-"""Layers rewritten for inference on a CPU: the same results up to rounding, sooner.
+"""Layers rewritten for inference on a CPU, with the same results up to rounding.
 
-Weights are laid out ahead for oneDNN: PyTorch does it anew at every call, which for the 2 to 32 rows of a
-frontier costs more than the product. Packing uses the operators that inductor's freezing emits; where they
-are missing or fail a small trial, layers stay as they are.
+Weights are laid out ahead for oneDNN. PyTorch does so at every call, which for the 2 to 32 rows of a frontier
+costs more than the product. Packing uses the operators that inductor's freezing emits. If they are missing or
+fail a small trial, layers stay as they are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..models.plan import Rotary
 from ..models.transformer import NARTransformer
 from ..models.vq import Upsample, VQTokenizer
 
-#: Rows that the layout is made for; it fits all others too.
+#: Rows that the layout is made for; it works for any number.
 ROWS = 32
 
 
@@ -42,13 +42,13 @@ class PackedLinear(nn.Module):
         products = []
         for part in x.flatten(0, -2).split(most):
             padded = part.new_empty(padded_count(len(part), self.dtype), part.shape[1])
-            padded[: len(part)] = part  # what stands in the other rows does not matter
+            padded[: len(part)] = part  # the other rows are ignored
             products.append(multiply(padded, self.weight)[: len(part)])
         return (products[0] if len(products) == 1 else torch.cat(products)).unflatten(0, x.shape[:-1])
 
 
 def multiply(rows: Tensor, packed: Tensor) -> Tensor:
-    """(..., in) times a packed (out, in): (..., out)."""
+    """Multiply (..., in) by a packed weight (out, in): (..., out)."""
     out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, None, "none", [], "")
     return out
 
@@ -57,17 +57,17 @@ def multiply(rows: Tensor, packed: Tensor) -> Tensor:
 # products have a number of rows for which the sums are the same.
 
 
-#: Products of two to this many rows are summed alike; there may be another kernel above.
+#: Products of two to this many rows are summed in the same order; larger ones may use another kernel.
 SAME_KERNEL = 32
 
 
 @cache
 def padded_count(rows: int, dtype: torch.dtype) -> int:
-    """Rows of the product that is made for ``rows`` of them.
+    """Number of rows that a product of ``rows`` rows is padded to.
 
-    A single row may be summed in another order. In bfloat16 more than ``SAME_KERNEL`` become a multiple of
-    16, so that few numbers have to be tried; with AMX there are at least 48, as the kernel for many rows
-    takes hardly longer for these than the one for few does for 8.
+    A single row may be summed in another order. In bfloat16 more than ``SAME_KERNEL`` rows become a multiple
+    of 16, so that few numbers have to be tried. With AMX there are at least 48: the kernel for many rows
+    takes hardly longer for 48 rows than the one for few takes for 8.
     """
     if dtype == torch.float32:
         return max(rows, 2)
@@ -80,13 +80,13 @@ def padded_count(rows: int, dtype: torch.dtype) -> int:
 def most_rows(out: int, columns: int, dtype: torch.dtype) -> int:
     """Most rows of a product with a weight (out, columns) that are summed as in one of few rows.
 
-    Long sums are cut in pieces from some number on, which depends on the build of torch and is tried here,
-    every 16 rows; a test tries others.
+    From some number of rows on long sums are cut in pieces. That number depends on the build of torch, so
+    every 16th is tried here; a test tries others.
     """
     least = padded_count(SAME_KERNEL, dtype)
-    top = 96 if dtype == torch.float32 else 192  # the trial of float32 takes longer
+    top = 96 if dtype == torch.float32 else 192  # float32 is slower to try
     generator = torch.Generator().manual_seed(0)
-    # The terms of a sum cancel in pairs, and what is left, rounding errors, shows the order of the additions.
+    # Terms of a sum cancel in pairs; the remaining rounding errors show the order of additions.
     places = torch.randperm(columns, generator=generator)
     half = torch.randn(least, -(-columns // 2), generator=generator)
     x = torch.cat([half, half], 1)[:, places].to(dtype).repeat(top // least, 1)  # every row at several places
@@ -108,7 +108,7 @@ class PackedSwiGLU(nn.Module):
         self.down = PackedLinear(plain.down.weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> the same."""
+        """Apply the feed-forward: (..., D) -> (..., D)."""
         gate, up = self.gate_up(x).chunk(2, -1)
         out: Tensor = self.down(F.silu(gate) * up)
         return out
@@ -117,8 +117,8 @@ class PackedSwiGLU(nn.Module):
 class PackedBlock(nn.Module):
     """A block whose positions take fewer and longer operations.
 
-    The pairs that a position rotates stand side by side; here all their first halves come first, of all
-    heads, then all second ones. Queries and keys are reordered alike, so their products stay as they are.
+    In a plain block the pairs that a position rotates stand side by side. Here the first halves of all heads
+    come first, then the second ones. Queries and keys have the same order, so their products do not change.
     Heads have an even width.
     """
 
@@ -134,7 +134,7 @@ class PackedBlock(nn.Module):
         self.attention_norm, self.ffn_norm = plain.attention_norm, plain.ffn_norm
 
     def decode(self, x: Tensor, rotary: Rotary | None, store: Store, mask: Tensor | None) -> Tensor:
-        """As ``Block.decode``, with tables of ``halves``."""
+        """Run the block as ``Block.decode``, with tables of ``halves``."""
         qk, v = self.qkv(self.attention_norm(x)).split([2 * x.shape[2], x.shape[2]], -1)
         qk = qk.unflatten(-1, (2, 2, -1))  # (B, n, q or k, half, D / 2)
         if rotary is not None:
@@ -148,7 +148,7 @@ class PackedBlock(nn.Module):
 
 
 def halves(tables: Rotary, heads: int) -> Rotary:
-    """Tables for ``rotate_halves``: (n, 1, 1, D / 2), and the sine with its signs (n, 1, 2, D / 2)."""
+    """Make tables for ``rotate_halves``: cosine (n, 1, 1, D / 2), signed sine (n, 1, 2, D / 2)."""
     cos, sin = (table.repeat(1, heads)[:, None, None] for table in tables)
     return cos, torch.cat([-sin, sin], 2)
 
@@ -157,7 +157,7 @@ def rotate_halves(qk: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate (B, n, 2, 2, D / 2), first and second halves of pairs, by the tables: float32, same shape."""
     x = qk.float()
     partners = x.flip(-2)
-    # Each operation rounds by itself: fused ones differ in vectors and their tails, so between batches.
+    # Each operation rounds by itself: fused ones differ at the ends of vectors, so between batches.
     return (x * cos).add_(partners.mul_(sin))
 
 
@@ -192,14 +192,14 @@ REWRITTEN: dict[type, Callable[[Any], nn.Module]] = {
 
 
 def pack(module: nn.Module) -> None:
-    """Rewrite the layers inside ``module`` that are worth it, where the machine can.
+    """Rewrite layers inside ``module`` that gain from it, if the machine can.
 
-    Linear layers with a bias stay, and so do blocks whose heads have no halves. The plain weights are let go
-    one by one, so memory hardly grows.
+    Linear layers with a bias stay, as do blocks with an odd head width. Plain weights are freed one by one,
+    so memory hardly grows.
     """
     for name, child in module.named_children():
         if isinstance(child, Head):
-            continue  # its projection is made with those of the other heads
+            continue  # its projection is joined with those of the other heads
         if not can_rewrite(child):
             pack(child)
             continue
@@ -209,7 +209,7 @@ def pack(module: nn.Module) -> None:
 
 
 def can_rewrite(layer: nn.Module) -> bool:
-    """Whether there is another form of a layer."""
+    """Tell whether a layer has a packed form."""
     if isinstance(layer, Block) and layer.head_dim % 2:
         return False
     return type(layer) in REWRITTEN and getattr(layer, "bias", None) is None
@@ -223,7 +223,7 @@ def pack_decoder(tokenizer: VQTokenizer) -> None:
 
 
 class PackedTransformer(NARTransformer):
-    """A transformer of packed layers, made of a plain one, whose weights it takes over."""
+    """A transformer of packed layers, which takes over the weights of a plain one."""
 
     def __init__(self, plain: NARTransformer) -> None:
         super().__init__(plain.config, parts=plain)
@@ -231,18 +231,18 @@ class PackedTransformer(NARTransformer):
         self.outputs = PackedLinear(joined_outputs(self))
 
     def layout(self, tables: Rotary) -> Rotary:
-        """Tables for ``rotate_halves``, where the blocks are packed."""
+        """Lay out tables for ``rotate_halves`` if blocks are packed, else as in the plain network."""
         packed = isinstance(self.layers[0], PackedBlock)
         return halves(tables, self.config.heads) if packed else tables
 
     def project(self, chosen: Tensor) -> Tensor:
-        """As that of the plain network; summed before it is rounded."""
+        """Project as the plain network does, but sum the heads before rounding."""
         logits: Tensor = self.outputs(chosen.flatten(2))
         return logits.float()
 
 
 def joined_outputs(network: NARTransformer) -> Tensor:
-    """The projections of all axis heads side by side, (V, heads D), taken out of the network."""
+    """Take the projections of all axis heads out of the network, side by side: (V, heads D)."""
     weight = torch.cat([head.output.weight.detach() for head in network.ordered_heads], 1)
     for head in network.ordered_heads:
         del head.output
@@ -251,7 +251,7 @@ def joined_outputs(network: NARTransformer) -> Tensor:
 
 @cache
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether packed layers of this dtype work here, tried on a small product."""
+    """Tell, by a small product, whether packed layers of this dtype work here."""
     if not torch.backends.mkldnn.is_available() or dtype not in (torch.float32, torch.bfloat16):
         return False
     generator = torch.Generator().manual_seed(0)

@@ -1,1 +1,1 @@
-"""Files that people give and get: text, pictures, clips, tokens, and the settings inside them."""
+"""Files of users: text, pictures, clips and tokens, and the settings inside them."""

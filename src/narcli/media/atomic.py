@@ -1,4 +1,4 @@
-"""Files written whole: to a part beside the name, then moved there in one operation."""
+"""Atomic writing: to a temporary file beside the name, then moved there in one operation."""
 
 from __future__ import annotations
 
@@ -8,34 +8,31 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import NarError
 
-if TYPE_CHECKING:
-    pass
-
-
 #: How the names of temporary files and folders begin and end; in such a folder, what it is to replace.
 PART, OLD = (".narcli-", ".part"), "old"
+ABANDONED = 3600.0  # seconds after which a part in a cache is nobody's
 
 
 def write_atomic(path: Path, data: bytes | Callable[[Path], object], *, overwrite: bool = False) -> Path:
-    """Write a file in one piece: it is there whole or not at all.
+    """Write a file, complete or not at all.
 
     Args:
-        path: the name wanted; missing folders are created.
-        data: the bytes, or a function that fills the (empty, existing) file it is given.
-        overwrite: replace an existing file. Otherwise a name that was taken meanwhile gets ``_1``.
+        path: the desired name; missing folders are created.
+        data: the bytes, or a function that fills the empty file passed to it.
+        overwrite: replace an existing file. Otherwise a name that is taken by then gets ``_1``.
 
     Returns:
         The path written.
 
     Raises:
-        NarError: disk full, no permission and the like, with the path and what to do.
+        NarError: the file cannot be written, for example on a full disk or without permission.
     """
     temporary = path.with_name(secrets.token_hex(8).join(PART))
     try:
@@ -47,10 +44,10 @@ def write_atomic(path: Path, data: bytes | Callable[[Path], object], *, overwrit
             if not isinstance(data, bytes):
                 data(temporary)
             if overwrite:
-                os.replace(temporary, path)  # noqa: PTH105 (says what it does)
+                os.replace(temporary, path)  # noqa: PTH105 (clearer than Path.replace)
                 return path
             return _move_to_free_name(temporary, path)
-        finally:  # also after Ctrl-C
+        finally:  # runs after Ctrl-C too
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
     except NarError:
@@ -62,7 +59,7 @@ def write_atomic(path: Path, data: bytes | Callable[[Path], object], *, overwrit
 
 
 def companion(path: Path, ending: str) -> Path:
-    """``dog.png``, ``_frontier.gif`` -> ``dog_frontier.gif``."""
+    """Path of a companion file: ``dog.png`` and ``_frontier.gif`` give ``dog_frontier.gif``."""
     return path.with_name(path.stem + ending)
 
 
@@ -74,7 +71,7 @@ def _move_to_free_name(temporary: Path, path: Path) -> Path:
                 os.link(temporary, target)  # fails if the name is taken, in one operation
             except FileExistsError:
                 raise
-            except OSError:  # a file system without links: take the name, then put the file over it
+            except OSError:  # a file system without links: reserve the name, then replace it
                 target.open("xb").close()
                 os.replace(temporary, target)  # noqa: PTH105
             return target
@@ -84,9 +81,9 @@ def _move_to_free_name(temporary: Path, path: Path) -> Path:
 
 
 def clear_parts(folder: Path) -> None:
-    """Remove what a process left that was killed while it wrote into ``folder``.
+    """Remove temporary files of a process that was killed while it wrote into ``folder``.
 
-    A model that ``save_model`` had moved aside, and not replaced yet, goes back to its place.
+    A model that ``save_model`` had moved aside and not yet replaced is moved back.
     """
     for part in folder.glob("*".join(PART)):
         for old in (part / OLD).glob("*"):
@@ -98,10 +95,38 @@ def clear_parts(folder: Path) -> None:
             part.unlink(missing_ok=True)
 
 
-def system_error(error: BaseException | None) -> OSError | None:
-    """The error of the system behind one of a library that writes files, or None.
+def prune(folder: Path, most: int, is_current: Callable[[Path], bool] = lambda path: True) -> int:
+    """Remove files of a cache, and return the bytes freed.
 
-    torch and safetensors turn a full disk into errors of their own; safetensors tells the number in words.
+    Args:
+        folder: of the cache; other processes may write and remove files meanwhile.
+        most: bytes to leave. Files that were not used for longest go first.
+        is_current: tells a file that can be used still; others go in any case.
+    """
+    freed, kept = 0, []
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            with contextlib.suppress(OSError):
+                stat = path.stat()
+                abandoned = time.time() - stat.st_mtime > ABANDONED
+                if abandoned if path.suffix == PART[1] else not is_current(path):
+                    path.unlink(missing_ok=True)
+                    freed += stat.st_size
+                elif path.suffix != PART[1]:
+                    kept.append((stat.st_mtime, stat.st_size, path))
+        total = sum(size for _, size, _ in kept)
+        for _, size, path in sorted(kept):
+            if total <= most:
+                break
+            path.unlink(missing_ok=True)
+            total, freed = total - size, freed + size
+    return freed
+
+
+def system_error(error: BaseException | None) -> OSError | None:
+    """Find the system error behind an error of a library that writes files, or None.
+
+    torch and safetensors turn a full disk into errors of their own; safetensors has its number in the text.
     """
     while error is not None:
         if isinstance(error, OSError):
@@ -113,17 +138,17 @@ def system_error(error: BaseException | None) -> OSError | None:
 
 
 def explain(path: Path, error: OSError) -> NarError:
-    """The error for a file or folder that could not be written."""
+    """Error for a file or folder that cannot be written."""
     happened, hint = {
-        errno.ENOSPC: ("the disk is full", "Free some space or choose another disk with --output."),
-        errno.EDQUOT: ("your disk quota is used up", "Free some space or choose another disk with --output."),
+        errno.ENOSPC: ("the disk is full", "Free some space or choose another disk with `output`."),
+        errno.EDQUOT: ("your disk quota is used up", "Free some space or choose another disk with `output`."),
         errno.EFBIG: ("the file would be larger than allowed here", "Raise the limit (ulimit -f) or move."),
-        errno.EACCES: ("permission denied", "Choose a folder of yours with --output."),
-        errno.EPERM: ("not permitted", "Choose a folder of yours with --output."),
-        errno.EROFS: ("the disk is read-only", "Choose another folder with --output."),
-        errno.ENAMETOOLONG: ("the name is too long", "Choose a shorter --output."),
-        errno.EEXIST: ("a part of the path is a file, not a folder", "Choose another --output."),
-        errno.ENOTDIR: ("a part of the path is a file, not a folder", "Choose another --output."),
-        errno.EISDIR: ("that is a folder", "Choose another --output."),
-    }.get(error.errno or 0, ((error.strerror or str(error)).lower(), "Choose another place with --output."))
+        errno.EACCES: ("permission denied", "Choose a folder of yours with `output`."),
+        errno.EPERM: ("not permitted", "Choose a folder of yours with `output`."),
+        errno.EROFS: ("the disk is read-only", "Choose another folder with `output`."),
+        errno.ENAMETOOLONG: ("the name is too long", "Choose a shorter `output`."),
+        errno.EEXIST: ("a part of the path is a file, not a folder", "Choose another `output`."),
+        errno.ENOTDIR: ("a part of the path is a file, not a folder", "Choose another `output`."),
+        errno.EISDIR: ("that is a folder", "Choose another `output`."),
+    }.get(error.errno or 0, ((error.strerror or str(error)).lower(), "Choose another place with `output`."))
     return NarError(f"Could not write {path}: {happened}.", hint)

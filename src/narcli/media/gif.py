@@ -1,7 +1,7 @@
 """One palette for a whole animation, chosen so that flat colours are exact and shades do not band.
 
-Only pixels that change from one frame to the next are looked at, and every colour only once, which
-makes this several times faster than quantizing frames one by one.
+Only pixels that change between frames are counted, and every colour once. This is several times faster than
+quantizing frames one by one.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from PIL import Image
 
 Bytes = npt.NDArray[np.uint8]
 
-COLORS = 255  # the last of the 256 marks pixels that stay as they were
+COLORS = 255  # the last of the 256 marks unchanged pixels
 
-# Ordered dithering: fixed to its place, so that nothing flickers between frames.
+# Ordered dithering is fixed to its place, so nothing flickers between frames.
 _BAYER = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]])
 
 
 def palette_frames(frames: Sequence[Image.Image]) -> tuple[bytes, list[Image.Image]]:
-    """RGB frames of one size -> a palette of 256 colours, and P frames with it.
+    """Quantize RGB frames of one size: return a palette of 256 colours, and P frames.
 
     With at most 255 colours the frames are exact. Otherwise the colours of even areas are kept exactly;
     the others are fitted by median cut and mixed from two palette colours where they lie between them.
@@ -71,7 +71,7 @@ def _fit(rgb: Bytes, counts: npt.NDArray[np.int64]) -> tuple[Bytes, Bytes, Bytes
     flat = np.argsort(-counts, kind="stable")[: COLORS // 2]
     flat = flat[counts[flat] > counts.sum() // 2000]
     soft = np.setdiff1d(np.arange(len(rgb)), flat)
-    repeats = np.minimum(counts[soft], 64)  # large areas must not eat the palette
+    repeats = np.minimum(counts[soft], 64)  # large areas must not take the whole palette
     shades = Image.fromarray(rgb[np.repeat(soft, repeats)[None]])
     room = COLORS - len(flat)
     fitted = shades.quantize(room, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).getpalette() or []
@@ -80,17 +80,17 @@ def _fit(rgb: Bytes, counts: npt.NDArray[np.int64]) -> tuple[Bytes, Bytes, Bytes
 
     near = _nearest(rgb, palette)
     near[flat] = np.arange(len(flat))
-    wanted, first = rgb.astype(float), palette[near].astype(float)
-    far = _nearest((2 * wanted - first).clip(0, 255).astype(np.uint8), palette)
+    target, first = rgb.astype(float), palette[near].astype(float)
+    far = _nearest((2 * target - first).clip(0, 255).astype(np.uint8), palette)
     between = palette[far] - first
-    share = ((wanted - first) * between).sum(1) / np.maximum((between**2).sum(1), 1)
+    share = ((target - first) * between).sum(1) / np.maximum((between**2).sum(1), 1)
     share[flat] = 0
     share[(between**2).sum(1) > 48**2] = 0  # far apart, the pattern would show
     return palette, near, far, share
 
 
 def _nearest(rgb: Bytes, palette: Bytes) -> Bytes:
-    """Index of the nearest of ``palette`` (m, 3) for each of ``rgb`` (n, 3)."""
+    """Find the nearest of ``palette`` (m, 3) for each of ``rgb`` (n, 3): indices (n,)."""
     table = Image.new("P", (1, 1))
     table.putpalette(palette.tobytes())
     index = Image.fromarray(rgb[None]).quantize(palette=table, dither=Image.Dither.NONE)
@@ -102,5 +102,5 @@ def _pack(image: Image.Image) -> npt.NDArray[np.uint32]:
 
 
 def _unpack(colors: npt.NDArray[np.integer]) -> Bytes:
-    """0xRRGGBB (n,) -> (n, 3)."""
+    """Unpack colours 0xRRGGBB (n,) to uint8 (n, 3)."""
     return np.stack([colors >> 16, colors >> 8 & 255, colors & 255], axis=1).astype(np.uint8)

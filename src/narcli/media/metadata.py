@@ -219,7 +219,7 @@ PARTS: Mapping[str, tuple[Field, ...]] = {
     "every file of a run": RUN,
     "a file of one sample": SAMPLE,
     "a file of several samples": _ALL,
-    "the document of --json": _DOCUMENT,
+    "the JSON document of a run": _DOCUMENT,
 }
 FIELDS: Mapping[str, Field] = {field.name: field for part in PARTS.values() for field in part}
 
@@ -291,7 +291,7 @@ def lines(metadata: Mapping[str, Any]) -> list[str]:
     shown = []
     for name, value in ordered(metadata).items():
         if name == "tokens":
-            shown.append("tokens: in base64, see --json")
+            shown.append("tokens: in base64, not shown here")
         elif name == "runs":
             shown += [f"run {n}: {line}" for n, run in enumerate(value, 1) for line in lines(run)]
         elif name == "samples":

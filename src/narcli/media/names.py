@@ -1,6 +1,6 @@
-"""Where files go: names that are free and safe, from ``--output``, templates and defaults.
+"""Choice of file names: free and safe ones, from ``--output``, templates and defaults.
 
-Nothing is created or written here. Values of a template never lead out of its folder.
+Nothing is created or written here. Values of a template never leave its folder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..errors import NarError, UsageError, nearest
 from ..prompts import Prompt, slug
 from .textfiles import expand
 
-MAX_NAME = 255  # bytes of one part of a path, nearly everywhere
+MAX_NAME = 255  # bytes of one part of a path on most file systems
 MAX_STEM = 150  # bytes; leaves room for _frontier, a number and the suffix within 255
 
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\.|$)")  # device names of Windows
@@ -29,12 +29,12 @@ _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\.|
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where a run writes.
+    """Files that a run writes.
 
     Args:
         paths: one a sample.
-        companions: of the first sample, in the order asked for.
-        beside: further files of each sample, likewise.
+        companions: further files of the run, named after the first sample, in the requested order.
+        beside: further files of each sample, in the requested order.
     """
 
     paths: tuple[Path, ...]
@@ -43,29 +43,29 @@ class Outputs:
 
     @property
     def names(self) -> list[Path]:
-        """All of them."""
+        """All paths."""
         return [*self.paths, *chain(*self.beside), *self.companions]
 
 
 def default_name(kind: str, fields: Mapping[str, object]) -> str:
-    """The template of default names: ``nar-image_c207-golden_retriever_s42``.
+    """Template of default names: ``nar-image_c207-golden_retriever_s42``.
 
     Args:
         kind: ``image`` or ``video``.
         fields: values of one sample; the class, its name or the prompt, and the seed appear as far as they
             exist.
     """
-    known = {key for key, value in fields.items() if value not in (None, "")}
-    about = "-".join(
+    present = {key for key, value in fields.items() if value not in (None, "")}
+    subject = "-".join(
         text
         for key, text in (("class", "c{class}"), ("class_name", "{class_name}"), ("prompt", "{prompt}"))
-        if key in known
+        if key in present
     )
-    return "_".join(filter(None, (f"nar-{kind}", about, "s{seed}" if "seed" in known else "")))
+    return "_".join(filter(None, (f"nar-{kind}", subject, "s{seed}" if "seed" in present else "")))
 
 
 def fields_of(entry: ClassEntry | Prompt, seed: int) -> dict[str, object]:
-    """Return what names of files can hold of a sample; both the commands and Python's results use it."""
+    """Return the fields of a sample that file names can hold, for commands and Python's results."""
     if isinstance(entry, Prompt):
         return {"prompt": slug(entry.text), "seed": seed}
     return {"class": entry.id, "class_name": entry.stands_for or entry.name, "seed": seed}
@@ -99,12 +99,12 @@ def resolve_outputs(
         suffixes: accepted endings; the first is the default. "" is for folders of files.
         companions: endings of further files of the run, such as ``_frontier.gif``. They are named after
             the first sample's file, whose number is chosen so that all of them are free.
-        beside: endings of further files of every sample, likewise.
-        overwrite: take names that exist already.
-        reserved: names that are not taken even then.
+        beside: endings of further files of every sample; its number is chosen so that all are free.
+        overwrite: use names of existing files.
+        reserved: names that are not used even then.
 
     Raises:
-        UsageError: unknown field, another suffix, a folder that is not there, or one where a file goes.
+        UsageError: unknown field, another suffix, a missing folder, or a folder in place of a file.
         NarError: a folder that cannot be written to.
     """
     template, suffix = _split_output(output, default, suffixes)
@@ -113,10 +113,10 @@ def resolve_outputs(
     others: list[tuple[Path, ...]] = []
     extra: tuple[Path, ...] = ()
     names: tuple[Path, ...] = ()
-    numbers: dict[Path, Iterator[int]] = {}  # by stem, so that a thousand equal names stay cheap
+    numbers: dict[Path, Iterator[int]] = {}  # by stem, so that many equal names stay cheap
     for index, fields in enumerate(samples):
-        known = {"index": index, "date": date.today().isoformat()} | dict(fields)
-        stem = Path("/".join(_fill(part, known) for part in template.split("/")) or ".")
+        values = {"index": index, "date": date.today().isoformat()} | dict(fields)
+        stem = Path("/".join(_fill(part, values) for part in template.split("/")) or ".")
         if index == 0:
             _check_folder(
                 stem.parent, create=output is not None and ("{" in output or output[-1] in "/" + os.sep)
@@ -129,7 +129,7 @@ def resolve_outputs(
                 break
         taken.update(map(_key, names))
         if any(len(os.fsencode(part)) > MAX_NAME for name in names for part in name.parts):
-            raise UsageError(f"The name {names[0].name[:60]}... is too long.", "Choose a shorter --output.")
+            raise UsageError(f"The name {names[0].name[:60]}... is too long.", "Choose a shorter `output`.")
         for name in names[not suffix :]:  # without a suffix the first is a folder
             if name.is_dir():
                 raise UsageError(f"{name} is a folder, and a file would be written there.", "Move it away.")
@@ -142,10 +142,10 @@ def resolve_outputs(
 
 
 def clean_name(value: object) -> str:
-    """A value as part of a file name: letters and digits of any script, ``_``, ``-``, ``.``; never empty.
+    """Clean a value for a file name: letters and digits of any script, ``_``, ``-``, ``.``; never empty.
 
-    It holds no separators or control characters, does not start or end with a dot or dash, is no
-    device name of Windows, and is bounded in length.
+    The result has a bounded length, no separators or control characters, and no dot or dash at its ends. It
+    is no device name of Windows.
     """
     text = unicodedata.normalize("NFC", str(value))
     encoding = sys.getfilesystemencoding()  # ASCII in some locales
@@ -156,14 +156,14 @@ def clean_name(value: object) -> str:
 
 
 def _split_output(output: str | None, default: str, suffixes: Sequence[str]) -> tuple[str, str]:
-    """``--output`` -> template without suffix, suffix."""
+    """Split ``--output`` into a template without suffix, and the suffix."""
     if output is None:
         return default, suffixes[0]
     if output.startswith("~"):
         output = f"{expand(output)}{'/' * (output[-1] in '/' + os.sep)}"  # a last slash means a folder
     output = output.replace(os.sep, "/")
     if not output.strip() or "\0" in output:
-        raise UsageError(f"--output {output!r} names no file.", "Give a file, a folder or a template.")
+        raise UsageError(f"`output={output!r}` names no file.", "Give a file, a folder or a template.")
     _refuse_device(output)
     if Path(output).is_dir():
         output = output.replace("{", "{{").replace("}", "}}").rstrip("/") + "/"
@@ -173,7 +173,7 @@ def _split_output(output: str | None, default: str, suffixes: Sequence[str]) -> 
     suffix = "" if "}" in (end := Path(name).suffix) else end  # a dot inside {field:...} ends no name
     if suffix and suffix.lower() not in suffixes:
         raise UsageError(
-            f"--output {output!r} ends in {suffix!r}, which narcli does not write here.",
+            f"`output={output!r}` ends in {suffix!r}, which narcli does not write here.",
             f"Use {', '.join(filter(None, suffixes)) or 'a name without an ending'}, "
             "or end a folder's name with a slash.",
         )
@@ -181,14 +181,14 @@ def _split_output(output: str | None, default: str, suffixes: Sequence[str]) -> 
 
 
 def _refuse_device(output: str) -> None:
-    """Refuse names of devices and pipes, beside which a file of another name would be written."""
+    """Refuse stdout and names of devices and pipes, since narcli writes regular files."""
     path = Path(output)
     beside = path.parent.as_posix() in ("/dev", "/dev/fd") and not path.is_dir()
     if output == "-" or beside or (path.exists() and not (path.is_file() or path.is_dir())):
         what = "stdout" if output == "-" else "a device or a pipe"
         raise UsageError(
-            f"--output {output!r} is {what}, and narcli writes files.",
-            "Give a file, a folder or a template; --json tells on stdout what was written.",
+            f"`output={output!r}` is {what}, and narcli writes files.",
+            "Give a file, a folder or a template; `json` tells on stdout what was written.",
         )
 
 
@@ -199,7 +199,7 @@ def _fill(part: str, fields: Mapping[str, object]) -> str:
         pieces = list(Formatter().parse(part))
     except ValueError as error:
         raise UsageError(
-            f"--output: {part!r} is not a template ({error}).", "Write {{ for a brace."
+            f"`output`: {part!r} is not a template ({error}).", "Write {{ for a brace."
         ) from None
     for literal, field, spec, conversion in pieces:
         filled += literal
@@ -208,16 +208,16 @@ def _fill(part: str, fields: Mapping[str, object]) -> str:
         if field not in fields:
             close = nearest(field, fields, 1)
             raise UsageError(
-                f"--output has no field {{{field}}}.",
+                f"`output` has no field {{{field}}}.",
                 (f"Did you mean {{{close[0]}}}? " if close else "")
                 + f"Fields: {' '.join(f'{{{name}}}' for name in fields)}.",
             )
         if conversion or not re.fullmatch("0?[0-9]{0,2}", spec or ""):
-            raise UsageError(f"--output: {{{field}...}} takes a width only.", f"For example {{{field}:04}}.")
+            raise UsageError(f"`output`: {{{field}...}} takes a width only.", f"For example {{{field}:04}}.")
         value = fields[field]
         filled += clean_name(format(value, spec or "") if isinstance(value, int) else value)
     if all(field is None for _, field, _, _ in pieces):
-        return filled  # the user's own words, such as .. or a long folder name, stay as they are
+        return filled  # literal parts such as .. or a long folder name stay as they are
     filled = _shorten(filled)
     return f"_{filled}" if _RESERVED.match(filled) else filled
 
@@ -229,19 +229,19 @@ def _shorten(text: str) -> str:
 
 
 def _key(path: Path) -> str:
-    """Equal for names that some file system takes for the same."""
+    """Key that is equal for names that some file system takes for the same."""
     return unicodedata.normalize("NFC", str(path)).casefold()
 
 
 def _check_folder(folder: Path, *, create: bool) -> None:
-    """Refuse early what would fail after minutes of work."""
+    """Refuse folders that cannot be written to, before minutes of work."""
     existing = next(parent for parent in (folder, *folder.parents, Path()) if os.path.lexists(parent))
     if not existing.is_dir():
-        raise UsageError(f"{existing} is a file, not a folder.", "Choose another --output.")
+        raise UsageError(f"{existing} is a file, not a folder.", "Choose another `output`.")
     if existing != folder and not create:
         raise UsageError(
             f"The folder {folder} does not exist.",
-            f"Create it, or end --output with a slash to have it created: --output {folder}/",
+            f"Create it, or end `output` with a slash to have it created: `output={folder}/`",
         )
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise NarError(f"The folder {existing} cannot be written to.", "Choose another folder with --output.")
+        raise NarError(f"The folder {existing} cannot be written to.", "Choose another folder with `output`.")

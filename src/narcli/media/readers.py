@@ -1,7 +1,7 @@
-"""What narcli's files say about themselves, and the tokens that some hold.
+"""Readers of metadata and tokens in narcli's files.
 
-Files come from anywhere: no more is read than what holds the settings, sizes that a header claims are not
-believed, and whatever is wrong ends in a CheckpointError.
+Files are untrusted: only the parts with the settings are read, claimed sizes are checked, and any fault is a
+CheckpointError.
 """
 
 from __future__ import annotations
@@ -24,23 +24,22 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 MAX_DOCUMENT = 2**24  # bytes of the document of --json
-MAX_PARTS = 100_000  # chunks or boxes looked at in a file
+MAX_PARTS = 100_000  # chunks or boxes read in a file
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The settings inside a file that narcli wrote: PNG, GIF, WebP, MP4, tokens, or the document of --json.
+    """Read the settings in a PNG, GIF, WebP, MP4, file of tokens, or document of --json.
 
-    A folder of frames has those of its first one. Nothing of a file is read but what holds them, and no
-    more than ``MAX_DOCUMENT`` bytes.
+    A folder of frames has those of its first one. At most ``MAX_DOCUMENT`` bytes are read.
 
     Raises:
-        CheckpointError: no such file, not one of ours, damaged, from a newer narcli, or a field that is not
-            what it should be.
+        CheckpointError: no such file, not one of narcli, damaged, from a newer narcli, or with an invalid
+            field.
     """
     try:
         if path.is_dir() and (path / "00.png").is_file():
             path /= "00.png"
-        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for
+        if path.exists() and not path.is_file() and not path.is_dir():  # opening a pipe would block
             raise CheckpointError(f"{path} is not a file.")
         with path.open("rb") as file:
             start = file.read(12)
@@ -66,7 +65,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     if text is None:
         raise CheckpointError(
             f"{path} holds no settings of narcli.",
-            "Files as narcli wrote them do; editing, sharing and --no-metadata remove them.",
+            "Files as narcli wrote them do; editing, sharing and `no_metadata` remove them.",
         )
     try:
         metadata = json.loads(text, parse_constant=_refuse_constant)
@@ -83,7 +82,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(name)  # NaN and the infinities are no JSON
+    raise ValueError(name)  # NaN and the infinities are not JSON
 
 
 def _exactly(file: BinaryIO, size: int) -> bytes:
@@ -94,13 +93,17 @@ def _exactly(file: BinaryIO, size: int) -> bytes:
 
 
 def _parts() -> Iterator[int]:
-    """Counts the parts of a file; a lying one must not keep narcli busy."""
+    """Count the parts of a file, up to a limit, since a hostile file may claim any number.
+
+    Raises:
+        ValueError: there are more than ``MAX_PARTS``.
+    """
     yield from range(MAX_PARTS)
     raise EOFError
 
 
 def _png_text(file: BinaryIO) -> str | None:
-    """The iTXt chunk ``narcli``, compressed or not (other tools rewrite it)."""
+    """Read the iTXt chunk ``narcli``, compressed or not (other tools rewrite it)."""
     file.seek(8)
     for _ in _parts():
         size, kind = struct.unpack(">I4s", _exactly(file, 8))
@@ -124,10 +127,10 @@ def _png_text(file: BinaryIO) -> str | None:
 
 
 def _gif_comment(file: BinaryIO) -> str | None:
-    """The comment that is narcli's among those before the first picture."""
+    """Read narcli's comment among those before the first picture."""
 
     def blocks(most: int) -> bytes:
-        """The next sub-blocks; what goes beyond ``most`` bytes is left out."""
+        """Read the next sub-blocks, at most ``most`` bytes of them."""
         data = b""
         for _ in _parts():
             if not (size := _exactly(file, 1)[0]):
@@ -149,7 +152,7 @@ def _gif_comment(file: BinaryIO) -> str | None:
 
 
 def _webp_description(file: BinaryIO) -> str | None:
-    """The description in the chunk ``EXIF``; the pictures are not decoded."""
+    """Read the description in the chunk ``EXIF`` without decoding pictures."""
     from PIL import Image
 
     file.seek(12)
@@ -172,7 +175,7 @@ def _webp_description(file: BinaryIO) -> str | None:
 
 
 def _safetensors_entry(file: BinaryIO) -> str | None:
-    """The entry ``narcli`` of the header."""
+    """Read the entry ``narcli`` of the header."""
     (size,) = struct.unpack("<Q", _exactly(file, 8))
     if size > 4 * MAX_METADATA:
         return None
@@ -185,15 +188,15 @@ def _safetensors_entry(file: BinaryIO) -> str | None:
 
 
 def _document(path: Path, file: BinaryIO) -> str | None:
-    """The whole of a document of --json."""
+    """Read a document of --json."""
     data = file.read(MAX_DOCUMENT + 1)
     if len(data) > MAX_DOCUMENT:
-        raise CheckpointError(f"{path} is larger than {MAX_DOCUMENT:,} bytes: no document of --json.")
+        raise CheckpointError(f"{path} is larger than {MAX_DOCUMENT:,} bytes: no JSON document of a run.")
     return data.decode() if b'"narcli.run/' in data else None
 
 
 def _mp4_comment(file: BinaryIO) -> str | None:
-    """The tag ``©cmt``: boxes moov > udta > meta > ilst > ©cmt > data."""
+    """Read the tag ``©cmt``: boxes moov > udta > meta > ilst > ©cmt > data."""
     end = file.seek(0, 2)
     position, path = 0, [b"moov", b"udta", b"meta", b"ilst", b"\xa9cmt", b"data"]
     for _ in _parts():
@@ -220,10 +223,10 @@ def _mp4_comment(file: BinaryIO) -> str | None:
 
 
 def read_tokens(path: Path) -> npt.NDArray[np.int32]:
-    """The tokens that ``write_tokens`` wrote, in the shape of their grid.
+    """Read tokens that ``write_tokens`` wrote: int32 in the shape of their grid.
 
     Raises:
-        CheckpointError: no such file, damaged, or another one.
+        CheckpointError: no such file, a damaged one, or no file of tokens.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -241,5 +244,5 @@ def read_tokens(path: Path) -> npt.NDArray[np.int32]:
             return file.get_tensor("tokens")
     except (OSError, SafetensorError):
         raise CheckpointError(
-            f"{path} is no file of tokens, or damaged.", "--save-tokens writes such files."
+            f"{path} is no file of tokens, or damaged.", "`save_tokens` writes such files."
         ) from None

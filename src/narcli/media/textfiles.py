@@ -1,6 +1,6 @@
-"""Files that people and models give, opened safely: regular files only, read up to a limit. No torch.
+"""Safe reading of files of users and models: regular files only, up to a limit. No torch.
 
-A FIFO would be waited for, a device never ends, and a size that a file claims is not believed.
+Reading a FIFO would block, a device has no end, and the claimed size of a file may be wrong.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading, links followed; never wait for a FIFO or a device.
 
     Raises:
-        CheckpointError: a folder, FIFO, socket or device in the file's place; names which.
-        OSError: as ``open`` raises it, for example where there is no such file.
+        CheckpointError: a folder, FIFO, socket or device in the file's place; the message names it.
+        OSError: as ``open`` raises it, for example if there is no such file.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
@@ -65,7 +65,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what is not a regular file, or cannot be opened.
+    """Raise unless a path is a regular file that can be opened.
 
     Raises:
         CheckpointError: no such file, no permission, or a folder, FIFO, socket or device in its place.
@@ -107,7 +107,7 @@ def read_text(path: Path, what: str, most: int = MAX_TEXT) -> str:
 
 
 def decode_text(data: bytes, where: str) -> str:
-    """Decode UTF-8 text, with or without a byte order mark; ``where`` it came from, for messages.
+    """Decode UTF-8 text, with or without a byte order mark; ``where`` names its source in messages.
 
     Raises:
         CheckpointError: it is not UTF-8; names the line.
@@ -131,7 +131,7 @@ def split_lines(text: str) -> list[str]:
 
 
 class _Bounded:
-    """A file for ``zipfile``, which reads a directory of any size in one piece."""
+    """A file for ``zipfile`` that bounds each read, since ``zipfile`` reads a whole directory at once."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -172,7 +172,7 @@ def read_json(path: Path, most: int = MAX_JSON) -> dict[str, Any]:
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:
-    """The error for a file that the system cannot open or read."""
+    """Error for a file that the system cannot open or read."""
     return CheckpointError(f"Could not read {path}: {(error.strerror or str(error)).lower()}.")
 
 

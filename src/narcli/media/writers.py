@@ -1,8 +1,9 @@
-"""Pictures, clips and tokens as files, with the settings that made them inside.
+"""Writers of pictures, clips and tokens, with their settings inside the file.
 
 The settings (the fields of ``narcli.media.metadata``) are an iTXt chunk ``narcli`` in PNG, the comment in GIF
 and MP4, the EXIF description in WebP, an entry ``narcli`` in safetensors. Pillow and ffmpeg are imported only
-when something is written."""
+when something is written.
+"""
 
 from __future__ import annotations
 
@@ -32,16 +33,16 @@ Metadata = Mapping[str, Any]
 
 
 def encode_metadata(metadata: Metadata) -> str:
-    """Versioned JSON in ASCII, so that any text survives any container.
+    """Encode metadata as versioned JSON in ASCII, so that any text survives any container.
 
     Raises:
-        NarError: when it is larger than ``MAX_METADATA``.
+        NarError: it is larger than ``MAX_METADATA``.
     """
     text = json.dumps({"schema": SCHEMA, **ordered(metadata)}, allow_nan=False)
     if len(text) > MAX_METADATA:
         raise NarError(
             f"The settings of this run take {len(text):,} bytes; a file holds {MAX_METADATA:,}.",
-            "Shorten the prompt, ask for fewer at once, or add --no-metadata.",
+            "Shorten the prompt, ask for fewer at once, or add `no_metadata`.",
         )
     return text
 
@@ -97,7 +98,7 @@ def write_gif(
         duration=milliseconds,
         loop=0,
         palette=palette,  # one for the whole file
-        transparency=255,  # with optimize: pixels that stay as they were are not written again
+        transparency=255,  # with optimize, unchanged pixels are not written again
         optimize=True,
         comment=comment,
     )
@@ -129,7 +130,7 @@ def write_mp4(
         overwrite: replace an existing file.
 
     Raises:
-        NarError: when ffmpeg cannot be started, or fails, with its last words.
+        NarError: ffmpeg cannot be started, or fails; the message has its last lines.
     """
     from tempfile import TemporaryFile
 
@@ -150,16 +151,16 @@ def write_mp4(
 
     def encode(target: Path) -> None:
         arguments = [*options, "-metadata", f"comment={comment}", str(target.absolute())]
-        with TemporaryFile() as messages:  # not a pipe, which would have to be drained meanwhile
+        with TemporaryFile() as messages:  # a pipe would have to be drained meanwhile
             try:
                 process = subprocess.Popen(
                     [get_ffmpeg_exe(), *arguments],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.DEVNULL,
                     stderr=messages,
-                    start_new_session=True,  # Ctrl-C is ours to handle
+                    start_new_session=True,  # narcli handles Ctrl-C itself
                 )
-            except (OSError, RuntimeError) as error:  # the latter: imageio-ffmpeg finds none
+            except (OSError, RuntimeError) as error:  # RuntimeError: imageio-ffmpeg finds no ffmpeg
                 if is_shortage(error) or getattr(error, "errno", None) in (errno.EAGAIN, errno.EMFILE):
                     raise
                 raise NarError(
@@ -236,17 +237,17 @@ def write_frames(
     *,
     overwrite: bool = False,
 ) -> Path:
-    """Write each frame as a PNG, ``00.png`` and so on, into a folder that is there whole or not at all.
+    """Write each frame as a PNG, ``00.png`` and so on, into a folder: complete or not at all.
 
     Args:
-        folder: the name wanted; ``_1`` is added where it was taken meanwhile.
+        folder: the desired name; ``_1`` is added if it is taken by then.
         frames: RGB pictures.
         metadata: goes into each PNG, with ``frame``, its number from 0; None for none.
-        parameters: a short text for people, likewise.
+        parameters: a short text for people in each PNG.
         overwrite: replace a folder that holds nothing but numbered PNGs.
 
     Raises:
-        NarError: disk full, no permission and the like, or a folder that holds other files.
+        NarError: the folder cannot be written, or it holds other files.
     """
     if overwrite:
         check_frames(folder)
@@ -255,8 +256,8 @@ def write_frames(
         with TemporaryDirectory(prefix=PART[0], suffix=PART[1], dir=folder.parent) as made:
             new = Path(made) / "new"
             for number, frame in enumerate(frames):
-                about = None if metadata is None else {**metadata, "frame": number}
-                write_png(new / f"{number:02}.png", frame, about, parameters)
+                fields = None if metadata is None else {**metadata, "frame": number}
+                write_png(new / f"{number:02}.png", frame, fields, parameters)
             if overwrite and folder.exists():
                 (Path(made) / OLD).mkdir()
                 folder.rename(Path(made) / OLD / folder.name)
@@ -270,15 +271,15 @@ def write_frames(
 
 
 def check_frames(folder: Path) -> None:
-    """Make sure that a folder, if it exists, holds nothing but numbered PNGs.
+    """Raise unless a folder is missing or holds only numbered PNGs.
 
     Raises:
-        NarError: it holds other files, or is none.
+        NarError: it holds other files, or is no folder.
     """
     if os.path.lexists(folder) and not (
         folder.is_dir() and all(re.fullmatch(r"[0-9]+\.png", file.name) for file in folder.iterdir())
     ):
-        raise NarError(f"{folder} holds other files than frames.", "Choose another --output.")
+        raise NarError(f"{folder} holds other files than frames.", "Choose another `output`.")
 
 
 def write_tokens(

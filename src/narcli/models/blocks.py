@@ -33,7 +33,7 @@ class TransformerConfig:
         vocab_size: codebook size V.
         ffn_dim: hidden size of the SwiGLU.
         condition: class ids or text features.
-        num_classes: classes, the unconditional one not counted; 0 for text.
+        num_classes: classes without the unconditional one; 0 for text.
         condition_tokens: condition tokens C in front of the visual ones.
         caption_dim: width of the text features; 0 for classes.
         position: 2-D rotary, or one learned vector a position (videos).
@@ -107,7 +107,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def decode(self, x: Tensor, rotary: Rotary | None, store: Store, mask: Tensor | None) -> Tensor:
-        """(B, n, D) -> (B, n, D), attending to what ``store`` keeps of this layer."""
+        """Run n places: (B, n, D) -> (B, n, D), attending to the keys and values of ``store``."""
         qkv = self._qkv(x)
         qk = qkv[:, :, :2]
         if rotary is not None:
@@ -118,7 +118,7 @@ class Block(nn.Module):
         return x + self.ffn(self.ffn_norm(x))
 
     def forward_train(self, x: Tensor, rotary: Rotary | None, mask: Tensor) -> Tensor:
-        """(B, C + N, D) -> the same, all positions at once."""
+        """Run all positions at once: (B, C + N, D) -> (B, C + N, D)."""
         qkv = self._qkv(x)
         qk, v = qkv[:, :, :2], qkv[:, :, 2].transpose(1, 2)
         if rotary is not None:
@@ -128,7 +128,7 @@ class Block(nn.Module):
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
 
     def _qkv(self, x: Tensor) -> Tensor:
-        """(B, n, D) -> queries, keys and values without positions: (B, n, 3, heads, head_dim)."""
+        """Project (B, n, D) to queries, keys and values without positions: (B, n, 3, heads, head_dim)."""
         qkv: Tensor = self.qkv(self.attention_norm(x))
         return qkv.unflatten(-1, (3, -1, self.head_dim))
 
@@ -143,7 +143,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(hidden, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> the same."""
+        """Apply the feed-forward: (..., D) -> (..., D)."""
         out: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
         return out
 
@@ -156,8 +156,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> the same."""
-        # Features of an encoder are bfloat16 under autocast, and torch warns of mixed formats.
+        """Normalise the last axis: (..., D) -> (..., D)."""
+        # Encoder features are bfloat16 under autocast, and torch warns of mixed formats.
         return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, NORM_EPS)
 
 
@@ -179,12 +179,12 @@ class ClassCondition(nn.Module):
         self.embedding = nn.Embedding(c.num_classes + 1, c.dim)
 
     def forward(self, class_ids: Tensor) -> Tensor:
-        """(B,) int64 -> (B, 1, D)."""
+        """Embed class ids: (B,) int64 -> (B, 1, D)."""
         embedded: Tensor = self.embedding(class_ids)
         return embedded[:, None]
 
     def unconditional(self, class_ids: Tensor) -> Tensor:
-        """What guidance compares (B,) class ids with: (B, 1, D)."""
+        """Unconditional counterpart of (B,) class ids for guidance: (B, 1, D)."""
         return self(torch.full_like(class_ids, self.num_classes))
 
 
@@ -198,12 +198,12 @@ class TextCondition(nn.Module):
         self.uncond_embedding = nn.Parameter(torch.zeros(c.condition_tokens, c.caption_dim))
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, C, caption_dim), left-padded -> (B, C, D)."""
+        """Project features: (B, C, caption_dim), left-padded -> (B, C, D)."""
         projected: Tensor = self.fc2(F.gelu(self.fc1(features), approximate="tanh"))
         return projected
 
     def unconditional(self, features: Tensor) -> Tensor:
-        """What guidance compares (B, C, caption_dim) features with: (B, C, D)."""
+        """Unconditional counterpart of (B, C, caption_dim) features for guidance: (B, C, D)."""
         return self(self.uncond_embedding.expand_as(features).to(features.dtype))
 
 
@@ -215,7 +215,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attend_train(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Attention over all positions, (B, heads, L, head_dim) -> the same; mask (L, L) or (B, 1, L, L)."""
+    """Attend over all positions: (B, heads, L, head_dim), mask (L, L) or (B, 1, L, L); shape as ``q``."""
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     # On a CPU the backward pass of the fused kernel takes twice the time of plain products.
@@ -224,6 +224,6 @@ def attend_train(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def hide_padding(mask: Tensor, padding: Tensor) -> Tensor:
-    """(L, L) and (B, L) -> (B, 1, L, L): nobody sees padding, but each position sees itself."""
+    """Hide padding (B, L) in a mask (L, L): (B, 1, L, L); each position still sees itself."""
     diagonal = torch.eye(len(mask), dtype=torch.bool, device=mask.device)
     return ((mask & ~padding[:, None]) | diagonal)[:, None]

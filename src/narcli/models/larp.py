@@ -1,8 +1,7 @@
 """The LARP video tokenizer (arXiv 2410.21264, section 3.1).
 
-Its tokens are *holistic*: learned queries gather the whole clip, so a token belongs to no place and no
-time. NAR reads them as a grid all the same. Module names are those of the released files, so loading
-needs no rename table.
+Its tokens are *holistic*: learned queries gather the whole clip, so a token has no place and no time. NAR
+still reads them as a grid. Module names are those of the released files, so loading needs no rename table.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .tokenizer import Tokenizer
 from .vq import Codebook
 
 NORM_EPS = 1e-6
@@ -30,11 +30,11 @@ class LARPConfig:
         bottleneck_dim: dimension of a code.
         input_size: height and width of a frame in pixels.
         frame_num: frames of a clip.
-        patch_size, temporal_patch_size: pixels and frames of what the encoder embeds as one.
-        decoder_patch_size, decoder_temporal_patch_size: likewise of what the decoder makes as one.
+        patch_size, temporal_patch_size: pixels and frames of an encoder patch.
+        decoder_patch_size, decoder_temporal_patch_size: pixels and frames of a decoder patch.
         in_channels: channels of a frame.
         encoder_hidden_size, encoder_depth, encoder_num_heads: width, blocks and attention heads.
-        decoder_hidden_size, decoder_depth, decoder_num_heads: likewise.
+        decoder_hidden_size, decoder_depth, decoder_num_heads: width, blocks and attention heads.
         use_decoder_patch_query_token_type_embed: a learned vector is added to all patch queries.
     """
 
@@ -73,7 +73,7 @@ class LARPConfig:
         return self.frame_num // self.decoder_temporal_patch_size, side, side
 
     def clip_size(self, grid: tuple[int, ...]) -> tuple[int, int, int]:
-        """(frames, height, width) of what is decoded from a grid.
+        """(frames, height, width) of a clip decoded from a grid.
 
         Raises:
             ValueError: the grid has another number of cells than a clip has tokens.
@@ -88,9 +88,10 @@ class LARPConfig:
         return 16 * tokens * self.decoder_hidden_size * 4
 
 
-class LARPTokenizer(nn.Module):
+class LARPTokenizer(Tokenizer):
     """Clips in [0, 1] to holistic codes and back."""
 
+    config: LARPConfig
     pixel_range = (0.0, 1.0)
 
     def __init__(self, config: LARPConfig) -> None:
@@ -101,7 +102,7 @@ class LARPTokenizer(nn.Module):
         self.decoder = Encoder(c.decoder_hidden_size, c.decoder_depth, c.decoder_num_heads)
         self.bottleneck = Bottleneck(c)
         self.final_layer = FinalLayer(c)
-        # Fixed sine tables or learned, as a file has it: either way they come with the weights.
+        # Fixed sine tables or learned ones: files hold either.
         inside, outside = c.encoder_hidden_size, c.decoder_hidden_size
         self.encoder_patch_pe = nn.Parameter(torch.zeros(1, prod(c.encoder_patches), inside))
         self.encoder_latent_query_embed = nn.Parameter(torch.zeros(c.bottleneck_token_num, inside))
@@ -111,31 +112,19 @@ class LARPTokenizer(nn.Module):
             self.decoder_patch_query_token_type_embed = nn.Parameter(torch.zeros(1, 1, outside))
 
     @property
-    def quantize(self) -> Codebook:
+    def quantize(self) -> Codebook:  # type: ignore[override]  # a file has it inside the bottleneck
         """The codebook."""
         return self.bottleneck.regularizer
 
     def encode(self, clips: Tensor) -> Tensor:
-        """Codes of clips: (B, 3, frames, H, W) in [0, 1] -> (B, N) int64, the nearest of each latent."""
+        """Encode clips, (B, 3, frames, H, W) in [0, 1], to their nearest codes: (B, N) int64."""
         patches = self.x_embedder(clips) + self.encoder_patch_pe
         queries = self.encoder_latent_query_embed.expand(len(clips), -1, -1)
         latents = self.bottleneck.in_linear(self.encoder(patches, queries))  # (B, N, bottleneck_dim)
         return self.quantize.nearest(F.normalize(latents, dim=-1))
 
-    def decode(self, codes: Tensor, grid: tuple[int, ...] = ()) -> Tensor:
-        """Clips of codes.
-
-        Args:
-            codes: (B, N) int64 below ``codebook_size``.
-            grid: not needed, because no token has a place.
-
-        Returns:
-            (B, 3, frames, H, W), nominally in [0, 1], not clamped.
-        """
-        return self.decode_vectors(self.quantize(codes), grid)
-
     def decode_vectors(self, vectors: Tensor, grid: tuple[int, ...] = ()) -> Tensor:
-        """Clips of quantised vectors (B, N, bottleneck_dim); otherwise as ``decode``."""
+        """Decode quantised vectors (B, N, bottleneck_dim); otherwise as ``decode``."""
         c = self.config
         latents = self.bottleneck.out_linear(vectors) + self.decoder_latent_pe
         queries: Tensor = self.decoder_patch_query_embed
@@ -156,7 +145,7 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Conv3d(c.in_channels, c.encoder_hidden_size, patch, stride=patch)
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Shapes as the class says."""
+        """Embed patches: (B, 3, frames, H, W) -> (B, patches, D)."""
         embedded: Tensor = self.proj(clips)
         return embedded.flatten(2).transpose(1, 2)
 
@@ -181,19 +170,19 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(c.decoder_hidden_size, pixels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shapes as the class says."""
+        """Project to pixels: (B, patches, D) -> (B, patches, pixels of a patch)."""
         return self.linear(self.norm_final(x))
 
 
 class Encoder(nn.Module):
-    """Transformer blocks over a context and queries, of which the queries come out."""
+    """Transformer blocks over a context and queries; returns the queries."""
 
     def __init__(self, dim: int, depth: int, heads: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
 
     def forward(self, context: Tensor, queries: Tensor) -> Tensor:
-        """(B, m, D) and (B, n, D) -> (B, n, D)."""
+        """Context (B, m, D) and queries (B, n, D) -> (B, n, D)."""
         x = torch.cat([context, queries], 1)
         for block in self.blocks:
             x = block(x)
@@ -211,7 +200,7 @@ class Block(nn.Module):
         self.mlp = MLP(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, n, D) -> the same."""
+        """Run the block: (B, n, D) -> (B, n, D)."""
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
@@ -226,7 +215,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, n, D) -> the same."""
+        """Attend over all positions: (B, n, D) -> (B, n, D)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, n, d)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
@@ -240,5 +229,5 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(4 * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, n, D) -> the same."""
+        """Apply the MLP: (B, n, D) -> (B, n, D)."""
         return self.fc2(F.gelu(self.fc1(x)))

@@ -28,14 +28,14 @@ class PassPlan:
 
     Args:
         cells: (m,) flat indices of the cells that it decodes.
-        sources: (m, heads) index of the place that each head reads for a cell, among those fed.
-        weights: (m, heads) float32 share of that head, 0 where it does not count.
+        sources: (m, heads) index, among the feeds, that each head reads for a cell.
+        weights: (m, heads) float32 share of that head, 0 if unused.
         tokens: (n,) cells whose tokens are fed.
         positions: (n,) row of each in a table of positions, condition first.
         rotary: tables of these positions; None without rotary positions.
-        slots: where keys and values are kept, condition included: a slice, or (n,) indices.
+        slots: slots of keys and values, condition included: a slice, or (n,) indices.
         seen: leading slots that any fed place attends to, condition included.
-        mask: (n, seen) bool, true where a slot is seen; None where all places see all.
+        mask: (n, seen) bool, true for a visible slot; None if all places see all.
     """
 
     cells: Tensor
@@ -55,10 +55,10 @@ class Plan:
     Args:
         order: the order.
         condition_tokens: C.
-        axis_heads: of the network; the order may read fewer.
+        axis_heads: axis heads of the network; the order may read fewer.
         head_dim: width of an attention head; 0 for a network without rotary positions.
-        device: where the tensors are.
-        layout: makes what the layers take of (cosine, sine), (n, head_dim / 2) each.
+        device: device of the tensors.
+        layout: converts (cosine, sine), (n, head_dim / 2) each, to the layers' tables.
     """
 
     def __init__(
@@ -84,9 +84,9 @@ class Plan:
         return self._tables([NONE] * self.condition_tokens)
 
     @cached_property
-    @torch.inference_mode(False)  # a network that has drawn may be trained
+    @torch.inference_mode(False)  # a network may be trained after it has sampled
     def passes(self) -> list[PassPlan]:
-        """One entry a pass."""
+        """Tensors of each pass."""
         plans, first = [], self.condition_tokens
         for step in self.order.passes:
             sources = torch.zeros(len(step.cells), self.axis_heads, dtype=torch.int64)
@@ -120,10 +120,10 @@ class Plan:
     @cached_property
     @torch.inference_mode(False)
     def train(self) -> TrainPlan:
-        """All passes at once, for teacher forcing.
+        """Tensors of all passes at once, for teacher forcing.
 
         Raises:
-            ValueError: the order feeds a slot twice, which one pass cannot.
+            ValueError: the order feeds a slot twice, which is impossible in one pass.
         """
         first, feeds = self.condition_tokens, [feed for step in self.order.passes for feed in step.feeds]
         if len({feed.slot for feed in feeds}) < len(feeds):
@@ -158,7 +158,7 @@ class Plan:
         return self._to(cos), self._to(sin)
 
     def _angles(self, places: list[int]) -> Rotary | None:
-        """(cosine, sine) of each interleaved pair at the places, zero where there is no position."""
+        """(cosine, sine) of each interleaved pair at the places; zero for no position."""
         if not self.head_dim:
             return None
         half = self.head_dim // 2
@@ -182,7 +182,7 @@ class TrainPlan:
         positions: (F,) row of each in a table of positions, condition first.
         rotary: (C + F, head_dim / 2) cosine and sine; None without rotary positions.
         mask: (C + F, C + F) bool, true where the row may see the column (section 3.2).
-        sources: (N, heads), raster order: the place in the sequence that each head reads for a cell.
+        sources: (N, heads), raster order: index in the sequence that each head reads for a cell.
         weights: (N, heads), as in PassPlan.
     """
 
@@ -198,7 +198,7 @@ class Cache:
     """Keys and values of all layers, allocated once.
 
     Args:
-        tensors: (layers, k, rows, ...), in whatever layout the layers take.
+        tensors: (layers, k, rows, ...), in the layout of the layers.
         padding: (rows, C) bool, true where a condition token is padding; None without any.
     """
 
@@ -209,27 +209,27 @@ class Cache:
     def store(
         self, layer: int, keys: Tensor, values: Tensor, slots: slice | Tensor, seen: int
     ) -> tuple[Tensor, Tensor]:
-        """Store (B, heads, n, d) at slots; the layer's leading ``seen`` slots, twice (B, heads, seen, d)."""
+        """Store (B, heads, n, d) at slots; return the leading ``seen`` slots, two of (B, heads, seen, d)."""
         stored = self.tensors[layer]
         stored[0, :, :, slots] = keys
         stored[1, :, :, slots] = values
         return stored[0, :, :, :seen], stored[1, :, :, :seen]
 
     def keep_rows(self, rows: int) -> None:
-        """Go on with the first ``rows`` rows only."""
+        """Drop all rows but the first ``rows``."""
         self.tensors = self.tensors[:, :, :rows]
         if self.padding is not None:
             self.padding = self.padding[:rows]
 
     def visible(self, mask: Tensor | None, seen: int) -> Tensor | None:
-        """What each place may see, as attention takes it.
+        """Visibility mask of a pass for attention, with padding hidden.
 
         Args:
             mask: (n, seen) bool of a pass, or None for all.
             seen: slots.
 
         Returns:
-            (n, seen), (B, 1, n or 1, seen) where there is padding, or None where all is seen.
+            (n, seen); (B, 1, n or 1, seen) with padding; None if all is visible.
         """
         if self.padding is None:
             return mask

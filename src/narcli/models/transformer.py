@@ -25,13 +25,13 @@ from .plan import Cache, Plan, Rotary
 
 @dataclass
 class State:
-    """What a batch keeps from pass to pass.
+    """State of a batch between passes.
 
     Args:
-        plan: the order that is executed.
+        plan: tensors of the order.
         cache: keys and values of all places fed so far.
         samples: B; there are 2 B rows, conditional ones first, while guidance may be needed.
-        hidden: every axis head's normalised input at the places fed last, (rows, n, heads, D).
+        hidden: every axis head's normalised input at the last feeds, (rows, n, heads, D).
     """
 
     plan: Plan
@@ -41,7 +41,7 @@ class State:
 
     @property
     def rows(self) -> int:
-        """Rows of the batch, those for guidance included."""
+        """Rows of the batch, including those for guidance."""
         return self.cache.tensors.shape[2]
 
 
@@ -49,14 +49,14 @@ class NARTransformer(nn.Module):
     """Condition and known tokens in, logits of the next cells out, in any order of one grid.
 
     ``start``, ``feed`` and ``predict`` execute an order pass by pass; ``forward_train`` runs all passes at
-    once with teacher forcing. ``kernels.prepare`` makes faster networks of the same face, which replace
+    once with teacher forcing. ``kernels.prepare`` makes faster networks of the same interface, which replace
     ``through``, ``project``, ``empty_cache`` and ``layout``.
     """
 
     def __init__(
         self, config: TransformerConfig, dropout: float = 0.0, parts: NARTransformer | None = None
     ) -> None:
-        """Make a network of new parts, or of those of another one of the same sizes."""
+        """Make a network from new parts, or from those of another network of the same sizes."""
         super().__init__()
         self.config = config
         self._plans: dict[tuple[Order, torch.device], Plan] = {}
@@ -74,7 +74,7 @@ class NARTransformer(nn.Module):
         self.heads = nn.ModuleDict({name: Head(config) for name in config.order.heads})
 
     def init_weights(self, std: float = 0.02) -> None:
-        """Fresh weights for training: normal, heads zero, as the released code does."""
+        """Initialise weights for training as the released code does: normal, axis heads zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=std)
@@ -94,7 +94,7 @@ class NARTransformer(nn.Module):
         return [cast(Block, layer) for layer in self.layers]
 
     def plan(self, order: Order | None = None) -> Plan:
-        """The tensors of an order, made once; None is the order that the network was trained in."""
+        """Return the tensors of an order, made once; None is the order that the network was trained in."""
         c, device = self.config, self.token_embedding.weight.device
         order = order or c.order
         if (order, device) not in self._plans:
@@ -137,12 +137,12 @@ class NARTransformer(nn.Module):
         return State(plan, cache, samples, hidden)
 
     def feed(self, state: State, index: int, tokens: Tensor) -> None:
-        """Feed what a pass feeds.
+        """Feed the places of a pass to the network.
 
         Args:
-            state: of the batch; its cache and hidden states go on.
+            state: of the batch; its cache and hidden states are updated.
             index: of the pass.
-            tokens: (B, N) int64 in raster order, known where the pass reads them.
+            tokens: (B, N) int64 in raster order; cells that the pass feeds must be drawn.
         """
         step = state.plan.passes[index]
         x = self.token_embedding(
@@ -154,7 +154,7 @@ class NARTransformer(nn.Module):
         state.hidden = self.through(x, step.rotary, state.cache, step.slots, step.seen, mask)
 
     def predict(self, state: State, index: int, scale: float = 1.0) -> Tensor:
-        """Logits of the cells of a pass, from what was fed last.
+        """Compute the logits of a pass's cells from the last feeds.
 
         Args:
             state: of the batch.
@@ -176,7 +176,7 @@ class NARTransformer(nn.Module):
     def forward_train(
         self, condition: Tensor, tokens: Tensor, padding: Tensor | None = None, order: Order | None = None
     ) -> Tensor:
-        """Teacher forcing: the logits of every cell given all cells of earlier passes.
+        """Compute the logits of every cell given all cells of earlier passes (teacher forcing).
 
         Args:
             condition: (B, C, D), from ``self.condition``.
@@ -188,7 +188,7 @@ class NARTransformer(nn.Module):
             (B, N, V) in raster order.
 
         Raises:
-            ValueError: the order cannot be trained so.
+            ValueError: the order feeds a slot twice, so it cannot be trained.
         """
         plan = self.plan(order).train
         x = torch.cat([condition, self.token_embedding(tokens[:, plan.tokens]).to(condition.dtype)], 1)
@@ -207,7 +207,7 @@ class NARTransformer(nn.Module):
             if (head := index + 1 - self.config.layers) >= 0:
                 normed = self.ordered_heads[head].norm(x)
                 states.append(normed[:, plan.sources[:, head]] * plan.weights[:, head, None].to(x.dtype))
-        # One product for all heads: hidden states side by side times weights side by side.
+        # One product for all heads: joined hidden states times joined weights.
         weight = torch.cat([head.output.weight for head in self.ordered_heads], 1)
         return F.linear(torch.cat(states, 2), weight)
 
@@ -219,7 +219,7 @@ class NARTransformer(nn.Module):
         return torch.empty(shape, dtype=weight.dtype, device=weight.device)
 
     def layout(self, tables: Rotary) -> Rotary:
-        """Tables of (n, head_dim / 2) as ``through`` takes them."""
+        """Convert tables of (n, head_dim / 2) to the form of ``through``."""
         return tables
 
     def through(
@@ -236,10 +236,10 @@ class NARTransformer(nn.Module):
         Args:
             x: (rows, n, D).
             rotary: tables of these places, from ``layout``.
-            cache: keeps the keys and values of these places.
-            slots: where it keeps them.
+            cache: stores keys and values of these places.
+            slots: their slots in it.
             seen: leading slots that are attended to.
-            mask: true where a slot is seen: (n, seen), (rows, 1, n, seen) or (rows, 1, 1, seen); None for
+            mask: true for a visible slot: (n, seen), (rows, 1, n, seen) or (rows, 1, 1, seen); None for
                 all.
 
         Returns:
@@ -253,6 +253,6 @@ class NARTransformer(nn.Module):
         return torch.stack(states, 2)
 
     def project(self, chosen: Tensor) -> Tensor:
-        """Weighted hidden states (B, m, heads, D) -> the sum of the heads' logits, float32 (B, m, V)."""
+        """Sum the logits of weighted hidden states: (B, m, heads, D) -> float32 (B, m, V)."""
         logits = [head.output(chosen[:, :, k]).float() for k, head in enumerate(self.ordered_heads)]
         return sum(logits[1:], logits[0])

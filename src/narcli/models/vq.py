@@ -1,8 +1,8 @@
 """The VQ tokenizer (LlamaGen's VQ-16 and VQ-8; arXiv 2406.06525, section 2.1), for images and clips.
 
-A convolutional encoder and decoder around a codebook of L2-normalised rows. Module names are those
-of the released files, so loading needs no rename table. For clips, which the released ones do not do, the
-network sees some consecutive frames as one picture of more channels: one slice of the token grid.
+A convolutional encoder and decoder around a codebook of L2-normalised rows. Module names are those of the
+released files, so loading needs no rename table. For clips, unlike the released ones, the network reads some
+consecutive frames as one picture of more channels: one slice of the token grid.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .tokenizer import Tokenizer
 
 #: Copies of its largest layer that the decoder holds at once, as measured on a CPU; see docs/models.md.
 PLANES = 10
@@ -60,10 +62,10 @@ class VQConfig:
         return self.in_channels * self.frames * self.patch**2
 
     def clip_size(self, grid: tuple[int, ...]) -> tuple[int, int, int]:
-        """(frames, height, width) of what is decoded from a grid; a picture has one frame.
+        """(frames, height, width) of a clip decoded from a grid; a picture has one frame.
 
         Raises:
-            ValueError: pictures of a tokenizer of clips.
+            ValueError: a grid of pictures for a tokenizer of clips.
         """
         if len(grid) == 2 and self.frames > 1:
             raise ValueError(f"clips, {self.frames} frames a slice")
@@ -82,13 +84,15 @@ class VQConfig:
         return PLANES * largest * itemsize
 
 
-class VQTokenizer(nn.Module):
+class VQTokenizer(Tokenizer):
     """Pictures or clips in [-1, 1] to grids of codes and back.
 
     A picture is (B, 3, H, W) and has the grid (h, w); a clip is (B, 3, frames, H, W) and has (t, h, w),
     t slices of ``config.frames`` frames each.
     """
 
+    config: VQConfig
+    quantize: Codebook
     pixel_range = (-1.0, 1.0)
 
     def __init__(self, config: VQConfig) -> None:
@@ -101,7 +105,7 @@ class VQTokenizer(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.z_channels, 1)
 
     def features(self, pixels: Tensor) -> Tensor:
-        """L2-normalised features before quantisation.
+        """Compute L2-normalised features before quantisation.
 
         Args:
             pixels: pictures or clips in [-1, 1]; H and W multiples of ``config.downsampling``, the frames of
@@ -118,23 +122,11 @@ class VQTokenizer(nn.Module):
         return F.normalize(features.unflatten(0, (batch, -1)) if is_clip else features, dim=-1)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Codes of pictures or clips, as ``features`` takes them: (B, N) int64, raster order."""
+        """Encode pictures or clips, shaped as for ``features``, to codes: (B, N) int64, raster order."""
         return self.quantize.nearest(self.features(pixels).flatten(1, -2))
 
-    def decode(self, codes: Tensor, grid: tuple[int, ...]) -> Tensor:
-        """Pictures or clips of codes.
-
-        Args:
-            codes: (B, N) int64 below ``codebook_size``, raster order.
-            grid: (h, w) or (t, h, w).
-
-        Returns:
-            (B, 3, H, W) or (B, 3, frames, H, W), nominally in [-1, 1], not clamped.
-        """
-        return self.decode_vectors(self.quantize(codes), grid)
-
     def decode_vectors(self, vectors: Tensor, grid: tuple[int, ...]) -> Tensor:
-        """Pictures or clips of quantised vectors (B, N, codebook_dim); otherwise as ``decode``."""
+        """Decode quantised vectors (B, N, codebook_dim); otherwise as ``decode``."""
         slices = vectors.reshape(-1, *grid[-2:], vectors.shape[-1]).permute(0, 3, 1, 2)  # (B * t, C, h, w)
         pixels: Tensor = self.decoder(self.post_quant_conv(slices))
         if len(grid) == 2:
@@ -151,11 +143,11 @@ class Codebook(nn.Module):
         self.embedding = nn.Embedding(size, dim)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """(...) int64 -> (..., dim), unit length."""
+        """Look up codes: (...) int64 -> (..., dim), unit length."""
         return F.normalize(self.embedding(codes), dim=-1)
 
     def nearest(self, features: Tensor) -> Tensor:
-        """The code with the greatest cosine to each unit feature: (..., dim) -> (...) int64."""
+        """Find the code with the greatest cosine to each unit feature: (..., dim) -> (...) int64."""
         codes = F.normalize(self.embedding.weight, dim=-1).to(features.dtype)
         return (features @ codes.T).argmax(-1)
 
@@ -182,7 +174,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], c.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shapes as the class says."""
+        """Encode: (B, 3 * frames, H, W) -> (B, z_channels, h, w)."""
         x = self.conv_in(F.pixel_unshuffle(x, self.patch))
         for level in self.conv_blocks:
             x = level(x)
@@ -212,7 +204,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], c.planes, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shapes as the class says."""
+        """Decode: (B, z_channels, h, w) -> (B, 3 * frames, H, W)."""
         x = self.conv_in(x)
         for block in self.mid:
             x = block(x)
@@ -285,7 +277,7 @@ class PixelAttention(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same."""
+        """Attend over all pixels: (B, C, H, W) -> (B, C, H, W)."""
         h = self.norm(x)
         # One head: (B, 1, H * W, C).
         q, k, v = (conv(h).flatten(2).transpose(1, 2).unsqueeze(1) for conv in (self.q, self.k, self.v))
@@ -318,17 +310,17 @@ class Upsample(nn.Module):
 
 
 def swish(x: Tensor) -> Tensor:
-    """``x * sigmoid(x)``, in place where no gradient is wanted: ``x`` is always a fresh normalisation."""
+    """``x * sigmoid(x)``, in place without gradients; ``x`` must be a fresh tensor."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 def middle(channels: int) -> nn.ModuleList:
-    """The blocks at the lowest resolution."""
+    """Make the blocks at the lowest resolution."""
     return nn.ModuleList(
         [ResidualBlock(channels, channels), PixelAttention(channels), ResidualBlock(channels, channels)]
     )
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups, as everywhere in this tokenizer."""
+    """Make a group normalisation with the tokenizer's 32 groups."""
     return nn.GroupNorm(32, channels, eps=1e-6)

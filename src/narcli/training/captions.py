@@ -20,22 +20,22 @@ from .noise import exchange, grouped
 CAPTIONS = "captions.tsv"
 
 
-MAX_CAPTIONS = 2**30  # bytes of that file
+MAX_CAPTIONS = 2**30  # bytes of captions.tsv
 
 
 ALIKE = 16  # codes that share the probability of a target
 
 
 def load_captions(folder: Path, count: int) -> list[list[str]]:
-    """Cleaned captions of pictures: line by line those of each, tabs between them.
+    """Load cleaned captions: a line for each picture, tabs between its captions.
 
     Args:
-        folder: with a file ``captions.tsv``.
-        count: of the pictures.
+        folder: folder with a file ``captions.tsv``.
+        count: number of pictures.
 
     Raises:
         UsageError: no such file.
-        CheckpointError: not UTF-8, not as many lines as pictures, or an unusable caption, with its line.
+        CheckpointError: not UTF-8, another number of lines, or an unusable caption; names the line.
     """
     path = expand(folder) / CAPTIONS
     if not os.path.lexists(path):
@@ -61,34 +61,34 @@ def _caption(text: str, where: str) -> str:
     try:
         return parse_prompt(text).cleaned
     except UsageError as error:
-        message = error.message.replace("he prompt", "he caption", 1)  # which is how it begins
-        hint = error.hint if "--" not in (error.hint or "") else "Shorten it."
+        message = error.message.replace("he prompt", "he caption", 1)  # its beginning
+        hint = error.hint if "`" not in (error.hint or "") else "Shorten it."
         raise CheckpointError(f"{where}: {message}", hint) from None
 
 
 class CaptionNoise:
-    """Exchanges some input tokens for those of other pictures, as ``nar.Noise`` does.
+    """Exchange some input tokens for those of other pictures, as ``noise.Noise`` does.
 
-    Those of any pictures are seen to be wrong, and leave it to the caption to tell what is there. In half of
-    the pictures all come from one other picture of the subject, where there is one: then the tokens speak
-    for two colours, say, and the caption decides. That one is never the picture itself; pictures that look
-    the same must not share a subject, as their tokens would say what the caption should.
+    Tokens of random pictures are visibly wrong, so the network has to heed the caption. In half of the
+    pictures all exchanged tokens come from one other picture of the subject, if there is one. The input then
+    shows two colours, for example, and the caption decides. Pictures that look the same must not share a
+    subject, since their tokens would tell what the caption should.
 
     Args:
         tokens: (items, N) int64.
         subjects: (items,) int64, equal for pictures of the same subject that differ in attributes.
-        most: largest share of a picture's tokens that is exchanged; each picture's own is uniform below it,
-            and all its tokens where that exceeds 1.
+        most: largest share of a picture's tokens that is exchanged. Each picture's share is uniform below it;
+            a share above 1 means all tokens.
     """
 
     def __init__(self, tokens: Tensor, subjects: Tensor, most: float) -> None:
         self.tokens, self.most = tokens, most
         self.subjects = subjects.unique(return_inverse=True)[1]
         self.order, self.start, self.count = grouped(self.subjects)
-        self.place = self.order.argsort() - self.start[self.subjects]  # of an item among those of its subject
+        self.place = self.order.argsort() - self.start[self.subjects]  # index within its subject
 
     def __call__(self, items: Tensor) -> Tensor:
-        """(B,) -> (B, N)."""
+        """Noisy tokens of items (B,): (B, N)."""
         tokens, subjects = self.tokens[items], self.subjects[items]
         if not self.most:
             return tokens
@@ -101,16 +101,16 @@ class CaptionNoise:
 
 
 class SoftTargets:
-    """Cross-entropy with part of each target's probability on codes that look alike (label smoothing).
+    """Cross-entropy with part of each target's probability on similar codes (label smoothing).
 
-    A cell of a combination that was not in training may need a code that no picture of the training has
-    there. Where codes that look alike stand for each other, the network learns how a cell looks rather than
-    which number it has, and can find such a code, too.
+    A cell of an unseen combination may need a code that no training picture has there. With similar codes as
+    targets, the network learns the look of a cell rather than the number of its code, and can find such a
+    code.
 
     Args:
-        tokenizer: whose codes they are.
+        tokenizer: tokenizer of the codes.
         width: standard deviation of a Gaussian over the distance of code vectors, in units of the median
-            distance from a code to the closest other one; 0 for the targets as they are.
+            distance from a code to the closest other one; 0 keeps hard targets.
 
     Raises:
         UsageError: ``width`` is not from 0 to 10.
@@ -125,17 +125,17 @@ class SoftTargets:
         with torch.no_grad():
             vectors = tokenizer.quantize(torch.arange(tokenizer.config.codebook_size)).float()
         most = min(ALIKE, len(vectors))
-        found = [
+        parts = [
             torch.cdist(part, vectors, compute_mode="donot_use_mm_for_euclid_dist").topk(most, largest=False)
             for part in vectors.split(1024)
         ]
-        nearest, self.codes = torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+        nearest, self.codes = torch.cat([f.values for f in parts]), torch.cat([f.indices for f in parts])
         unit = nearest[:, :2].amax(1).median()
-        spread = (width * unit).clamp(min=1e-6)  # codes may be the same
+        spread = (width * unit).clamp(min=1e-6)  # codes may be equal
         self.shares = (-0.5 * (nearest / spread) ** 2).softmax(1)
 
     def loss(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        """(M, V) and (M,) -> the mean."""
+        """Mean loss of logits (M, V) for tokens (M,): a scalar."""
         if not self.width:
             return F.cross_entropy(logits, tokens)
         logits = logits.float()
@@ -147,5 +147,5 @@ T = TypeVar("T")
 
 
 def pick(captions: Sequence[T], number: float) -> T:
-    """The first caption for a number in [0, 0.5), any of them, as likely as the others, up to 1."""
+    """Pick the first caption for a number in [0, 0.5), else any of them with equal probability."""
     return captions[max(0, int((2 * number - 1) * len(captions)))]

@@ -23,9 +23,9 @@ from ..errors import CheckpointError, UsageError, first_line
 from ..media.textfiles import check_regular, expand, read_text, split_lines, unreadable
 from ..viz.sheets import read_picture, suffixes
 
-#: First words of the names of folders that hold parts of a data set.
+#: First words in names of folders that hold parts of a data set.
 TRAINING = {"train", "training"}
-#: Other words of such names, with figures; "train car" is a class.
+#: Other words in such names, besides digits; "train car" is a class.
 _PART_WORDS = {
     "",
     "data",
@@ -46,14 +46,13 @@ Tell = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures or clips of one size and, where known, their classes.
+    """Pictures or clips of one size and, if known, their classes.
 
     Args:
         images: uint8 (N, H, W, 3), or (N, frames, H, W, 3) for clips; possibly mapped from a file.
         labels: int64 (N,), class of each, or None.
-        names: name of each class; empty where not known.
-        starts: items that each clip gives, from as many frames on, evenly spread; those after the first go on
-            from the last frame to the first.
+        names: name of each class; empty if unknown.
+        starts: items of each clip, which begin at evenly spaced frames and wrap around at the last frame.
         length: frames of an item; None is the whole clip.
     """
 
@@ -73,7 +72,7 @@ class Pictures:
 
     @property
     def item_labels(self) -> np.ndarray | None:
-        """int64 (items,)."""
+        """Class of each item, int64 (items,); None without labels."""
         return None if self.labels is None else self.labels.repeat(self.starts)
 
     @property
@@ -82,37 +81,37 @@ class Pictures:
         return 0 if self.labels is None else max(len(self.names), int(self.labels.max()) + 1)
 
     def digest(self) -> str:
-        """A hash of pictures and labels."""
-        known = sha256(np.ascontiguousarray(self.images).data)
+        """Hash of pictures and labels."""
+        hasher = sha256(np.ascontiguousarray(self.images).data)
         if self.labels is not None:
-            known.update(self.labels.tobytes())
+            hasher.update(self.labels.tobytes())
         if self.starts > 1 or self.length:
-            known.update(f"{self.starts} {self.length}".encode())
-        return known.hexdigest()
+            hasher.update(f"{self.starts} {self.length}".encode())
+        return hasher.hexdigest()
 
     def loops(self, starts: int) -> Pictures:
-        """The same clips as loops that begin anywhere: ``starts`` items each.
+        """Treat clips as loops: ``starts`` items each, from evenly spaced frames.
 
         Raises:
-            UsageError: no clips, or a number that does not divide their frames.
+            UsageError: pictures, or a number that does not divide the frames.
         """
         if starts < 1 or (starts > 1 and (not self.frames or self.frames % starts)):
             raise UsageError(
-                f"--loop-starts is {starts}, and there are "
+                f"`loop_starts` is {starts}, and there are "
                 + (f"clips of {self.frames} frames." if self.frames else "no clips."),
                 "Give a number that divides the frames.",
             )
         return replace(self, starts=starts)
 
     def pieces(self, length: int) -> Pictures:
-        """The clips in pieces of ``length`` frames, for a tokenizer that sees no more at once.
+        """Cut clips into pieces of ``length`` frames for a tokenizer.
 
-        Pieces begin at every multiple of ``length``, and wherever a loop begins.
+        Pieces begin at multiples of ``length``, and at the starts of loops.
         """
         return replace(self, starts=lcm(self.starts, self.frames // length), length=length)
 
     def pixels(self, indices: np.ndarray) -> np.ndarray:
-        """uint8 (B, H, W, 3) or (B, frames, H, W, 3)."""
+        """Pixels of items: uint8 (B, H, W, 3) or (B, frames, H, W, 3)."""
         if not self.frames:
             return self.images[indices]
         clips, start = np.divmod(indices, self.starts)
@@ -122,12 +121,12 @@ class Pictures:
         ]
 
     def batch(self, indices: np.ndarray) -> Tensor:
-        """float32 (B, 3, H, W) or (B, 3, frames, H, W) in [-1, 1]."""
+        """Batch of items: float32 (B, 3, H, W) or (B, 3, frames, H, W) in [-1, 1]."""
         return to_unit(torch.from_numpy(self.pixels(indices)))
 
 
 def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 (B, ..., 3) -> float32 (B, 3, ...) in [-1, 1]."""
+    """Scale pixels: uint8 (B, ..., 3) -> float32 (B, 3, ...) in [-1, 1]."""
     # Contiguous: the backward pass of group normalisation is many times slower channels-last on a CPU.
     return pixels.movedim(-1, 1).contiguous().float() / 127.5 - 1
 
@@ -137,14 +136,14 @@ def load_pictures(path: str | Path, size: int | None = None, tell: Tell = warnin
 
     Args:
         path: a folder with ``images.npy`` (uint8, N x H x W x 3, or N x frames x H x W x 3 for clips) and
-            perhaps ``labels.npy`` (N), or a folder of image files, ``class/name.png``: the sorted names of
-            the sub-folders are the classes. Links are followed; names that begin with a dot are left out.
+            optionally ``labels.npy`` (N), or a folder of image files, ``class/name.png``: the sorted names of
+            the sub-folders are the classes. Links are followed; names that begin with a dot are skipped.
         size: side in pixels of the (square) pictures; image files are fitted and centre-cropped to it,
             as ``read_picture`` reads them. Required for image files, checked for arrays.
-        tell: is told, a sentence each, of what is left out and of what may be a mistake.
+        tell: called with a sentence about each omission and each likely mistake.
 
     Raises:
-        UsageError: nothing usable is there, or the size does not fit.
+        UsageError: nothing usable, or a size that does not fit.
         CheckpointError: a file there cannot be read.
     """
     path = expand(path)
@@ -153,11 +152,11 @@ def load_pictures(path: str | Path, size: int | None = None, tell: Tell = warnin
     if not path.is_dir():
         raise UsageError(f"{str(path)!r} is not a folder.", "Give a folder of pictures (class/name.png).")
     if size is None:
-        raise UsageError(f"{str(path)!r} holds image files, so a size is needed.", "Add --size 128.")
+        raise UsageError(f"{str(path)!r} holds image files, so a size is needed.", "Give one, such as 128.")
     if is_run({entry.name for entry in path.iterdir()}):
         raise UsageError(
             f"{path} is the folder of a training run, not of pictures.",
-            "Give the folder of the pictures; a run is for --output.",
+            "Give the folder of the pictures.",
         )
     files = _find(path, tell)
     if not files:
@@ -169,11 +168,11 @@ def load_pictures(path: str | Path, size: int | None = None, tell: Tell = warnin
     if folders:
         _check_classes(path, files, folders, tell)
     images = np.empty((len(files), size, size, 3), np.uint8)
-    told: list[str] = []
+    notes: list[str] = []
     for i, file in enumerate(files):
-        images[i] = fit(read_picture(file, told.append), size)
-    if told:
-        tell(told[0] + (f" So it is with {len(told) - 1} more." if told[1:] else ""))
+        images[i] = fit(read_picture(file, notes.append), size)
+    if notes:
+        tell(notes[0] + (f" So it is with {len(notes) - 1} more." if notes[1:] else ""))
     if not folders:
         return Pictures(images, None)
     labels = np.array([folders.index(f.relative_to(path).parts[0]) for f in files])
@@ -181,12 +180,12 @@ def load_pictures(path: str | Path, size: int | None = None, tell: Tell = warnin
 
 
 def _find(root: Path, tell: Tell) -> list[Path]:
-    """Files of pictures under a folder, sorted; links are followed, and nothing is found twice."""
-    endings, found, others = suffixes(), list[Path](), Counter[str]()
+    """Find picture files under a folder, sorted; links are followed, and each file is listed once."""
+    endings, files, others = suffixes(), list[Path](), Counter[str]()
     folders, links, visited = [root], list[Path](), set[tuple[int, int]]()
     whole = root.resolve()
     while folders or links:
-        folder = folders.pop() if folders else links.pop(0)  # links last: a class goes before a link to it
+        folder = folders.pop() if folders else links.pop(0)  # links last, after the classes themselves
         try:
             status, entries = folder.stat(), sorted(folder.iterdir())
         except OSError as error:
@@ -200,25 +199,29 @@ def _find(root: Path, tell: Tell) -> list[Path]:
             tell(f"{folder} is the folder of a training run, and left out.")
             continue
         for entry in entries:
-            if entry.name.startswith("."):  # as what macOS leaves
+            if entry.name.startswith("."):  # for example files of macOS
                 continue
             if entry.is_symlink() and not entry.exists():
                 raise CheckpointError(f"{entry} is a link to nothing.", "Correct it, or remove it.")
             if entry.is_dir():
                 (links if entry.is_symlink() else folders).append(entry)
             elif entry.suffix.lower() in endings:
-                found.append(entry)
+                files.append(entry)
             else:
                 others[entry.suffix.lower() or entry.name] += 1
     if others:
         kinds = [f"{count} {kind}" for kind, count in others.most_common(5)]
         more = ", ..." if len(others) > 5 else ""
         tell(f"Left out in {root}, as no pictures: {', '.join(kinds)}{more}.")
-    return sorted(found)
+    return sorted(files)
 
 
 def _check_classes(path: Path, files: Sequence[Path], folders: Sequence[str], tell: Tell) -> None:
-    """Refuse or tell what is hardly meant by folders of classes."""
+    """Refuse or report folders that are hardly meant as classes.
+
+    Raises:
+        UsageError: the folders cannot be classes.
+    """
     if any(f.parent == path for f in files):
         raise UsageError(
             f"{str(path)!r} holds pictures both directly and in class folders.",
@@ -248,19 +251,19 @@ def _check_classes(path: Path, files: Sequence[Path], folders: Sequence[str], te
 
 
 def _part(name: str) -> str:
-    """The first word of a folder's name where that names a part of a data set, as in ``val2017``; else ""."""
+    """First word of a folder's name that means a part of a data set, as in ``val2017``; else ""."""
     first, *others = re.split(r"[\W\d_]+", name.lower())
     return first if first in TRAINING | OTHER_PARTS and set(others) <= _PART_WORDS else ""
 
 
 def check_names(names: Sequence[str], where: str, tell: Tell, lines: bool = False) -> None:
-    """Refuse names of classes that a model could not keep; tell of those that are hard to tell apart.
+    """Refuse class names that a model cannot store, and report names that are easily confused.
 
     Args:
-        names: of the classes from 0 on.
-        where: folder or file that they are of.
-        tell: is told, in a sentence, of similar names.
-        lines: ``where`` is a file with a name a line.
+        names: names of the classes from 0 on.
+        where: folder or file of the names, for messages.
+        tell: called with a sentence about similar names.
+        lines: true if ``where`` is a file with a name a line.
 
     Raises:
         CheckpointError: too many names, an empty one, a long one, or one that is not text.
@@ -291,7 +294,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def fit(picture: Image.Image, size: int) -> np.ndarray:
-    """The middle square of an RGB picture as uint8 (size, size, 3)."""
+    """Scale and crop an RGB picture to its middle square: uint8 (size, size, 3)."""
     return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))
 
 
@@ -299,7 +302,7 @@ def read_array(path: Path) -> np.ndarray:
     """Map an array of a ``.npy`` file; nothing in it is run.
 
     Raises:
-        CheckpointError: no such file, not an array, one of Python objects, or a damaged file.
+        CheckpointError: no such file, no array, an array of Python objects, or a damaged file.
     """
     check_regular(path)
     try:
@@ -335,21 +338,21 @@ def _load_arrays(path: Path, size: int | None, tell: Tell) -> Pictures:
         raise CheckpointError(f"labels.npy in {str(path)!r} has {labels.min()}.", "Labels count from 0.")
     if labels.max() > np.iinfo(np.int64).max:
         raise CheckpointError(f"labels.npy in {str(path)!r} has {labels.max()}.", "Labels count from 0.")
-    known = path / "classes.txt"
-    names = read_names(known, tell) if os.path.lexists(known) else ()
+    list_file = path / "classes.txt"
+    names = read_names(list_file, tell) if os.path.lexists(list_file) else ()
     if names and len(names) <= labels.max():
         raise CheckpointError(
-            f"{str(known)!r} has {len(names)} names, and the labels reach {labels.max()}.",
+            f"{str(list_file)!r} has {len(names)} names, and the labels reach {labels.max()}.",
             "Give one name a line, for every label from 0.",
         )
     return Pictures(images, labels.astype(np.int64), names)
 
 
 def read_names(path: Path, tell: Tell) -> tuple[str, ...]:
-    """Names of classes, one a line; empty lines at the end do not count.
+    """Read class names, one a line; empty lines at the end are ignored.
 
     Raises:
-        CheckpointError: not UTF-8, or a name that a model could not keep.
+        CheckpointError: not UTF-8, or a name that a model cannot store.
     """
     names = [line.strip() for line in split_lines(read_text(path, "names of classes"))]
     while names and not names[-1]:

@@ -1,7 +1,7 @@
-"""The training loop that tokenizer and transformer share.
+"""The training loop of tokenizers, transformers and encoders.
 
-A step depends on its number, the seed and what the checkpoint keeps, so a run that was killed goes on from
-its last checkpoint exactly as if nothing had happened.
+A step depends only on its number, the seed and the checkpoint. So a killed run resumes from its last
+checkpoint with the same result.
 
 Longer than 400 lines, since all that a step and a resumed run depend on is read together.
 """
@@ -33,9 +33,9 @@ from ..media.atomic import clear_parts, explain, write_atomic
 from ..media.textfiles import check_regular, read_text, split_lines
 from .stop import deferred, say
 
-TOLD_EVERY = 30  # seconds between lines about the progress, where stderr is no terminal
-SLOW = 0.1  # of the learning rate, for parts that need a lower one
-CHANGEABLE = ("save_every", "compile", "bfloat16")  # settings that may change on the way
+TOLD_EVERY = 30  # seconds between progress lines if stderr is no terminal
+SLOW = 0.1  # factor of the learning rate for parts that need a lower one
+CHANGEABLE = ("save_every", "compile", "bfloat16")  # settings that may change when a run resumes
 
 
 def has_bfloat16() -> bool:
@@ -45,7 +45,7 @@ def has_bfloat16() -> bool:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How long and how to optimise.
+    """Settings of the optimisation.
 
     Args:
         steps: optimiser steps in all.
@@ -54,15 +54,15 @@ class TrainSettings:
         warmup: steps of linear increase, at most a tenth of all.
         betas: of AdamW; 0.9 and 0.95 as in the paper.
         weight_decay: on tensors of two and more dimensions.
-        muon: a transformer's hidden matrices go to Muon instead of AdamW, at the same rate (its steps
-            are scaled to AdamW's size).
-        ema: decay of the averaged weights, which are what is saved as the result.
+        muon: use Muon instead of AdamW for hidden matrices, at the same rate (its steps are scaled to AdamW's
+            size).
+        ema: decay of the averaged weights, which are the result.
         clip: largest norm of the gradient.
         save_every: steps between checkpoints and sample sheets.
         seed: of weights, order of the data, dropout and noise.
         compile: use ``torch.compile``.
-        bfloat16: run matrix products and convolutions in bfloat16 (autocast). By default where the
-            processor computes with it; elsewhere that would be many times slower than float32.
+        bfloat16: run matrix products and convolutions in bfloat16 (autocast). The default is true if the
+            processor computes with it; elsewhere it is many times slower than float32.
     """
 
     steps: int
@@ -94,7 +94,7 @@ class TrainSettings:
 
 
 def batch_indices(count: int, settings: TrainSettings, step: int) -> np.ndarray:
-    """Which items step ``step`` sees: every item once an epoch, shuffled anew in each."""
+    """Choose the items of a step: every item once an epoch, shuffled in each."""
     positions = np.arange(step * settings.batch_size, (step + 1) * settings.batch_size)
     indices = np.empty(len(positions), dtype=np.int64)
     for epoch in np.unique(positions // count):
@@ -120,22 +120,22 @@ def train(
     """Optimise ``model`` and return it with its averaged weights.
 
     Args:
-        model: what is trained, in place.
+        model: network to train, in place.
         loss_of: step number -> the scalar loss and figures to show.
         settings: see TrainSettings.
-        folder: keeps ``state.pt`` (to go on from), ``log.jsonl`` and the sample sheets.
+        folder: folder of ``state.pt`` (to resume from), ``log.jsonl`` and the sample sheets.
         sample: called with the averaged model and a path for a sheet, at every checkpoint.
         after_step: called after each optimiser step, under ``no_grad``.
-        memory: tensors that these callbacks keep from step to step; saved, and restored in place.
-        about: what else the result depends on (sizes, data), in plain values; must be the same to go on.
-        slow: how names of parameters begin that learn by AdamW at ``SLOW`` times the rate; empty for none.
+        memory: tensors that the callbacks keep between steps; saved, and restored in place.
+        about: other values that the result depends on (sizes, data); they must be equal to resume.
+        slow: prefix of parameters that learn by AdamW at ``SLOW`` times the rate; empty for none.
         quiet: no progress display.
         beside: network that is saved with the result, for an estimate of the disk space.
 
     Raises:
         CheckpointError: ``folder`` holds a run of another model, of other data or with other settings.
         NarError: the loss is not finite, or the disk is too small or full.
-        KeyboardInterrupt: after Ctrl-C, SIGTERM and the like; the last whole step's state is written first.
+        KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP; the last whole step's state is written first.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -182,7 +182,7 @@ def train(
                 optimizer.step()
             model.zero_grad(set_to_none=True)
             with torch.no_grad():
-                # A short memory at first, so that the average does not hold on to random weights.
+                # A short average at first, so that it forgets the random weights.
                 decay = min(settings.ema, (step + 1) / (step + 10))
                 torch._foreach_lerp_(list(average.values()), parameters, 1 - decay)
                 after_step(step)
@@ -194,7 +194,7 @@ def train(
             if not math.isfinite(shown["loss"]):
                 raise NarError(
                     f"The loss became {shown['loss']} at step {step}.",
-                    "Use a lower --learning-rate; the last checkpoint is kept.",
+                    "Use a lower learning rate; the last checkpoint is kept.",
                 )
             now = time.monotonic()
             pace = (step - since) * settings.batch_size / (now - started)
@@ -234,12 +234,12 @@ def check_room(
     optimizers: Sequence[torch.optim.Optimizer],
     done: bool,
 ) -> None:
-    """Compare the disk with what a run takes: its state, twice while it is renewed, and its result.
+    """Check that the disk can hold a run: its state, twice during an update, and its result.
 
-    Where all steps are ``done``, only the result is still to be written.
+    If all steps are ``done``, only the result is still to be written.
 
     Raises:
-        NarError: there is less.
+        NarError: the disk has less room.
     """
     weights, others, kept = (
         size(tensors)
@@ -261,17 +261,17 @@ def check_room(
     if needed > free:
         raise NarError(
             f"A run in {folder} takes {needed / 1e6:,.0f} MB, and the disk has {free / 1e6:,.0f} MB free.",
-            "Free some space or choose another disk with --output.",
+            "Free some space or choose another disk.",
         )
 
 
 def size(tensors: Iterable[Tensor]) -> int:
-    """Bytes of tensors."""
+    """Bytes that tensors take."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def save_tensors(state: Mapping[str, object], path: Path) -> None:
-    """``torch.save`` through a file of Python, whose errors say what is wrong with the disk."""
+    """Save with ``torch.save`` through a Python file, whose errors name faults of the disk."""
     with path.open("wb") as file:
         torch.save(state, file)
 
@@ -280,7 +280,7 @@ def append(path: Path, line: str) -> None:
     """Add a line to a text file.
 
     Raises:
-        NarError: disk full and the like.
+        NarError: the file cannot be written, for example on a full disk.
     """
     try:
         with path.open("a", encoding="utf-8") as file:
@@ -290,10 +290,10 @@ def append(path: Path, line: str) -> None:
 
 
 def optimizers_of(model: nn.Module, settings: TrainSettings, slow: str = "") -> list[torch.optim.Optimizer]:
-    """AdamW; with ``settings.muon`` Muon besides, for hidden matrices. ``slow`` as in ``train``.
+    """Make AdamW; with ``settings.muon`` also Muon for hidden matrices. ``slow`` as in ``train``.
 
-    Those are the layers' and, of a text condition, the projections: AdamW let these grow until their outputs
-    were 40 times as large as token embeddings, and much the same for all captions.
+    Hidden matrices are those of layers and of the projections of captions. AdamW let the projections grow
+    until their outputs were 40 times as large as token embeddings, and nearly equal for all captions.
     """
     matrices: list[nn.Parameter] = []
     rest: dict[tuple[float, float], list[nn.Parameter]] = {}  # by share of the rate, and weight decay
@@ -322,7 +322,11 @@ def resume(
     memory: Mapping[str, Tensor],
     about: Mapping[str, object],
 ) -> int:
-    """Go on from ``folder`` where it holds a run; returns the number of steps done."""
+    """Resume the run in ``folder``, if any; return the number of finished steps.
+
+    Raises:
+        CheckpointError: a run of another model, other data or other settings.
+    """
     clear_parts(folder)
     path, log = folder / STATE, folder / LOG
     if not os.path.lexists(path):
@@ -355,19 +359,19 @@ def resume(
         hint = "Give the same to go on, or another folder to start anew."
         if "steps" in differing:  # the rate of every step depends on their number
             hint = (
-                "The learning rate falls over all steps: give the same number, or go on from the result in "
-                "another folder, with --start."
+                "The learning rate falls over all steps: give the same number, or start from the result in "
+                "another folder."
             )
         raise CheckpointError(f"{folder} holds a run that differs in: {', '.join(listed)}.", hint)
     step = int(state["step"])
-    if log.exists():  # lines after the checkpoint will be written again
+    if log.exists():  # later lines are written again
         kept = [line for line in split_lines(read_text(log, "a log", 2**30)) if 0 < step_of(line) <= step]
         write_atomic(log, "".join(f"{line}\n" for line in kept).encode(), overwrite=True)
     return step
 
 
 def step_of(line: str) -> int:
-    """The step of a line of the log; 0 for half a line."""
+    """Step of a line of the log; 0 for an incomplete line."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
@@ -376,7 +380,7 @@ def step_of(line: str) -> int:
 
 @contextmanager
 def swapped(model: nn.Module, average: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the block the model has the averaged weights."""
+    """Context in which the model has the averaged weights."""
     kept = {name: p.detach().clone() for name, p in model.named_parameters()}
     put(model, average)
     try:

@@ -1,7 +1,7 @@
 """Training of the transformer with teacher forcing (arXiv 2503.10696, section 3.3).
 
-One forward pass over the condition and all tokens, under the mask that lets every cell see the cells of
-its own and earlier steps, gives every head's prediction of every cell; one cross-entropy trains them all.
+One forward pass over the condition and all tokens gives every head's prediction of every cell. Its mask lets
+a cell see the cells of its own and earlier steps. One cross-entropy trains all heads.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ def train_nar(
     rollouts: float = 0.0,
     quiet: bool = False,
 ) -> NARTransformer:
-    """Train a class-conditional transformer; see ``loop.train`` for what ``folder`` keeps.
+    """Train a class-conditional transformer; ``loop.train`` lists the files in ``folder``.
 
     Args:
         tokens: (items, N) int64 codes in raster order.
         labels: (items,) int64.
-        tokenizer: whose codes the token embeddings of a new network start from; decodes the sample sheets.
+        tokenizer: its codes initialise the token embeddings of a new network; it decodes the sample sheets.
         config: sizes of the network.
         settings: of the optimisation.
-        folder: where the run lives.
-        start: a network of those sizes that goes on; it stays as it is. None for a new one.
-        loop_starts: of each clip, its items one after the other; above 1 the first token says which one an
-            item is, see ``mark_starts``.
+        folder: folder of the run.
+        start: network of those sizes to continue from a copy; None makes a new one.
+        loop_starts: items of each clip, one after the other; above 1 the first token tells the item, see
+            ``mark_starts``.
         dropout: on token embeddings, attention outputs and feed-forward outputs, in [0, 1).
         token_noise: largest share of a picture's input tokens that is exchanged, in [0, 2]; see ``Noise``.
         rollouts: share of examples whose input the network drew, in [0, 1]; see ``Rollouts``.
         quiet: no progress display.
 
     Raises:
-        UsageError: ``rollouts`` is no share, or a clip has more starts than the tokenizer codes.
+        UsageError: ``rollouts`` is out of range, or a clip has more starts than the tokenizer has codes.
     """
     torch.manual_seed(settings.seed)
     marked = loop_starts > 1
@@ -69,7 +69,7 @@ def train_nar(
     else:
         model.init_weights()
         with torch.no_grad():
-            # Codes that look alike start alike, which saves the network from learning it token by token.
+            # Similar codes get similar embeddings, which the network then need not learn token by token.
             codes = tokenizer.quantize(torch.arange(config.vocab_size))
             spread = torch.randn(codes.shape[1], config.dim) * 0.02
             model.token_embedding.weight[: config.vocab_size] += codes @ spread
@@ -77,11 +77,13 @@ def train_nar(
     forward = torch.compile(model.forward_train) if settings.compile else model.forward_train
 
     def sampled(network: NARTransformer, items: Tensor, seeds: Tensor) -> Tensor:
-        known = tokens[items]
-        known[:, 1 if marked else 0 :] = -1
-        drawn = sample(network, labels[items], seeds.tolist(), ROLLOUT_SETTINGS, given=known, draw=draw)
-        # A sample of another picture of the class is no way to this one. Were that one the target instead,
-        # the network would draw what it draws most ever more often.
+        fixed_tokens = tokens[items]
+        fixed_tokens[:, 1 if marked else 0 :] = -1
+        drawn = sample(
+            network, labels[items], seeds.tolist(), ROLLOUT_SETTINGS, given=fixed_tokens, draw=draw
+        )
+        # A sample nearer to another picture of the class is dropped. With that picture as the target, the
+        # network would draw its most frequent picture ever more often.
         return torch.where((noise.nearest(drawn, items) == items)[:, None], drawn, tokens[items])
 
     rollout = Rollouts(model, tokens, sampled, settings, rollouts)

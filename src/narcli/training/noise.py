@@ -30,18 +30,18 @@ ROLLOUT_SETTINGS = SamplingSettings(temperature=0.7)
 
 
 class Noise:
-    """Exchanges some input tokens for those that other pictures have in the same place.
+    """Exchange some input tokens for those of other pictures in the same place.
 
-    A network that knows few pictures by heart follows the tokens before it more than the class, and the
-    first unusual draw leads it astray. With wrong tokens among its inputs it learns to come back.
+    A network that memorises few pictures follows earlier tokens more than the class, so one unusual draw
+    spoils the picture. With wrong input tokens it learns to recover.
 
     Args:
         tokens: (items, N) int64.
         labels: (items,) int64.
-        most: largest share of a picture's tokens that is exchanged; each picture's own is uniform below it,
-            and all its tokens where that exceeds 1. Half of the exchanged tokens come from the same class,
-            half from any.
-        keep_first: leave every picture its first token, which says where a loop begins.
+        most: largest share of a picture's tokens that is exchanged. Each picture's share is uniform below it;
+            a share above 1 means all tokens. Half of the exchanged tokens come from the same class, half
+            from any.
+        keep_first: keep the first token of every picture, which tells the start of a loop.
     """
 
     def __init__(self, tokens: Tensor, labels: Tensor, most: float, keep_first: bool = False) -> None:
@@ -51,7 +51,7 @@ class Noise:
         self.sorted = tokens[self.order]
 
     def __call__(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """(B, N) tokens of (B,) labels -> (B, N)."""
+        """Add noise to tokens (B, N) of labels (B,): (B, N)."""
         if not self.most:
             return tokens
         shape = tokens.shape
@@ -64,37 +64,42 @@ class Noise:
         return noisy
 
     def nearest(self, drawn: Tensor, items: Tensor) -> Tensor:
-        """Of the class of each item (B,) the one that has most tokens of (B, N) in common: (B,).
+        """Find the item of the same class that shares most tokens with each sample.
 
-        Among equals it is the item itself, so that none is left out.
+        Args:
+            drawn: (B, N) tokens of samples.
+            items: (B,) items that the samples are of; they have precedence among equals.
+
+        Returns:
+            (B,) items.
         """
-        found = []
+        matches = []
         for row, item in zip(drawn, items, strict=True):
             begin, count = self.start[self.labels[item]], self.count[self.labels[item]]
             common = 2 * (self.sorted[begin : begin + count] == row).sum(1)
             alike = self.order[begin : begin + count]
-            found.append(alike[(common + (alike == item)).argmax()])
-        return torch.stack(found)
+            matches.append(alike[(common + (alike == item)).argmax()])
+        return torch.stack(matches)
 
 
 class Rollouts:
     """Samples of the network itself as its input (scheduled sampling, arXiv 1506.03099).
 
-    Teacher forcing shows the network nothing but right tokens, or noise; sampling goes on from its own, whose
-    mistakes go together. Here it learns to come back from those to the picture that the sample is of.
+    Teacher forcing shows the network right tokens or noise. Sampling continues its own tokens, whose mistakes
+    are related. Here it learns to return from those to the picture of the sample.
 
-    Every ``ROLLOUT_STEPS`` steps the weights of that moment, in bfloat16, draw the samples for the steps to
-    come, with ``ROLLOUT_SETTINGS``.
+    Every ``ROLLOUT_STEPS`` steps the present weights draw the samples for the coming steps, in bfloat16 with
+    ``ROLLOUT_SETTINGS``.
 
     Args:
-        model: what is trained.
+        model: network in training.
         tokens: (items, N) int64.
-        sampled: a network, items (B,) and seeds (B,) -> samples (B, N) that are to become these items.
+        sampled: a network, items (B,) and seeds (B,) -> samples (B, N) with these items as targets.
         settings: of the optimisation.
         share: of the examples of a batch, in [0, 1]; above 0 at least one.
 
     Raises:
-        UsageError: another share.
+        UsageError: the share is out of range.
     """
 
     def __init__(
@@ -110,7 +115,7 @@ class Rollouts:
         self.model, self.sampled, self.settings, self.items = model, sampled, settings, len(tokens)
         self.count = max(1, round(share * settings.batch_size)) if share else 0
         self.drawn = torch.zeros(ROLLOUT_STEPS, self.count, tokens.shape[1], dtype=torch.int64)
-        #: For ``loop.train``: a run that goes on needs the samples again, and the same settings.
+        #: For ``loop.train``: a resumed run needs the same samples and settings.
         self.memory: dict[str, Tensor] = {}
         self.about: dict[str, object] = {}
         if share:
@@ -118,9 +123,9 @@ class Rollouts:
             self.about = {"rollouts": {"share": share, "every": ROLLOUT_STEPS, **asdict(ROLLOUT_SETTINGS)}}
 
     def __call__(self, step: int, noisy: Tensor, tokens: Tensor) -> Tensor:
-        """Input (B, N) of a step, from that with noise and the right tokens.
+        """Input (B, N) of a step, from noisy and right tokens.
 
-        In the first examples some tokens are the sample's, half of the time all.
+        In the first examples some tokens, half of the time all, are those of samples.
         """
         if not self.count:
             return noisy
@@ -134,10 +139,10 @@ class Rollouts:
         network = prepare(copy.deepcopy(self.model).bfloat16().eval())
         ahead = range(step, step + ROLLOUT_STEPS)
         batches = [batch_indices(self.items, self.settings, later)[: self.count] for later in ahead]
-        wanted = torch.from_numpy(np.concatenate(batches))
-        first = (self.settings.seed * 1_000_003 + step) * len(wanted) % 2**32
+        items = torch.from_numpy(np.concatenate(batches))
+        first = (self.settings.seed * 1_000_003 + step) * len(items) % 2**32
         parts = zip(
-            wanted.split(ROLLOUT_BATCH), torch.arange(first, first + len(wanted)).split(ROLLOUT_BATCH),
+            items.split(ROLLOUT_BATCH), torch.arange(first, first + len(items)).split(ROLLOUT_BATCH),
             strict=True,
         )  # fmt: skip
         # Autocast would keep copies of weights without gradients, and the step would use them.
@@ -147,12 +152,12 @@ class Rollouts:
 
 
 def grouped(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Items by label: (items,) places in order, and where each label's begin there and how many they are."""
+    """Group items by label: their order (items,), and each label's start in it and count."""
     count = torch.bincount(labels)
     return labels.argsort(stable=True), count.cumsum(0) - count, count
 
 
 def exchange(tokens: Tensor, others: Tensor, most: float) -> Tensor:
-    """(B, N) with a share of each row, uniform below ``most``, taken from ``others``."""
+    """Take a share of each row, uniform below ``most``, from ``others``: (B, N)."""
     share = torch.rand(len(tokens), 1) * most
     return torch.where(torch.rand(tokens.shape) < share, others, tokens)

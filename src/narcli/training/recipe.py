@@ -1,127 +1,394 @@
-"""Parts of a training: the model that it begins with, and sizes that fit."""
+"""Recipes of a training: all that was asked for, and the way from a folder of pictures to a saved model.
+
+``TokenizerRecipe(data=..., output=...).run()`` trains, or goes on with the run in ``output``. No torch at
+import.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal
 
-from .. import rules
-from ..checkpoints import config
-from ..errors import CheckpointError, UsageError
-from ..order import format_grid
+from ..checkpoints import config as configs
+from ..checkpoints.formats.transformer import RULES as TRANSFORMER
+from ..checkpoints.formats.vq import RULES as VQ
+from ..errors import UsageError
+from .start import check_output, check_sizes, load_start, own_encoder, vq_tokenizer, warn_of_untrained
 
 if TYPE_CHECKING:
-    from ..checkpoints.text_encoder import T5Encoder
-    from ..models.blocks import Kind
+    from ..models.blocks import TransformerConfig
     from ..models.transformer import NARTransformer
     from ..models.vq import VQConfig, VQTokenizer
     from .data import Pictures
+    from .loop import TrainSettings
+
+    #: The network that goes on, the tokenizer, sizes, class names, and default sampling settings.
+    Plan = tuple[
+        NARTransformer | None,
+        VQTokenizer,
+        TransformerConfig,
+        str | Sequence[str] | None,
+        Mapping[str, float],
+    ]
+
+FRAMES = 4  # frames of a slice of clips, as in the released video models
 
 
-def load_start(
-    folder: Path, kinds: Sequence[str], pictures: Pictures, data: Path
-) -> tuple[NARTransformer, VQTokenizer, config.ModelConfig]:
-    """A model that goes on learning: its transformer in float32, its tokenizer, what its folder says.
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Fields of all trainings.
+
+    Args:
+        data: folder of pictures or clips; see ``load_pictures``.
+        output: folder of the run, which goes on where it stopped.
+        steps: optimiser steps in all.
+        batch_size: pictures a step.
+        learning_rate: peak; a cosine takes it to zero.
+        save_every: steps between checkpoints and sample sheets.
+        seed: of weights, data order, dropout and noise, in [0, 2**32).
+    """
+
+    data: Path
+    output: Path
+    steps: int = 10_000
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    save_every: int = 500
+    seed: int = 0
+
+    @property
+    def result(self) -> Path:
+        """Folder of the trained model."""
+        return self.output / configs.RESULT
+
+    def settings(self, **others: Any) -> TrainSettings:
+        """Give the settings of the optimisation; others are named as in ``TrainSettings``."""
+        from .loop import TrainSettings
+
+        return TrainSettings(
+            steps=self.steps, batch_size=self.batch_size, learning_rate=self.learning_rate,
+            save_every=self.save_every, seed=self.seed, **others,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerRecipe(Recipe):
+    """A training of a VQ tokenizer.
+
+    Args:
+        size: side of the pictures in pixels; needed for image files.
+        channels: at the highest resolution, a multiple of 32.
+        multipliers: factors of the channels, one a level; all levels but the last halve.
+        blocks: residual blocks a level.
+        patch: side in pixels of the patches stacked as channels.
+        codes: size of the codebook.
+        frames: frames of clips stacked as channels; None is ``FRAMES``, of clips.
+        loop_starts: clips are loops, and are also learned from so many frames on.
+        start: a tokenizer whose decoder alone learns on, in place of a new one.
+        heldout: pictures to measure the PSNR on at the end.
 
     Raises:
-        CheckpointError: it is not in narcli's own format, not of one of these kinds, or cannot be read.
-        UsageError: it does not make what ``pictures`` are, or has a LARP tokenizer.
+        UsageError: ``channels`` is no multiple of 32.
     """
-    from ..checkpoints.load import load_transformer
 
-    file = folder / config.CONFIG
-    known = config.read_config(file) if file.is_file() else config.ModelConfig()
-    if not known.kind:
-        raise CheckpointError(
-            f"{folder} is not a model in narcli's own format.",
-            "`narcli models convert` makes one of a released model.",
-        )
-    if known.kind not in kinds:
-        raise CheckpointError(
-            f"{folder} is of the kind {known.kind!r}, expected {' or '.join(map(repr, kinds))}.",
-            "Give another --start.",
-        )
-    model, vq = load_transformer(folder, kind=cast("Kind", known.kind)), vq_tokenizer(folder)
-    if vq.config.codebook_size != model.config.vocab_size:
-        raise CheckpointError(
-            f"In {folder} the model draws from {model.config.vocab_size} codes, and the tokenizer has "
-            f"{vq.config.codebook_size}.",
-            "They do not belong together.",
-        )
-    if (grid := grid_of(pictures, vq.config)) != model.config.grid:
-        raise UsageError(
-            f"What is in {str(data)!r} makes a grid of {format_grid(grid)} tokens, and {folder} has one of "
-            f"{format_grid(model.config.grid)}.",
-            "Prepare it in the size that the model makes, or train a new model.",
-        )
-    return model, vq, known
+    batch_size: int = 16
+    learning_rate: float = 8e-4
+    size: int | None = None
+    channels: int = 64
+    multipliers: tuple[int, ...] = (1, 1, 2)
+    blocks: int = 1
+    patch: int = 2
+    codes: int = 4096
+    frames: int | None = None
+    loop_starts: int = 1
+    start: Path | None = None
+    heldout: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.channels % 32:
+            raise UsageError(
+                f"channels is {self.channels}, expected a multiple of 32 (normalisation groups)."
+            )
+
+    def run(self, tell: Callable[[str], object] = warnings.warn, quiet: bool = False) -> float | None:
+        """Train, and save the result; return its mean PSNR in dB on the pictures held out, if any.
+
+        Args:
+            tell: is told, a sentence each, of what may be a mistake.
+            quiet: no progress display.
+
+        Raises:
+            UsageError: data, sizes or a tokenizer that do not go together.
+            CheckpointError: a file that cannot be used, or another run in ``output``.
+            NarError: the loss is not finite, or the disk is full.
+            KeyboardInterrupt: after a signal; the last whole step's state is written first.
+        """
+        check_output(self.output, self.data)
+        from ..checkpoints.save import check_saveable, save_model
+        from .data import load_pictures
+        from .tokenizer import psnr, train_tokenizer
+        from .tokens import grid_of
+
+        pictures = load_pictures(self.data, self.size, tell).loops(self.loop_starts)
+        if self.frames and not pictures.frames:
+            raise UsageError(
+                f"frames is {self.frames}, and {str(self.data)!r} holds no clips.", "Leave it out."
+            )
+        start = vq_tokenizer(self.start) if self.start else None
+        if start is None:
+            config = self._config(pictures)
+            check_sizes(VQ, asdict(config))
+        else:
+            config = start.config
+        grid_of(pictures, config)
+        heldout = load_pictures(self.heldout, self.size, tell) if self.heldout else None
+        if heldout:
+            grid_of(heldout, config)
+        check_saveable(self.result, tokenizer=config)
+        settings = self.settings(weight_decay=0.01, compile=False)
+        model = train_tokenizer(pictures, config, settings, self.output, start, quiet)
+        save_model(self.result, tokenizer=model, overwrite=True)
+        return float(psnr(model, heldout).mean()) if heldout else None
+
+    def _config(self, pictures: Pictures) -> VQConfig:
+        from ..models.vq import VQConfig
+
+        return VQConfig(
+            self.channels, self.multipliers, self.blocks, self.channels * self.multipliers[-1], self.codes,
+            patch=self.patch, frames=(self.frames or FRAMES) if pictures.frames else 1,
+        )  # fmt: skip
 
 
-def own_encoder(path: Path, width: int | None = None) -> T5Encoder:
-    """Load the text encoder that learns with a model, in float32.
+@dataclass(frozen=True, kw_only=True)
+class NARRecipe(Recipe):
+    """Fields of all trainings of a transformer.
+
+    Args:
+        dropout: on tokens, attention and feed-forward outputs, in [0, 1).
+        token_noise: largest share of input tokens exchanged for other pictures', in [0, 2]; see ``Noise``.
+        rollouts: share of examples whose input the network drew, in [0, 1]; see ``Rollouts``.
+        muon: use Muon for hidden matrices.
+        compile: use ``torch.compile``.
+    """
+
+    dropout: float = 0.1
+    token_noise: float = 0.0
+    rollouts: float = 0.0
+    muon: bool = False
+    compile: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRecipe(NARRecipe):
+    """A training of a class-conditional transformer.
+
+    Args:
+        tokenizer: a trained tokenizer, for a new model.
+        start: a trained model of classes that goes on, with its sizes, tokenizer and class names.
+        size: side of the pictures in pixels; needed for image files.
+        dim: width of a new model.
+        layers: of its trunk.
+        heads: of its attention, each a multiple of 4 wide.
+        ffn: hidden size of its feed-forward; None is 8/3 of ``dim``, up to a multiple of 64.
+        position: ``rotary`` or ``absolute``; None is rotary, of clips absolute.
+        loop_starts: clips are loops, and are also learned from so many frames on.
+        classes: name of the class table of the labels; None takes the names of the data.
 
     Raises:
-        CheckpointError: there is none, or one that makes features of another width.
+        UsageError: neither tokenizer nor start, or heads of another width.
     """
-    import torch
 
-    from ..checkpoints.text_encoder import T5Encoder
+    tokenizer: Path | None = None
+    start: Path | None = None
+    size: int | None = None
+    dim: int = 320
+    layers: int = 6
+    heads: int = 5
+    ffn: int | None = None
+    position: Literal["rotary", "absolute"] | None = None
+    loop_starts: int = 1
+    classes: str | None = None
 
-    if not path.is_dir():
-        raise CheckpointError(
-            f"There is no text encoder in {path}.", "Give one as --text-encoder, as transformers saves a T5."
+    def __post_init__(self) -> None:
+        if not self.start and not self.tokenizer:
+            raise UsageError("`tokenizer` is missing.", "Give it, or `start` to go on with a model.")
+        if self.dim % self.heads or self.dim // self.heads % 4:
+            raise UsageError(
+                f"dim {self.dim} with heads {self.heads} gives heads of width {self.dim / self.heads:g}.",
+                "Expected a multiple of 4.",
+            )
+
+    def run(self, tell: Callable[[str], object] = warnings.warn, quiet: bool = False) -> None:
+        """Train, and save the result; arguments and errors as in ``TokenizerRecipe.run``."""
+        check_output(self.output, self.data)
+        import torch
+
+        from ..checkpoints.save import check_saveable, save_model
+        from .data import load_pictures
+        from .nar import train_nar
+        from .tokens import tokenize
+
+        pictures = load_pictures(self.data, self.size, tell).loops(self.loop_starts)
+        if pictures.item_labels is None:
+            raise UsageError(
+                f"The pictures in {str(self.data)!r} have no classes.",
+                "Put them into folders named by class.",
+            )
+        start, vq, config, table, defaults = (self._go_on if self.start else self._begin)(pictures)
+        settings = self.settings(muon=self.muon, compile=self.compile)
+        warn_of_untrained(pictures, config.num_classes, tell)
+        check_saveable(self.result, config, vq.config, table, defaults)
+        tokens, labels = tokenize(pictures, vq, self.output), torch.from_numpy(pictures.item_labels)
+        model = train_nar(
+            tokens, labels, vq, config, settings, self.output, start, loop_starts=self.loop_starts,
+            dropout=self.dropout, token_noise=self.token_noise, rollouts=self.rollouts, quiet=quiet,
+        )  # fmt: skip
+        save_model(
+            self.result, transformer=model, tokenizer=vq, classes=table, defaults=defaults, overwrite=True
         )
-    encoder = T5Encoder.load(path, torch.float32)
-    if width is not None and encoder.width != width:
-        raise CheckpointError(
-            f"The text encoder in {path} makes features of {encoder.width} numbers, and the model takes "
-            f"{width}.",
-            "They do not belong together.",
-        )
-    return encoder
+
+    def _go_on(self, pictures: Pictures) -> Plan:
+        from ..classes import load_table
+
+        assert self.start
+        folder = configs.result_of(self.start)
+        start, vq, known = load_start(folder, ["video" if pictures.frames else "image"], pictures, self.data)
+        if start.config.num_classes < pictures.num_classes:
+            raise UsageError(
+                f"{folder} has {start.config.num_classes} classes, the labels {pictures.num_classes}.",
+                "Train a new model.",
+            )
+        expected = [row.names[0] for row in load_table(known.classes).rows] if known.classes else []
+        for label, (name, other) in enumerate(zip(pictures.names, expected, strict=False)):
+            if name != other:
+                raise UsageError(
+                    f"Class {label} of {str(self.data)!r} is {name!r}, that of {folder} is {other!r}.",
+                    "Give the pictures that it was trained on, or train a new model.",
+                )
+        return start, vq, start.config, known.classes, known.defaults
+
+    def _begin(self, pictures: Pictures) -> Plan:
+        from ..classes import load_table
+        from ..models.blocks import TransformerConfig, ffn_dim
+        from .tokens import grid_of
+
+        assert self.tokenizer
+        if pictures.frames and self.position == "rotary":
+            raise UsageError("`position` is rotary, which has two axes; clips have three.", "Leave it out.")
+        count = len(load_table(self.classes)) if self.classes else pictures.num_classes
+        if count < pictures.num_classes:
+            raise UsageError(
+                f"The table {self.classes} has {count} classes, the labels {pictures.num_classes}."
+            )
+        if not self.classes and count > configs.MAX_CLASSES:
+            raise UsageError(
+                f"The labels of {str(self.data)!r} reach {count - 1:,}, "
+                f"expected below {configs.MAX_CLASSES:,}.",
+                "Number the classes from 0.",
+            )
+        vq = vq_tokenizer(self.tokenizer)
+        config = TransformerConfig(
+            grid_of(pictures, vq.config), self.dim, self.layers, self.heads, vq.config.codebook_size,
+            self.ffn or ffn_dim(self.dim, 64), num_classes=count,
+            position=self.position or ("absolute" if pictures.frames else "rotary"),
+        )  # fmt: skip
+        check_sizes(TRANSFORMER, asdict(config))
+        table = self.classes or pictures.names or [f"class {n}" for n in range(count)]
+        return None, vq, config, table, {"cfg_scale": 2.0}
 
 
-def check_sizes(rules: Mapping[str, rules.Rule], sizes: Mapping[str, Any]) -> None:
-    """Refuse a network that narcli's own format could not hold."""
-    for name, (expected, holds) in rules.items():
-        if not holds(sizes[name]):
-            raise UsageError(f"{name} is {sizes[name]}, expected {expected}.")
+@dataclass(frozen=True, kw_only=True)
+class TextRecipe(NARRecipe):
+    """A training of a transformer on captions, together with its text encoder.
 
-
-def vq_tokenizer(path: Path) -> VQTokenizer:
-    """A tokenizer of the kind that is trained here.
+    Args:
+        start: a model of classes, whose blocks and tokenizer it takes, or a model of text that goes on.
+        text_encoder: folder of a T5 to train, in place of a new one or of that of ``start``.
+        encoder_dim: width of a new encoder, a multiple of 64.
+        encoder_layers: of a new encoder.
+        encoder_steps: steps in which a new encoder first learns which caption is of which picture.
+        caption_tokens: longest caption in tokens of the encoder, the end token counted.
+        sentences: share of examples that give the end token's state alone, in [0, 1].
+        projection_steps: first steps, in which only the projections of captions learn.
+        code_smoothing: width of shared targets, in [0, 10]; see ``SoftTargets``.
 
     Raises:
-        UsageError: it is a LARP tokenizer.
+        UsageError: ``encoder_dim`` is no multiple of 64.
     """
-    from ..checkpoints.load import load_tokenizer
-    from ..models.vq import VQTokenizer
 
-    vq = load_tokenizer(path)
-    if not isinstance(vq, VQTokenizer):
-        raise UsageError(f"{path} is a LARP tokenizer.", "Expected one of `narcli train tokenizer`.")
-    return vq
+    start: Path
+    text_encoder: Path | None = None
+    encoder_dim: int = 256
+    encoder_layers: int = 4
+    encoder_steps: int = 1000
+    caption_tokens: int = 80
+    sentences: float = 0.0
+    projection_steps: int = 0
+    code_smoothing: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.encoder_dim % 64:
+            raise UsageError(
+                f"encoder_dim is {self.encoder_dim}, expected a multiple of 64 (attention heads)."
+            )
 
-def grid_of(pictures: Pictures, tokenizer: VQConfig) -> tuple[int, ...]:
-    """(H, W) of the tokens of pictures, (T, H, W) of those of clips.
+    @property
+    def goes_on(self) -> bool:
+        """Tell if ``start`` is a model of text, whose encoder learns on.
 
-    Raises:
-        UsageError: the tokenizer does not fit them.
-    """
-    height, width = pictures.images.shape[-3:-1]
-    if tokenizer.frames > 1 and not pictures.frames:
-        raise UsageError("The tokenizer is one of clips, and these are pictures.", "Train one on pictures.")
-    if pictures.frames % tokenizer.frames:
-        raise UsageError(
-            f"The clips have {pictures.frames} frames, not a multiple of {tokenizer.frames}.",
-            "Train a tokenizer with other --frames.",
-        )
-    if height % tokenizer.downsampling or width % tokenizer.downsampling:
-        raise UsageError(
-            f"The pictures are {width}x{height} pixels, not a multiple of {tokenizer.downsampling}.",
-            "Choose another --size, or another tokenizer (its --patch and --multipliers).",
-        )
-    slices = (pictures.frames // tokenizer.frames,) if pictures.frames else ()
-    return *slices, height // tokenizer.downsampling, width // tokenizer.downsampling
+        Raises:
+            CheckpointError: its config.json cannot be used.
+        """
+        file = configs.result_of(self.start) / configs.CONFIG
+        return file.is_file() and configs.read_config(file).kind == "text"
+
+    def run(self, tell: Callable[[str], object] = warnings.warn, quiet: bool = False) -> None:
+        """Train, and save the result; arguments and errors as in ``TokenizerRecipe.run``."""
+        check_output(self.output, self.data)
+        import numpy as np
+        import torch
+
+        from ..checkpoints.save import check_saveable, save_model
+        from .captions import load_captions
+        from .data import load_pictures
+        from .text import byte_encoder, looks_of, train_text
+        from .tokens import tokenize
+
+        start, defaults = configs.result_of(self.start), {"cfg_scale": 2.0}
+        pictures = load_pictures(self.data, tell=tell)
+        captions = load_captions(self.data, len(pictures))
+        blocks, vq, known = load_start(start, ["image", "text"], pictures, self.data)
+        own, caption_tokens = None, self.caption_tokens
+        if known.kind == "text":
+            most, defaults = blocks.config.condition_tokens, dict(known.defaults)
+            caption_tokens = min(caption_tokens, most) if self.text_encoder else most
+            own = own_encoder(self.text_encoder or start / configs.TEXT_ENCODER, blocks.config.caption_dim)
+        elif self.text_encoder:
+            own = own_encoder(self.text_encoder)
+        encoder_steps = 0 if own else self.encoder_steps
+        settings = self.settings(muon=self.muon, compile=self.compile)
+        sizes = replace(
+            blocks.config, condition="text", num_classes=0, condition_tokens=caption_tokens,
+            caption_dim=own.width if own else self.encoder_dim,
+        )  # fmt: skip
+        check_sizes(TRANSFORMER, asdict(sizes))
+        check_saveable(self.result, sizes, vq.config, defaults=defaults)
+        tokens = tokenize(pictures, vq, self.output)
+        torch.manual_seed(self.seed)
+        # Without labels every picture has a subject of its own.
+        subjects = np.arange(len(pictures)) if pictures.labels is None else pictures.labels
+        looks = looks_of(pictures.images) if encoder_steps else None
+        model, encoder = train_text(
+            tokens, captions, torch.from_numpy(subjects), looks, vq, blocks,
+            own or byte_encoder(self.encoder_dim, self.encoder_layers), caption_tokens, settings,
+            self.output, encoder_steps, dropout=self.dropout, token_noise=self.token_noise,
+            code_smoothing=self.code_smoothing, rollouts=self.rollouts, sentences=self.sentences,
+            projection_steps=self.projection_steps, quiet=quiet,
+        )  # fmt: skip
+        save_model(
+            self.result, transformer=model, tokenizer=vq, text_encoder=encoder, defaults=defaults,
+            overwrite=True,
+        )  # fmt: skip

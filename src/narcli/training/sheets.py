@@ -18,7 +18,7 @@ from .data import Pictures
 
 @torch.inference_mode()
 def reconstruction_sheet(model: VQTokenizer, pictures: Pictures, path: Path, count: int = 24) -> None:
-    """Originals above their reconstructions, spread over the data, as a PNG; frames of clips side by side."""
+    """Write a PNG of originals above their reconstructions, spread over the data; frames side by side."""
     picks = np.linspace(0, len(pictures) - 1, count).astype(int)
     batch = pictures.batch(picks)
     features = model.features(batch)
@@ -41,10 +41,14 @@ def sample_sheet(
     features: torch.Tensor | None = None,
     padding: torch.Tensor | None = None,
 ) -> None:
-    """Samples of classes spread over the table, or of 40 captions, seeds 0 and up, guidance 2, as a PNG.
+    """Write a PNG of samples with seeds from 0 and guidance 2: 40 pictures, ten a row, or 8 clips, one a row.
 
-    40 pictures, ten a row, or 8 clips, the frames of each in a row. Of captions the features (40, C, width),
-    left-padded, and their padding (40, C) are given.
+    Args:
+        model: of classes, which are spread over the table, or of text.
+        tokenizer: decodes the samples.
+        path: file to write.
+        features: (40, C, width) left-padded features of captions, for a model of text.
+        padding: (40, C) bool, true for padding.
     """
     was_training = model.training
     model.eval()
@@ -59,7 +63,7 @@ def sample_sheet(
 
 
 def to_pixels(decoded: torch.Tensor) -> torch.Tensor:
-    """(B, 3, [frames,] H, W) in [-1, 1], not clamped -> uint8 (B, H, W, 3), frames side by side."""
+    """Convert (B, 3, [frames,] H, W) in [-1, 1], unclamped, to uint8 (B, H, W, 3), frames side by side."""
     levels = ((decoded.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(1, -1)
     return levels if decoded.dim() == 4 else levels.transpose(1, 2).flatten(2, 3)
 

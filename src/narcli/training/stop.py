@@ -1,4 +1,4 @@
-"""The end of a training by a signal, and lines about it that nobody may be there to read."""
+"""Ending a training by a signal, and its lines on a stderr that may be closed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..endings import ASKED, endings
 
 
 def say(line: str) -> bool:
-    """Print on stderr; returns whether it takes lines: a pipe or terminal that was closed takes none."""
+    """Print on stderr; return false if it is closed."""
     try:
         print(line, file=sys.stderr, flush=True)
     except (OSError, ValueError):
@@ -23,9 +23,9 @@ def say(line: str) -> bool:
 
 @contextmanager
 def deferred(quiet: bool) -> Iterator[list[signal.Signals]]:
-    """Within the block the first signal to end only joins the list yielded; a second one is as ever.
+    """Context in which the first ending signal only joins the yielded list; a second one acts as usual.
 
-    Those are Ctrl-C, SIGTERM and SIGHUP where Python handles them, and others with a handler of theirs.
+    These signals are Ctrl-C, SIGTERM and SIGHUP if Python handles them, and others with a handler.
     """
     handlers = {number: handler for number in endings() if callable(handler := signal.getsignal(number))}
     always = [getattr(signal, name, None) for name in ASKED]
@@ -45,7 +45,7 @@ def deferred(quiet: bool) -> Iterator[list[signal.Signals]]:
             signal.signal(number, handler)
 
     if threading.current_thread() is not threading.main_thread():
-        before = {}  # signals are the main thread's
+        before = {}  # only the main thread may set handlers
     for number in before:
         signal.signal(number, note)
     try:

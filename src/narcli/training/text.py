@@ -1,9 +1,9 @@
 """Training of a transformer and its text encoder together, on pictures with captions.
 
-The released models read a large T5 that was trained on text alone. A small model has none to start from, so a
-small T5 that reads bytes first learns which caption belongs to which picture, and then together with the
-transformer, whose blocks start from a model of classes: only the class embedding gives way to the captions.
-A model of text goes on as it is. The loss is that of ``nar``.
+The released models read a large T5 that was trained on text alone. Here a small T5 that reads bytes first
+learns which caption belongs to which picture. Then it learns together with the transformer, whose blocks
+start from a model of classes: captions replace the class embedding. A model of text is continued unchanged.
+The loss is that of ``nar``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checkpoints.config import ENCODER
 from ..checkpoints.text_encoder import T5Encoder, left_pad
 from ..errors import UsageError
 from ..models.blocks import TextCondition, TransformerConfig
@@ -34,18 +35,18 @@ from .tokens import weights_digest
 HEAD_DIM = 64  # of the encoder, as in the released T5s
 
 
-READER_BATCH, READER_RATE = 128, 2e-3  # of the encoder's own training, which comes first
+READER_BATCH, READER_RATE = 128, 2e-3  # of the encoder's own training
 
 
-LOOKS, SIDE = 256, 16  # numbers that say how a picture looks, from thumbnails of SIDE x SIDE pixels
+LOOKS, SIDE = 256, 16  # numbers that describe a picture, from thumbnails of SIDE x SIDE pixels
 
 
 def byte_encoder(width: int, layers: int) -> T5Encoder:
-    """A T5 encoder with fresh weights that reads UTF-8 bytes, which takes no vocabulary file.
+    """Make a T5 encoder with fresh weights that reads UTF-8 bytes, without a vocabulary file.
 
     Args:
         width: of the model and its features, a multiple of ``HEAD_DIM``.
-        layers: each with attention and a gated feed-forward twice as wide.
+        layers: layers of attention and a gated feed-forward twice as wide.
     """
     from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
@@ -58,9 +59,9 @@ def byte_encoder(width: int, layers: int) -> T5Encoder:
 
 
 def looks_of(images: np.ndarray) -> Tensor:
-    """How pictures look, in numbers that tell them apart: (N, H, W, 3) uint8 -> (N, LOOKS).
+    """Describe pictures by numbers that distinguish them: (N, H, W, 3) uint8 -> (N, LOOKS).
 
-    Principal components of thumbnails, all of the same variance, so that details count; rows have norm 1.
+    They are principal components of thumbnails, of equal variance, so that details count. Rows have norm 1.
     """
     small = [
         F.adaptive_avg_pool2d(torch.from_numpy(np.array(part)).movedim(-1, 1).float() / 255, SIDE).flatten(1)
@@ -74,7 +75,7 @@ def looks_of(images: np.ndarray) -> Tensor:
 
 
 class Reader(nn.Module):
-    """An encoder that says which picture a caption is of."""
+    """An encoder that finds the picture of a caption."""
 
     def __init__(self, encoder: T5Encoder) -> None:
         super().__init__()
@@ -83,15 +84,15 @@ class Reader(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
 
     def forward(self, ids: Sequence[Tensor], looks: Tensor) -> Tensor:
-        """Token ids of B captions, and (N, LOOKS) of all pictures -> logits (B, N)."""
+        """Compare B captions (token ids) with all pictures, (N, LOOKS): logits (B, N)."""
         encoded, seen = encode(self.encoder, ids)
         mean = (encoded.float() * seen[..., None]).sum(1) / seen.sum(1, keepdim=True)
-        found = F.normalize(self.look(mean).float(), dim=-1)
-        return self.log_scale.exp() * (found @ looks.T)
+        vectors = F.normalize(self.look(mean).float(), dim=-1)
+        return self.log_scale.exp() * (vectors @ looks.T)
 
 
 def encode(encoder: nn.Module, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Token ids of B captions -> the last hidden state (B, L, width), and 0 where it is padding (B, L)."""
+    """Encode token ids of B captions: last hidden states (B, L, width), and (B, L), 0 for padding."""
     rows = nn.utils.rnn.pad_sequence(list(ids), batch_first=True)
     lengths = torch.tensor([len(row) for row in ids])
     seen = (torch.arange(rows.shape[1]) < lengths[:, None]).long()
@@ -102,18 +103,18 @@ def learn_to_read(
     encoder: T5Encoder, ids: Sequence[Sequence[Tensor]], looks: Tensor, settings: TrainSettings, folder: Path,
     data: str, quiet: bool = False,
 ) -> None:  # fmt: skip
-    """Train an encoder, in place, to tell from a caption which picture it belongs to.
+    """Train an encoder, in place, to find the picture of a caption.
 
-    A step costs a small part of one of the transformer. Without it that learns to continue pictures from
-    their own beginnings, long before the encoder has anything to say.
+    A step costs a small part of one of the transformer. Without this training the transformer learns to
+    continue pictures from their own beginnings, before the encoder is of any use.
 
     Args:
-        encoder: what is trained.
+        encoder: encoder to train.
         ids: token ids of the captions of each picture.
         looks: (N, LOOKS) of the pictures; see ``looks_of``.
         settings: of the optimisation.
-        folder: see ``loop.train``.
-        data: what tells these pictures and captions from others.
+        folder: folder of the run.
+        data: hash of these pictures and captions.
         quiet: no progress display.
     """
     captions = [(item, row) for item, rows in enumerate(ids) for row in rows]
@@ -122,7 +123,7 @@ def learn_to_read(
     count = min(settings.batch_size, len(captions))
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        # Captions of about the same length, so that hardly any padding is read.
+        # Captions of similar length leave hardly any padding.
         order = (lengths + 4 * torch.rand(len(lengths))).argsort()
         begin = int(torch.randint(1 - count, len(order), ()).clamp(0, len(order) - count))
         picked = [captions[index] for index in order[begin : begin + count].tolist()]
@@ -130,28 +131,28 @@ def learn_to_read(
         return F.cross_entropy(logits, torch.tensor([item for item, _ in picked])), {}
 
     about = {"encoder": sizes_of(encoder), "data": data}
-    # Another machine may find components of the other sign.
+    # Components may have the other sign on another machine.
     memory = {"looks": looks}
     train(reader, loss_of, settings, folder, lambda *_: None, memory=memory, about=about, quiet=quiet)
     encoder.model.eval()
 
 
 def sizes_of(encoder: T5Encoder) -> dict[str, int]:
-    """Of the network of an encoder."""
+    """Sizes of an encoder's network."""
     return {name: getattr(encoder.model.config, name) for name in ("d_model", "num_layers", "d_ff")}
 
 
 class TextNAR(nn.Module):
-    """What is trained: the transformer and the encoder of its captions."""
+    """The networks in training: a transformer and the encoder of its captions."""
 
     def __init__(self, nar: NARTransformer, encoder: nn.Module) -> None:
         super().__init__()
         self.nar, self.encoder = nar, encoder
 
     def features(self, ids: Sequence[Tensor], alone: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Token ids of B captions -> the condition (B, C, width), left-padded, and its padding (B, C).
+        """Make the condition of B captions (token ids): (B, C, width), left-padded, and its padding (B, C).
 
-        Where ``alone``, (B,) bool, is true, the condition is the state of the end token and nothing else.
+        If ``alone``, (B,) bool, is true, the condition is only the state of the end token.
         """
         encoded, _ = encode(self.encoder, ids)
         begins = (
@@ -164,11 +165,11 @@ class TextNAR(nn.Module):
 
 
 def begin(start: NARTransformer, config: TransformerConfig, dropout: float = 0.0) -> NARTransformer:
-    """A model of text with blocks, heads and token embeddings of one of classes, or with all of one of text.
+    """Make a model of text from the blocks and token embeddings of a model of classes, or from one of text.
 
     Args:
-        start: its sizes are those of ``config``, but for the condition of a model of classes. A model of text
-            may have more condition tokens: the last ones stay, where captions are.
+        start: of the sizes of ``config``, except for the condition of a model of classes. A model of text may
+            have more condition tokens; the last ones are kept, since captions are there.
         config: of the new model.
         dropout: as ``train_nar``.
     """
@@ -183,13 +184,13 @@ def begin(start: NARTransformer, config: TransformerConfig, dropout: float = 0.0
         return model
     model.init_weights()
     condition = cast(TextCondition, model.condition)
-    nn.init.normal_(condition.uncond_embedding)  # features have that size, too
-    # As large as a class embedding, or the captions are lost in the position embedding.
+    nn.init.normal_(condition.uncond_embedding)  # the size of features
+    # As large as a class embedding, else position embeddings hide the captions.
     nn.init.normal_(condition.fc1.weight, std=config.caption_dim**-0.5)
     kept = {name: value for name, value in start.state_dict().items() if not name.startswith("condition.")}
     if config.position == "absolute":
         places = kept["position_embedding"]
-        # Every caption token begins where the class token was.
+        # Every caption token starts with the position of the class token.
         kept["position_embedding"] = torch.cat(
             [places[:, :1].expand(-1, config.condition_tokens, -1), places[:, 1:]], 1
         )
@@ -218,32 +219,31 @@ def train_text(
     projection_steps: int = 0,
     quiet: bool = False,
 ) -> tuple[NARTransformer, T5Encoder]:
-    """Train a transformer on captions, and its encoder; see ``loop.train`` for what ``folder`` keeps.
+    """Train a transformer on captions, and its encoder; ``loop.train`` lists the files in ``folder``.
 
     Args:
         tokens: (items, N) int64 codes in raster order.
-        captions: cleaned ones of each item, of which a step takes the first or, half of the time, any.
+        captions: cleaned captions of each item; a step takes the first or, half of the time, any.
         subjects: (items,) int64, see ``CaptionNoise``.
         looks: (items, LOOKS), see ``looks_of``; None without ``encoder_steps``.
         tokenizer: decodes the sample sheets.
-        start: the model of classes whose blocks it starts from, or the model of text that goes on.
-        encoder: trained with it, in place; that of such a model of text.
-        condition_tokens: longest caption in tokens of the encoder, the end token counted.
+        start: model of classes to take blocks from, or model of text to continue.
+        encoder: encoder to train with it, in place; a continued model's own.
+        condition_tokens: longest caption in tokens of the encoder, with the end token.
         settings: of the optimisation.
-        folder: where the run lives.
-        encoder_steps: of ``learn_to_read``, before the transformer begins.
+        folder: folder of the run.
+        encoder_steps: steps of ``learn_to_read``, before the transformer begins.
         dropout: on token embeddings, attention outputs and feed-forward outputs, in [0, 1).
         token_noise: largest share of a picture's input tokens that is exchanged, in [0, 2]; see
             ``CaptionNoise``.
         code_smoothing: in [0, 10], see ``SoftTargets``.
         rollouts: share of examples whose input the network drew, in [0, 1]; see ``nar.Rollouts``.
         sentences: share of examples whose condition is the end token's state alone, in [0, 1].
-        projection_steps: the first of the steps, in which only the projections of the condition learn.
+        projection_steps: first steps, in which only the projections of the condition learn.
         quiet: no progress display.
 
     Raises:
-        UsageError: a caption is longer than that, ``rollouts`` is no share, or
-            ``code_smoothing`` is out of range.
+        UsageError: a caption is too long, or ``rollouts`` or ``code_smoothing`` is out of range.
     """
     targets = SoftTargets(tokenizer, code_smoothing)
     torch.manual_seed(settings.seed)
@@ -253,8 +253,8 @@ def train_text(
     if longest > condition_tokens:
         raise UsageError(
             f"The longest caption has {longest} tokens, and "
-            f"{'the model takes' if goes_on else '--caption-tokens is'} {condition_tokens}.",
-            "Shorten it." if goes_on else f"Give --caption-tokens {longest}, or shorten it.",
+            f"{'the model takes' if goes_on else '`caption_tokens` is'} {condition_tokens}.",
+            "Shorten it." if goes_on else f"Give `caption_tokens={longest}`, or shorten it.",
         )
     data = sha256(tokens.numpy().tobytes() + repr(captions).encode()).hexdigest()
     digest = weights_digest(start)
@@ -266,7 +266,7 @@ def train_text(
             settings, steps=encoder_steps, batch_size=READER_BATCH, learning_rate=READER_RATE, muon=False,
             compile=False,
         )  # fmt: skip
-        learn_to_read(encoder, ids, looks, reading, folder / "encoder", data, quiet)
+        learn_to_read(encoder, ids, looks, reading, folder / ENCODER, data, quiet)
         torch.manual_seed(settings.seed)  # whether or not that went on from a checkpoint
     config = replace(
         start.config, condition="text", num_classes=0, condition_tokens=condition_tokens,
@@ -323,7 +323,7 @@ def train_text(
         "data": data,
         "subjects": sha256(noise.subjects.numpy().tobytes()).hexdigest(),
     }
-    # A T5 does not scale its attention: at the transformer's rates its queries grew to 16 times their size.
+    # A T5 does not scale its attention: at the transformer's rate its queries grew 16 times.
     train(
         model,
         loss_of,

@@ -1,8 +1,8 @@
 """Training of the VQ tokenizer: reconstruction (L1, L2, gradients) and vector quantisation losses.
 
-After LlamaGen (arXiv 2406.06525, section 2.1) without its adversarial and perceptual terms, which small
-pictures on plain backgrounds can do without. Codes that fall out of use are re-seeded from features.
-Clips are learned in pieces, one slice of the grid each.
+After LlamaGen (arXiv 2406.06525, section 2.1), without its adversarial and perceptual terms, which small
+pictures on plain backgrounds do not need. Unused codes are re-seeded from features. Clips are learned in
+pieces, one slice of the grid each.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ def train_tokenizer(
     start: VQTokenizer | None = None,
     quiet: bool = False,
 ) -> VQTokenizer:
-    """Train a tokenizer on pictures or clips; see ``loop.train`` for what ``folder`` keeps.
+    """Train a tokenizer on pictures or clips; ``loop.train`` lists the files in ``folder``.
 
     Args:
         pictures: H and W multiples of ``config.downsampling``, the frames of clips of ``config.frames``.
         config: sizes of the network.
         settings: of the optimisation.
-        folder: where the run lives.
-        start: a tokenizer of these sizes to go on from. Only its decoder learns: pictures keep their codes,
-            and transformers that were trained on them fit the result.
+        folder: folder of the run.
+        start: tokenizer of these sizes to continue. Only its decoder learns: pictures keep their codes, and
+            transformers that were trained on them fit the result.
         quiet: no progress display.
     """
     pictures = pictures.pieces(config.frames) if pictures.frames else pictures
@@ -72,7 +72,7 @@ def train_tokenizer(
         used[codes] = True
         last_features = flat
         chosen = model.quantize(codes).view_as(features)
-        # Straight through: the decoder's gradient reaches the encoder as if nothing were rounded.
+        # Straight through: the decoder's gradient passes the quantisation unchanged.
         vectors = features + (chosen - features).detach()
         decoded = model.decode_vectors(vectors.flatten(1, -2), features.shape[1:-1])
         difference, figures = reconstruction(decoded, images)
@@ -82,7 +82,7 @@ def train_tokenizer(
         return loss, figures | {"codes": codes.unique().numel()}
 
     def reseed(step: int) -> None:
-        # None in the last fifth, so that the decoder settles on a fixed set of codes.
+        # Codes stay fixed in the last fifth, so that the decoder adapts to them.
         if start is not None or (step + 1) % RESEED_EVERY or step > settings.steps * 0.8:
             return
         dead = (~used).nonzero().flatten()
@@ -104,7 +104,7 @@ def train_tokenizer(
 
 
 def reconstruction(decoded: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
-    """L1, squared and gradient differences, and the mean over the items of each one's PSNR in dB."""
+    """Sum L1, squared and gradient differences; also return the mean PSNR of items in dB."""
     error = decoded.float() - images
     squared = error.square()
     loss = error.abs().mean() + 4 * squared.mean() + edges(decoded.float(), images)
@@ -114,16 +114,16 @@ def reconstruction(decoded: Tensor, images: Tensor) -> tuple[Tensor, dict[str, T
 
 
 def edges(decoded: Tensor, images: Tensor) -> Tensor:
-    """Mean absolute difference of the horizontal and vertical gradients and, of clips, those in time."""
+    """Mean absolute difference of horizontal and vertical gradients and, for clips, those in time."""
     error = decoded - images  # (B, 3, [frames,] H, W)
     return torch.stack([error.diff(dim=axis).abs().mean() for axis in range(2, error.dim())]).sum()
 
 
 @torch.inference_mode()
 def psnr(model: VQTokenizer, pictures: Pictures, batch_size: int = 16) -> Tensor:
-    """Peak signal-to-noise ratio of each picture or clip, in dB: float32 (N,); for a float32 tokenizer.
+    """Measure the PSNR of each picture or clip in dB: float32 (N,); the tokenizer must be float32.
 
-    Decoded values are clamped to [-1, 1] and rounded to 8 bits, as written to files.
+    Decoded values are clamped to [-1, 1] and rounded to 8 bits, as in files.
     """
     values = []
     for start in range(0, len(pictures), batch_size):

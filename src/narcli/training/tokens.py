@@ -1,4 +1,4 @@
-"""Codes of training pictures, kept between runs."""
+"""Codes of training pictures, cached between runs."""
 
 from __future__ import annotations
 
@@ -16,18 +16,40 @@ from torch import Tensor, nn
 from ..checkpoints.config import TOKENS
 from ..errors import CheckpointError, UsageError
 from ..media.atomic import write_atomic
-from ..models.vq import VQTokenizer
+from ..models.vq import VQConfig, VQTokenizer
 from .data import Pictures, read_array
-from .recipe import grid_of
+
+
+def grid_of(pictures: Pictures, tokenizer: VQConfig) -> tuple[int, ...]:
+    """Give the grid of tokens: (H, W) of pictures, (T, H, W) of clips.
+
+    Raises:
+        UsageError: the tokenizer does not fit them.
+    """
+    height, width = pictures.images.shape[-3:-1]
+    if tokenizer.frames > 1 and not pictures.frames:
+        raise UsageError("The tokenizer is one of clips, and these are pictures.", "Train one on pictures.")
+    if pictures.frames % tokenizer.frames:
+        raise UsageError(
+            f"The clips have {pictures.frames} frames, not a multiple of {tokenizer.frames}.",
+            "Train a tokenizer with other frames.",
+        )
+    if height % tokenizer.downsampling or width % tokenizer.downsampling:
+        raise UsageError(
+            f"The pictures are {width}x{height} pixels, not a multiple of {tokenizer.downsampling}.",
+            "Choose another size, or a tokenizer with another patch or other multipliers.",
+        )
+    slices = (pictures.frames // tokenizer.frames,) if pictures.frames else ()
+    return *slices, height // tokenizer.downsampling, width // tokenizer.downsampling
 
 
 @torch.inference_mode()
 def tokenize(pictures: Pictures, tokenizer: VQTokenizer, folder: Path, batch_size: int = 16) -> Tensor:
-    """Codes of all pictures: (items, N) int64, kept in ``folder`` for the next time."""
+    """Encode all pictures: (items, N) int64, cached in ``folder``."""
     known = weights_digest(tokenizer, pictures.digest().encode())
     cache = folder / TOKENS.format(known.hexdigest()[:16])
     count, cells = len(pictures), math.prod(grid_of(pictures, tokenizer.config))
-    with suppress(CheckpointError, ValueError, TypeError):  # not there, or damaged
+    with suppress(CheckpointError, ValueError, TypeError):  # missing or damaged
         mapped = read_array(cache)
         if mapped.shape == (count, cells) and mapped.dtype == np.int32:
             kept = torch.from_numpy(mapped.astype(np.int64))
@@ -47,20 +69,20 @@ def tokenize(pictures: Pictures, tokenizer: VQTokenizer, folder: Path, batch_siz
 
 @torch.no_grad()
 def mark_starts(tokens: Tensor, starts: int, tokenizer: VQTokenizer) -> Tensor:
-    """Let the first token of a clip say where its loop begins.
+    """Make the first token of a clip tell the start of its loop.
 
-    The first corner mostly shows the background, the same one wherever the loop begins. Where it begins is
-    then decided where something moves, by several cells of a frontier at once and by each for itself, and
-    the clip mixes two beginnings. With first tokens that differ the very first draw decides.
+    The first corner mostly shows the background, the same for all starts. The start is then decided later, by
+    several cells of a pass independently, and the clip mixes two starts. With different first tokens the
+    first draw decides.
 
     Args:
         tokens: (clips * starts, N) int64, the starts of a clip one after the other.
-        starts: of a clip.
-        tokenizer: whose codes they are. Codes close to each other look much the same.
+        starts: starts of a clip.
+        tokenizer: tokenizer of the codes; close codes look nearly the same.
 
     Returns:
-        The same tokens, but a first one that an earlier start of the clip has gives way to the closest code
-        that no start of the clip has.
+        The tokens, in which a first token shared with an earlier start of the clip is replaced by the closest
+        code that no start has.
 
     Raises:
         UsageError: a clip has more starts than there are codes.
@@ -68,7 +90,7 @@ def mark_starts(tokens: Tensor, starts: int, tokenizer: VQTokenizer) -> Tensor:
     codes = tokenizer.quantize(torch.arange(tokenizer.config.codebook_size))
     if starts > len(codes):
         raise UsageError(
-            f"--loop-starts is {starts}, and the tokenizer has {len(codes)} codes.", "Give fewer starts."
+            f"`loop_starts` is {starts}, and the tokenizer has {len(codes)} codes.", "Give fewer starts."
         )
     marked = tokens.clone()
     for first in marked[:, 0].view(-1, starts):
@@ -81,7 +103,7 @@ def mark_starts(tokens: Tensor, starts: int, tokenizer: VQTokenizer) -> Tensor:
 
 
 def weights_digest(model: nn.Module, before: bytes = b"") -> Any:
-    """SHA-256 of some bytes and all weights after them."""
+    """SHA-256 of some bytes, then of all weights."""
     known = sha256(before)
     for tensor in model.state_dict().values():
         known.update(tensor.float().numpy().tobytes())

@@ -1,9 +1,8 @@
-"""Training of a text encoder that reads word pieces, after a sentence encoder that is many times larger.
+"""Training of a text encoder that reads word pieces, after a much larger sentence encoder.
 
-Captions alone teach what they say, and nothing of words that they leave out. A sentence encoder knows
-these: its vectors of many phrases are what the small encoder learns to give (distillation, arXiv
-1503.02531), together with the picture that each phrase belongs to. Pieces come from the sentence encoder's
-vocabulary, and their embeddings start from its own, so words that no phrase has mean something, too.
+Captions alone teach only their own words. A sentence encoder knows others: the small encoder learns its
+vectors of many phrases (distillation, arXiv 1503.02531), and the picture of each phrase. Pieces and their
+first embeddings come from the sentence encoder, so words that no phrase has are meaningful too.
 """
 
 from __future__ import annotations
@@ -23,24 +22,24 @@ from ..checkpoints.text_encoder import T5Encoder
 from .loop import TrainSettings, train
 from .text import HEAD_DIM, encode, sizes_of
 
-PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"  # as a T5 numbers them: 0, 1, 2
-LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789!?.,:;'\"-+=%$_^")  # kept whether or not they occur
+PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"  # numbered 0, 1, 2 in a T5
+LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789!?.,:;'\"-+=%$_^")  # always in the vocabulary
 SIMILARITY = 0.05  # temperature of the similarities within a batch
-PICTURES = 0.5  # weight of the loss over pictures, where the vectors have 3
-SORTED = 8  # batches drawn at once and sorted by length, so that little padding is read
+PICTURES = 0.5  # weight of the loss over pictures; that of the vectors is 3
+SORTED = 8  # batches drawn at once and sorted by length, for little padding
 
 
 @dataclass(frozen=True)
 class Phrases:
-    """Phrases, and what a teacher says of each.
+    """Phrases with the targets of a teacher.
 
     Args:
-        texts: cleaned.
-        often: float (N,), how often each is drawn, relative to others.
-        vectors: float (N, D), the teacher's, of norm 1.
-        owners: int64 (N,), the picture that each belongs to.
-        likely: int64 (N, K), pictures that it may mean; -1 where there are fewer.
-        shares: float (N, K), their probabilities.
+        texts: cleaned phrases, N of them.
+        often: float (N,), relative frequencies of drawing them.
+        vectors: float (N, D), the teacher's vectors, of norm 1.
+        owners: int64 (N,), picture of each phrase.
+        likely: int64 (N, K), pictures that it may mean; -1 fills up the row.
+        shares: float (N, K), probabilities of these pictures.
     """
 
     texts: Sequence[str]
@@ -52,7 +51,7 @@ class Phrases:
 
     @classmethod
     def load(cls, folder: Path) -> Phrases:
-        """Read what ``scripts/prepare_phrases.py`` wrote."""
+        """Read a folder that ``scripts/prepare_phrases.py`` wrote."""
         lines = (folder / "phrases.tsv").read_text("utf-8").splitlines()
         texts, rows, owners, often = zip(*(line.split("\t") for line in lines), strict=True)
         row = np.array(rows, np.int64)
@@ -65,23 +64,23 @@ class Phrases:
         )  # fmt: skip
 
     def digest(self) -> str:
-        """A hash of all of it."""
-        known = sha256("\n".join(self.texts).encode())
+        """Hash of texts and tensors."""
+        hasher = sha256("\n".join(self.texts).encode())
         for tensor in (self.often, self.vectors, self.owners, self.likely, self.shares):
-            known.update(tensor.numpy().tobytes())
-        return known.hexdigest()
+            hasher.update(tensor.numpy().tobytes())
+        return hasher.hexdigest()
 
 
 def word_pieces(texts: Iterable[str], vocabulary: Sequence[str]) -> tuple[Any, list[int]]:
-    """A tokenizer of the word pieces that phrases have, as ``transformers`` saves and loads it.
+    """Make a tokenizer of the word pieces in phrases, in the format of ``transformers``.
 
     Args:
         texts: the phrases.
         vocabulary: pieces of a BERT, in its order; "##" before those within a word.
 
     Returns:
-        The tokenizer, which adds an end token, and the places in ``vocabulary`` of its pieces, which come
-        after the three special ones.
+        The tokenizer, which adds an end token, and the indices in ``vocabulary`` of its pieces, which follow
+        the three special ones.
     """
     from tokenizers import Tokenizer
     from tokenizers.decoders import WordPiece as Joined
@@ -114,14 +113,14 @@ def word_pieces(texts: Iterable[str], vocabulary: Sequence[str]) -> tuple[Any, l
 
 
 def word_encoder(tokenizer: Any, embeddings: Tensor, width: int, layers: int) -> T5Encoder:
-    """A T5 encoder with fresh weights, but for its token embeddings.
+    """Make a T5 encoder with fresh weights, except for its token embeddings.
 
     Args:
         tokenizer: of ``word_pieces``.
-        embeddings: (V, D) of its pieces, by a larger encoder; D at least ``width``. Their first principal
-            components, scaled to a variance of 1, are where the encoder's own begin.
+        embeddings: (V, D) of its pieces, from a larger encoder; D at least ``width``. Their first principal
+            components, scaled to a variance of 1, initialise the encoder's own.
         width: of the model and its features, a multiple of ``HEAD_DIM``.
-        layers: each with attention and a gated feed-forward three times as wide.
+        layers: layers of attention and a gated feed-forward three times as wide.
     """
     from transformers import T5Config, T5EncoderModel
 
@@ -135,24 +134,24 @@ def word_encoder(tokenizer: Any, embeddings: Tensor, width: int, layers: int) ->
     components = centred @ directions[:, -width:]
     with torch.no_grad():
         model.shared.weight[-len(embeddings) :] = (components / components.std()).float()
-        # At first the end token's state is then the mean of what it reads of the words.
+        # The end token's state starts as the mean of what it reads of the words.
         model.shared.weight[1] = 0
     return T5Encoder(model, tokenizer)
 
 
 class Student(nn.Module):
-    """An encoder that gives the teacher's vectors, and says which picture a phrase shows.
+    """An encoder that predicts the teacher's vector and the picture of a phrase.
 
-    Both are told twice, from the end token's state and from the mean of the words', which share their
-    projections: a transformer may read the end token alone, or all of them.
+    It predicts both twice: from the end token's state, and from the mean of the words' states. Both share
+    their projections, since a transformer may read the end token alone or all states.
 
-    A picture's vector is the sum of those of its parts, subject and attributes, so a picture that is never a
-    target has one as well, of parts that other pictures have.
+    A picture's vector is the sum of those of its parts, subject and attributes. So a picture that is never a
+    target has one too, made of parts of other pictures.
 
     Args:
-        encoder: what is trained.
-        parts: (P, K) int64, numbers of the parts of each picture; -1 where it has fewer.
-        vectors: (numbers, D), where the vectors of the parts begin.
+        encoder: encoder to train.
+        parts: (P, K) int64, numbers of the parts of each picture; -1 fills up the row.
+        vectors: (numbers, D), initial vectors of the parts.
     """
 
     numbers: Tensor
@@ -167,12 +166,12 @@ class Student(nn.Module):
         self.register_buffer("numbers", parts, persistent=False)
 
     def pictures(self) -> Tensor:
-        """(P, D) of norm 1."""
+        """Vectors of all pictures, (P, D) of norm 1."""
         there = (self.numbers >= 0)[..., None]
         return F.normalize((self.parts[self.numbers.clamp_min(0)] * there).sum(1), dim=-1)
 
     def forward(self, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Token ids of B phrases -> vectors as the teacher's (2, B, D), logits over pictures (2, B, P)."""
+        """Read B phrases (token ids): vectors (2, B, D), and logits over pictures (2, B, P)."""
         states, seen = encode(self.encoder, ids)
         states = states.float()
         ends = seen.sum(1) - 1
@@ -180,26 +179,26 @@ class Student(nn.Module):
         words = seen.clone()
         words[torch.arange(len(ids)), ends] = 0
         mean = (states * words[..., None]).sum(1) / words.sum(1, keepdim=True).clamp_min(1)
-        told = torch.stack([last, mean])
-        looks = F.normalize(self.look(told).float(), dim=-1)
-        return F.normalize(self.meaning(told).float(), dim=-1), self.log_scale.exp() * (
+        readings = torch.stack([last, mean])
+        looks = F.normalize(self.look(readings).float(), dim=-1)
+        return F.normalize(self.meaning(readings).float(), dim=-1), self.log_scale.exp() * (
             looks @ self.pictures().T
         )
 
 
 def start_of_parts(phrases: Phrases, parts: Tensor) -> Tensor:
-    """Where vectors of parts begin: subjects at the mean of their pictures' phrases, attributes near zero.
+    """Initial vectors of parts: a subject has the mean of its pictures' phrases, attributes are near zero.
 
     Args:
         phrases: with the teacher's vectors.
-        parts: as ``Student``; the first of a picture is its subject, which none has as another part.
+        parts: as ``Student``; the first part of a picture is its subject, and is no attribute of another.
 
     Returns:
         (numbers, D).
     """
     subjects = parts[phrases.owners, 0]
     start = 0.02 * torch.randn(int(parts.max()) + 1, phrases.vectors.shape[1])
-    # A subject's attributes say little of it: pictures without any count as much as all the others together.
+    # Attributes say little of a subject, so pictures without any weigh as much as all others together.
     plain = 1 + 99 * (parts[phrases.owners, 1:] < 0).all(1).float()
     weights = (phrases.often * plain)[:, None]
     total = torch.zeros_like(start).index_add_(0, subjects, weights * phrases.vectors)
@@ -209,30 +208,31 @@ def start_of_parts(phrases: Phrases, parts: Tensor) -> Tensor:
 def distillation(
     vectors: Tensor, logits: Tensor, target: Tensor, owners: Tensor, likely: Tensor, shares: Tensor
 ) -> Tensor:
-    """The loss of one reading of B phrases.
+    """Compute the loss of one reading of B phrases.
 
     Args:
         vectors: (B, D) of the student.
         logits: (B, P) over pictures.
         target: (B, D) of the teacher.
         owners: (B,) pictures that own the phrases.
-        likely: (B, K), and ``shares`` (B, K): as ``Phrases``.
+        likely: (B, K) as in ``Phrases``.
+        shares: (B, K) as in ``Phrases``.
     """
     apart = 3 * (1 - (vectors * target).sum(1)).mean()
     alone = torch.eye(len(vectors), dtype=torch.bool)
-    similar, wanted = ((each @ each.T / SIMILARITY).masked_fill(alone, -1e4) for each in (vectors, target))
+    similar, reference = ((each @ each.T / SIMILARITY).masked_fill(alone, -1e4) for each in (vectors, target))
     relations = F.kl_div(
-        similar.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction="batchmean"
+        similar.log_softmax(1), reference.log_softmax(1), log_target=True, reduction="batchmean"
     )
     likelihoods = logits.log_softmax(1)
     owned = -likelihoods.gather(1, owners[:, None]).mean()
-    meant = -(likelihoods.gather(1, likely.clamp_min(0)) * shares).sum(1)
+    ambiguity = -(likelihoods.gather(1, likely.clamp_min(0)) * shares).sum(1)
     entropy = -torch.special.entr(shares).sum(1)
-    return apart + relations + PICTURES * 0.5 * (owned + (meant + entropy).mean())
+    return apart + relations + PICTURES * 0.5 * (owned + (ambiguity + entropy).mean())
 
 
 def draw(often: Tensor, lengths: Tensor, settings: TrainSettings, step: int) -> Tensor:
-    """Which phrases a step sees: (B,), drawn with replacement, those of a batch of about the same length."""
+    """Draw the phrases of a step with replacement, of similar length within a batch: (B,)."""
     turn, place = divmod(step, SORTED)
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + turn)
     drawn = torch.multinomial(often, SORTED * settings.batch_size, replacement=True, generator=generator)
@@ -244,16 +244,16 @@ def train_words(
     encoder: T5Encoder, phrases: Phrases, parts: Tensor, targets: Tensor, settings: TrainSettings,
     folder: Path, tokens: int = 40, quiet: bool = False,
 ) -> Student:  # fmt: skip
-    """Train an encoder, in place; see ``loop.train`` for what ``folder`` keeps.
+    """Train an encoder, in place; ``loop.train`` lists the files in ``folder``.
 
     Args:
         encoder: of ``word_encoder``.
-        phrases: to learn from.
-        parts: (P, K) of all pictures, as ``Student``.
+        phrases: training data.
+        parts: (P, K) of all pictures, as in ``Student``.
         targets: (P,) bool, pictures that phrases may show; others are left out of the loss.
         settings: of the optimisation.
-        folder: where the run lives.
-        tokens: of a phrase at most, the end token counted.
+        folder: folder of the run.
+        tokens: most tokens of a phrase, with the end token.
         quiet: no progress display.
     """
     torch.manual_seed(settings.seed)
@@ -268,11 +268,11 @@ def train_words(
         vectors, logits = student([ids[index] for index in picked.tolist()])
         logits = logits.masked_fill(nowhere, -1e4)
         columns = (phrases.vectors, phrases.owners, phrases.likely, phrases.shares)
-        wanted = [column[picked] for column in columns]
+        batch = [column[picked] for column in columns]
         pairs = list(zip(vectors, logits, strict=True))
-        loss = torch.stack([distillation(*pair, *wanted) for pair in pairs]).mean()
-        right = (logits.detach().argmax(2) == wanted[1]).float().mean()
-        cosine = (vectors.detach() * wanted[0]).sum(2).mean()
+        loss = torch.stack([distillation(*pair, *batch) for pair in pairs]).mean()
+        right = (logits.detach().argmax(2) == batch[1]).float().mean()
+        cosine = (vectors.detach() * batch[0]).sum(2).mean()
         return loss, {"cosine": cosine, "right": right}
 
     about = {

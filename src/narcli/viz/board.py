@@ -35,14 +35,14 @@ Map = npt.NDArray[np.int64]  # (height, width)
 MARGIN = 24  # pixels around and between the parts of a picture
 
 
-SPACE = 12  # between those that stand one above the other
+SPACE = 12  # pixels between parts that stand one above the other
 
 
 MAX_FRAMES = 200  # of an animation of the order; larger grids skip steps
 
 
 def order_image(order: Order) -> Image.Image:
-    """The step of each cell as a colour, with its number where it fits."""
+    """Draw the step of each cell as a colour, with its number if it fits."""
     board = _Board(order, width=960, height=960, largest=40)
     colors = step_colors(len(order.steps))
     canvas = _Canvas([board.pixels(colors)], head=54, foot=40, least=_text_width(comparison(order), 14))
@@ -56,7 +56,7 @@ def order_image(order: Order) -> Image.Image:
 
 
 def order_frames(order: Order) -> list[Image.Image]:
-    """The board at each step, the frontier bright; at most ``MAX_FRAMES``, always with the last step."""
+    """Draw the board at each step, the frontier bright; at most ``MAX_FRAMES``, with the last step."""
     steps = len(order.steps)
     shown = np.unique(np.linspace(0, steps - 1, min(steps, MAX_FRAMES)).round().astype(int)).tolist()
     board = _Board(order, width=480, height=480, largest=26)
@@ -72,7 +72,7 @@ def order_frames(order: Order) -> list[Image.Image]:
 
 
 def order_svg(order: Order) -> str:
-    """The order as a scalable drawing; hovering over a cell names its step and its predecessors."""
+    """Draw the order as SVG; hovering over a cell shows its step and predecessors."""
     board = _Board(order, width=960, height=960, largest=40)
     colors = list(map(hexadecimal, step_colors(len(order.steps))))
     dark = [luminance(color) > 0.5 for color in step_colors(len(order.steps))]
@@ -165,11 +165,11 @@ class _Board:
         return left + rest % self.columns * self.pitch, top + rest // self.columns * self.pitch
 
     def pixels(self, colors: Sequence[RGB]) -> Pixels:
-        """Every cell in the colour of its step."""
+        """Paint every cell in the colour of its step: (height, width, 3)."""
         return np.array([*colors, BACKGROUND], np.uint8)[self.steps]
 
     def at(self, s: int) -> Pixels:
-        """The state during step ``s``: decoded cells coloured, the frontier bright, the rest empty."""
+        """Paint step ``s``: decoded cells coloured, the frontier bright, the rest empty."""
         return self.pixels([*self.colors[:s], FRONTIER, *[EMPTY] * (self.count - s - 1)])
 
     def draw_labels(
@@ -220,7 +220,7 @@ class _Canvas:
         self.pixels[y : y + part.shape[0], x : x + part.shape[1]] = part
 
     def image(self, order: Order | None = None, s: int = 0) -> Image.Image:
-        """A copy as an image; given an order, with the caption and progress of step ``s``."""
+        """Copy the canvas to an image; with an order, add caption and progress of step ``s``."""
         image = Image.fromarray(self.pixels)
         if order is not None:
             draw = ImageDraw.Draw(image)
@@ -233,7 +233,7 @@ class _Canvas:
 
 
 def _draw_legend(image: Image.Image, draw: ImageDraw.ImageDraw, colors: Sequence[RGB]) -> None:
-    """``step 1 [ramp] 31`` in the lower left corner."""
+    """Draw ``step 1 [ramp] 31`` in the lower left corner."""
     y, font = image.height - MARGIN - 6, _font(13)
     draw.text((MARGIN, y), "step 1", MUTED, font, anchor="lm")
     left = MARGIN + _text_width("step 1", 13) + 10
@@ -243,7 +243,7 @@ def _draw_legend(image: Image.Image, draw: ImageDraw.ImageDraw, colors: Sequence
 
 
 def _widen(part: Pixels, width: int) -> Pixels:
-    """Widen a part to ``width`` pixels with background; a wider one stays as it is."""
+    """Widen a part to ``width`` pixels with background; leave a wider one."""
     extra = max(0, width - part.shape[1])
     wide: Pixels = np.full((part.shape[0], part.shape[1] + extra, 3), BACKGROUND, np.uint8)
     wide[:, extra // 2 : extra // 2 + part.shape[1]] = part

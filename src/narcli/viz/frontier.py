@@ -17,17 +17,17 @@ from .style import (
     caption,
 )
 
-MAX_IMAGES = 16  # of a run, shown side by side
+MAX_IMAGES = 16  # samples of a run shown side by side
 
 
-MAX_CLIPS = 4  # likewise, each in a row of its own
+MAX_CLIPS = 4  # clips of a run shown, a row each
 
 
 Clip = Sequence[Image.Image]
 
 
 def shown_samples(order: Order) -> int:
-    """How many samples of a run the pictures below show."""
+    """Number of samples of a run that these pictures show."""
     return MAX_CLIPS if len(order.sizes) == 3 else MAX_IMAGES
 
 
@@ -38,7 +38,7 @@ def run_frames(
     *,
     holistic: bool = False,
 ) -> list[Image.Image]:
-    """One frame a step: the board with the bright frontier, and the clips as far as they are decoded.
+    """Draw a frame a step: the board with the bright frontier, and the clips as far as decoded.
 
     Args:
         order: of a grid of one to three axes; cell (t, r, c) of (T, H, W) covers that block of the frames of
@@ -47,10 +47,10 @@ def run_frames(
             ``shown_samples`` are shown.
         partials: None uncovers the final clips cell by cell; otherwise the clips decoded from the
             tokens known after each step, one list a step. Undecoded cells are empty in both.
-        holistic: cells have no place in the frames, so that nothing is ever empty; needs ``partials``.
+        holistic: true if cells have no place in the frames, so nothing is ever empty; needs ``partials``.
 
     Raises:
-        ValueError: when there is no clip, sizes differ, or ``partials`` does not have one list a step.
+        ValueError: no clip, different sizes, or ``partials`` without one list a step.
     """
     scene = _Scene(order, clips, partials, holistic)
     canvas = _Canvas(scene.parts(0), foot=50, least=_text_width(caption(order, len(order.steps) - 1), 15))
@@ -64,13 +64,13 @@ def run_frames(
 
 
 def frame_pixels(order: Order, samples: int, frames: int, size: tuple[int, int]) -> int:
-    """Pixels of a frame of ``run_frames``, told without the run.
+    """Number of pixels of a frame of ``run_frames``, known without the run.
 
     Args:
         order: of the grid.
-        samples: how many there are.
-        frames: of each; 1 of pictures.
-        size: (width, height) of each.
+        samples: number of samples.
+        frames: frames of each; 1 for pictures.
+        size: (width, height) of each frame.
     """
     blank = [[Image.new("RGB", size)] * frames] * samples
     parts = _Scene(order, blank, None, False).parts(0)
@@ -87,9 +87,9 @@ def filmstrip(
     *,
     holistic: bool = False,
 ) -> Image.Image:
-    """The run in one still picture: evenly spaced steps from left to right, board and images of each.
+    """Draw a run in one still picture: evenly spaced steps from left to right, board and images of each.
 
-    Those of a video, which are wide, stand two in a row. Arguments and errors are those of ``run_frames``;
+    Steps of a video are wide and stand two in a row. Arguments and errors are those of ``run_frames``;
     ``columns`` is the number of steps shown.
     """
     scene = _Scene(order, clips, partials, holistic, still=True)
@@ -115,7 +115,7 @@ def filmstrip(
 class _Scene:
     """The board and the images of a run at any step; arguments as ``run_frames``.
 
-    Of images the two stand side by side, or one above the other in a filmstrip (``still``). Of videos the
+    Board and images stand side by side, or one above the other in a filmstrip (``still``). For videos the
     panel of each time slice stands above its frames.
     """
 
@@ -147,11 +147,11 @@ class _Scene:
         self.final = self.mosaic.arrange(clips)
 
     def parts(self, s: int) -> list[Pixels]:
-        """What stands side by side in the picture of step ``s``."""
+        """Parts of the picture of step ``s``, from left to right."""
         return [self.column(s)] if self.is_video else [self.board.at(s), self._images(s)]
 
     def column(self, s: int) -> Pixels:
-        """The board above the images."""
+        """Stack the board above the images for step ``s``."""
         parts = [self.board.at(s), self._images(s)]
         width = max(part.shape[1] for part in parts)
         space = np.full((SPACE, width, 3), BACKGROUND, np.uint8)
@@ -174,7 +174,7 @@ class _Mosaic:
         clips: all of one size and length; only the first ``shown_samples`` are used.
         side: pixels of the longer side of a block, for one image enlarged by whole factors only; None is
             256 pixels and more.
-        lefts: where the block of each time slice begins.
+        lefts: left pixel of the block of each time slice.
         holistic: all pixels appear at once.
     """
 
@@ -224,7 +224,7 @@ class _Mosaic:
         self.empty[self.steps < 0] = BACKGROUND
 
     def arrange(self, clips: Sequence[Clip]) -> Pixels:
-        """The frames in their places, resized to their tiles."""
+        """Place the frames, resized to their tiles: (height, width, 3)."""
         whole: Pixels = np.full((self.height, self.width, 3), BACKGROUND, np.uint8)
         for sample, frame, top, left in self.places:
             tile = clips[sample][frame].convert("RGB")
@@ -234,5 +234,5 @@ class _Mosaic:
         return whole
 
     def at(self, s: int, pixels: Pixels) -> Pixels:
-        """``pixels`` (of ``arrange``) where decoded by step ``s``, empty elsewhere."""
+        """Mask the result of ``arrange``: pixels decoded by step ``s``, empty elsewhere."""
         return np.where((self.steps <= s)[..., None], pixels, self.empty)

@@ -1,4 +1,4 @@
-"""Pictures: read from files as a viewer shows them, enlarged, put on contact sheets."""
+"""Pictures read as a viewer shows them, enlarged, and put on contact sheets."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from ..errors import CheckpointError, NarError, first_line
 from ..media.textfiles import expand, open_regular, unreadable
 from .style import BACKGROUND
 
-SMALL = 256  # pixels; pictures below this are enlarged unless told otherwise
+SMALL = 256  # pixels; smaller pictures are enlarged by default
 GAP = 8  # pixels around and between the pictures of a sheet
-MAX_PIXELS = 2**27  # of a picture that is read
-#: What is read, by Pillow's names, as far as this Pillow does; nothing that runs other programs.
+MAX_PIXELS = 2**27  # of a picture file
+#: Formats that are read, by Pillow's names; none that runs other programs.
 FORMATS = (
     *("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF"),
     *("PPM", "TGA", "JPEG2000", "ICO", "QOI"),
 )
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
-#: Of these all frames are one picture's: layers, sizes, or what a camera adds.
+#: Formats whose frames belong to one picture: layers, sizes, or previews.
 STILL = ("MPO", "ICO")
 
 
 def suffixes() -> set[str]:
-    """Endings of the names of pictures that ``read_picture`` reads, in lower case."""
+    """File endings that ``read_picture`` reads, in lower case."""
     return {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
 
 
@@ -40,19 +40,19 @@ def read_picture(path: Path, tell: Callable[[str], object] = warnings.warn) -> I
 
     Args:
         path: a file of one of ``FORMATS``.
-        tell: is told, in a sentence, of several frames or pages, of which the first is read.
+        tell: called with a sentence about further frames or pages, which are not read.
 
     Returns:
         An RGB picture of 8 bits.
 
     Raises:
-        CheckpointError: no such file, no picture, a damaged one, or one of more than ``MAX_PIXELS``.
+        CheckpointError: no such file, no picture, a damaged one, or more than ``MAX_PIXELS`` pixels.
     """
     path = expand(path)
     Image.init()
     try:
         with open_regular(path) as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow, about metadata and sizes
+            warnings.simplefilter("ignore")  # Pillow warns about metadata and sizes
             with Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
@@ -80,16 +80,16 @@ def read_picture(path: Path, tell: Callable[[str], object] = warnings.warn) -> I
 
 
 def as_shown(image: Image.Image) -> Image.Image:
-    """A picture of any mode of Pillow as a viewer shows it: upright, in sRGB, transparency on white.
+    """Convert a picture of any mode of Pillow to what a viewer shows: upright, sRGB, transparency on white.
 
-    Whole numbers of more than 8 bits are levels up to 65535, or 2**31 - 1 where one exceeds that; those of a
-    TIFF file with fewer than 32 bits go up to what its bits hold. Floats are levels up to the first of 1, 255
-    and 65535 that none exceeds.
+    White of whole numbers above 8 bits is 65535, or 2**31 - 1 if one exceeds that. In a TIFF file below 32
+    bits it is the largest number of its bits. White of floats is the first of 1, 255 and 65535 that none
+    exceeds.
     """
     image.load()
     profile, info = image.info.get("icc_profile"), image.info
     tags = getattr(image, "tag_v2", {})
-    with suppress(Exception):  # broken EXIF data, which viewers ignore too
+    with suppress(Exception):  # viewers ignore broken EXIF data too
         image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         image = _to_8_bits(image, info.get("transparency"), tags)
@@ -111,7 +111,7 @@ def as_shown(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image, transparent: object, tags: Mapping[int, Any]) -> Image.Image:
-    """A picture of one channel of more than 8 bits, as L, or LA where a level is ``transparent``.
+    """Convert a picture of one channel above 8 bits to L, or to LA if a level is ``transparent``.
 
     ``tags`` are those of a TIFF file, or empty: Pillow neither scales its levels nor inverts them.
     """
@@ -134,7 +134,7 @@ def _to_8_bits(image: Image.Image, transparent: object, tags: Mapping[int, Any])
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """RGB, by the colour profile that is embedded in a file where there is a usable one."""
+    """Convert to sRGB by the embedded colour profile, if it is usable."""
     if image.mode not in ("L", "RGB", "CMYK", "LAB"):
         image = image.convert("RGB")
     if profile or image.mode == "LAB":
@@ -149,19 +149,19 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def auto_scale(size: tuple[int, int]) -> int:
-    """The smallest whole factor that brings the longer side to ``SMALL`` pixels."""
+    """Smallest whole factor that brings the longer side to ``SMALL`` pixels."""
     return max(1, ceil(SMALL / max(size)))
 
 
 def enlarge(image: Image.Image, scale: int) -> Image.Image:
-    """A picture ``scale`` times as wide and high, with a Lanczos filter."""
+    """Enlarge a picture ``scale`` times with a Lanczos filter."""
     if scale == 1:
         return image
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
 
 
 def contact_sheet(images: Sequence[Image.Image], rows: int = 1, scale: int = 1) -> Image.Image:
-    """All pictures on one sheet, from left to right and top to bottom, on a dark ground.
+    """Put all pictures on one sheet, from left to right and top to bottom, on a dark ground.
 
     Args:
         images: at least one, all of one size.

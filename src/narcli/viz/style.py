@@ -22,7 +22,7 @@ _STOPS: list[RGB] = [(int(h[:2], 16), int(h[2:4], 16), int(h[4:], 16)) for h in 
 
 
 def ramp(position: float) -> RGB:
-    """The colour at ``position`` in 0..1 of the way from the first step to the last."""
+    """Colour of a position, from 0 (the first step) to 1 (the last)."""
     place = min(max(position, 0.0), 1.0) * (len(_STOPS) - 1)
     stop = min(int(place), len(_STOPS) - 2)
     (r, g, b), (r2, g2, b2), part = _STOPS[stop], _STOPS[stop + 1], place - stop
@@ -40,12 +40,12 @@ def luminance(color: RGB) -> float:
 
 
 def hexadecimal(color: RGB) -> str:
-    """``(255, 209, 102)`` -> ``"#ffd166"``."""
+    """Format ``(255, 209, 102)`` as ``"#ffd166"``."""
     return "#{:02x}{:02x}{:02x}".format(*color)
 
 
 def comparison(order: Order) -> str:
-    """``31 steps instead of 256 in raster order, up to 16 cells in parallel``."""
+    """Sentence such as ``31 steps instead of 256 in raster order, up to 16 cells in parallel``."""
     return (
         f"{_count(len(order.steps), 'step')} instead of {order.cells} in raster order, "
         f"up to {_count(order.widest, 'cell')} in parallel"
@@ -53,7 +53,7 @@ def comparison(order: Order) -> str:
 
 
 def caption(order: Order, s: int) -> str:
-    """``step 12/31 · 12 cells in parallel · 78/256 done`` for the step of index ``s`` (from 0)."""
+    """Caption of step ``s`` (from 0), such as ``step 12/31 · 12 cells in parallel · 78/256 done``."""
     done = sum(map(len, order.steps[: s + 1]))
     return (
         f"step {s + 1}/{len(order.steps)} · {_count(len(order.steps[s]), 'cell')} in parallel · "

@@ -15,7 +15,7 @@ from ...rules import MAX_CELLS, Rule, check, one_of, sizes_of, whole
 from .format import Contents, Fields, Format, agree
 
 if TYPE_CHECKING:
-    from ...models.blocks import Kind, TransformerConfig
+    from ...models.blocks import TransformerConfig
 
 #: Grids that a file cannot tell: the released image models', and the video models' by number of cells.
 IMAGE_GRID = (16, 16)
@@ -191,11 +191,6 @@ def infer(contents: Contents) -> TransformerConfig:
             _GRID_HINT,
         )
     return TransformerConfig(grid=tuple(grid), heads=heads, **found)
-
-
-def kind_of(sizes: TransformerConfig) -> Kind:
-    """Return the kind of models of these sizes."""
-    return sizes.kind
 
 
 def _classes() -> tuple[type[TransformerConfig], type[Any]]:

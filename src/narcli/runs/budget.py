@@ -1,0 +1,139 @@
+"""Budget of a run: downloads, memory, steps and files, told before it or to refuse it in time."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from .. import memory
+from ..devices import choose_device, choose_dtype, dtype_name
+from ..hub.cache import free_disk
+from ..hub.locate import check_disk
+from ..hub.sizes import networks_of
+from ..limits import available
+from ..order import neighbor
+from ..settings import SamplingSettings
+from .looks import check_fit, suffix_of
+from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+
+class Budget:
+    """What a planned run takes.
+
+    Raises:
+        UsageError: a device that is not there.
+        CheckpointError: a file that cannot be used.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.found, recipe = plan, plan.found, plan.recipe
+        self.device = choose_device(recipe.device)
+        self.dtype = choose_dtype(recipe.dtype, self.device)
+        encoder = self.found.encoder.located if self.found.encoder is not None else None
+        self.networks = networks_of(self.found.model, self.found.tokenizer, encoder)
+        here = self.found.model.copy  # its config.json may say more than the Hub does
+        row = here.model if here else self.found.model.model
+        settings = SamplingSettings(**{**row.defaults, **recipe.sampling})
+        self.guided = settings.guided(0)
+        # A text encoder elsewhere takes other memory.
+        beside = recipe.text_device is None or choose_device(recipe.text_device).type == self.device.type
+        self.encode = bool(recipe.prompts) and beside and self.found.encode
+        samples = len(plan.samples) if plan.samples is not None else recipe.num
+        self.files = files_of(recipe, samples, suffix_of(recipe, plan.outputs))
+
+    @cached_property
+    def batch_size(self) -> int | None:
+        """The one asked for, or as ``memory.choose_batch_size`` says; None where that is not known yet."""
+        planned = len(self.plan.samples) if self.plan.samples is not None else None
+        wanted = self.plan.recipe.batch_size
+        if wanted is not None:
+            return min(wanted, planned or wanted)
+        if not self.networks.runs:
+            return None
+        return memory.choose_batch_size(
+            self.networks, self.dtype, self.device, planned,
+            guided=self.guided, encode=self.encode, files=self.files,
+        )  # fmt: skip
+
+    @cached_property
+    def memory(self) -> memory.Memory | None:
+        """The estimate; None where sizes are not known before the download."""
+        if self.batch_size is None or not self.networks.runs:
+            return None
+        return memory.estimate(
+            self.networks, self.dtype, self.batch_size,
+            guided=self.guided, device=self.device.type, encode=self.encode, files=self.files,
+        )  # fmt: skip
+
+    def check(self) -> None:
+        """Refuse what disk or memory cannot hold.
+
+        Raises:
+            NarError: the disk is too small.
+            MemoryLimitError: the memory is.
+        """
+        check_disk(self.found.needed)
+        if self.batch_size is not None and self.networks.runs:
+            memory.check(
+                self.found.model.model, self.networks, self.dtype, self.batch_size, self.device,
+                guided=self.guided, encode=self.encode, files=self.files,
+            )  # fmt: skip
+
+    def check_fit(self) -> None:
+        """Compare recipe and model before the download, where sizes are known and belong together.
+
+        Files that do not belong together, or are of another kind, are refused when they are loaded.
+
+        Raises:
+            UsageError: they do not fit.
+        """
+        model, tokenizer, recipe = self.networks.transformer, self.networks.tokenizer, self.plan.recipe
+        if model is None or tokenizer is None or model.kind != recipe.model_kind:
+            return
+        if model.vocab_size == tokenizer.codebook_size:
+            with suppress(ValueError):
+                check_fit(recipe, model.grid, tokenizer)
+
+    def document(self) -> dict[str, Any]:
+        """As JSON; null is what is not known before the download."""
+        row, sizes = self.found.model.model, self.networks.transformer
+        order = sizes.order if sizes else neighbor(row.grid) if row.grid else None
+        outputs = self.plan.outputs
+        return {
+            "dry_run": True,
+            "model": row.name,
+            "commit": self.found.model.commit,
+            "device": str(self.device),
+            "dtype": dtype_name(self.dtype),
+            "batch_size": self.batch_size,
+            "download": {
+                "bytes": sum(self.found.missing.values()),
+                "parts": self.found.missing,
+                "disk_free": free_disk()[1],
+            },
+            "memory": {
+                "needed": self.memory.document() if self.memory else None,
+                "available": available(self.device),
+            },
+            "steps": len(order.steps) if order else None,
+            "cells": order.cells if order else None,
+            "largest_frontier": order.widest if order else None,
+            "files": [str(path) for path in outputs.names] if outputs else None,
+        }
+
+
+def files_of(recipe: Recipe, samples: int, suffix: str) -> memory.Files:
+    """The files that a run writes, as far as they take memory."""
+    return memory.Files(
+        samples,
+        suffix=suffix,
+        frames=recipe.frames,
+        scale=recipe.scale,
+        frontier=recipe.frontier,
+        partials=recipe.frontier_mode == "decode",
+        sheet=recipe.sheet,
+    )

@@ -1,0 +1,159 @@
+"""Samples again from saved tokens, by the tokenizer alone; a file is trusted as in ``repeat``."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__, memory
+from ..checkpoints.load import remark
+from ..classes import ClassEntry
+from ..decoding import TokenDecoder, hash_tokens, load_decoder
+from ..devices import choose_device, choose_dtype, dtype_name
+from ..errors import CheckpointError
+from ..hub import resolve
+from ..hub.locate import check_disk, locate
+from ..hub.sources import Files
+from ..media.metadata import FIELDS, RUN, SAMPLE
+from ..media.readers import read_tokens
+from ..order import format_grid
+from ..prompts import Prompt
+from ..results import Result
+from ..rules import MAX_CELLS
+from ..settings import Sample
+from .budget import files_of
+from .looks import name_files, suffix_of
+from .plan import Host
+from .recipe import LOOKS, Recipe, entry_of, require
+from .repeat import Trust, find_part, warn_of_others
+from .sinks import Clock, Finished, Revealed, Sinks, Written
+
+_AXES = {"image": 2, "video": 3}
+#: Metadata that come out anew.
+_NEW = ("schema", "filter", "format", "model_frames", *LOOKS)
+
+
+class Decoders:
+    """Loads tokenizers, and keeps the last one for tokens that need the same."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._loaded: tuple[TokenDecoder, dict[str, Any]] | None = None
+
+    def load(
+        self,
+        name: str,
+        commit: str | None,
+        grid: tuple[int, ...],
+        recipe: Recipe,
+        files: memory.Files,
+        host: Host,
+    ) -> tuple[TokenDecoder, dict[str, Any]]:
+        """A tokenizer for tokens of a grid, and what metadata say of it.
+
+        Raises:
+            NarError: of any kind.
+        """
+        if self._loaded is None or self._key != (name, commit, grid):
+            self._loaded = None  # one at a time
+            self._loaded = _load(name, commit, grid, recipe, files, host)
+            self._key = (name, commit, grid)
+        return self._loaded
+
+
+def decode(
+    path: Path,
+    about: Mapping[str, Any],
+    trust: Trust,
+    host: Host | None = None,
+    *,
+    decoders: Decoders | None = None,
+    reserved: Sequence[Path] = (),
+) -> Generator[Written | Revealed | Finished, None, None]:
+    """Turn saved tokens into a picture or clip, and yield what happens, ``Finished`` last.
+
+    Args:
+        path: tokens, as ``save_tokens`` wrote them.
+        about: their metadata, checked.
+        trust: fields of the recipe that go before what the file says, and what a person allowed.
+        host: whom to ask and tell.
+        decoders: of several files, that keep the tokenizer of the last one.
+        reserved: names of files that are not to be taken.
+
+    Raises:
+        CheckpointError: tokens that are not those of their hash, or of another tokenizer.
+        NarError: of any kind, as ``repeat.recipe_of`` and ``run.run``.
+    """
+    host, decoders, clock = host or Host(), decoders or Decoders(), Clock()
+    require(path, about, "kind", "narcli", "model", "tokenizer", "sampling", "grid", "steps", "seed")
+    require(path, about, "tokens_sha256")
+    grid, subject = tuple(about["grid"]), entry_of(about, path)
+    if len(grid) != _AXES[about["kind"]] or prod(grid) > MAX_CELLS:
+        raise CheckpointError(
+            f"{path} is of a {format_grid(grid)} grid, which no {about['kind']} has.",
+            "Get the original file.",
+        )
+    array = read_tokens(path)
+    tokens = torch.from_numpy(array.reshape(-1)).long()
+    if array.shape != grid or hash_tokens(tokens) != about["tokens_sha256"]:
+        raise CheckpointError(f"{path}: its tokens are not those of its hash.", "Get the original file.")
+    recipe = _recipe(path, about, trust)
+    entry = subject if isinstance(subject, Prompt) else _class(subject)
+    samples = [Sample(entry, about["seed"])]
+    outputs = name_files(recipe, samples, about["model"]["name"], reserved)
+
+    name, commit = recipe.tokenizer, None
+    if name is None:
+        name, commit = find_part(path, about, "tokenizer", f"{about['kind']}-tokenizer", trust)
+    files = files_of(recipe, 1, suffix_of(recipe, outputs))
+    with clock.timed("load"):
+        decoder, source = decoders.load(name, commit, grid, recipe, files, host)
+    warn_of_others(path, about, {"tokenizer": source}, trust)
+    codes = decoder.tokenizer.config.codebook_size
+    if not 0 <= int(tokens.min()) <= int(tokens.max()) < codes:
+        raise CheckpointError(
+            f"{path} has tokens beyond the {codes} of the tokenizer.",
+            "They do not belong together; give the right `tokenizer`.",
+        )
+    dtype = dtype_name(next(decoder.tokenizer.parameters()).dtype)
+    by = {"narcli": __version__, "device": decoder.device.type, "dtype": dtype}
+    kept = {field.name: about[field.name] for field in RUN if field.name in about and field.name not in _NEW}
+    sinks = Sinks(recipe, decoder, samples, outputs, kept | {"tokenizer": source, "decoded": by}, clock)
+    own = {field.name: about[field.name] for field in SAMPLE if field.name in about}
+    with clock.timed("decode"):
+        (clip,) = decoder.decode(tokens[None])
+    yield from sinks.write_all([Result(clip, entry, about["seed"], tokens, own)])
+    yield from sinks.write_companions()
+    yield sinks.finished()
+
+
+def _recipe(path: Path, about: Mapping[str, Any], trust: Trust) -> Recipe:
+    """The recipe of the file, as far as it is about how the sample is written."""
+    looks = (*LOOKS, "format", "kind", "class", "prompt", "cleaned_prompt", "seed")
+    told = {name: about[name] for name in looks if name in about and name in FIELDS}
+    return Recipe.from_json(told, str(path), **({"frontier": "gif"} | dict(trust.given)))
+
+
+def _load(
+    name: str, commit: str | None, grid: tuple[int, ...], recipe: Recipe, files: memory.Files, host: Host
+) -> tuple[TokenDecoder, dict[str, Any]]:
+    row = resolve.resolve(name, f"{recipe.kind}-tokenizer")
+    located = locate(row, revision=commit, offline=recipe.offline)
+    check_disk([located])
+    if located.missing:
+        host.approve({row.name: located.missing})
+    here = located.fetch(progress=host.progress, tell=host.note)
+    for note in filter(None, (here.note, remark(here.path))):
+        host.warn(note)
+    device = choose_device(recipe.device)
+    memory.check_decoding(here, grid, choose_dtype(recipe.dtype, device), device, files)
+    decoder = load_decoder(here.path, grid, recipe.device, recipe.dtype)
+    return decoder, Files(here, here).about()["tokenizer"]
+
+
+def _class(about: Mapping[str, Any]) -> ClassEntry:
+    return ClassEntry(about["label"], about["id"], about["name"], about.get("stands_for"))

@@ -1,0 +1,121 @@
+"""Plan of a run: its samples, the names of its files, and where the model's files are. No torch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..classes import ClassEntry, ClassTable, load_table
+from ..encoding import all_cached
+from ..hub.sources import Found, choose
+from ..media.names import Outputs
+from ..prompts import Prompt
+from ..settings import Sample, plan_samples
+from .looks import name_files
+from .recipe import Entry, Recipe
+
+
+@dataclass(frozen=True)
+class Host:
+    """Whom a run asks and tells while it works; as it is, for Python: it asks nobody and warns.
+
+    Args:
+        note: told what is good to know.
+        warn: told what a person should know.
+        approve: told, before a download, the bytes of each model; raises to stop it.
+        progress: show bars of downloads on stderr.
+    """
+
+    note: Callable[[str], None] = lambda text: None
+    warn: Callable[[str], None] = warnings.warn
+    approve: Callable[[Mapping[str, int]], None] = lambda sizes: None
+    progress: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run whose files are found.
+
+    Args:
+        recipe: of the run.
+        found: the model's files, here or at the Hub.
+        samples: None where only the model itself knows its classes.
+        outputs: a file for each sample, likewise.
+    """
+
+    recipe: Recipe
+    found: Found
+    samples: Sequence[Sample] | None
+    outputs: Outputs | None
+
+    def named(self, table: ClassTable, reserved: Sequence[Path]) -> Plan:
+        """Choose the samples, and a file for each.
+
+        Raises:
+            UsageError: no such class, or a name that cannot be.
+        """
+        samples, outputs = _name(self.recipe, table, self.found.model.model.name, reserved)
+        return replace(self, samples=samples, outputs=outputs)
+
+
+def plan(
+    recipe: Recipe, host: Host | None = None, *, reserved: Sequence[Path] = (), estimate: bool = False
+) -> Plan:
+    """Find the files of a run; nothing is downloaded or loaded.
+
+    Args:
+        recipe: all that is asked for.
+        host: whom to ask and tell.
+        reserved: names of files that are not to be taken.
+        estimate: sizes are enough, as ``hub.locate`` has it.
+
+    Raises:
+        NarError: of any kind.
+    """
+    host = host or Host()
+    kind = recipe.model_kind
+    source = choose(kind, recipe.model, recipe.tokenizer, recipe.revision, recipe.text_encoder)
+    source = replace(source, pins=recipe.pins)
+    table = load_table([]) if recipe.prompts else source.table
+    named: tuple[Any, Any] = (None, None)
+    if table is not None:  # a wrong class is told before the network is asked
+        named = _name(recipe, table, source.model.name, reserved)
+    found = source.locate(
+        offline=recipe.offline,
+        estimate=estimate,
+        approve=host.approve,
+        known=lambda encoder: all_cached(encoder, recipe.texts, recipe.text_dtype or recipe.dtype),
+    )
+    made = Plan(recipe, found, *named)
+    here = found.model.copy
+    if table is None and here is not None and here.model.classes:
+        made = made.named(load_table(here.model.classes), reserved)
+    return made
+
+
+def _name(
+    recipe: Recipe, table: ClassTable, model: str, reserved: Sequence[Path]
+) -> tuple[list[Sample], Outputs]:
+    entries: Sequence[ClassEntry | Prompt] = recipe.texts
+    if recipe.entries:
+        entries = [entry for given in recipe.entries for entry in _classes(table, given)]
+    samples = plan_samples(entries, recipe.seed, recipe.num)
+    return samples, name_files(recipe, samples, model, reserved)
+
+
+def _classes(table: ClassTable, given: Entry) -> list[ClassEntry]:
+    """Classes as typed, by id, or one from metadata.
+
+    One that was asked for by its own name stands for nothing else.
+    """
+    if isinstance(given, str):
+        return table.parse_classes(given)
+    if isinstance(given, int):
+        return [table.by_id(given)]
+    label = given.get("label", len(table))
+    if "stands_for" not in given and label < len(table) and table.entry(label).id == given["id"]:
+        return [table.entry(label)]
+    return [table.by_id(given["id"])]

@@ -1,0 +1,293 @@
+"""Runs again from files: what a file may ask for, and whether the tokens came out the same.
+
+A file's words are not trusted. It chooses no name of an output, and no model but those that narcli knows
+or that are on this machine: other ones have to be named by a person. Every field is checked before use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, NarError, UsageError
+from ..hub import catalog, resolve
+from ..media.metadata import FIELDS, unpack_tokens
+from ..order import format_grid, neighbor
+from ..prompts import Prompt
+from .recipe import Recipe, require, subject_of
+from .sinks import Finished
+
+About = Mapping[str, Any]
+
+_PARTS = {"model": "model", "tokenizer": "tokenizer", "text_encoder": "text encoder"}
+_HASHES = ("commit", "sha256", "sha256_of_size_and_ends", "sha256_of_names_and_ends")
+SUBJECT = ("classes", "prompts")  # fields that say what to make
+SHOWN = 20  # cells named in a message
+MANY = 1000  # samples that files may have made, in all, without being asked
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What a person said beside the files.
+
+    Args:
+        given: fields of the recipe that go before what the files say.
+        yes: allows downloads and any number of samples.
+        allow: asked, with a sentence and what a no means, before a download that a file chose; raises
+            for a no. None is for downloads that cannot be: there will be none, or all are allowed.
+        warn: told what a person should know.
+    """
+
+    given: Mapping[str, Any] = field(default_factory=dict)
+    yes: bool = False
+    allow: Callable[[str], None] | None = None
+    warn: Callable[[str], object] = lambda text: None
+
+
+def recipe_of(path: Path, about: About, trust: Trust) -> Recipe:
+    """The recipe of a file, with the fields given in place of its own.
+
+    Args:
+        path: the file.
+        about: its metadata, checked.
+        trust: what a person said beside.
+
+    Raises:
+        UsageError: fields that do not go together, a model that has to be named, or too many samples.
+        CheckpointError: it does not say enough.
+        NarError: a download was not allowed.
+    """
+    if "command" in about:
+        raise UsageError(f"{path} is of `narcli {about['command'][:40]}`, not of a run that can be repeated.")
+    require(path, about, "kind", "model", "tokenizer", "sampling", "dtype", "grid")
+    if "samples" not in about:
+        require(path, about, "seed")
+    about, given = {name: about[name] for name in FIELDS if name in about}, dict(trust.given)
+    entries, _, _ = subject_of(about, path)
+    parts: dict[str, Any] = {}
+    if "model" not in given:  # which brings its own tokenizer and encoder
+        kind = "text" if isinstance(entries[0], Prompt) else about["kind"]
+        parts = _parts(path, about, kind, trust)
+        if "text_encoder" in about and not {"dtype", "text_encoder"} & set(given):
+            parts["text_dtype"] = about["text_encoder"].get("dtype")
+    recipe = Recipe.from_json(about, str(path), **(parts | given))
+    check_many([path], [recipe], trust)
+    if "device" not in given and recipe.device not in ("cpu", "auto"):
+        given["device"] = _device_here(path, recipe.device, trust)
+        recipe = Recipe.from_json(about, str(path), **(parts | given))
+    return recipe
+
+
+def check_many(files: Sequence[Path], recipes: Sequence[Recipe | None], trust: Trust) -> None:
+    """Refuse more samples, of all the runs together, than files may have made without being asked.
+
+    What a person typed is not counted: their classes or prompts with their ``num``, or that alone for
+    the one sample of one file.
+
+    Args:
+        files: that the recipes are of.
+        recipes: None is the picture of an order.
+        trust: what a person said beside.
+
+    Raises:
+        UsageError: there are more.
+    """
+    of_others = any(name in trust.given for name in SUBJECT)
+    subjects = samples = 0
+    for recipe in recipes:
+        count = 1
+        if recipe is not None and not (of_others and "num" in trust.given):
+            count = len(recipe.texts) or sum(
+                len(each.split(",")) if isinstance(each, str) else 1 for each in recipe.entries
+            )
+        subjects += count
+        samples += count * (1 if recipe is None else recipe.num)
+    if samples <= MANY or trust.yes or ("num" in trust.given and subjects == 1):
+        return
+    each = " for each class or prompt" * (of_others and subjects == len(recipes))
+    who = f"{files[0]} asks" if len(files) == 1 else f"The {len(files)} files ask"
+    raise UsageError(f"{who} for {samples:,} samples{each}.", "Add `yes` to make all of them.")
+
+
+def _device_here(path: Path, name: str, trust: Trust) -> str:
+    from ..devices import choose_device
+
+    try:
+        choose_device(name)
+    except UsageError:
+        trust.warn(f"{path} was made on {name}, which is not here; its tokens may come out otherwise.")
+        return "auto"
+    return name
+
+
+# --- models --------------------------------------------------------------------------------------
+
+
+def _parts(path: Path, about: About, kind: str, trust: Trust) -> dict[str, Any]:
+    """Fields of the recipe for the model, tokenizer and text encoder that a file names."""
+    parts = {"model": find_part(path, about, "model", kind, trust)}
+    part_kinds = {"tokenizer": f"{about['kind']}-tokenizer", "text_encoder": "text-encoder"}
+    for part, part_kind in part_kinds.items():
+        # One in the model's own folder has its name.
+        if part in about and part not in trust.given and about[part]["name"] != about["model"]["name"]:
+            parts[part] = find_part(path, about, part, part_kind, trust)
+    commits = {part: commit for part, (_, commit) in parts.items()}
+    names: dict[str, Any] = {part: name for part, (name, _) in parts.items()}
+    return names | {"revision": commits["model"], "pins": commits}
+
+
+def find_part(path: Path, about: About, part: str, kind: str, trust: Trust) -> tuple[str, str | None]:
+    """What a person would give as ``model`` (or another part) for what a file names, and the commit.
+
+    Raises:
+        UsageError: it is on somebody's disk, of a repository that nobody here has named, or a commit to
+            download that nobody has allowed.
+        CheckpointError: name and repository do not belong together.
+        NarError: the answer is no.
+    """
+    from ..hub.selection import cached
+
+    said, given = about[part], trust.given
+    name, repo, commit = said["name"], said.get("repo"), said.get("commit")
+    what, row = _PARTS[part], catalog.MODELS.get(name.lower())
+    if repo is None:
+        if row is not None and row.path is not None:
+            return row.name, None
+        default = _default("text" if "text_encoder" in about else about["kind"])
+        if part != "text_encoder" and default is not None and default.name == name:
+            return str(default.path), None
+        raise UsageError(
+            f"{path} was made with the {what} {name[:100]!r}, a file or folder on its maker's disk.",
+            f"If you have it, say where: `{part}=PATH`",
+        )
+    if row is not None and row.repo == repo:
+        if here := cached(row, commit):
+            return row.name, here.commit
+        if commit is not None and not (part == "model" and "revision" in given) and trust.allow is not None:
+            trust.allow(f"{path} was made with commit {commit} of {repo}, which is not on this machine.")
+        return row.name, commit
+    if ".." in name or (name != repo and not name.startswith(f"{repo}/")):
+        raise CheckpointError(
+            f"{path}: {name[:100]!r} is not of the repository {repo}.", "It was tampered with."
+        )
+    model = resolve.resolve(name, kind)
+    if model.repo != repo:  # a folder goes before the Hub
+        raise UsageError(
+            f"{path} was made with the {what} {name} of the Hub, and here a file or folder has that name.",
+            f"If that is the one you mean, name it: `{part}={name}`",
+        )
+    here = None if part == "model" and "revision" in given else cached(model, commit)
+    if here is None:
+        raise UsageError(
+            f"{path} was made with the {what} {name} of the Hub, which narcli does not know, "
+            "and which is not on this machine in the revision wanted.",
+            f"If you trust it, name it: `{part}={name}`"
+            + (f" `revision={commit}`" if part == "model" and commit else ""),
+        )
+    return name, here.commit
+
+
+def _default(kind: str) -> catalog.Model | None:
+    """The default model, where that is a file or folder."""
+    try:
+        model = resolve.resolve(resolve.default_model(kind), kind)
+    except NarError:
+        return None
+    return model if model.path is not None else None
+
+
+def warn_of_others(path: Path, about: About, common: About, trust: Trust) -> None:
+    """Say which parts are not those that made the file, unless ones of other names were asked for."""
+    for part, what in _PARTS.items():
+        then, now = about.get(part), common.get(part)
+        if then and now and (then["name"] == now["name"] or not {part, "model"} & set(trust.given)):
+            for key in (key for key in _HASHES if key in then and key in now and then[key] != now[key]):
+                trust.warn(f"The {what} {now['name']} is not the one that made {path}: its {key} differs.")
+
+
+# --- tokens compared -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A sample's tokens as a file has them.
+
+    Args:
+        grid: sizes of their grid.
+        sha256: their hash.
+        tokens: in raster order; None where the file has the hash only.
+    """
+
+    grid: tuple[int, ...]
+    sha256: str
+    tokens: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A sample's tokens compared.
+
+    Args:
+        equal: whether they are.
+        cells: that differ, in raster order; None where that cannot be told.
+        words: the same for people.
+    """
+
+    equal: bool
+    cells: Sequence[int] | None
+    words: str
+
+
+def recorded(path: Path, about: About) -> list[Recorded]:
+    """The tokens of each sample of a file; of no more samples than it is of.
+
+    Raises:
+        CheckpointError: it holds no hashes, too many, or tokens of other hashes.
+    """
+    if "samples" in about:
+        samples = about["samples"]
+    elif "samples_sha256" in about:
+        samples = [{"tokens_sha256": known} for known in about["samples_sha256"]]
+    else:
+        samples = [about]
+    if not samples or not all("tokens_sha256" in sample for sample in samples):
+        raise CheckpointError(f"{path} holds no hash of its tokens.", "Leave `verify` out.")
+    entries, _, num = subject_of(about, path)
+    if len(samples) > len(entries) * num:
+        raise CheckpointError(f"{path} holds hashes of more samples than it is of.", "Get the original file.")
+    grid = tuple(about["grid"])
+    return [Recorded(grid, each["tokens_sha256"], unpack_tokens(path, each, prod(grid))) for each in samples]
+
+
+def compare(path: Path, before: Sequence[Recorded], run: Finished) -> Iterator[Verdict]:
+    """Compare the tokens of each sample of a run with those of a file.
+
+    Args:
+        path: the file, for messages.
+        before: the tokens that it has.
+        run: made from it.
+    """
+    order = neighbor(tuple(run.common["grid"]))
+    for then, now, sample in zip(before, run.documents, run.samples, strict=False):
+        where = f"{path}, {sample.entry}, seed {sample.seed}" if len(before) > 1 else f"{path}"
+        if then.grid != order.sizes:
+            here = format_grid(order.sizes)
+            yield Verdict(False, None, f"{where}: its grid is {format_grid(then.grid)}, and here {here}.")
+        elif then.sha256 == now["tokens_sha256"]:
+            yield Verdict(True, [], f"{where}: the tokens are equal, all {order.cells}.")
+        elif then.tokens is None or (after := unpack_tokens(path, now, order.cells)) is None:
+            yield Verdict(False, None, f"{where}: the tokens differ; it holds their hash only, so not which.")
+        else:
+            pairs = enumerate(zip(then.tokens, after, strict=True))
+            cells = [cell for cell, (old, new) in pairs if old != new]
+            listed = ", ".join(map(str, cells[:SHOWN])) + (", ..." if len(cells) > SHOWN else "")
+            first = min(order.step_of[cell] for cell in cells) + 1
+            yield Verdict(
+                False,
+                cells,
+                f"{where}: {len(cells)} of {order.cells} tokens differ, from step {first} on: "
+                f"cells {listed}.",
+            )

@@ -1,0 +1,149 @@
+"""Carry out a recipe: find, load, sample, decode, write. Imports torch only once the files are found."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..allocator import keep_memory
+from ..encoding import all_cached
+from ..hub.sources import Files
+from ..settings import Sample
+from .plan import Host, plan
+from .recipe import Recipe
+from .sinks import Clock, Finished, Revealed, Sinks, Written
+
+if TYPE_CHECKING:
+    from ..pipeline import Pipeline, Progress
+    from .budget import Budget
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model is ready.
+
+    Args:
+        pipeline: the model.
+        samples: that will be drawn.
+        batch_size: of them that are decoded together.
+    """
+
+    pipeline: Pipeline
+    samples: Sequence[Sample]
+    batch_size: int
+
+
+if TYPE_CHECKING:
+    Event = Loaded | Progress | Written | Revealed | Finished
+
+
+def budget(recipe: Recipe, host: Host | None = None, *, reserved: Sequence[Path] = ()) -> Budget:
+    """Say what a run would download, take and write; arguments and errors are those of ``plan``.
+
+    The budget's ``check`` refuses what disk or memory cannot hold.
+    """
+    planned = plan(recipe, host, reserved=reserved, estimate=True)
+    keep_memory()
+    from .budget import Budget
+
+    made = Budget(planned)
+    made.check_fit()
+    return made
+
+
+class Loader:
+    """Loads models, and keeps the last one for a run that needs the same."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._pipeline: Pipeline | None = None
+
+    def load(self, files: Files, recipe: Recipe, clock: Clock, host: Host) -> Pipeline:
+        """Load a model, its prompts encoded before it takes its memory.
+
+        Raises:
+            NarError: of any kind.
+        """
+        with clock.timed("import"):
+            from ..pipeline import load_files, prompt_encoder
+        dtype = recipe.text_dtype or recipe.dtype
+        encoder = prompt_encoder(files, recipe.text_device or recipe.device, dtype, host.warn)
+        key = (files.model, files.tokenizer, recipe.device, recipe.dtype)
+        # A text encoder that has to run takes as much memory as a model.
+        encode = files.encoder is not None and not all_cached(files.encoder, recipe.texts, dtype)
+        kept = self._pipeline if key == self._key and not encode else None
+        self._key = self._pipeline = None
+        if encoder is not None:
+            with clock.timed("encode"):
+                encoder.encode(recipe.texts)
+        with clock.timed("load"):
+            if kept is None:
+                pipeline = load_files(files, recipe.device, recipe.dtype, encoder)
+            elif encoder is not None:
+                pipeline = replace(
+                    kept, encoder=encoder, source={**kept.source, "text_encoder": encoder.source}
+                )
+            else:
+                pipeline = kept
+        self._key, self._pipeline = key, pipeline
+        return pipeline
+
+
+def run(
+    recipe: Recipe,
+    host: Host | None = None,
+    *,
+    loader: Loader | None = None,
+    reserved: Sequence[Path] = (),
+) -> Generator[Event, None, None]:
+    """Carry out a recipe, and yield what happens.
+
+    ``Loaded`` comes first, then a ``Progress`` for each step and ``Written`` for each file; ``Finished``
+    comes last.
+
+    Args:
+        recipe: all that is asked for.
+        host: whom to ask and tell.
+        loader: of several runs, that keeps the model of the last one.
+        reserved: names of files that are not to be taken.
+
+    Raises:
+        NarError: of any kind; what is written by then is whole.
+    """
+    host, loader, clock = host or Host(), loader or Loader(), Clock()
+    planned = plan(recipe, host, reserved=reserved)
+    with clock.timed("import"):
+        keep_memory()
+        from ..checkpoints.load import remark
+        from .budget import Budget
+    spending = Budget(planned)
+    spending.check_fit()
+    spending.check()
+    files = planned.found.fetch(progress=host.progress, approve=host.approve, tell=host.note)
+    notes = [note for part in (files.model, files.tokenizer) for note in (part.note, remark(part.path))]
+    for note in dict.fromkeys(notes):
+        if note:
+            host.warn(note)
+    if not spending.networks.runs:  # a repository that says its sizes only now
+        spending = Budget(planned)
+        spending.check()
+    pipeline = loader.load(files, recipe, clock, host)
+    if planned.samples is None:
+        planned = planned.named(pipeline.classes, reserved)
+    assert planned.samples is not None and planned.outputs is not None
+    settings = pipeline.settings(**recipe.sampling)
+    common = pipeline.metadata(settings)
+    sinks = Sinks(recipe, pipeline, planned.samples, planned.outputs, common, clock)
+    batch_size = spending.batch_size or 1
+    yield Loaded(pipeline, planned.samples, batch_size)
+    spent = dict(clock.seconds)
+    with closing(pipeline.run(planned.samples, settings, batch_size, host.note)) as steps:
+        for progress in steps:
+            clock.seconds |= {phase: spent.get(phase, 0.0) + more for phase, more in progress.seconds.items()}
+            yield progress
+            yield from sinks.write_all(progress.results)
+    yield from sinks.write_companions()
+    yield sinks.finished()

@@ -1,0 +1,342 @@
+"""Files of a run: samples, their tokens, the frontier, the contact sheet, and what they say of themselves."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from ..classes import ClassEntry
+from ..errors import NarError
+from ..media.metadata import MAX_HASHES, MAX_TOKENS, SCHEMA
+from ..media.names import Outputs
+from ..prompts import Prompt
+from ..settings import Sample
+from .looks import check_fit, format_of, suffix_of
+from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from ..decoding import Clip, Decodes
+    from ..order import Order
+    from ..results import Result
+
+MAX_PROMPTS = 50_000  # bytes of prompts in the metadata of what shows several samples
+PHASES = ("import", "load", "sample", "decode", "write")
+
+
+class Clock:
+    """Seconds that the phases of a run took."""
+
+    def __init__(self) -> None:
+        self.began = perf_counter()
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the time that the block takes."""
+        began = perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + perf_counter() - began
+
+    def total(self) -> dict[str, float]:
+        """The phases so far, and their ``total`` since the clock was made."""
+        return self.seconds | {"total": perf_counter() - self.began}
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file, or a folder of frames, is there."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class Revealed:
+    """The frontier's samples are decoded from the tokens known after a step.
+
+    Args:
+        steps: how many there are in all.
+    """
+
+    steps: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run is over.
+
+    Args:
+        recipe: of the run.
+        samples: in the order of their files.
+        files: that were written, folders of frames included.
+        common: metadata that all files have.
+        frontier: metadata of the frontier, where there is one.
+        documents: metadata of each sample, and its ``file``.
+        order: in which the tokens were decoded.
+        seconds: that each phase took, and all of it.
+    """
+
+    recipe: Recipe
+    samples: Sequence[Sample]
+    files: Sequence[Path]
+    common: Mapping[str, Any]
+    frontier: Mapping[str, Any]
+    documents: Sequence[Mapping[str, Any]]
+    order: Order
+    seconds: Mapping[str, float]
+
+    def document(self) -> dict[str, Any]:
+        """The run as ``--json`` prints it."""
+        return {
+            "schema": SCHEMA,
+            "files": [str(path) for path in self.files],
+            **self.common,
+            **self.frontier,
+            "samples": list(self.documents),
+            "seconds": {phase: round(value, 3) for phase, value in self.seconds.items()},
+            **({"contact_sheet": True} if self.recipe.sheet else {}),
+        }
+
+
+class Sinks:
+    """Writes the samples of a run as they come, and what shows several of them.
+
+    Args:
+        recipe: of the run.
+        decoder: that made the frames; it decodes partial tokens for the frontier.
+        samples: in the order in which they come.
+        outputs: a file for each.
+        common: metadata of the run.
+        clock: told how long decoding and writing take.
+
+    Raises:
+        UsageError: recipe and model do not fit.
+        NarError: metadata too large for a file, before any sample is drawn.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        decoder: Decodes,
+        samples: Sequence[Sample],
+        outputs: Outputs,
+        common: Mapping[str, Any],
+        clock: Clock,
+    ) -> None:
+        self.recipe, self.decoder, self.samples = recipe, decoder, samples
+        self.outputs, self.clock = outputs, clock
+        self.suffix = suffix_of(recipe, outputs)
+        holistic = decoder.tokenizer.config.holistic  # its tokens leave no choice
+        self._mode = recipe.frontier_mode or ("decode" if holistic else "reveal")
+        self.common = {**common, **self._fitted()}
+        self.files: list[Path] = []
+        self.documents: list[dict[str, Any]] = []
+        self._kept: list[Result] = []
+        self._started = 0  # samples, of those that are to be written
+        self._check_metadata()
+
+    def write_all(self, results: Sequence[Result]) -> Iterator[Written]:
+        """Write the samples of a batch; one that cannot be written keeps none of the others from it.
+
+        Raises:
+            NarError: the first that could not be written, once the others are.
+        """
+        failed: NarError | None = None
+        for result in results:
+            before = len(self.files)
+            try:
+                with self.clock.timed("write"):
+                    self._write(result)
+            except NarError as error:
+                failed = failed or error
+            except BaseException:
+                yield from map(Written, self.files[before:])
+                raise
+            yield from map(Written, self.files[before:])
+        if failed is not None:
+            raise failed
+
+    def write_companions(self) -> Iterator[Written | Revealed]:
+        """Write the frontier crossing the first samples, and the contact sheet of all."""
+        from ..media.writers import write_png
+        from ..viz.sheets import contact_sheet
+
+        if self.recipe.frontier != "none":
+            path = yield from self._write_frontier(self.outputs.companions[0])
+            self.files.append(path)
+            yield Written(path)
+        if self.recipe.sheet:
+            with self.clock.timed("write"):
+                pictures = [result.image for result in self._kept]
+                rows = len({sample.entry for sample in self.samples})
+                sheet = contact_sheet(pictures, rows, self.common["scale"])
+                about = None if self.recipe.no_metadata else self._about_all() | {"contact_sheet": True}
+                path = write_png(self.outputs.companions[-1], sheet, about, overwrite=self.recipe.overwrite)
+            self.files.append(path)
+            yield Written(path)
+
+    def finished(self) -> Finished:
+        """The run, once all is written."""
+        return Finished(
+            self.recipe,
+            self.samples,
+            self.files,
+            self.common,
+            self._about_frontier(),
+            self.documents,
+            self.decoder.order,
+            self.clock.total(),
+        )
+
+    def _fitted(self) -> dict[str, Any]:
+        """Check that recipe and model fit; metadata of how the files are written."""
+        from ..viz.sheets import auto_scale
+
+        recipe, grid, tokenizer = self.recipe, self.decoder.grid, self.decoder.tokenizer.config
+        check_fit(recipe, grid, tokenizer)
+        made, *size = tokenizer.clip_size(grid)
+        scale = recipe.scale or auto_scale((size[0], size[1]))
+        about: dict[str, Any] = {"scale": scale, **({"filter": "lanczos"} if scale > 1 else {})}
+        if recipe.kind == "video":
+            form = format_of(self.suffix)
+            about |= {"format": form.name, "frames": recipe.frames or made, "model_frames": made}
+            about |= form.about(recipe.fps, recipe.quality)
+        return about
+
+    def _check_metadata(self) -> None:
+        """Refuse, before the samples are drawn, what no file could hold."""
+        from ..media.writers import encode_metadata
+
+        if self.recipe.no_metadata:
+            return
+        num = self._samples_of_each()
+        each = map(_about, {sample.entry for sample in self.samples[::num]})
+        largest = max(each, key=lambda about: len(json.dumps(about)))
+        dropped = {"dropped": largest.get("cleaned_prompt", "")}  # may come to be said too
+        tokens = {"tokens": "A" * 6 * min(self.decoder.order.cells, MAX_TOKENS)}
+        encode_metadata(self.common | largest | dropped | tokens)
+        if self.outputs.companions:
+            hashes = ["0" * 64] * min(len(self.samples), MAX_HASHES)
+            encode_metadata(self._about_all() | {"samples_sha256": hashes})
+
+    def _write(self, result: Result) -> None:
+        """Write one sample and, if wanted, its tokens."""
+        from ..media.writers import write_tokens
+        from ..viz.sheets import enlarge
+
+        index, own = self._started, result.metadata | self.common
+        self._started += 1
+        if len(self._kept) < self._kept_samples():
+            self._kept.append(result)
+        clip = tuple(enlarge(frame, self.common["scale"]) for frame in result.frames)
+        path = self._write_sample(self.outputs.paths[index], clip, own)
+        self.files.append(path)
+        about = {key: value for key, value in result.metadata.items() if key not in self.common}
+        self.documents.append({"file": str(path), **about})
+        for name in self.outputs.beside[index]:
+            grid = result.tokens.reshape(self.decoder.grid).int().numpy()
+            self.files.append(write_tokens(name, grid, own, overwrite=self.recipe.overwrite))
+
+    def _write_sample(self, path: Path, clip: Clip, own: dict[str, Any]) -> Path:
+        """Write a picture, or the first frames of a clip in the format wanted; as PNGs where that fails."""
+        from ..media.atomic import companion
+        from ..media.writers import write_frames, write_png
+        from ..results import describe
+
+        over = self.recipe.overwrite
+        metadata = None if self.recipe.no_metadata else own
+        words = describe(own) if metadata is not None else ""
+        if self.suffix == ".png":
+            return write_png(path, clip[0], metadata, words, overwrite=over)
+        frames = clip[: self.common["frames"]]
+        form = format_of(self.suffix)
+        fps, quality = self.recipe.fps, self.recipe.quality
+        try:
+            return form.write(path, frames, metadata, words, fps=fps, quality=quality, overwrite=over)
+        except Exception as error:  # encoders fail in many ways
+            if not self.suffix:
+                raise
+            folder = write_frames(companion(path, "_frames"), frames, metadata, words)
+            self.files.append(folder)
+            kept = f"The frames are kept in {folder}."
+            if isinstance(error, NarError):
+                error.hint = f"{kept} {error.hint or ''}".rstrip()
+                raise
+            raise NarError(f"Could not write {path}: {error}", kept) from error
+
+    def _write_frontier(self, path: Path) -> Generator[Revealed, None, Path]:
+        """Write the picture of the frontier; returns its name."""
+        from ..media.writers import write_gif, write_mp4, write_png
+        from ..viz import frontier
+
+        order, over = self.decoder.order, self.recipe.overwrite
+        holistic = self.decoder.tokenizer.config.holistic
+        shown = self._kept[: frontier.shown_samples(order)]
+        partials: list[list[Clip]] | None = None
+        if self._mode == "decode":
+            partials = []
+            with self.clock.timed("decode"):
+                steps = self.decoder.partials([result.tokens for result in shown])
+            for _ in order.steps:
+                with self.clock.timed("decode"):
+                    partials.append(next(steps))
+                yield Revealed(len(order.steps))
+        about = None
+        if not self.recipe.no_metadata:
+            about = self._about_all() | self._about_frontier()
+        clips = [result.frames for result in shown]
+        with self.clock.timed("write"):
+            if self.recipe.frontier == "png":
+                strip = frontier.filmstrip(order, clips, partials, holistic=holistic)
+                return write_png(path, strip, about, overwrite=over)
+            frames = frontier.run_frames(order, clips, partials, holistic=holistic)
+            if self.recipe.frontier == "gif":
+                return write_gif(path, frames, about, overwrite=over)
+            return write_mp4(path, frames, about, hold_seconds=2, overwrite=over)
+
+    def _kept_samples(self) -> int:
+        """Number of samples that are kept after they are written, for what shows several."""
+        from ..viz.frontier import shown_samples
+
+        if self.recipe.sheet:
+            return len(self.samples)
+        return 0 if self.recipe.frontier == "none" else shown_samples(self.decoder.order)
+
+    def _about_frontier(self) -> dict[str, Any]:
+        """Metadata of the frontier, where there is one."""
+        if self.recipe.frontier == "none":
+            return {}
+        return {"frontier": {"format": self.recipe.frontier, "mode": self._mode}}
+
+    def _samples_of_each(self) -> int:
+        return self.samples[-1].seed - self.samples[0].seed + 1
+
+    def _about_all(self) -> dict[str, Any]:
+        """Metadata of what shows several samples: ids of classes, or prompts, and the seeds that each has."""
+        num = self._samples_of_each()
+        hashes = [about["tokens_sha256"] for about in self.documents[:MAX_HASHES]]
+        about: dict[str, Any] = {"seed": self.samples[0].seed, "num": num, "samples_sha256": hashes}
+        entries = [sample.entry for sample in self.samples[::num]]
+        prompts = [_about(entry) for entry in entries if isinstance(entry, Prompt)]
+        if prompts:
+            sizes = list(accumulate(len(json.dumps(prompt)) for prompt in prompts))
+            about["prompts"] = prompts[: bisect_right(sizes, MAX_PROMPTS)]
+            about["prompts_in_all"] = len(prompts)
+        else:
+            about["classes"] = [entry.id for entry in entries if isinstance(entry, ClassEntry)]
+        return self.common | about
+
+
+def _about(entry: ClassEntry | Prompt) -> dict[str, Any]:
+    """A class or prompt as metadata, as far as it is known before the run."""
+    if isinstance(entry, Prompt):
+        return {"prompt": entry.text, "cleaned_prompt": entry.cleaned}
+    return {"class": {"id": entry.id, "name": entry.name, "label": entry.label}}

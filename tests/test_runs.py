@@ -1,0 +1,262 @@
+"""Recipes, runs and results from Python, and files of the version before."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from typer.testing import CliRunner
+
+import narcli
+from narcli import Recipe
+from narcli.cli import app
+from narcli.errors import NarError, UsageError
+from narcli.media.clips import FORMATS
+from narcli.media.readers import read_metadata
+from narcli.runs.repeat import Trust, compare, recipe_of, recorded
+from narcli.runs.run import Loaded, Loader, budget, run
+from narcli.runs.sinks import Finished, Revealed, Written
+
+BEFORE = Path(__file__).with_name("data") / "before"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def narcli_command(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def made(recipe, **options):
+    """Events of a run but for its steps."""
+    return [event for event in run(recipe, **options) if type(event).__name__ != "Progress"]
+
+
+# --- recipes ---------------------------------------------------------------------------------------
+
+NAMES = st.text(min_size=1, max_size=20)
+COMMON = {
+    "num": st.integers(1, 9),
+    "seed": st.none() | st.integers(0, 2**32 - 1),
+    "cfg_scale": st.none() | st.floats(0, 1000),
+    "top_k": st.none() | st.integers(0, 2**14),
+    "top_p": st.none() | st.floats(0.1, 1),
+    "batch_size": st.none() | st.integers(1, 64),
+    "model": st.none() | NAMES,
+    "revision": st.none(),
+    "dtype": st.sampled_from(["auto", "float32"]),
+    "device": st.sampled_from(["auto", "cpu"]),
+    "frontier": st.sampled_from(["gif", "none", "png"]),
+    "scale": st.none() | st.integers(1, 16),
+    "output": st.none() | NAMES,
+    "overwrite": st.booleans(),
+    "offline": st.booleans(),
+}
+CLASSES = st.lists(st.integers(0, 999) | NAMES, min_size=1, max_size=3)
+VIDEOS = st.fixed_dictionaries(
+    {"kind": st.just("video"), "classes": CLASSES},
+    optional=COMMON
+    | {
+        "frames": st.integers(1, 99),
+        "fps": st.floats(0.1, 50),
+        "format": st.sampled_from([*FORMATS]),
+        "quality": st.integers(0, 100),
+    },
+)
+TEXTS = st.fixed_dictionaries(
+    {"prompts": st.lists(st.sampled_from(["a cat", "A Dog, asleep"]), min_size=1, max_size=3)},
+    optional=COMMON | {"sheet": st.booleans(), "text_device": st.just("cpu")},
+)
+
+
+@given(VIDEOS | TEXTS)
+def test_a_recipe_comes_back_from_its_json(fields):
+    recipe = Recipe(**fields)
+    if recipe.format == "frames" and recipe.fps is not None:
+        recipe = replace(recipe, fps=None)  # which a folder does not have
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "No class or prompt given."),
+        ({"kind": "video"}, "No class given."),
+        ({"kind": "sound", "classes": 1}, "`kind` is 'sound', expected image or video."),
+        ({"classes": 1, "prompts": "a cat"}, "`classes` and `prompts` exclude each other."),
+        ({"classes": 1, "text_device": "cpu"}, "`text_device` goes with `prompts`."),
+        ({"classes": 1, "fps": 8}, "`fps` is not for images."),
+        ({"classes": 1, "kind": "video", "sheet": True}, "`sheet` is not for videos."),
+        ({"classes": 1, "scale": 17}, "`scale` is 17, expected a whole factor from 1 to 16."),
+        ({"classes": 1, "top_p": 0}, "`top_p` is 0, expected a number above 0 and at most 1."),
+        ({"classes": 1, "batch_size": 0}, "`batch_size` is 0, expected 1 or more."),
+        ({"classes": 1, "kind": "video", "format": "avi"}, "`format` is 'avi', expected mp4, gif"),
+        ({"classes": 1, "frontier": "none", "frontier_mode": "reveal"}, "`frontier_mode` goes with"),
+    ],
+)
+def test_a_recipe_that_cannot_be_speaks_of_arguments(fields, words):
+    with pytest.raises(UsageError) as caught:
+        Recipe(**fields)
+    assert str(caught.value).startswith(words)
+    assert "--" not in re.sub("`narcli [^`]+`", "", str(caught.value))
+
+
+def test_an_error_holds_its_hint():
+    assert str(NarError("It is late.", "Go home.")) == "It is late. Go home."
+    assert str(NarError("It is late.")) == "It is late."
+
+
+def test_a_file_chooses_no_name_and_overwrites_nothing(tmp_path):
+    about = json.loads((BEFORE / "image.json").read_text())
+    lie = about | {"output": "/etc/passwd", "overwrite": True, "offline": True, "batch_size": 9, "pins": {}}
+    recipe = recipe_of(tmp_path / "lie.json", lie, Trust())
+    assert (recipe.output, recipe.overwrite, recipe.offline, recipe.batch_size) == (None, False, False, None)
+    assert recipe == recipe_of(tmp_path / "lie.json", about, Trust())
+    assert Recipe.from_json(lie).output == "/etc/passwd"  # a recipe of one's own says all
+
+
+# --- runs ------------------------------------------------------------------------------------------
+
+
+def test_a_run_yields_what_happens(tiny, here):
+    recipe = Recipe(
+        classes=[207, "cat"], num=2, seed=1, model=str(tiny), frontier="png", frontier_mode="decode",
+        sheet=True, save_tokens=True, output="out/{class}_{seed}.png", batch_size=3,
+    )  # fmt: skip
+    events = list(run(recipe))
+    kinds = [type(event) for event in events]
+    assert kinds[0] is Loaded and kinds[-1] is Finished
+    pipeline, finished = events[0].pipeline, events[-1]
+    steps = len(pipeline.order.steps)
+    assert [type(event).__name__ for event in events].count("Progress") == 2 * steps
+    assert kinds.count(Revealed) == steps and events[0].batch_size == 3
+    files = [event.path for event in events if isinstance(event, Written)]
+    assert files == list(finished.files) and all(path.is_file() for path in files)
+    assert [path.name for path in files] == [
+        "207_1.png", "207_1_tokens.safetensors", "207_2.png", "207_2_tokens.safetensors",
+        "281_1.png", "281_1_tokens.safetensors", "281_2.png", "281_2_tokens.safetensors",
+        "207_1_frontier.png", "207_1_grid.png",
+    ]  # fmt: skip
+    document = finished.document()
+    assert document["files"] == [str(path) for path in files] and document["contact_sheet"] is True
+    again = recipe_of(files[-1], read_metadata(files[-1]), Trust({"model": str(tiny), "output": "again/"}))
+    verdicts = compare(files[-1], recorded(files[-1], read_metadata(files[-1])), made(again)[-1])
+    assert [verdict.equal for verdict in verdicts] == [True] * 4
+
+
+def test_a_loader_keeps_the_model_for_runs_that_need_the_same(tiny, here):
+    loader, recipe = Loader(), Recipe(classes=207, model=str(tiny), frontier="none")
+    first, second, other = (
+        made(each, loader=loader)[0].pipeline for each in (recipe, recipe, replace(recipe, dtype="float32"))
+    )
+    assert first.model is second.model and other.model is not first.model
+
+
+def test_what_is_written_is_there_when_a_run_is_left(tiny, here):
+    events = run(Recipe(classes=207, num=3, batch_size=1, model=str(tiny), frontier="none", output="out/"))
+    path = next(event.path for event in events if isinstance(event, Written))
+    events.close()
+    assert [path] == list(Path("out").iterdir()) and read_metadata(path)["class"]["id"] == 207
+
+
+def test_a_budget_says_what_a_run_takes_and_does_nothing(tiny, here):
+    spending = budget(Recipe(classes=207, num=2, seed=1, model=str(tiny)))
+    about = spending.document()
+    assert about["memory"]["needed"]["total"] > 0 and about["batch_size"] == 2
+    assert [path.endswith(".png") for path in about["files"]] == [True, True, False]
+    assert list(here.iterdir()) == []
+    spending.check()
+
+
+# --- results ---------------------------------------------------------------------------------------
+
+
+def test_a_picture_is_saved_with_its_settings(tiny, here):
+    (result,) = narcli.load(tiny).images(classes=207, seed=4)
+    assert result.save("a.png") == Path("a.png") and result.save("a.png", scale=2) == Path("a_1.png")
+    width, height = result.image.size
+    assert Image.open("a_1.png").size == (2 * width, 2 * height)
+    about = read_metadata(Path("a_1.png"))
+    assert (about["seed"], about["scale"], about["tokens_sha256"]) == (4, 2, result.metadata["tokens_sha256"])
+    assert Image.open("a.png").tobytes() == result.image.tobytes()
+    assert result._repr_png_()[:4] == b"\x89PNG" and result._repr_html_() is None
+    with pytest.raises(UsageError, match=r"`path` ends in '.gif', expected .png"):
+        result.save("a.gif")
+    with pytest.raises(UsageError, match="`scale` is 0"):
+        result.save("a.png", scale=0)
+
+
+def test_a_clip_is_saved_in_every_format(tiny_video, here):
+    (result,) = narcli.load(tiny_video).videos(classes=1, seed=4)
+    for name, form in FORMATS.items():
+        path = result.save(f"{name}{form.suffix}")
+        about = read_metadata(path / "00.png" if not form.suffix else path)
+        assert (about["format"], about["frames"], about["seed"]) == (name, len(result.frames), 4)
+    assert result._repr_png_() is None
+    assert result._repr_html_().startswith("<img alt=") and "data:image/webp;base64," in result._repr_html_()
+    with pytest.raises(UsageError, match="`fps` is 99"):
+        result.save("a.gif", fps=99)
+    with pytest.raises(UsageError, match="`quality` does not go with"):
+        result.save("frames_more", quality=50)
+
+
+# --- the package -------------------------------------------------------------------------------------
+
+
+def test_public_names_come_when_they_are_used():
+    code = (
+        "import sys, narcli\n"
+        "narcli.Recipe, narcli.Order, narcli.NarError, narcli.run\n"
+        "assert 'torch' not in sys.modules, 'torch'\n"
+        "assert set(narcli.__all__) <= set(dir(narcli))\n"
+        "assert all(getattr(narcli, name) is not None for name in narcli.__all__)\n"
+        "assert callable(narcli.run) and callable(narcli.load)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (Path(narcli.__file__).parent / "py.typed").is_file()
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = narcli.nothing
+
+
+# --- files of the version before -----------------------------------------------------------------------
+
+#: File, and the samples that it is of.
+EARLIER = [
+    ("image.json", 4),
+    ("nar-image_c151-dog_s7_frontier.gif", 4),
+    ("nar-image_a-red-apple_s3.png", 1),
+    ("nar-video_c5-kangaroo_s5.webp", 1),
+]
+
+
+@pytest.mark.parametrize(("name", "samples"), EARLIER)
+def test_files_of_the_version_before_are_read_and_verified(name, samples, here):
+    file = BEFORE / name
+    about = read_metadata(file)
+    recipe = recipe_of(file, about, Trust({"frontier": "none", "output": "again/"}))
+    assert recipe.model in ("emoji", "emoji-text", "emoji-video") and recipe.dtype == "float32"
+    finished = made(recipe)[-1]
+    assert len(finished.documents) == samples
+    verdicts = list(compare(file, recorded(file, about), finished))
+    assert [verdict.words for verdict in verdicts if not verdict.equal] == [] and len(verdicts) == samples
+
+
+def test_tokens_and_orders_of_the_version_before_are_shown_again(here):
+    files = [BEFORE / name for name in ("nar-video_c5-kangaroo_s5_tokens.safetensors",)]
+    result = narcli_command("decode", *files, "-o", "clip.gif", "--frontier", "none")
+    assert result.exit_code == 0, result.stderr
+    about = read_metadata(Path("clip.gif"))
+    assert (about["frames"], about["model_frames"], about["class"]["id"], about["seed"]) == (8, 16, 5, 5)
+    assert narcli_command("rerun", BEFORE / "order.png", "-o", "order.png").exit_code == 0
+    with Image.open("order.png") as new, Image.open(BEFORE / "order.png") as old:
+        assert new.tobytes() == old.tobytes()
