@@ -4,21 +4,25 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from narcli.checkpoints.folder import has_own_encoder, has_own_tokenizer
 from narcli.cli import app
 from narcli.errors import CheckpointError, NarError, UsageError
-from narcli.hub import catalog, defaults
+from narcli.hub import catalog, defaults, library
 from narcli.hub import resolve as resolving
 from narcli.hub.catalog import DEFAULT_KINDS, MODELS, Model
 from narcli.hub.defaults import set_default
 from narcli.hub.resolve import complete, default_model, resolve
 from narcli.hub.sources import choose
 from narcli.media.readers import read_metadata
+from narcli.training.data import Pictures
+from narcli.training.start import load_start
 
 DATA = Path(__file__).parent / "data"
 EMOJI_TOKENIZER = "df960f0b7233b17c33310dca5e33f1d59150461d52d43f39fa78ea5c0fe832e3"
@@ -327,6 +331,15 @@ def test_the_text_model_is_shown_and_checked_with_its_tokenizer(command):
         assert said["memory"]["float32"]["batch_size_1"]["decoding"] > 0
     else:
         assert [row["name"] for row in said["models"]] == ["emoji-text", "emoji"]
+
+
+def test_the_text_model_is_converted_and_trained_on_with_its_tokenizer(tmp_path):
+    folder = MODELS["emoji-text"].path
+    made = library.convert(folder, tmp_path / "copy")
+    assert sha256((made / "tokenizer.safetensors").read_bytes()).hexdigest() == EMOJI_TOKENIZER
+    pictures = Pictures(np.zeros((1, 128, 128, 3), np.uint8), None)
+    model, tokenizer, known = load_start(folder, ["text"], pictures, tmp_path)
+    assert tokenizer.config.codebook_size == model.config.vocab_size and known.kind == "text"
 
 
 def test_smaller_models_are_told_from_the_largest_to_the_built_in_one():
