@@ -1,6 +1,7 @@
 """How the source is laid out: imports point one way, and files stay readable."""
 
 import ast
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -33,6 +34,8 @@ LEVELS = (
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 #: Two modules of ``media`` that everything may use.
 GROUND = {"narcli.media.textfiles": "textfiles", "narcli.media.atomic": "atomic"}
+#: The loop of a training, whose lines go to a log as well.
+PRINTS = {"narcli.training.stop"}
 
 
 def imports_of(name):
@@ -95,3 +98,23 @@ def test_files_are_short_or_say_why_they_are_not():
 
 def test_the_top_level_has_at_most_sixteen_modules():
     assert len([path for path in SOURCE.glob("*.py") if not path.name.startswith("__")]) <= 16
+
+
+def test_only_the_command_line_names_options_and_prints():
+    """Messages below it write an argument as `name` or `name=value`, which ``cli.console`` spells."""
+    named = []
+    for name, path in FILES.items():
+        if room(name) == "cli":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        nodes = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        docs = {id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, nodes) and node.body
+                and isinstance(node.body[0], ast.Expr)}  # fmt: skip
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+                text = re.sub(r"narcli [^`]*", "", node.value)
+                if re.search(r"(^|[\s(\"'])--[a-z]{2}", text):
+                    named.append(f"{name}:{node.lineno}: {node.value}")
+            if isinstance(node, ast.Name) and node.id == "print" and name not in PRINTS:
+                named.append(f"{name}:{node.lineno}: print")
+    assert named == []
