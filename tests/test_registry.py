@@ -126,7 +126,7 @@ def test_local_files(tmp_path):
         ("https://huggingface.co/a/b", "image", "no model"),
         ("nar-xl-t2i-256", "image", "narcli image --prompt"),
         ("nar-l-ucf101", "text", "narcli video"),
-        ("vq16-c2i", "image", "--tokenizer"),
+        ("vq16-c2i", "image", "`tokenizer`"),
         ("nar-b-256", "image-tokenizer", "not an image tokenizer"),
     ],
 )

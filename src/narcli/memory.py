@@ -274,17 +274,17 @@ def check(
     fitting = []
     smaller = next((n for n in _halves(batch_size) if needed(batch_size=n) <= free), None)
     if smaller is not None:
-        fitting.append((f"--batch-size {smaller}", needed(batch_size=smaller)))
+        fitting.append((f"`batch_size={smaller}`", needed(batch_size=smaller)))
     for words, fewer in _lighter(files):
         if needed(files=fewer) <= free:
             fitting.append((words, needed(files=fewer)))
     if dtype == torch.float32 and needed(dtype=torch.bfloat16) <= free:
-        fitting.append(("--dtype bfloat16", needed(dtype=torch.bfloat16)))
+        fitting.append(("`dtype=bfloat16`", needed(dtype=torch.bfloat16)))
     sizes = {row.name: networks_of(row) for row in MODELS.values() if row.kind == model.kind}
     totals = {name: needed(other) for name, other in sizes.items() if other.runs}
     least = needed()
     for name in smaller_models(model, lambda row: totals.get(row.name, least) <= min(free, least - 1))[:1]:
-        fitting.append((f"--model {name}", totals[name]))
+        fitting.append((f"`model={name}`", totals[name]))
     listed = ", ".join(f"{words} ({size / 1e9:.1f} GB)" for words, size in fitting)
     raise MemoryLimitError(
         f"{model.name} needs about {least / 1e9:,.1f} GB of memory in {dtype_name(dtype)} "
@@ -332,9 +332,9 @@ def _lighter(files: Files | None) -> list[tuple[str, Files]]:
     if files is None:
         return []
     options = [
-        ("--frontier none", replace(files, frontier="none")),
-        ("--scale 1", replace(files, scale=1)),
-        ("no --grid", replace(files, sheet=False)),
+        ("`frontier=none`", replace(files, frontier="none")),
+        ("`scale=1`", replace(files, scale=1)),
+        ("no `sheet`", replace(files, sheet=False)),
     ]
     return [(words, fewer) for words, fewer in options if fewer != files]
 

@@ -56,7 +56,7 @@ def convert(
     format = identify(tensors)
     if format.part == "tokenizer":
         if tokenizer is not None:
-            raise UsageError(f"{file} is a tokenizer already.", "Leave --tokenizer out.")
+            raise UsageError(f"{file} is a tokenizer already.", "Leave `tokenizer` out.")
         alone = load_tokenizer(file, config=config, dtype=dtype)
         return save_model(folder, tokenizer=alone, overwrite=overwrite)
     model = load_transformer(file, grid=grid, config=config, dtype=dtype)

@@ -38,8 +38,8 @@ MAX_INDEX = 2**24  # bytes of the index of a model in shards
 
 #: By section of a config.json: file of a narcli folder, name in messages, advice where another is wanted.
 _PARTS = {
-    "transformer": (MODEL, "a NAR model", "Give it as --model; --tokenizer takes the tokenizer."),
-    "tokenizer": (TOKENIZER, "a tokenizer", "Give it as --tokenizer; --model takes the transformer."),
+    "transformer": (MODEL, "a NAR model", "Give it as `model`; `tokenizer` takes the tokenizer."),
+    "tokenizer": (TOKENIZER, "a tokenizer", "Give it as `tokenizer`; `model` takes the transformer."),
 }
 _MAKES = {
     "image": ("makes images of classes", "Use `narcli image --class`."),

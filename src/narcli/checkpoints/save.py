@@ -163,7 +163,7 @@ def _check_replaceable(folder: Path, overwrite: bool) -> None:
     if not ours:
         raise UsageError(f"{folder} holds something else.", "Choose a folder that does not exist yet.")
     if not overwrite:
-        raise UsageError(f"{folder} holds a model already.", "Choose another folder, or --overwrite it.")
+        raise UsageError(f"{folder} holds a model already.", "Choose another folder, or `overwrite` it.")
 
 
 def _storable(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:

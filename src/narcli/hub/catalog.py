@@ -138,9 +138,9 @@ _KINDS = {
     "image": ("a model of images from classes", "Use `narcli image --class`."),
     "text": ("a model of images from text", "Use `narcli image --prompt`."),
     "video": ("a model of videos", "Use `narcli video`."),
-    "image-tokenizer": ("an image tokenizer", "Give it as --tokenizer."),
-    "video-tokenizer": ("a video tokenizer", "Give it as --tokenizer."),
-    "text-encoder": ("a text encoder", "Give it as --text-encoder."),
+    "image-tokenizer": ("an image tokenizer", "Give it as `tokenizer`."),
+    "video-tokenizer": ("a video tokenizer", "Give it as `tokenizer`."),
+    "text-encoder": ("a text encoder", "Give it as `text_encoder`."),
 }
 _REPOSITORY = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(/(?P<file>\w[\w./ +-]*))?", re.ASCII)
 _TOKENIZERS = {

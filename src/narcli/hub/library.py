@@ -220,9 +220,8 @@ class Checked:
             return "Install narcli again." if known else "Get it again, or make it anew."
         if not known and self.model.kind != "image":  # a pull would take it for an image model
             return f"Remove it, to fetch it again: narcli models rm {name}"
-        return f"Fetch again: narcli models pull {name}" + (
-            f" --revision {self.revision}" if self.revision else ""
-        )
+        again = "narcli models pull {} --revision {}" if self.revision else "narcli models pull {}"
+        return "Fetch again: " + again.format(name, self.revision)
 
 
 def _check_files(found: Fetched) -> list[CheckedFile]:
