@@ -46,7 +46,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from narcli.checkpoints.formats.transformer import released_names
+from narcli.checkpoints.formats.transformer import IMAGE_HEADS, VIDEO_HEADS, released_names
 from narcli.checkpoints.load import load_tokenizer, load_transformer, transformer_config
 from narcli.checkpoints.save import save_model
 from narcli.checkpoints.text_encoder import T5Encoder
@@ -152,7 +152,10 @@ def checkpoints(scratch: Path) -> list[Original]:
     for kind, more in kinds.items():
         model = NARTransformer(TransformerConfig(dim=8, layers=1, heads=1, vocab_size=16, ffn_dim=8, **more))
         model.init_weights()
-        names = {new: old for old, new in released_names("video" if kind == "video" else "image", 4).items()}
+        names = {
+            new: old
+            for old, new in released_names(VIDEO_HEADS if kind == "video" else IMAGE_HEADS, 4).items()
+        }
         released[kind] = {names[name]: tensor for name, tensor in model.state_dict().items()}
         sizes = json.dumps({"n_head": 1, "n_layer": 1, "dim": 8, "grid": list(more["grid"])}).encode()
         for zipped in (True, False):

@@ -39,7 +39,7 @@ def write_released(folder: Path) -> None:
     """NAR-B and VQ-16 with random weights, named and packed like the released files."""
     import torch
 
-    from narcli.checkpoints.formats.transformer import released_names
+    from narcli.checkpoints.formats.transformer import IMAGE_HEADS, released_names
     from narcli.models.blocks import TransformerConfig, ffn_dim
     from narcli.models.transformer import NARTransformer
     from narcli.models.vq import VQConfig, VQTokenizer
@@ -50,7 +50,7 @@ def write_released(folder: Path) -> None:
     model.init_weights()
     for head in model.ordered_heads:
         torch.nn.init.normal_(head.output.weight, std=0.02)
-    names = {ours: theirs for theirs, ours in released_names("image", sizes.total_layers).items()}
+    names = {ours: theirs for theirs, ours in released_names(IMAGE_HEADS, sizes.total_layers).items()}
     torch.save({"model": {names[k]: v for k, v in model.state_dict().items()}}, folder / "nar-b.pt")
     torch.save({"model": VQTokenizer(VQConfig()).state_dict()}, folder / "vq16.pt")
 

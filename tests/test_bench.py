@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -92,8 +93,18 @@ def test_random_models_have_the_released_sizes(name, parameters):
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(parameters, rel=0.002)
 
 
-def test_random_weights_are_finite_and_make_finite_logits(monkeypatch):
-    monkeypatch.setitem(sizes.SIZES, "XL", (1, 2, 128))
+@pytest.fixture
+def tiny_rows(monkeypatch):
+    """Rows of the catalog with their kinds, of networks that are made in no time."""
+    small = {"dim": 128, "layers": 1, "heads": 2, "ffn_dim": 512}
+    for name in ("nar-xl-256", "nar-xl-t2i-256"):
+        monkeypatch.setitem(MODELS, name, replace(MODELS[name], sizes={**MODELS[name].sizes, **small}))
+    for name in ("vq16-c2i", "vq16-t2i"):
+        sizes = {"ch": 32, "ch_mult": (1, 1), "num_res_blocks": 1, "z_channels": 32, "codebook_size": 16384}
+        monkeypatch.setitem(MODELS, name, replace(MODELS[name], sizes=sizes))
+
+
+def test_random_weights_are_finite_and_make_finite_logits(tiny_rows):
     for name in ("nar-xl-256", "nar-xl-t2i-256"):
         model = weights.random_model(MODELS[name], torch.float32, CPU)
         assert all((p.isfinite().all() and p.std() > 0) or p.eq(1).all() for p in model.parameters())
@@ -181,10 +192,7 @@ def test_loading_is_measured_from_a_file(wide, monkeypatch):
     assert len(cases) == 6 and seconds["nar"] == seconds["raster"] > 0.2 < seconds["plain"]
 
 
-def test_random_weights_are_read_from_a_file_that_goes_away(monkeypatch):
-    monkeypatch.setitem(sizes.SIZES, "XL", (1, 2, 128))
-    monkeypatch.setitem(sizes.SIZES, "L", (1, 2, 128))
-    monkeypatch.setattr(weights, "VQConfig", lambda: VQConfig(32, (1, 1), 1, 32))
+def test_random_weights_are_read_from_a_file_that_goes_away(tiny_rows):
     for name in ("nar-xl-256", "nar-xl-t2i-256"):
         row = MODELS[name]
         with weights.model_files(row, None, torch.bfloat16) as files:
@@ -196,9 +204,7 @@ def test_random_weights_are_read_from_a_file_that_goes_away(monkeypatch):
         assert not path.exists()
 
 
-def test_random_weights_need_room_before_they_are_made(monkeypatch):
-    monkeypatch.setitem(sizes.SIZES, "XL", (1, 2, 128))
-    monkeypatch.setattr(weights, "VQConfig", lambda: VQConfig(32, (1, 1), 1, 32))
+def test_random_weights_need_room_before_they_are_made(tiny_rows, monkeypatch):
     row, usage = MODELS["nar-xl-256"], shutil.disk_usage
     with weights.model_files(row, None, torch.bfloat16) as files:
         held = sum(path.stat().st_size for path in files.model.path.glob("*.safetensors"))

@@ -22,9 +22,9 @@ from narcli.checkpoints import load, pickles
 from narcli.checkpoints.config import read_config
 from narcli.checkpoints.containers import read_tensors
 from narcli.checkpoints.convert import convert
-from narcli.checkpoints.formats import families
 from narcli.checkpoints.formats.families import identify
-from narcli.checkpoints.formats.transformer import released_names
+from narcli.checkpoints.formats.transformer import VIDEO_HEADS, released_names
+from narcli.checkpoints.formats.vq import FORMAT as VQ
 from narcli.checkpoints.load import load_tokenizer, load_transformer, transformer_config
 from narcli.checkpoints.save import save_model
 from narcli.errors import CheckpointError, MemoryLimitError, UsageError
@@ -96,7 +96,7 @@ def test_sizes_come_from_shapes_and_config(released, name, grid, condition):
 def test_every_tensor_arrives_under_its_new_name(released):
     model, old = load_transformer(released("c2v")), tensors_of("c2v")
     state = model.state_dict()
-    names = released_names("video", 5)
+    names = released_names(VIDEO_HEADS, 5)
     assert {names[name] for name in old} == state.keys()
     for name, tensor in old.items():
         assert torch.equal(state[names[name]], tensor)
@@ -190,7 +190,7 @@ def test_the_tokenizer_sizes_are_inferred(tmp_path):
     state = VQTokenizer(vq8).state_dict() | {"quantize.codebook_used": torch.zeros(65536)}
     torch.save({"model": state}, tmp_path / "vq8.pt")
     assert load_tokenizer(tmp_path / "vq8.pt").config == vq8
-    assert "training-time" in families.DROPPED["vq"]["quantize.codebook_used"]
+    assert "training-time" in VQ.dropped["quantize.codebook_used"]
 
 
 # --- another model than expected -----------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_a_raster_video_model_is_refused(tmp_path):
 
 def test_tokenizer_and_model_are_not_taken_for_each_other():
     assert "image tokenizer, not a NAR model" in refused(DATA / "vq.pt")
-    assert "--model" in refused(DATA / "c2i.pt", load_tokenizer)
+    assert "`model`" in refused(DATA / "c2i.pt", load_tokenizer)
     assert "video tokenizer (LARP)" in refused(DATA / "larp.safetensors", load_tokenizer)
     assert "video tokenizer (LARP)" in refused(DATA / "larp.safetensors")
 
@@ -223,9 +223,9 @@ def test_models_of_another_kind_are_refused():
 
 
 def test_other_families_are_described_by_their_tensors():
-    assert identify(["shared.weight"]) == "a T5 text encoder"
-    assert "unet.conv.weight" in identify(["unet.conv.weight", "zz"])
-    assert identify([]) == "empty"
+    assert identify(["shared.weight"]).words == "a T5 text encoder"
+    assert "unet.conv.weight" in identify(["unet.conv.weight", "zz"]).words
+    assert identify([]).words == "empty"
 
 
 @pytest.mark.parametrize(

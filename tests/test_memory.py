@@ -366,7 +366,7 @@ def test_a_dtype_and_a_smaller_model_that_fit_are_named(monkeypatch):
     with pytest.raises(memory.MemoryLimitError) as refused:
         memory.check(MODELS["nar-xl-256"], networks, torch.float32, 1, torch.device("cpu"))
     assert "4." in refused.value.message and "3.0 GB are available" in refused.value.message
-    assert "--dtype bfloat16 (2." in refused.value.hint and "--model nar-l-256 (" in refused.value.hint
+    assert "`dtype=bfloat16` (2." in refused.value.hint and "`model=nar-l-256` (" in refused.value.hint
     memory.check(MODELS["nar-xl-256"], networks, torch.bfloat16, 1, torch.device("cpu"))
 
 
@@ -377,8 +377,8 @@ def test_files_that_fit_are_named(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda device: least + 10**8)
     with pytest.raises(memory.MemoryLimitError) as refused:
         memory.check(MODELS["nar-b-256"], networks, torch.float32, 1, cpu, files=files)
-    assert "--scale 1 (" in refused.value.hint and "no --grid (" in refused.value.hint
-    assert "--frontier" not in refused.value.hint and "--batch-size" not in refused.value.hint
+    assert "`scale=1` (" in refused.value.hint and "no `sheet` (" in refused.value.hint
+    assert "frontier" not in refused.value.hint and "batch_size" not in refused.value.hint
     memory.check(MODELS["nar-b-256"], networks, torch.float32, 1, cpu, files=Files(40, scale=16))
 
 

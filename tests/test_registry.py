@@ -4,20 +4,28 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from narcli.checkpoints.folder import has_own_encoder, has_own_tokenizer
+from narcli.cli import app
 from narcli.errors import CheckpointError, NarError, UsageError
-from narcli.hub import catalog, defaults
+from narcli.hub import catalog, defaults, library
 from narcli.hub import resolve as resolving
 from narcli.hub.catalog import DEFAULT_KINDS, MODELS, Model
 from narcli.hub.defaults import set_default
 from narcli.hub.resolve import complete, default_model, resolve
 from narcli.hub.sources import choose
+from narcli.media.readers import read_metadata
+from narcli.training.data import Pictures
+from narcli.training.start import load_start
 
 DATA = Path(__file__).parent / "data"
+EMOJI_TOKENIZER = "df960f0b7233b17c33310dca5e33f1d59150461d52d43f39fa78ea5c0fe832e3"
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +126,7 @@ def test_local_files(tmp_path):
         ("https://huggingface.co/a/b", "image", "no model"),
         ("nar-xl-t2i-256", "image", "narcli image --prompt"),
         ("nar-l-ucf101", "text", "narcli video"),
-        ("vq16-c2i", "image", "--tokenizer"),
+        ("vq16-c2i", "image", "`tokenizer`"),
         ("nar-b-256", "image-tokenizer", "not an image tokenizer"),
     ],
 )
@@ -264,10 +272,74 @@ def test_a_built_in_model_that_is_missing_is_said_to_be(monkeypatch, tmp_path):
 )
 def test_a_built_in_model_is_complete(name, kind):
     model = resolve(name, kind)
-    assert model.classes == (None if kind == "text" else name) and model.tokenizer is None
-    assert has_own_tokenizer(model.path)
+    assert model.classes == (None if kind == "text" else name)
+    assert model.tokenizer == ("emoji" if kind == "text" else None)
+    assert has_own_tokenizer(model.path) == (kind != "text")
     assert has_own_encoder(model.path) == (kind == "text")
     assert json.loads((model.path / "config.json").read_text())["name"] == name
+
+
+def test_a_built_in_model_stands_for_its_tokenizer():
+    folder = MODELS["emoji-text"].path
+    for name in ("emoji", "emoji-text", "Emoji-Text", folder, folder / "model.safetensors"):
+        tokenizer = resolve(name, "image-tokenizer")
+        assert (tokenizer.name, tokenizer.path) == ("emoji", MODELS["emoji"].path), name
+    assert "not a video tokenizer" in refused("emoji-text", "video-tokenizer")
+    assert "not a text encoder" in refused("emoji-text", "text-encoder")
+    for model in ("emoji-text", folder, folder / "model.safetensors"):
+        files = choose("text", model).fetch(offline=True).about()
+        assert files["tokenizer"]["name"] == "emoji" and files["tokenizer"]["sha256"] == EMOJI_TOKENIZER
+
+
+def test_a_copy_of_a_built_in_model_lacks_a_tokenizer(tmp_path):
+    shutil.copytree(MODELS["emoji-text"].path, tmp_path / "mine")
+    with pytest.raises(UsageError, match="mine does not bring its tokenizer"):
+        choose("text", tmp_path / "mine").fetch(offline=True)
+    shutil.copy(MODELS["emoji"].path / "tokenizer.safetensors", tmp_path / "mine")
+    assert choose("text", tmp_path / "mine").tokenizer is None
+
+
+@pytest.mark.parametrize("tokenizer", [[], ["--tokenizer", "emoji-text"], ["--tokenizer", "emoji"]], ids=str)
+def test_tokens_of_the_text_model_are_decoded_as_when_it_had_a_tokenizer_of_its_own(tokenizer):
+    before = DATA / "emoji-text-before.safetensors"
+    then = read_metadata(before)["tokenizer"]
+    assert (then["name"], then["sha256"]) == ("emoji-text", EMOJI_TOKENIZER)
+    words = ["decode", str(before), "--frontier", "none", "--dtype", "float32", "-o", "a.png", *tokenizer]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0 and "differs" not in result.stderr, result.stderr
+    now = read_metadata(Path("a.png"))["tokenizer"]
+    assert now == then | {"name": "emoji"}
+
+
+def test_a_run_of_the_text_model_from_before_is_made_again():
+    before = str(DATA / "emoji-text-before.safetensors")
+    result = CliRunner().invoke(app, ["rerun", before, "--frontier", "none", "--json", "-o", "b.png"])
+    assert result.exit_code == 0 and "differs" not in result.stderr, result.stderr
+    made = json.loads(result.stdout)["runs"][0]
+    assert made["tokenizer"] == read_metadata(Path(before))["tokenizer"] | {"name": "emoji"}
+    again = CliRunner().invoke(app, ["rerun", "b.png", "--dry-run", "--json"])
+    assert again.exit_code == 0 and "differs" not in again.stderr, again.stderr
+
+
+@pytest.mark.parametrize("command", ["show", "verify", "pull"])
+def test_the_text_model_is_shown_and_checked_with_its_tokenizer(command):
+    result = CliRunner().invoke(app, ["models", command, "emoji-text", "--json"])
+    assert result.exit_code == 0, result.stderr
+    said = json.loads(result.stdout)
+    if command == "show":
+        assert said["tokenizer"] == "emoji" and said["on_disk"] and "tokenizer" in said["parameters"]
+        assert said["memory"]["float32"]["batch_size_1"]["decoding"] > 0
+    else:
+        assert [row["name"] for row in said["models"]] == ["emoji-text", "emoji"]
+
+
+def test_the_text_model_is_converted_and_trained_on_with_its_tokenizer(tmp_path):
+    folder = MODELS["emoji-text"].path
+    made = library.convert(folder, tmp_path / "copy")
+    assert sha256((made / "tokenizer.safetensors").read_bytes()).hexdigest() == EMOJI_TOKENIZER
+    pictures = Pictures(np.zeros((1, 128, 128, 3), np.uint8), None)
+    model, tokenizer, known = load_start(folder, ["text"], pictures, tmp_path)
+    assert tokenizer.config.codebook_size == model.config.vocab_size and known.kind == "text"
 
 
 def test_smaller_models_are_told_from_the_largest_to_the_built_in_one():

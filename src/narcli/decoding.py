@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .checkpoints.load import Tokenizer, load_tokenizer
+from .checkpoints.load import load_tokenizer
 from .devices import choose_device, choose_dtype, memory_guard
 from .errors import CheckpointError
 from .kernels import prepare_tokenizer
+from .models.tokenizer import Tokenizer
 from .order import Order, format_grid, neighbor
 from .settings import DECODED_TOGETHER
 

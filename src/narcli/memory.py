@@ -16,65 +16,38 @@ from pathlib import Path
 
 import torch
 
+from .devices import dtype_name
 from .errors import MemoryLimitError
 from .hub.catalog import MODELS, Model, smaller_models
 from .hub.selection import Fetched
 from .hub.sizes import Networks, networks_of
-from .kernels.native import cache_shape, can_fuse
+from .kernels import cache_numbers
 from .limits import available, sizes_told
-from .models.larp import LARPConfig
-from .models.vq import VQConfig
+from .models.tokenizer import TokenizerConfig
 from .order import neighbor
 from .settings import DECODED_TOGETHER
 
 # Measured on a CPU, see docs/models.md; tests compare them with runs on the build and processor at hand.
 IMPORTED = 160 * 10**6  # bytes of Python and torch where the system does not tell: those of a CPU build
-
-
 LATER = 60 * 10**6  # bytes of other libraries, threads and caches, which come while a run goes on
-
-
 TRANSFORMERS = 95 * 10**6  # bytes of the library that runs text encoders
-
-
 LOGITS = 8  # copies of a step's logits that drawing holds at once
-
-
-PLANES = 10  # copies of its largest layer that a convolutional decoder holds at once
-
 
 # Bytes a pixel. Pillow holds a pixel of a picture in four, one of a palette in one.
 RGB, PALETTE = 4, 1
-
-
 GIF = RGB + 3 * PALETTE  # of each frame of an animation: itself, its palette frame, and Pillow's two copies
-
-
 COLORS = 90  # of one frame, while its colours are counted
 REPEATED = 8  # of each frame of a clip, while colours of its moving shades are fitted
-
-
 PNG, DETAIL = 3, 0.4  # of a compressed picture at most; and what each pixel of an enlarged one adds
-
-
 PIPED = 9  # of one frame on its way to ffmpeg
-
-
 FFMPEG, AHEAD = 5, 60  # of each frame in ffmpeg, which looks ahead so many
-
-
 FFMPEG_PROCESS = 20 * 10**6  # bytes of ffmpeg besides
-
-
 WEBP = 16  # of one frame in Pillow's encoder
-
 
 #: Cells that a batch chosen here decodes at once, at most: 16 images of 16x16 tokens, 4 clips of 4x16x16.
 #: With so many rows, twice as many under guidance, computing takes longer than reading the weights, on CPUs
 #: and on graphics cards, so that a larger batch has little to gain.
 CELLS = 256
-
-
 ROOM = 0.8  # share of the available memory that a batch size chosen here fills: others use memory too
 
 
@@ -158,13 +131,9 @@ def estimate(
     """
     c, tokenizer, size = networks.transformer, networks.tokenizer, dtype.itemsize
     assert c is not None and tokenizer is not None
-    rows, widest = batch_size * (2 if guided else 1), c.order.widest
-    length = c.condition_tokens + c.order.slots
-    keys_and_values = c.total_layers * 2 * rows * length * c.dim * size
-    if can_fuse(c, dtype, torch.device(device)):
-        keys_and_values = math.prod(cache_shape(c, rows, length)) * size
-    logits = LOGITS * batch_size * widest * c.vocab_size * 4
-    hidden = rows * max(widest, c.condition_tokens) * (8 * c.dim + 3 * c.ffn_dim) * 4
+    rows = batch_size * (2 if guided else 1)
+    keys_and_values = cache_numbers(c, rows, dtype, torch.device(device)) * size
+    logits = LOGITS * batch_size * c.order.widest * c.vocab_size * 4
     at_once = 1 if device == "cpu" else min(batch_size, DECODED_TOGETHER)
     encode = encode and networks.encoder > 0
     runs_in = torch.float32 if dtype == torch.float32 else torch.bfloat16
@@ -174,8 +143,8 @@ def estimate(
     return Memory(
         base=base() + TRANSFORMERS * encode if device == "cpu" else 0,
         weights=networks.held(dtype, device) * size,
-        sampling=keys_and_values + logits + hidden,
-        decoding=at_once * _decoding(tokenizer, c.grid, dtype),
+        sampling=keys_and_values + logits + rows * c.activations * 4,
+        decoding=at_once * tokenizer.decoding_bytes(c.grid, size),
         encoding=encoding,
         pictures=pictures,
         writing=writing,
@@ -201,7 +170,7 @@ def _held(otherwise: int) -> int:
 
 @cache
 def _files(
-    files: Files, tokenizer: VQConfig | LARPConfig, grid: tuple[int, ...], batch_size: int
+    files: Files, tokenizer: TokenizerConfig, grid: tuple[int, ...], batch_size: int
 ) -> tuple[int, int]:
     """Bytes of finished samples, and of what is on its way to a file; arithmetic on pixels."""
     from .viz.frontier import frame_pixels, shown_samples
@@ -238,17 +207,6 @@ def _files(
 def _ffmpeg(pixels: int, frames: int) -> int:
     """Bytes that writing frames through ffmpeg takes, without the frames."""
     return FFMPEG_PROCESS + pixels * (PIPED + FFMPEG * min(frames, AHEAD))
-
-
-def _decoding(tokenizer: VQConfig | LARPConfig, grid: tuple[int, ...], dtype: torch.dtype) -> int:
-    """Bytes held at once while one sample is decoded."""
-    if isinstance(tokenizer, LARPConfig):
-        tokens = tokenizer.bottleneck_token_num + math.prod(tokenizer.decoder_patches)
-        return 16 * tokens * tokenizer.decoder_hidden_size * 4  # whatever the dtype, as measured
-    pixels = math.prod(grid) * (tokenizer.downsampling // tokenizer.patch) ** 2
-    # Each level has a quarter of the pixels of the one before.
-    largest = pixels * math.ceil(max(tokenizer.ch * m / 4**i for i, m in enumerate(tokenizer.ch_mult)))
-    return PLANES * largest * dtype.itemsize
 
 
 def choose_batch_size(
@@ -316,20 +274,20 @@ def check(
     fitting = []
     smaller = next((n for n in _halves(batch_size) if needed(batch_size=n) <= free), None)
     if smaller is not None:
-        fitting.append((f"--batch-size {smaller}", needed(batch_size=smaller)))
+        fitting.append((f"`batch_size={smaller}`", needed(batch_size=smaller)))
     for words, fewer in _lighter(files):
         if needed(files=fewer) <= free:
             fitting.append((words, needed(files=fewer)))
     if dtype == torch.float32 and needed(dtype=torch.bfloat16) <= free:
-        fitting.append(("--dtype bfloat16", needed(dtype=torch.bfloat16)))
+        fitting.append(("`dtype=bfloat16`", needed(dtype=torch.bfloat16)))
     sizes = {row.name: networks_of(row) for row in MODELS.values() if row.kind == model.kind}
     totals = {name: needed(other) for name, other in sizes.items() if other.runs}
     least = needed()
     for name in smaller_models(model, lambda row: totals.get(row.name, least) <= min(free, least - 1))[:1]:
-        fitting.append((f"--model {name}", totals[name]))
+        fitting.append((f"`model={name}`", totals[name]))
     listed = ", ".join(f"{words} ({size / 1e9:.1f} GB)" for words, size in fitting)
     raise MemoryLimitError(
-        f"{model.name} needs about {least / 1e9:,.1f} GB of memory in {str(dtype).removeprefix('torch.')} "
+        f"{model.name} needs about {least / 1e9:,.1f} GB of memory in {dtype_name(dtype)} "
         f"with batches of {batch_size}, and {free / 1e9:,.1f} GB are available.",
         f"What fits: {listed}." if fitting else "Nothing smaller is known that fits; free some memory.",
     )
@@ -354,7 +312,7 @@ def check_decoding(
             base=base() if on_cpu else 0,
             weights=networks.held(dtype, device.type) * dtype.itemsize,
             sampling=0,
-            decoding=_decoding(config, grid, dtype),
+            decoding=config.decoding_bytes(grid, dtype.itemsize),
             pictures=pictures,
             writing=writing,
         ).total
@@ -374,9 +332,9 @@ def _lighter(files: Files | None) -> list[tuple[str, Files]]:
     if files is None:
         return []
     options = [
-        ("--frontier none", replace(files, frontier="none")),
-        ("--scale 1", replace(files, scale=1)),
-        ("no --grid", replace(files, sheet=False)),
+        ("`frontier=none`", replace(files, frontier="none")),
+        ("`scale=1`", replace(files, scale=1)),
+        ("no `sheet`", replace(files, sheet=False)),
     ]
     return [(words, fewer) for words, fewer in options if fewer != files]
 

@@ -21,11 +21,10 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .checkpoints.formats.transformer import Kind
-from .checkpoints.load import Tokenizer, load_tokenizer, load_transformer, transformer_config
+from .checkpoints.load import load_tokenizer, load_transformer, transformer_config
 from .classes import ClassEntry, ClassTable
 from .decoding import Clip, Decodes, _check_grid, hash_tokens
-from .devices import choose_device, choose_dtype, memory_guard, release
+from .devices import choose_device, choose_dtype, dtype_name, memory_guard, release
 from .encoding import PromptEncoder, encoder_dtype
 from .errors import CheckpointError, MemoryLimitError, UsageError
 from .hub.check import classes_of
@@ -34,6 +33,8 @@ from .hub.sources import Files, choose
 from .kernels import draw, prepare, prepare_tokenizer
 from .media.metadata import MAX_TOKENS, pack_tokens
 from .memory import choose_batch_size
+from .models.blocks import Kind
+from .models.tokenizer import Tokenizer
 from .models.transformer import NARTransformer
 from .prompts import Prompt, parse_prompt
 from .results import Result, about_class
@@ -356,7 +357,7 @@ class Pipeline(Decodes):
             "grid": list(self.model.config.grid),
             "steps": len(self.order.steps),
             "device": self.device.type,
-            "dtype": str(self._dtype).removeprefix("torch."),
+            "dtype": dtype_name(self._dtype),
         }
 
     def _result(self, sample: Sample, clip: Clip, tokens: Tensor, common: Mapping[str, Any]) -> Result:

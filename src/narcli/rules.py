@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import CheckpointError
 
-MAX_CELLS = 2**16
+MAX_CELLS = 2**16  # of a grid of tokens
 
 
 Rule = tuple[str, Callable[[Any], bool]]
@@ -55,10 +55,11 @@ def check(path: Path | str, prefix: str, rules: Mapping[str, Rule], values: Mapp
     """
     for key, (expected, holds) in rules.items():
         if key in values and not holds(values[key]):
-            raise CheckpointError(f"{path}: {prefix}{key} is {_show(values[key])}, expected {expected}.")
+            raise CheckpointError(f"{path}: {prefix}{key} is {show(values[key])}, expected {expected}.")
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """Return a value as JSON for a message, shortened."""
     try:
         text = json.dumps(value)
     except RecursionError:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..allocator import give_back
+from ..devices import dtype_name
 from ..kernels.native import NativeLinear, can_run
 from ..kernels.packed import PackedLinear, can_pack, multiply
 from ..limits import sizes_told
@@ -35,7 +36,7 @@ def machine(device: torch.device, dtype: torch.dtype, limits: Limits) -> dict[st
     """Describe the machine as JSON: device, dtype, threads, versions and limits."""
     facts: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "threads": torch.get_num_threads(),
         "narcli": __version__,
         "torch": torch.__version__,

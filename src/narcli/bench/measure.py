@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.load import Tokenizer
 from ..devices import release
 from ..hub.sources import Files
 from ..kernels import draw, prepare, prepare_tokenizer
+from ..models.tokenizer import Tokenizer
 from ..models.transformer import NARTransformer
 from ..order import Order, raster
 from ..pipeline import load_networks

@@ -11,20 +11,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..checkpoints.formats.transformer import kind_of
-from ..checkpoints.load import Tokenizer, transformer_config
+from ..checkpoints.formats.families import network_of
+from ..checkpoints.load import build, transformer_config
 from ..checkpoints.save import save_model
+from ..devices import dtype_name
 from ..errors import NarError, UsageError
-from ..hub.catalog import Model
+from ..hub.catalog import MODELS, Model
 from ..hub.locate import fetch
 from ..hub.resolve import resolve
 from ..hub.selection import Fetched
-from ..hub.sizes import released_config
+from ..hub.sizes import released_config, released_tokenizer
 from ..hub.sources import Files, choose
 from ..models.blocks import RMSNorm, TextCondition
-from ..models.larp import LARPConfig, LARPTokenizer
+from ..models.tokenizer import Tokenizer
 from ..models.transformer import NARTransformer
-from ..models.vq import VQConfig, VQTokenizer
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def model_files(row: Model, tokenizer: str | None, dtype: torch.dtype) -> Iterat
         NarError: the disk cannot hold the random weights.
     """
     if row.path is not None:
-        kind = kind_of(transformer_config(row.path, grid=row.grid))
+        kind = transformer_config(row.path, grid=row.grid).kind
         source = choose(kind, row.path, tokenizer)
         model = fetch(source.model, offline=True)
         yield Files(model, fetch(source.tokenizer, offline=True) if source.tokenizer else model)
@@ -52,13 +52,14 @@ def model_files(row: Model, tokenizer: str | None, dtype: torch.dtype) -> Iterat
             f"`tokenizer` is given, and {row.name} is measured with random weights.", "Leave it out."
         )
     with tempfile.TemporaryDirectory(prefix="narcli-bench-", ignore_cleanup_errors=True) as place:
-        decoder: Tokenizer = LARPTokenizer(LARPConfig()) if row.kind == "video" else VQTokenizer(VQConfig())
-        decoder.to(dtype)
-        parts: list[nn.Module] = [random_model(row, dtype, torch.device("meta")), decoder]
+        network = random_model(row, dtype, torch.device("meta"))
+        sizes = released_tokenizer(MODELS[row.tokenizer or ""])
+        decoder: Tokenizer = network_of(sizes)(sizes).to(dtype)
+        parts: list[nn.Module] = [network, decoder]
         needed = sum(tensor.nbytes for part in parts for tensor in part.state_dict().values())
         free = shutil.disk_usage(place).free
         if needed > free:
-            numbers = str(dtype).removeprefix("torch.")
+            numbers = dtype_name(dtype)
             raise NarError(
                 f"Random weights of {row.name} take {needed / 1e9:,.2f} GB in {numbers}, "
                 f"and the disk of {Path(place).parent} has {free / 1e9:,.2f} GB free.",
@@ -84,9 +85,7 @@ def random_model(row: Model, dtype: torch.dtype, device: torch.device) -> NARTra
         raise UsageError(
             f"The size of {row.name} is not known.", "Give a file or a folder, or a released model."
         )
-    with torch.device("meta"):
-        model = NARTransformer(config)
-    model = model.to(dtype).to_empty(device=device)
+    model: NARTransformer = build(config).to(dtype).to_empty(device=device)
     model.init_weights()
     for module in model.modules():
         if isinstance(module, RMSNorm):

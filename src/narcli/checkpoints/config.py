@@ -4,23 +4,21 @@ A narcli folder (format ``narcli.model/1``) holds ``config.json``, ``model.safet
 ``tokenizer.safetensors``; one with a tokenizer only has the kind ``image-tokenizer`` or ``video-tokenizer``:
 
     {"format": "narcli.model/1", "kind": "image", "name": "emoji",
-     "transformer": {"grid": [16, 16], "dim": 384, ...},   fields of TransformerConfig
-     "tokenizer": {"ch": 32, "ch_mult": [1, 2, 2, 4], ...},    fields of VQConfig or LARPConfig
-     "classes": "emoji",                                    a table of narcli.classes, or a list of names
+     "transformer": {"grid": [16, 16], "dim": 384, ...},      fields of the sizes of its network
+     "tokenizer": {"ch": 32, "ch_mult": [1, 2, 2, 4], ...},   likewise
+     "classes": "emoji",                                      a table of narcli.classes, or a list of names
      "defaults": {"cfg_scale": 2.0, "top_k": 0}}
 
 A model of images from text may bring its encoder, a folder ``text_encoder`` as ``transformers`` saves it.
 
-Beside a released file a ``config.json`` may say what the tensors cannot, with the names of the released
-code: ``grid``, ``n_head`` (or ``head_dim``), ``n_layer``, ``dim``, ``cond_tokens`` and so on; keys that are
-not known there are ignored. LARP's own ``config.json`` says the sizes of a video tokenizer. Whatever is said
-twice, here and by the tensors, has to agree.
+Beside a released file a ``config.json`` may state what the tensors do not tell, with the names of the
+released code; keys that are not known are ignored. ``formats`` says which keys each family has. What both
+the ``config.json`` and the tensors state has to agree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -28,107 +26,20 @@ from typing import Any
 from ..classes import TABLES
 from ..errors import CheckpointError
 from ..media.textfiles import open_regular, open_zip, read_json
-from ..rules import MAX_CELLS, Rule, _show, check, number, one_of, sizes_of, whole
+from ..rules import MAX_CELLS, Rule, check, number, one_of, show, whole
 from ..settings import LARGEST
+from .formats.families import readers
+from .formats.format import PARTS, ModelConfig
 
 FORMAT = "narcli.model/1"
-
-
 CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer.safetensors"
-
-
 TEXT_ENCODER = "text_encoder"
-
-
 #: In the folder of a training run: its result, its state, its log, and tokens of its pictures by a digest.
 RESULT, STATE, LOG, TOKENS = "model", "state.pt", "log.jsonl", "tokens-{}.npy"
-
-
 #: In the folder of a training run, the folder in which its text encoder learned first.
 ENCODER = "encoder"
-
-
 KINDS = ("image", "text", "video", "image-tokenizer", "video-tokenizer")
-
-
 MAX_CLASSES, MAX_CLASS_NAME = 10**5, 200
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """A validated ``config.json``.
-
-    Args:
-        path: the file, for messages; None when there is none.
-        kind: one of ``KINDS``, or "" when the file does not say.
-        transformer: fields of TransformerConfig that are given (and ``head_dim``, in a released one).
-        tokenizer: fields of VQConfig or LARPConfig that are given.
-        classes: name of a class table, or the names; None when not given.
-        defaults: sampling settings.
-        name: what the model is called.
-    """
-
-    path: Path | None = None
-    kind: str = ""
-    transformer: Mapping[str, Any] = field(default_factory=dict)
-    tokenizer: Mapping[str, Any] = field(default_factory=dict)
-    classes: str | tuple[str, ...] | None = None
-    defaults: Mapping[str, float] = field(default_factory=dict)
-    name: str = ""
-
-
-TRANSFORMER: Mapping[str, Rule] = {
-    "grid": sizes_of(3, 4096, MAX_CELLS),
-    "dim": whole(1, 2**16),
-    "layers": whole(1, 1000),
-    "heads": whole(1, 1024),
-    "vocab_size": whole(1, 2**24),
-    "ffn_dim": whole(1, 2**20),
-    "condition": one_of("class", "text"),
-    "num_classes": whole(0, 10**6),
-    "condition_tokens": whole(1, 4096),
-    "caption_dim": whole(0, 2**16),
-    "position": one_of("rotary", "absolute"),
-    "extra_tokens": whole(0, 10**6),
-}
-
-
-VQ: Mapping[str, Rule] = {
-    "ch": whole(32, 4096),
-    "ch_mult": sizes_of(8, 64, 2**16),
-    "num_res_blocks": whole(1, 32),
-    "z_channels": whole(1, 2**14),
-    "codebook_size": whole(1, 2**24),
-    "codebook_dim": whole(1, 4096),
-    "in_channels": whole(1, 16),
-    "patch": whole(1, 16),
-    "frames": whole(1, 64),
-}
-
-
-LARP: Mapping[str, Rule] = {
-    "bottleneck_token_num": whole(1, MAX_CELLS),
-    "codebook_size": whole(1, 2**24),
-    "bottleneck_dim": whole(1, 4096),
-    "input_size": whole(1, 4096),
-    "frame_num": whole(1, 1024),
-    **{f"{part}patch_size": whole(1, 64) for part in ("", "temporal_", "decoder_", "decoder_temporal_")},
-    "in_channels": whole(1, 16),
-    **{f"{part}_hidden_size": whole(1, 2**14) for part in ("encoder", "decoder")},
-    **{f"{part}_depth": whole(1, 1000) for part in ("encoder", "decoder")},
-    **{f"{part}_num_heads": whole(1, 1024) for part in ("encoder", "decoder")},
-    "use_decoder_patch_query_token_type_embed": ("true or false", lambda v: type(v) is bool),
-}
-
-
-#: What else LARP's own config.json says of the network, where it matters: no other variant is known here.
-LARP_VARIANT: Mapping[str, Rule] = {
-    "transformer_name": one_of("transformer_encoder_parallel"),
-    "encoder_name": one_of("none"),
-    "decoder_name": one_of("none"),
-    "l2_normalized": ("true", lambda v: v is True),
-}
-
 
 DEFAULTS: Mapping[str, Rule] = {
     "cfg_scale": number(0, LARGEST),
@@ -137,22 +48,6 @@ DEFAULTS: Mapping[str, Rule] = {
     "top_p": ("a number above 0, at most 1", lambda v: type(v) in (int, float) and 0 < v <= 1),
     "cfg_interval": whole(-1, MAX_CELLS),
 }
-
-
-#: What the released scripts sample with (the paper's numbers: images 2.0 with top-k 0, videos 1.25).
-RELEASED_DEFAULTS: Mapping[str, Mapping[str, float]] = {
-    "image": {"cfg_scale": 4.0, "top_k": 2000},
-    "text": {"cfg_scale": 7.5},
-    "video": {"cfg_scale": 1.25},
-}
-
-
-#: Keys of a config.json beside a released file, and what they are here.
-RELEASED: Mapping[str, str] = {
-    "n_layer": "layers",
-    "n_head": "heads",
-    "cond_tokens": "condition_tokens",
-} | {key: key for key in ("grid", "dim", "vocab_size", "num_classes", "caption_dim")}
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -168,7 +63,7 @@ def read_config(path: Path) -> ModelConfig:
 def _own(path: Path, said: dict[str, Any]) -> ModelConfig:
     if said["format"] != FORMAT:
         raise CheckpointError(
-            f"{path}: format is {_show(said['format'])}, expected {FORMAT!r}.", "A newer narcli may read it."
+            f"{path}: format is {show(said['format'])}, expected {FORMAT!r}.", "A newer narcli may read it."
         )
     known = {"format", "kind", "name", "transformer", "tokenizer", "classes", "defaults"}
     _refuse_unknown(path, "", said, known)
@@ -177,12 +72,12 @@ def _own(path: Path, said: dict[str, Any]) -> ModelConfig:
     check(path, "", {"name": _NAME}, {"name": name})
     if classes is not None:
         check(path, "", {"classes": _CLASSES}, {"classes": classes})
-    larp = isinstance(said.get("tokenizer"), dict) and "bottleneck_token_num" in said["tokenizer"]
-    parts = {"transformer": TRANSFORMER, "tokenizer": LARP if larp else VQ, "defaults": DEFAULTS}
-    for part, rules in parts.items():
-        check(path, "", {part: ("an object", lambda v: isinstance(v, dict))}, {part: said.get(part, {})})
-        _refuse_unknown(path, f"{part}.", said.get(part, {}), rules)
-        check(path, f"{part}.", rules, said.get(part, {}))
+    for section in (*PARTS, "defaults"):
+        fields = said.get(section, {})
+        check(path, "", {section: ("an object", lambda v: isinstance(v, dict))}, {section: fields})
+        rules = DEFAULTS if section == "defaults" else readers(fields, section)[0].rules
+        _refuse_unknown(path, f"{section}.", fields, rules)
+        check(path, f"{section}.", rules, fields)
     return ModelConfig(
         path,
         said["kind"],
@@ -214,25 +109,10 @@ _CLASSES: Rule = (
 
 def _released(path: Path, said: dict[str, Any]) -> ModelConfig:
     given = {key: value for key, value in said.items() if value is not None}
-    if "bottleneck" in given:
-        return _larp(path, given)
-    check(path, "", {key: TRANSFORMER[field] for key, field in RELEASED.items()}, given)
-    check(path, "", {"head_dim": whole(1, 2**16), **VQ}, given)
-    transformer = {field: given[key] for key, field in RELEASED.items() if key in given}
-    transformer |= {"head_dim": given["head_dim"]} if "head_dim" in given else {}
-    return ModelConfig(path, "", _tuples(transformer), _tuples({k: given[k] for k in VQ if k in given}))
-
-
-def _larp(path: Path, given: dict[str, Any]) -> ModelConfig:
-    inner = given["bottleneck"]
-    for key in ("args", "regularizer", "args"):  # one inside the other
-        part = inner.get(key) if isinstance(inner, dict) else None
-        if not isinstance(part, dict):
-            raise CheckpointError(f"{path}: the bottleneck has no {key}.", "It is not LARP's config.json.")
-        given |= {name: value for name, value in part.items() if name in {*LARP, *LARP_VARIANT}}
-        inner = part
-    check(path, "", {**LARP, **LARP_VARIANT}, given)
-    return ModelConfig(path, "", tokenizer={key: given[key] for key in LARP if key in given})
+    parts: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
+    for format in readers(given):
+        parts[format.part] |= _tuples(format.read_config(path, given))
+    return ModelConfig(path, "", parts["transformer"], parts["tokenizer"])
 
 
 def result_of(path: Path) -> Path:
@@ -306,26 +186,10 @@ def weights_in(names: Iterable[str]) -> list[str]:
     return [MODEL] if MODEL in found else sorted(name for name in found if name != TOKENIZER)
 
 
-def agree(config: ModelConfig, stated: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Check what a config.json says against what the tensors say.
-
-    Raises:
-        CheckpointError: they differ.
-    """
-    for key, value in stated.items():
-        if key in found and found[key] != value:
-            aliases = {field: alias for alias, field in RELEASED.items()} if not config.kind else {}
-            said = f"{aliases.get(key, key)} is {_show(value)}"
-            raise CheckpointError(
-                f"{config.path}: {said}, but the tensors say {_show(found[key])}.",
-                "The two files do not belong together.",
-            )
-
-
 def _refuse_unknown(path: Path, prefix: str, values: Mapping[str, Any], known: Collection[str]) -> None:
     if unknown := [key for key in values if key not in known]:
         raise CheckpointError(
-            f"{path}: {prefix}{_show(unknown[0])[1:-1]} is not known here.", "A newer narcli may read it."
+            f"{path}: {prefix}{show(unknown[0])[1:-1]} is not known here.", "A newer narcli may read it."
         )
 
 

@@ -67,7 +67,7 @@ def _refuse_other_formats(path: Path, size: int, start: bytes) -> None:
         hint = "Run `git lfs pull` there, or download the file from its page."
     elif text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
         what = "is a web page, not a checkpoint"
-        hint = "The download gave a log-in or error page; use the page's download link, or narcli's --model."
+        hint = "The download gave a log-in or error page; use the page's download link, or narcli's `model`."
     elif text.startswith((b"{", b"[")) and start[8:9] != b"{":
         what, hint = "is a JSON text, not a checkpoint", "Give the weights file instead."
     elif start.startswith(b"\x1f\x8b"):

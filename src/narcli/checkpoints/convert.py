@@ -13,13 +13,11 @@ from ..media.textfiles import expand
 from . import config as configs
 from .config import (
     MODEL,
-    RELEASED_DEFAULTS,
     TEXT_ENCODER,
     TOKENIZER,
 )
 from .folder import has_own_encoder
 from .formats.families import identify
-from .formats.transformer import kind_of
 from .load import _open, load_tokenizer, load_transformer
 from .save import _check_replaceable, save_model
 from .text_encoder import T5Encoder
@@ -55,9 +53,10 @@ def convert(
     names = [path.name for path in source.iterdir()] if source.is_dir() else []
     part = TOKENIZER if TOKENIZER in names and not configs.weights_in(names) else MODEL
     file, said, tensors, _ = _open(source, part, config)
-    if identify(tensors) in ("vq", "larp"):
+    format = identify(tensors)
+    if format.part == "tokenizer":
         if tokenizer is not None:
-            raise UsageError(f"{file} is a tokenizer already.", "Leave --tokenizer out.")
+            raise UsageError(f"{file} is a tokenizer already.", "Leave `tokenizer` out.")
         alone = load_tokenizer(file, config=config, dtype=dtype)
         return save_model(folder, tokenizer=alone, overwrite=overwrite)
     model = load_transformer(file, grid=grid, config=config, dtype=dtype)
@@ -68,8 +67,8 @@ def convert(
         transformer=model,
         tokenizer=load_tokenizer(tokenizer, dtype=dtype) if tokenizer else None,
         text_encoder=T5Encoder.load(file.with_name(TEXT_ENCODER), None) if has_own_encoder(file) else None,
-        classes=said.classes or RELEASED_TABLES.get((kind_of(model.config), model.config.num_classes)),
-        defaults=said.defaults if said.kind else RELEASED_DEFAULTS[kind_of(model.config)],
+        classes=said.classes or RELEASED_TABLES.get((model.config.kind, model.config.num_classes)),
+        defaults=said.defaults if said.kind else format.defaults.get(model.config.kind),
         dtype=dtype,
         overwrite=overwrite,
     )

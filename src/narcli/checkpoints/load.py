@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -15,45 +16,55 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..devices import dtype_name
 from ..errors import CheckpointError
 from ..media.textfiles import expand, read_json
-from ..models.blocks import TransformerConfig
-from ..models.larp import LARPConfig, LARPTokenizer
+from ..models.blocks import Kind, TransformerConfig
+from ..models.tokenizer import Tokenizer, TokenizerConfig
 from ..models.transformer import NARTransformer
-from ..models.vq import VQConfig, VQTokenizer
 from . import config as configs
 from . import conversions
 from . import pickles as containers
-from .config import (
-    CONFIG,
-    MODEL,
-    TOKENIZER,
-    ModelConfig,
-    read_config,
-)
+from .config import CONFIG, MODEL, TOKENIZER, read_config
 from .containers import read_tensors
 from .conversions import Conversion
 from .folder import RANK, SHARD, SHARD_HINT
-from .formats.families import _IN_WORDS, DROPPED, identify
-from .formats.larp import _infer_larp
-from .formats.transformer import (
-    Kind,
-    Tensors,
-    _expect_kind,
-    _infer_transformer,
-    _layers,
-    released_names,
-)
-from .formats.vq import _infer_vq
+from .formats.families import identify, network_of
+from .formats.format import Contents, Format, ModelConfig
 from .pickles import NUMBERS
 
-Tokenizer = VQTokenizer | LARPTokenizer
-
-
 M = TypeVar("M", bound=nn.Module)
-
-
 MAX_INDEX = 2**24  # bytes of the index of a model in shards
+
+#: By section of a config.json: file of a narcli folder, name in messages, advice where another is wanted.
+_PARTS = {
+    "transformer": (MODEL, "a NAR model", "Give it as `model`; `tokenizer` takes the tokenizer."),
+    "tokenizer": (TOKENIZER, "a tokenizer", "Give it as `tokenizer`; `model` takes the transformer."),
+}
+_MAKES = {
+    "image": ("makes images of classes", "Use `narcli image --class`."),
+    "text": ("makes images from text", "Use `narcli image --prompt`."),
+    "video": ("makes videos", "Use `narcli video`."),
+}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file whose family and sizes are known, and no network yet.
+
+    Args:
+        file: the file, for messages.
+        sizes: of its network.
+        tensors: those that the network has, by its names.
+        shown: the network's names -> the file's, where they differ, for messages.
+        copy: of the file in a number format, to use or to write.
+    """
+
+    file: Path
+    sizes: Any
+    tensors: Mapping[str, Tensor]
+    shown: Mapping[str, str]
+    copy: Conversion | None
 
 
 def load_transformer(
@@ -80,9 +91,8 @@ def load_transformer(
     Raises:
         CheckpointError: what the file is instead, or which tensors are missing, unexpected or misshapen.
     """
-    kept = dtype if keep else None
-    file, tensors, sizes, shown, copy = _read_transformer(Path(path), kind, grid, config, kept)
-    return _fill(build(sizes), tensors, file, dtype, device, shown, copy)
+    opened = _read_transformer(path, kind, grid, config, dtype if keep else None)
+    return _fill(build(opened.sizes), opened, dtype, device)
 
 
 def transformer_config(
@@ -93,25 +103,23 @@ def transformer_config(
     config: str | Path | None = None,
 ) -> TransformerConfig:
     """The sizes of a NAR model, without loading it; arguments and errors as ``load_transformer``."""
-    return _read_transformer(Path(path), kind, grid, config)[2]
+    sizes: TransformerConfig = _read_transformer(path, kind, grid, config).sizes
+    return sizes
 
 
 def _read_transformer(
-    path: Path,
+    path: str | Path,
     kind: Kind | None,
     grid: tuple[int, ...] | None,
     config: str | Path | None,
     kept: torch.dtype | None = None,
-) -> tuple[Path, dict[str, Tensor], TransformerConfig, dict[str, str], Conversion | None]:
-    """The file, tensors by narcli's names, their sizes, the file's own names for messages, and its copy."""
-    file, said, tensors, copy = _open(path, MODEL, config, kept)
-    family = _expect(file, tensors, ("image", "video", "narcli"), "a NAR model")
-    names = {} if family == "narcli" else released_names(family, _layers(tensors))
-    shown = {new: old for old, new in names.items()}
-    renamed = {names.get(name, name): tensor for name, tensor in tensors.items()}
-    sizes = _infer_transformer(file, renamed, said, grid, shown)
-    _expect_kind(file, sizes, kind)
-    return file, renamed, sizes, shown, copy
+) -> Opened:
+    opened = _read(path, "transformer", config, kept, grid)
+    found = opened.sizes.kind
+    if kind not in (None, found):
+        what, hint = _MAKES[found]
+        raise CheckpointError(f"{opened.file} {what}; a model that {_MAKES[kind][0]} is wanted.", hint)
+    return opened
 
 
 def load_tokenizer(
@@ -127,11 +135,26 @@ def load_tokenizer(
     Raises:
         CheckpointError: what the file is instead, or which tensors are missing, unexpected or misshapen.
     """
-    file, said, tensors, copy = _open(Path(path), TOKENIZER, config, dtype if keep else None)
-    family = _expect(file, tensors, ("vq", "larp"), "a tokenizer")
-    tensors = {name: t for name, t in tensors.items() if not name.startswith(tuple(DROPPED[family]))}
-    sizes = _infer_vq(file, tensors, said) if family == "vq" else _infer_larp(file, tensors, said)
-    return _fill(build(sizes), tensors, file, dtype, device, copy=copy)
+    opened = _read(path, "tokenizer", config, dtype if keep else None)
+    return _fill(build(opened.sizes), opened, dtype, device)
+
+
+def _read(
+    path: str | Path,
+    part: str,
+    config: str | Path | None,
+    kept: torch.dtype | None = None,
+    grid: tuple[int, ...] | None = None,
+) -> Opened:
+    """Read the tensors of a part of a model, and infer its sizes."""
+    file, said, tensors, copy = _open(Path(path), _PARTS[part][0], config, kept)
+    format = _expect(file, tensors, part)
+    names = format.rename(tensors)
+    renamed = {names.get(name, name): tensor for name, tensor in tensors.items()}
+    shown = {new: old for old, new in names.items()}
+    sizes = format.infer(Contents(file, renamed, said, grid, shown))
+    taken = {name: tensor for name, tensor in renamed.items() if not format.drops(shown.get(name, name))}
+    return Opened(file, sizes, taken, shown, copy)
 
 
 def _weights_file(path: Path, part: str) -> Path:
@@ -186,25 +209,19 @@ def _open(
     _refuse_shard(file)
     beside = expand(config) if config else file.with_name(CONFIG)
     said = read_config(beside) if config or os.path.lexists(beside) else ModelConfig()
-    copy = conversions.of(file, str(kept).removeprefix("torch."))  # the state before it is read
+    copy = conversions.of(file, dtype_name(kept)) if kept else None  # the state before it is read
     if copy is not None:
         with suppress(CheckpointError):  # which would not name the file as it was given
             return file, said, read_tensors(copy.source), copy  # a link may lead elsewhere by now
     return file, said, read_tensors(file), None
 
 
-def _expect(file: Path, tensors: Tensors, families: tuple[str, ...], wanted: str) -> str:
-    family = identify(tensors)
-    if family in families:
-        return family
-    hint = None
-    if family in ("vq", "larp"):
-        hint = "Give it as --tokenizer; --model takes the transformer."
-    elif family in ("image", "video", "narcli"):
-        hint = "Give it as --model; --tokenizer takes the tokenizer."
-    elif "LlamaGen" in family or "raster" in family:
-        hint = "NAR's own weights have medusa_* (images) or output_R, output_D, output_B (videos) tensors."
-    raise CheckpointError(f"{file} is {_IN_WORDS.get(family, family)}, not {wanted}.", hint)
+def _expect(file: Path, tensors: Mapping[str, Tensor], part: str) -> Format:
+    format = identify(tensors)
+    if format.part == part:
+        return format
+    hint = _PARTS[format.part][2] if format.part else format.hint
+    raise CheckpointError(f"{file} is {format.words}, not {_PARTS[part][1]}.", hint)
 
 
 @overload
@@ -212,15 +229,13 @@ def build(config: TransformerConfig) -> NARTransformer: ...
 
 
 @overload
-def build(config: VQConfig | LARPConfig) -> Tokenizer: ...
+def build(config: TokenizerConfig) -> Tokenizer: ...
 
 
-def build(config: TransformerConfig | VQConfig | LARPConfig) -> nn.Module:
+def build(config: TransformerConfig | TokenizerConfig) -> nn.Module:
     """A network of these sizes on the device ``meta``: shapes without memory."""
     with torch.device("meta"), _Uninitialized():
-        if isinstance(config, TransformerConfig):
-            return NARTransformer(config)
-        return VQTokenizer(config) if isinstance(config, VQConfig) else LARPTokenizer(config)
+        return network_of(config)(config)
 
 
 class _Uninitialized(TorchFunctionMode):
@@ -235,20 +250,9 @@ class _Uninitialized(TorchFunctionMode):
         return function(*arguments, **named)
 
 
-def _fill(
-    model: M,
-    tensors: Mapping[str, Tensor],
-    file: Path,
-    dtype: torch.dtype | None,
-    device: str | torch.device,
-    shown: Mapping[str, str] | None = None,
-    copy: Conversion | None = None,
-) -> M:
-    """Give a module on ``meta`` its tensors, each exactly once.
-
-    ``shown`` maps names to those that the file has, for messages; ``copy`` is the file's, to use or to write.
-    """
-    shown = shown or {}
+def _fill(model: M, opened: Opened, dtype: torch.dtype | None, device: str | torch.device) -> M:
+    """Give a module on ``meta`` the tensors of a file, each exactly once."""
+    file, tensors, shown = opened.file, opened.tensors, opened.shown
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     problems = {
         "lacks": [shown.get(name, name) for name in expected if name not in tensors],
@@ -266,8 +270,8 @@ def _fill(
             f"{file} {'; '.join(found)}.",
             "It is another model, or a damaged one; nothing is loaded in part.",
         )
-    if copy is not None:
-        tensors = copy.converted(tensors)
+    if opened.copy is not None:
+        tensors = opened.copy.converted(tensors)
     # Where nothing changes this keeps the memory map; each is converted once, under whatever names.
     converted = {id(tensor): tensor.to(device, dtype or tensor.dtype) for tensor in tensors.values()}
     model.load_state_dict({name: converted[id(t)] for name, t in tensors.items()}, assign=True)

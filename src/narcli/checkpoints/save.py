@@ -18,9 +18,8 @@ from ..errors import CheckpointError, UsageError, first_line
 from ..media.atomic import OLD, PART, explain, system_error
 from ..media.textfiles import MAX_JSON, expand
 from ..models.blocks import TransformerConfig
-from ..models.larp import LARPConfig
+from ..models.tokenizer import Tokenizer, TokenizerConfig
 from ..models.transformer import NARTransformer
-from ..models.vq import VQConfig
 from .config import (
     CONFIG,
     FORMAT,
@@ -29,8 +28,6 @@ from .config import (
     TOKENIZER,
     read_config,
 )
-from .formats.transformer import kind_of
-from .load import Tokenizer
 from .text_encoder import T5Encoder
 
 
@@ -109,7 +106,7 @@ def save_model(
 def check_saveable(
     folder: Path,
     transformer: TransformerConfig | None = None,
-    tokenizer: VQConfig | LARPConfig | None = None,
+    tokenizer: TokenizerConfig | None = None,
     classes: str | Sequence[str] | None = None,
     defaults: Mapping[str, float] | None = None,
 ) -> None:
@@ -131,7 +128,7 @@ def _write_config(
     path: Path,
     name: str,
     transformer: TransformerConfig | None,
-    tokenizer: VQConfig | LARPConfig | None,
+    tokenizer: TokenizerConfig | None,
     classes: str | Sequence[str] | None,
     defaults: Mapping[str, float] | None,
 ) -> None:
@@ -140,11 +137,10 @@ def _write_config(
     Raises:
         CheckpointError: a setting or class list that could not be read back.
     """
-    said: dict[str, Any] = {"format": FORMAT, "kind": _kind(transformer, tokenizer), "name": name}
-    if transformer is not None:
-        said["transformer"] = asdict(transformer)
-    if tokenizer is not None:
-        said["tokenizer"] = asdict(tokenizer)
+    parts = {"transformer": transformer, "tokenizer": tokenizer}
+    sizes = {part: config for part, config in parts.items() if config is not None}
+    said: dict[str, Any] = {"format": FORMAT, "kind": next(iter(sizes.values())).kind, "name": name}
+    said |= {part: asdict(config) for part, config in sizes.items()}
     if classes is not None:
         said["classes"] = classes if isinstance(classes, str) else list(classes)
     if defaults:
@@ -167,14 +163,7 @@ def _check_replaceable(folder: Path, overwrite: bool) -> None:
     if not ours:
         raise UsageError(f"{folder} holds something else.", "Choose a folder that does not exist yet.")
     if not overwrite:
-        raise UsageError(f"{folder} holds a model already.", "Choose another folder, or --overwrite it.")
-
-
-def _kind(transformer: TransformerConfig | None, tokenizer: VQConfig | LARPConfig | None = None) -> str:
-    if transformer is None:
-        of_clips = isinstance(tokenizer, LARPConfig) or (tokenizer and tokenizer.frames > 1)
-        return "video-tokenizer" if of_clips else "image-tokenizer"
-    return kind_of(transformer)
+        raise UsageError(f"{folder} holds a model already.", "Choose another folder, or `overwrite` it.")
 
 
 def _storable(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:

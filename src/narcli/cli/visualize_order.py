@@ -22,7 +22,7 @@ from .console import Console, has_color, is_terminal
 from .options import Json, Overwrite, Quiet
 
 SUFFIXES = (".png", ".gif", ".mp4", ".svg", ".json", ".csv")
-MAX_CELLS, MAX_SIDE = 2**18, 2048
+MAX_DRAWN, MAX_SIDE = 2**18, 2048  # cells in all, and along one side
 SECONDS = 3.0  # the longest animation in a terminal
 
 
@@ -65,10 +65,10 @@ def check_size(sizes: tuple[int, ...]) -> None:
     Raises:
         UsageError: the grid is too large; the message has the limit.
     """
-    if prod(sizes) > MAX_CELLS or max(sizes) > MAX_SIDE:
+    if prod(sizes) > MAX_DRAWN or max(sizes) > MAX_SIDE:
         raise UsageError(
             f"A {format_grid(sizes)} grid is too large to show.",
-            f"Sizes go up to {MAX_SIDE}, with {MAX_CELLS:,} cells in all.",
+            f"Sizes go up to {MAX_SIDE}, with {MAX_DRAWN:,} cells in all.",
         )
 
 

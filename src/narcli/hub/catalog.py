@@ -6,19 +6,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from ..checkpoints.config import (
-    RELEASED_DEFAULTS,
-)
-
-if TYPE_CHECKING:
-    pass
+from ..checkpoints.formats.transformer import RELEASED_DEFAULTS
 
 #: What a model can be the default for.
 DEFAULT_KINDS = ("image", "text", "video")
-
-
 WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
@@ -34,12 +27,14 @@ class Model:
         file: weights file in the repository; None is the only one there.
         size: bytes to fetch, about; None where not known.
         grid: of its tokens, where the file cannot tell.
-        tokenizer: name of its tokenizer; None when it is in the model's own folder, or not known.
+        tokenizer: name of its tokenizer, or of the built-in model whose tokenizer it has; None when it is in
+            the model's own folder, or not known.
         classes: name of its class table, or the names; None when not known.
         defaults: sampling settings.
         license: None is "see the model's page".
         note: what else to know.
-        scale: letters of its size in the paper; None for ours.
+        sizes: fields of the sizes of its network but the grid, as in a ``config.json``; of a text encoder
+            those of its own ``config.json``. Empty where only the files tell.
         path: the local file or folder.
         text_encoder: name of its text encoder; None when it is in the model's own folder, or not known.
         origin: sentence on who chose it, where nobody named it for this run, or "".
@@ -56,7 +51,7 @@ class Model:
     defaults: Mapping[str, float] = field(default_factory=dict)
     license: str | None = None
     note: str = ""
-    scale: str | None = None
+    sizes: Mapping[str, Any] = field(default_factory=dict, repr=False)
     path: Path | None = None
     text_encoder: str | None = None
     origin: str = field(default="", compare=False)
@@ -68,67 +63,86 @@ class Model:
 
 
 IMAGE, TEXT, VIDEO = (RELEASED_DEFAULTS[kind] for kind in DEFAULT_KINDS)
-
-
 #: What the released text models were trained with.
 TEXT_ENCODER_OF_RELEASED = "flan-t5-xl"
-
 
 # fmt: off
 _ROWS = (
     Model("emoji", "image", classes="emoji", license="MIT", note="built in", path=WEIGHTS / "emoji"),
-    Model("emoji-text", "text", license="MIT", note="built in", path=WEIGHTS / "emoji-text"),
+    Model("emoji-text", "text", tokenizer="emoji", license="MIT", note="built in",
+          path=WEIGHTS / "emoji-text"),
     Model("emoji-video", "video", classes="emoji-video", license="MIT", note="built in",
           path=WEIGHTS / "emoji-video"),
     Model("nar-b-256", "image", "chenfeng1271/NAR-imagenet-256-B", "last_version.pt", 522_000_000,
-          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="130 M parameters", scale="B"),
+          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="130 M parameters", sizes={
+              "dim": 768, "layers": 12, "heads": 12, "ffn_dim": 2048, "vocab_size": 16384,
+              "num_classes": 1000}),
     Model("nar-m-256", "image", "yefly/NAR-imagenet-256-M", None, 1_160_000_000,
-          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="290 M parameters", scale="M"),
+          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="290 M parameters", sizes={
+              "dim": 1024, "layers": 18, "heads": 16, "ffn_dim": 2816, "vocab_size": 16384,
+              "num_classes": 1000}),
     Model("nar-l-256", "image", "chenfeng1271/NAR-imagenet-256-L", None, 1_490_000_000,
-          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="372 M parameters", scale="L"),
+          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="372 M parameters", sizes={
+              "dim": 1024, "layers": 24, "heads": 16, "ffn_dim": 2816, "vocab_size": 16384,
+              "num_classes": 1000}),
     Model("nar-xl-256", "image", "yefly/NAR-imagenet-256-XL", None, 3_260_000_000,
-          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="816 M parameters", scale="XL"),
+          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="816 M parameters", sizes={
+              "dim": 1280, "layers": 36, "heads": 20, "ffn_dim": 3584, "vocab_size": 16384,
+              "num_classes": 1000}),
     Model("nar-xxl-256", "image", "chenfeng1271/NAR-imagenet-256-XXL", None, 5_840_000_000,
-          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="1.46 B parameters", scale="XXL"),
+          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="1.46 B parameters", sizes={
+              "dim": 1536, "layers": 48, "heads": 24, "ffn_dim": 4096, "vocab_size": 16384,
+              "num_classes": 1000}),
     Model("nar-xl-t2i-256", "text", "yefly/NAR-XL-t2i-stage1", None, None,
           (16, 16), "vq16-t2i", None, TEXT, note="256 px, 0.8 B parameters",
-          scale="XL", text_encoder=TEXT_ENCODER_OF_RELEASED),
+          text_encoder=TEXT_ENCODER_OF_RELEASED, sizes={
+              "dim": 1280, "layers": 36, "heads": 20, "ffn_dim": 3584, "vocab_size": 16384,
+              "condition": "text", "condition_tokens": 120, "caption_dim": 2048}),
     Model("nar-xl-t2i-512", "text", "yefly/NAR-XL-t2i-stage2", None, None,
           (32, 32), "vq16-t2i", None, TEXT, note="512 px, 0.8 B parameters",
-          scale="XL", text_encoder=TEXT_ENCODER_OF_RELEASED),
+          text_encoder=TEXT_ENCODER_OF_RELEASED, sizes={
+              "dim": 1280, "layers": 36, "heads": 20, "ffn_dim": 3584, "vocab_size": 16384,
+              "condition": "text", "condition_tokens": 120, "caption_dim": 2048}),
     Model("nar-l-ucf101", "video", "chenfeng1271/NAR-ucf101-256-L", None, 1_480_000_000,
-          (4, 16, 16), "larp-long", "ucf101", VIDEO, note="16 frames of 128 px, 369 M parameters", scale="L"),
+          (4, 16, 16), "larp-long", "ucf101", VIDEO, note="16 frames of 128 px, 369 M parameters", sizes={
+              "dim": 1024, "layers": 24, "heads": 16, "ffn_dim": 2816, "vocab_size": 8192,
+              "num_classes": 101, "position": "absolute"}),
     Model("nar-lp-ucf101", "video", "chenfeng1271/NAR-ucf101-256-LP", None, 2_780_000_000,
-          (4, 16, 16), "larp-long", "ucf101", VIDEO, scale="LP",
-          note="16 frames of 128 px, 694 M parameters"),
+          (4, 16, 16), "larp-long", "ucf101", VIDEO, note="16 frames of 128 px, 694 M parameters", sizes={
+              "dim": 1280, "layers": 30, "heads": 20, "ffn_dim": 3584, "vocab_size": 8192,
+              "num_classes": 101, "position": "absolute"}),
     Model("vq16-c2i", "image-tokenizer", "FoundationVision/LlamaGen", "vq_ds16_c2i.pt", 288_000_000,
-          note="of the class models"),
+          note="of the class models", sizes={
+              "ch": 128, "ch_mult": (1, 1, 2, 2, 4), "num_res_blocks": 2, "z_channels": 256,
+              "codebook_size": 16384, "codebook_dim": 8}),
     Model("vq16-t2i", "image-tokenizer", "peizesun/llamagen_t2i", "vq_ds16_t2i.pt", 287_920_306,
-          note="of the text models"),
+          note="of the text models", sizes={
+              "ch": 128, "ch_mult": (1, 1, 2, 2, 4), "num_res_blocks": 2, "z_channels": 256,
+              "codebook_size": 16384, "codebook_dim": 8}),
     Model("larp-long", "video-tokenizer", "hywang66/LARP-L-long-tokenizer", "model.safetensors",
-          note="of the video models"),
+          note="of the video models", sizes={
+              "bottleneck_token_num": 1024, "codebook_size": 8192, "bottleneck_dim": 16, "input_size": 128,
+              "frame_num": 16, "patch_size": 8, "temporal_patch_size": 4, "decoder_patch_size": 8,
+              "decoder_temporal_patch_size": 4, "encoder_hidden_size": 768, "encoder_depth": 12,
+              "encoder_num_heads": 12, "decoder_hidden_size": 768, "decoder_depth": 12,
+              "decoder_num_heads": 12}),
     Model(TEXT_ENCODER_OF_RELEASED, "text-encoder", "google/flan-t5-xl", None, 11_400_000_000,
-          license="Apache-2.0", note="of the text models"),
+          license="Apache-2.0", note="of the text models", sizes={
+              "d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_heads": 32, "num_layers": 24,
+              "vocab_size": 32128, "relative_attention_num_buckets": 32, "feed_forward_proj": "gated-gelu"}),
 )
-
-
 # fmt: on
 MODELS: Mapping[str, Model] = {row.name: row for row in _ROWS}
-
 
 _KINDS = {
     "image": ("a model of images from classes", "Use `narcli image --class`."),
     "text": ("a model of images from text", "Use `narcli image --prompt`."),
     "video": ("a model of videos", "Use `narcli video`."),
-    "image-tokenizer": ("an image tokenizer", "Give it as --tokenizer."),
-    "video-tokenizer": ("a video tokenizer", "Give it as --tokenizer."),
-    "text-encoder": ("a text encoder", "Give it as --text-encoder."),
+    "image-tokenizer": ("an image tokenizer", "Give it as `tokenizer`."),
+    "video-tokenizer": ("a video tokenizer", "Give it as `tokenizer`."),
+    "text-encoder": ("a text encoder", "Give it as `text_encoder`."),
 }
-
-
 _REPOSITORY = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(/(?P<file>\w[\w./ +-]*))?", re.ASCII)
-
-
 _TOKENIZERS = {
     "image": "vq16-c2i for those of ImageNet",
     "text": "vq16-t2i for those of images from text",

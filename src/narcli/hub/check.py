@@ -6,11 +6,11 @@ from pathlib import Path
 
 from ..checkpoints.config import TEXT_ENCODER
 from ..checkpoints.folder import has_own_encoder, has_own_tokenizer
-from ..checkpoints.formats.transformer import Kind
 from ..checkpoints.load import load_tokenizer, load_transformer
 from ..checkpoints.text_encoder import check_encoder
 from ..classes import ClassTable, load_table, table_for
 from ..errors import CheckpointError
+from ..models.blocks import Kind
 from .catalog import DEFAULT_KINDS, MODELS, Model
 
 

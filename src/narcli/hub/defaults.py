@@ -13,7 +13,7 @@ from .catalog import MODELS
 from .resolve import _chosen, _settings_file, check_kind, meant, no_tokenizer, resolve
 
 if TYPE_CHECKING:
-    from ..checkpoints.formats.transformer import Kind
+    from ..models.blocks import Kind
 
 
 def set_default(kind: str, name: str | None, tell: Callable[[str], None] = lambda note: None) -> None:

@@ -17,7 +17,7 @@ from . import cache
 from .catalog import MODELS, Model
 from .inventory import Inventory, inventory
 from .removal import Removal, plan_removal, remove
-from .resolve import companions, resolve
+from .resolve import companions, lender, resolve
 from .selection import Fetched, cached, files_of
 
 if TYPE_CHECKING:
@@ -220,9 +220,8 @@ class Checked:
             return "Install narcli again." if known else "Get it again, or make it anew."
         if not known and self.model.kind != "image":  # a pull would take it for an image model
             return f"Remove it, to fetch it again: narcli models rm {name}"
-        return f"Fetch again: narcli models pull {name}" + (
-            f" --revision {self.revision}" if self.revision else ""
-        )
+        again = "narcli models pull {} --revision {}" if self.revision else "narcli models pull {}"
+        return "Fetch again: " + again.format(name, self.revision)
 
 
 def _check_files(found: Fetched) -> list[CheckedFile]:
@@ -338,7 +337,9 @@ def convert(
     from ..checkpoints.load import remark
     from ..devices import DTYPES
 
-    stored = DTYPES[dtype] if dtype else None
+    stored, other = DTYPES[dtype] if dtype else None, lender(file)
+    if tokenizer is None and other is not None:
+        tokenizer = other.path
     made = conversion.convert(
         file, folder, tokenizer=tokenizer, config=config, dtype=stored, overwrite=overwrite
     )

@@ -8,8 +8,9 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from ..checkpoints.config import CONFIG, MODEL, RELEASED_DEFAULTS, read_config, result_of
+from ..checkpoints.config import CONFIG, MODEL, read_config, result_of
 from ..checkpoints.folder import has_own_encoder, has_own_tokenizer
+from ..checkpoints.formats.transformer import RELEASED_DEFAULTS
 from ..errors import NarError, UsageError, nearest
 from ..media.textfiles import expand
 from .catalog import _KINDS, _REPOSITORY, _TOKENIZERS, DEFAULT_KINDS, MODELS, Model
@@ -38,7 +39,9 @@ def resolve(name: str | Path, kind: str | None) -> Model:
             )
     elif path := _existing(text):
         path = result_of(path)
-        model = Model(path.stem if path.is_file() else path.resolve().name, kind or "image", path=path)
+        called = path.stem if path.is_file() else path.resolve().name
+        other = lender(path)
+        model = Model(called, kind or "image", path=path, tokenizer=other.name if other else None)
     elif _is_path(text):
         raise UsageError(
             f"There is no file or folder {text}.",
@@ -52,6 +55,8 @@ def resolve(name: str | Path, kind: str | None) -> Model:
             f"There is no model {text[:60]!r}, and no file or folder of that name.",
             f"{meant(text)}`narcli models list` shows them; a path or owner/name of the Hub works too.",
         )
+    if kind is not None and kind.endswith("-tokenizer") and model.path:
+        model = replace(MODELS.get(model.tokenizer or "", model), kind=kind)  # a built-in one means its own
     model = complete(model, model.path) if model.path else model
     if kind is not None and model.kind != kind:
         what, instead = _KINDS[model.kind]
@@ -121,6 +126,13 @@ def no_tokenizer(model: Model) -> UsageError:
         f"{model.name} does not bring its tokenizer.",
         f"Add `tokenizer`: a file or, for the released models, {known}.",
     )
+
+
+def lender(path: Path) -> Model | None:
+    """Find the built-in model whose tokenizer the built-in model at a path uses; None for other paths."""
+    folder = (path.parent if path.name == MODEL else path).resolve()
+    name = next((row.tokenizer for row in MODELS.values() if row.path and row.path.resolve() == folder), None)
+    return MODELS[name] if name else None
 
 
 def _row_of(repo: str, file: str | None) -> Model | None:

@@ -12,29 +12,15 @@ import torch
 from ..checkpoints import conversions
 from ..checkpoints.config import CONFIG, TEXT_ENCODER
 from ..checkpoints.folder import has_own_tokenizer
+from ..checkpoints.formats.families import sizes_of
 from ..checkpoints.load import build, load_tokenizer, transformer_config
 from ..checkpoints.text_encoder import read_sizes
 from ..devices import DTYPES
-from ..models.blocks import TransformerConfig, ffn_dim
-from ..models.larp import LARPConfig
-from ..models.vq import VQConfig
-from .catalog import MODELS, TEXT_ENCODER_OF_RELEASED, Model
+from ..models.blocks import TransformerConfig
+from ..models.tokenizer import TokenizerConfig
+from .catalog import DEFAULT_KINDS, MODELS, Model
 from .locate import Located
 from .selection import Fetched, cached
-
-#: (layers, attention heads, width) of the released sizes.
-SIZES = {
-    "B": (12, 12, 768),
-    "M": (18, 16, 1024),
-    "L": (24, 16, 1024),
-    "LP": (30, 20, 1280),
-    "XL": (36, 20, 1280),
-    "XXL": (48, 24, 1536),
-}  # fmt: skip
-
-
-#: Parameters of a released text encoder.
-ENCODERS = {TEXT_ENCODER_OF_RELEASED: 1_223_527_424}
 
 
 @dataclass(frozen=True)
@@ -50,7 +36,7 @@ class Networks:
     """
 
     transformer: TransformerConfig | None = None
-    tokenizer: VQConfig | LARPConfig | None = None
+    tokenizer: TokenizerConfig | None = None
     encoder: int = 0
     stored: torch.dtype = torch.float32
     encoder_stored: torch.dtype = torch.float32
@@ -70,19 +56,20 @@ class Networks:
     def held(self, dtype: torch.dtype, device: str) -> int:
         """Parameters of transformer and tokenizer that take memory besides the pages of their files.
 
-        A transformer is laid out anew, and so is the decoder of a convolutional tokenizer; what is left of a
-        tokenizer stays mapped, a large one of another dtype from its converted copy, unless it is moved.
+        A transformer is laid out anew, and so are some parts of a tokenizer; what is left of a tokenizer
+        stays mapped, a large one of another dtype from its converted copy, unless it is moved.
         """
         assert self.tokenizer is not None
         held, count = self.parameters.get("transformer", 0), self.parameters["tokenizer"]
         copied = dtype.itemsize < self.stored.itemsize and count * self.stored.itemsize >= conversions.LEAST
         if device != "cpu" or (dtype != self.stored and not copied):
             return held + count
-        return held + (_count(self.tokenizer, "decoder.") if isinstance(self.tokenizer, VQConfig) else 0)
+        part = self.tokenizer.laid_out
+        return held + (_count(self.tokenizer, part) if part else 0)
 
 
 @cache
-def _count(config: TransformerConfig | VQConfig | LARPConfig, part: str = "") -> int:
+def _count(config: TransformerConfig | TokenizerConfig, part: str = "") -> int:
     return sum(p.numel() for name, p in build(config).named_parameters() if name.startswith(part))
 
 
@@ -135,50 +122,47 @@ def _row_and_path(model: Model | Located | Fetched) -> tuple[Model, Path | None]
     return (here.model, here.path) if here else (model, None)
 
 
-def _tokenizer(row: Model, path: Path | None) -> tuple[VQConfig | LARPConfig | None, torch.dtype]:
+def _tokenizer(row: Model, path: Path | None) -> tuple[TokenizerConfig | None, torch.dtype]:
     """The sizes of a tokenizer, as far as they are known, and the number format of its file."""
-    if path is not None:
-        tokenizer = load_tokenizer(path, dtype=None, device="meta")
-        return tokenizer.config, next(tokenizer.parameters()).dtype
-    if row.name not in MODELS:
-        return None, torch.float32
-    return (LARPConfig() if row.kind == "video-tokenizer" else VQConfig()), torch.float32
+    if path is None:
+        return released_tokenizer(row), torch.float32
+    tokenizer = load_tokenizer(path, dtype=None, device="meta")
+    return tokenizer.config, next(tokenizer.parameters()).dtype
 
 
 def _encoder(row: Model, path: Path | None) -> tuple[int, torch.dtype]:
-    """Parameters of a T5 encoder and the number format of its files, from its config.json.
+    """Parameters of a T5 encoder and the number format of its files, from its config.json or its row.
 
-    No parameters where that is not here; float32 where it does not say.
+    No parameters where neither tells; float32 where the file does not.
 
     Raises:
         CheckpointError: it is not of a T5, or a value is not what it should be.
     """
-    if path is None:
-        return ENCODERS.get(row.name, 0), torch.float32
-    folder = path if path.is_dir() else path.parent
-    if not os.path.lexists(folder / CONFIG):
+    sizes = row.sizes
+    if path is not None:
+        folder = path if path.is_dir() else path.parent
+        sizes = read_sizes(folder) if os.path.lexists(folder / CONFIG) else {}
+    if not sizes:
         return 0, torch.float32
-    said = read_sizes(folder)
-    d, inner = said["d_model"], said["num_heads"] * said["d_kv"]
-    layer = (
-        4 * d * inner + (3 if said["feed_forward_proj"].startswith("gated") else 2) * d * said["d_ff"] + 2 * d
-    )
-    buckets = said["relative_attention_num_buckets"] * said["num_heads"]
-    stored = DTYPES.get(said.get("dtype", ""), torch.float32)
-    return said["num_layers"] * layer + said["vocab_size"] * d + buckets + d, stored
+    d, inner = sizes["d_model"], sizes["num_heads"] * sizes["d_kv"]
+    gated = sizes["feed_forward_proj"].startswith("gated")
+    layer = 4 * d * inner + (3 if gated else 2) * d * sizes["d_ff"] + 2 * d
+    buckets = sizes["relative_attention_num_buckets"] * sizes["num_heads"]
+    stored = DTYPES.get(sizes.get("dtype", ""), torch.float32)
+    return sizes["num_layers"] * layer + sizes["vocab_size"] * d + buckets + d, stored
 
 
 def released_config(row: Model) -> TransformerConfig | None:
-    """The sizes of a released transformer that the registry knows, from the paper; None for other models."""
-    if row.scale is None or row.grid is None:
+    """The sizes of a released transformer by its row; None for other models."""
+    if row.kind not in DEFAULT_KINDS or not row.sizes:
         return None
-    layers, heads, dim = SIZES[row.scale]
-    video, text = row.kind == "video", row.kind == "text"
-    return TransformerConfig(
-        row.grid, dim, layers, heads, 8192 if video else 16384, ffn_dim(dim),
-        condition="text" if text else "class",
-        num_classes=0 if text else 101 if video else 1000,
-        condition_tokens=120 if text else 1,
-        caption_dim=2048 if text else 0,
-        position="absolute" if video else "rotary",
-    )  # fmt: skip
+    sizes: TransformerConfig = sizes_of("transformer", {**row.sizes, "grid": row.grid})
+    return sizes
+
+
+def released_tokenizer(row: Model) -> TokenizerConfig | None:
+    """The sizes of a released tokenizer by its row; None for other models."""
+    if not row.kind.endswith("-tokenizer") or not row.sizes:
+        return None
+    sizes: TokenizerConfig = sizes_of("tokenizer", row.sizes)
+    return sizes

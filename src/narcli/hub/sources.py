@@ -18,7 +18,7 @@ from .catalog import TEXT_ENCODER_OF_RELEASED, Model
 from .resolve import no_tokenizer, resolve, resolve_default
 
 if TYPE_CHECKING:
-    from ..checkpoints.formats.transformer import Kind
+    from ..models.blocks import Kind
     from .locate import Located
     from .selection import Fetched
 

@@ -7,10 +7,14 @@ device.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from math import prod
 
+import torch
+from torch import Tensor
+
+from ..models.blocks import TransformerConfig
 from ..models.larp import LARPTokenizer
+from ..models.tokenizer import Tokenizer
 from ..models.transformer import NARTransformer
 from ..models.vq import VQTokenizer
 from ..sampling import draw_plain, refuse_unless
@@ -30,7 +34,7 @@ def prepare(network: NARTransformer) -> NARTransformer:
     return network
 
 
-def prepare_tokenizer(tokenizer: nn.Module) -> None:
+def prepare_tokenizer(tokenizer: Tokenizer) -> None:
     """Prepare a tokenizer for decoding, in place.
 
     A convolutional decoder is packed, channels last. LARP computes all positions at once, for which plain
@@ -40,6 +44,14 @@ def prepare_tokenizer(tokenizer: nn.Module) -> None:
         packed.pack_decoder(tokenizer)
     elif isinstance(tokenizer, LARPTokenizer):
         native.compile_attention(tokenizer)
+
+
+def cache_numbers(config: TransformerConfig, rows: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Count the numbers of the keys and values that a prepared transformer of these sizes keeps."""
+    fused = native.can_fuse(config, dtype, device)
+    return prod(
+        native.cache_shape(config, rows, config.slots) if fused else config.cache_shape(rows, config.slots)
+    )
 
 
 def draw(logits: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..devices import dtype_name
 from ..errors import CheckpointError
 from ..media.textfiles import read_bytes
 from ..models.blocks import TransformerConfig
@@ -145,7 +146,7 @@ class NativeLinear(nn.Module):
         out = x.new_empty(*x.shape[:-1], columns)
         pointers = (tensor.data_ptr() for tensor in (x, self.weight, out))
         sizes = x.shape[:-1].numel(), inner, columns
-        _call(f"narcli_linear_{_named(self.weight.dtype)}", *sizes, *pointers, torch.get_num_threads())
+        _call(f"narcli_linear_{dtype_name(self.weight.dtype)}", *sizes, *pointers, torch.get_num_threads())
         return out
 
 
@@ -216,7 +217,7 @@ class NativeTransformer(NARTransformer):
             shown = mask.contiguous().expand(batch, 1, fed, seen)
             step.seen, step.seen_batch, step.seen_query = shown.data_ptr(), shown.stride(0), shown.stride(2)
         pointers = x.data_ptr(), states.data_ptr()
-        _call(f"narcli_forward_{_named(self.dtype)}", ctypes.byref(step), self.records, *pointers)
+        _call(f"narcli_forward_{dtype_name(self.dtype)}", ctypes.byref(step), self.records, *pointers)
         return states
 
     def project(self, chosen: Tensor) -> Tensor:
@@ -262,7 +263,7 @@ def attend(qkv: Tensor, heads: int) -> Tensor:
     qkv, (batch, n, columns) = qkv.contiguous(), qkv.shape
     out = qkv.new_empty(batch, n, columns // 3)
     sizes, pointers = (batch, n, heads, columns // 3 // heads), (qkv.data_ptr(), out.data_ptr())
-    _call(f"narcli_attend_{_named(qkv.dtype)}", *sizes, *pointers, torch.get_num_threads())
+    _call(f"narcli_attend_{dtype_name(qkv.dtype)}", *sizes, *pointers, torch.get_num_threads())
     return out
 
 
@@ -289,7 +290,3 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int) -> Ten
 def _call(function: str, *arguments: object) -> None:
     if getattr(library(), function)(*arguments):
         raise MemoryError(f"{function}: not enough memory")
-
-
-def _named(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

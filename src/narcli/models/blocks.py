@@ -15,8 +15,8 @@ from ..order import Order, neighbor
 from .plan import Rotary
 
 NORM_EPS = 1e-5
-
-
+#: Kinds of models: images of classes, images from text, videos of classes.
+Kind = Literal["image", "text", "video"]
 #: Keeps the keys and values of n places and returns those that are seen, as ``Cache.store``.
 Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -53,6 +53,11 @@ class TransformerConfig:
     position: Literal["rotary", "absolute"] = "rotary"
     extra_tokens: int = 0
 
+    @property
+    def kind(self) -> Kind:
+        """Kind of a model of these sizes."""
+        return "video" if len(self.grid) == 3 else "text" if self.condition == "text" else "image"
+
     @cached_property
     def order(self) -> Order:
         """Decoding order of the grid."""
@@ -67,6 +72,20 @@ class TransformerConfig:
     def total_layers(self) -> int:
         """Trunk layers and those between the heads."""
         return self.layers + len(self.grid) - 1
+
+    @property
+    def slots(self) -> int:
+        """Places whose keys and values are kept, those of the condition included."""
+        return self.condition_tokens + self.order.slots
+
+    def cache_shape(self, rows: int, length: int) -> tuple[int, ...]:
+        """Return the shape of the keys and values of ``length`` places."""
+        return self.total_layers, 2, rows, self.heads, length, self.head_dim
+
+    @property
+    def activations(self) -> int:
+        """Numbers that a row of the largest pass holds at once, in float32, the logits not counted."""
+        return max(self.order.widest, self.condition_tokens) * (8 * self.dim + 3 * self.ffn_dim)
 
 
 def ffn_dim(dim: int, multiple_of: int = 256) -> int:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .tokenizer import Tokenizer
 from .vq import Codebook
 
 NORM_EPS = 1e-6
@@ -37,7 +38,9 @@ class LARPConfig:
         use_decoder_patch_query_token_type_embed: a learned vector is added to all patch queries.
     """
 
+    kind: ClassVar[str] = "video-tokenizer"
     holistic: ClassVar[bool] = True
+    laid_out: ClassVar[str] = ""
 
     bottleneck_token_num: int = 1024
     codebook_size: int = 8192
@@ -79,10 +82,16 @@ class LARPConfig:
             raise ValueError(f"clips of {self.bottleneck_token_num} tokens")
         return self.frame_num, self.input_size, self.input_size
 
+    def decoding_bytes(self, grid: tuple[int, ...], itemsize: int) -> int:
+        """Bytes held at once while one clip is decoded, as measured; alike in every number format."""
+        tokens = self.bottleneck_token_num + prod(self.decoder_patches)
+        return 16 * tokens * self.decoder_hidden_size * 4
 
-class LARPTokenizer(nn.Module):
+
+class LARPTokenizer(Tokenizer):
     """Clips in [0, 1] to holistic codes and back."""
 
+    config: LARPConfig
     pixel_range = (0.0, 1.0)
 
     def __init__(self, config: LARPConfig) -> None:
@@ -103,7 +112,7 @@ class LARPTokenizer(nn.Module):
             self.decoder_patch_query_token_type_embed = nn.Parameter(torch.zeros(1, 1, outside))
 
     @property
-    def quantize(self) -> Codebook:
+    def quantize(self) -> Codebook:  # type: ignore[override]  # a file has it inside the bottleneck
         """The codebook."""
         return self.bottleneck.regularizer
 
@@ -113,18 +122,6 @@ class LARPTokenizer(nn.Module):
         queries = self.encoder_latent_query_embed.expand(len(clips), -1, -1)
         latents = self.bottleneck.in_linear(self.encoder(patches, queries))  # (B, N, bottleneck_dim)
         return self.quantize.nearest(F.normalize(latents, dim=-1))
-
-    def decode(self, codes: Tensor, grid: tuple[int, ...] = ()) -> Tensor:
-        """Decode codes to clips.
-
-        Args:
-            codes: (B, N) int64 below ``codebook_size``.
-            grid: unused, because no token has a place.
-
-        Returns:
-            (B, 3, frames, H, W), nominally in [0, 1], not clamped.
-        """
-        return self.decode_vectors(self.quantize(codes), grid)
 
     def decode_vectors(self, vectors: Tensor, grid: tuple[int, ...] = ()) -> Tensor:
         """Decode quantised vectors (B, N, bottleneck_dim); otherwise as ``decode``."""

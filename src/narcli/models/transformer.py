@@ -215,8 +215,7 @@ class NARTransformer(nn.Module):
 
     def empty_cache(self, rows: int, length: int) -> Tensor:
         """Room for the keys and values of ``length`` slots: (layers, k, rows, ...)."""
-        c, weight = self.config, self.token_embedding.weight
-        shape = (c.total_layers, 2, rows, c.heads, length, c.head_dim)
+        weight, shape = self.token_embedding.weight, self.config.cache_shape(rows, length)
         return torch.empty(shape, dtype=weight.dtype, device=weight.device)
 
     def layout(self, tables: Rotary) -> Rotary:

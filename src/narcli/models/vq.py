@@ -8,12 +8,17 @@ consecutive frames as one picture of more channels: one slice of the token grid.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import prod
+from math import ceil, prod
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .tokenizer import Tokenizer
+
+#: Copies of its largest layer that the decoder holds at once, as measured on a CPU; see docs/models.md.
+PLANES = 10
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class VQConfig:
     """
 
     holistic: ClassVar[bool] = False
+    laid_out: ClassVar[str] = "decoder."
 
     ch: int = 128
     ch_mult: tuple[int, ...] = field(default=(1, 1, 2, 2, 4))
@@ -65,14 +71,28 @@ class VQConfig:
             raise ValueError(f"clips, {self.frames} frames a slice")
         return self.frames * prod(grid[:-2]), grid[-2] * self.downsampling, grid[-1] * self.downsampling
 
+    @property
+    def kind(self) -> str:
+        """Kind of a tokenizer of these sizes."""
+        return "video-tokenizer" if self.frames > 1 else "image-tokenizer"
 
-class VQTokenizer(nn.Module):
+    def decoding_bytes(self, grid: tuple[int, ...], itemsize: int) -> int:
+        """Bytes held at once while one grid is decoded, in numbers of ``itemsize`` bytes, as measured."""
+        pixels = prod(grid) * (self.downsampling // self.patch) ** 2
+        # Each level has a quarter of the pixels of the one before.
+        largest = pixels * ceil(max(self.ch * m / 4**i for i, m in enumerate(self.ch_mult)))
+        return PLANES * largest * itemsize
+
+
+class VQTokenizer(Tokenizer):
     """Pictures or clips in [-1, 1] to grids of codes and back.
 
     A picture is (B, 3, H, W) and has the grid (h, w); a clip is (B, 3, frames, H, W) and has (t, h, w),
     t slices of ``config.frames`` frames each.
     """
 
+    config: VQConfig
+    quantize: Codebook
     pixel_range = (-1.0, 1.0)
 
     def __init__(self, config: VQConfig) -> None:
@@ -104,18 +124,6 @@ class VQTokenizer(nn.Module):
     def encode(self, pixels: Tensor) -> Tensor:
         """Encode pictures or clips, shaped as for ``features``, to codes: (B, N) int64, raster order."""
         return self.quantize.nearest(self.features(pixels).flatten(1, -2))
-
-    def decode(self, codes: Tensor, grid: tuple[int, ...]) -> Tensor:
-        """Decode codes to pictures or clips.
-
-        Args:
-            codes: (B, N) int64 below ``codebook_size``, raster order.
-            grid: (h, w) or (t, h, w).
-
-        Returns:
-            (B, 3, H, W) or (B, 3, frames, H, W), nominally in [-1, 1], not clamped.
-        """
-        return self.decode_vectors(self.quantize(codes), grid)
 
     def decode_vectors(self, vectors: Tensor, grid: tuple[int, ...]) -> Tensor:
         """Decode quantised vectors (B, N, codebook_dim); otherwise as ``decode``."""

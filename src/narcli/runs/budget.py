@@ -7,8 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .. import memory
-from ..checkpoints.formats.transformer import kind_of
-from ..devices import choose_device, choose_dtype
+from ..devices import choose_device, choose_dtype, dtype_name
 from ..hub.cache import free_disk
 from ..hub.locate import check_disk
 from ..hub.sizes import networks_of
@@ -93,7 +92,7 @@ class Budget:
             UsageError: recipe and model do not fit.
         """
         model, tokenizer, recipe = self.networks.transformer, self.networks.tokenizer, self.plan.recipe
-        if model is None or tokenizer is None or kind_of(model) != recipe.model_kind:
+        if model is None or tokenizer is None or model.kind != recipe.model_kind:
             return
         if model.vocab_size == tokenizer.codebook_size:
             with suppress(ValueError):
@@ -109,7 +108,7 @@ class Budget:
             "model": row.name,
             "commit": self.found.model.commit,
             "device": str(self.device),
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.dtype),
             "batch_size": self.batch_size,
             "download": {
                 "bytes": sum(self.found.missing.values()),

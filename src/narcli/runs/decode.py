@@ -13,9 +13,9 @@ from .. import __version__, memory
 from ..checkpoints.load import remark
 from ..classes import ClassEntry
 from ..decoding import TokenDecoder, hash_tokens, load_decoder
-from ..devices import choose_device, choose_dtype
+from ..devices import choose_device, choose_dtype, dtype_name
 from ..errors import CheckpointError
-from ..hub import catalog, resolve
+from ..hub import resolve
 from ..hub.locate import check_disk, locate
 from ..hub.sources import Files
 from ..media.metadata import FIELDS, RUN, SAMPLE
@@ -123,7 +123,7 @@ def decode(
             f"{path} has tokens beyond the {codes} of the tokenizer.",
             "They do not belong together; give the right `tokenizer`.",
         )
-    dtype = str(next(decoder.tokenizer.parameters()).dtype).removeprefix("torch.")
+    dtype = dtype_name(next(decoder.tokenizer.parameters()).dtype)
     by = {"narcli": __version__, "device": decoder.device.type, "dtype": dtype}
     kept = {field.name: about[field.name] for field in RUN if field.name in about and field.name not in _NEW}
     sinks = Sinks(recipe, decoder, samples, outputs, kept | {"tokenizer": source, "decoded": by}, clock)
@@ -151,11 +151,7 @@ def _load(
     host: Host,
     clock: Clock,
 ) -> tuple[TokenDecoder, dict[str, Any]]:
-    built_in = catalog.MODELS.get(name.lower())
-    place: str | Path = name
-    if built_in is not None and built_in.path is not None:  # a model whose folder has its tokenizer
-        place = built_in.path
-    row = resolve.resolve(place, f"{recipe.kind}-tokenizer")
+    row = resolve.resolve(name, f"{recipe.kind}-tokenizer")
     located = locate(row, revision=commit, offline=recipe.offline)
     check_disk([located])
     if located.missing:

@@ -13,8 +13,7 @@ from ..settings import Sample
 from .recipe import Recipe
 
 if TYPE_CHECKING:
-    from ..models.larp import LARPConfig
-    from ..models.vq import VQConfig
+    from ..models.tokenizer import TokenizerConfig
 
 FRONTIER = "_frontier"  # before the suffix of the file beside the first sample's
 SHEET = "_grid.png"  # ending of the contact sheet beside the pictures
@@ -72,7 +71,7 @@ def format_of(suffix: str) -> ClipFormat:
     return BY_SUFFIX.get(suffix, FORMATS["frames"])
 
 
-def check_fit(recipe: Recipe, grid: tuple[int, ...], tokenizer: VQConfig | LARPConfig) -> None:
+def check_fit(recipe: Recipe, grid: tuple[int, ...], tokenizer: TokenizerConfig) -> None:
     """Compare a recipe with the sizes of a model.
 
     Raises:

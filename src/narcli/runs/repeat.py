@@ -160,7 +160,7 @@ def find_part(path: Path, about: About, part: str, kind: str, trust: Trust) -> t
     what, row = _PARTS[part], catalog.MODELS.get(name.lower())
     if repo is None:
         if row is not None and row.path is not None:
-            return (row.name if row.kind == kind else str(row.path)), None
+            return row.name, None
         default = _default("text" if "text_encoder" in about else about["kind"])
         if part != "text_encoder" and default is not None and default.name == name:
             return str(default.path), None

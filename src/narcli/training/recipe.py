@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..checkpoints import config as configs
+from ..checkpoints.formats.transformer import RULES as TRANSFORMER
+from ..checkpoints.formats.vq import RULES as VQ
 from ..errors import UsageError
 from .start import check_output, check_sizes, load_start, own_encoder, vq_tokenizer, warn_of_untrained
 
@@ -138,7 +140,7 @@ class TokenizerRecipe(Recipe):
         start = vq_tokenizer(self.start) if self.start else None
         if start is None:
             config = self._config(pictures)
-            check_sizes(configs.VQ, asdict(config))
+            check_sizes(VQ, asdict(config))
         else:
             config = start.config
         grid_of(pictures, config)
@@ -293,7 +295,7 @@ class ClassRecipe(NARRecipe):
             self.ffn or ffn_dim(self.dim, 64), num_classes=count,
             position=self.position or ("absolute" if pictures.frames else "rotary"),
         )  # fmt: skip
-        check_sizes(configs.TRANSFORMER, asdict(config))
+        check_sizes(TRANSFORMER, asdict(config))
         table = self.classes or pictures.names or [f"class {n}" for n in range(count)]
         return None, vq, config, table, {"cfg_scale": 2.0}
 
@@ -372,7 +374,7 @@ class TextRecipe(NARRecipe):
             blocks.config, condition="text", num_classes=0, condition_tokens=caption_tokens,
             caption_dim=own.width if own else self.encoder_dim,
         )  # fmt: skip
-        check_sizes(configs.TRANSFORMER, asdict(sizes))
+        check_sizes(TRANSFORMER, asdict(sizes))
         check_saveable(self.result, sizes, vq.config, defaults=defaults)
         tokens = tokenize(pictures, vq, self.output)
         torch.manual_seed(self.seed)

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..checkpoints import config
+from ..checkpoints.formats.format import ModelConfig
 from ..errors import CheckpointError, UsageError
+from ..hub.resolve import lender
 from ..order import format_grid
 from ..rules import Rule
 
 if TYPE_CHECKING:
-    from ..checkpoints.formats.transformer import Kind
     from ..checkpoints.text_encoder import T5Encoder
+    from ..models.blocks import Kind
     from ..models.transformer import NARTransformer
     from ..models.vq import VQTokenizer
     from .data import Pictures
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 def load_start(
     folder: Path, kinds: Sequence[str], pictures: Pictures, data: Path
-) -> tuple[NARTransformer, VQTokenizer, config.ModelConfig]:
+) -> tuple[NARTransformer, VQTokenizer, ModelConfig]:
     """Load a model that goes on learning: its transformer in float32, its tokenizer and its config.json.
 
     Raises:
@@ -33,7 +35,7 @@ def load_start(
     from .tokens import grid_of
 
     file = folder / config.CONFIG
-    known = config.read_config(file) if file.is_file() else config.ModelConfig()
+    known = config.read_config(file) if file.is_file() else ModelConfig()
     if not known.kind:
         raise CheckpointError(
             f"{folder} is not a model in narcli's own format.",
@@ -44,7 +46,8 @@ def load_start(
             f"{folder} is of the kind {known.kind!r}, expected {' or '.join(map(repr, kinds))}.",
             "Give another model to start from.",
         )
-    model, vq = load_transformer(folder, kind=cast("Kind", known.kind)), vq_tokenizer(folder)
+    model, other = load_transformer(folder, kind=cast("Kind", known.kind)), lender(folder)
+    vq = vq_tokenizer(other.path if other and other.path else folder)
     if vq.config.codebook_size != model.config.vocab_size:
         raise CheckpointError(
             f"In {folder} the model draws from {model.config.vocab_size} codes, and the tokenizer has "

@@ -1,48 +1,54 @@
-"""Families of released files: how to recognise them, and what is left out of them."""
+"""The families of files that narcli knows, in the order in which a file is compared with them. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection
+from typing import Any
 
-#: What the names of the tensors begin with that are left out on purpose, by family, and why.
-DROPPED = {
-    "vq": {"quantize.codebook_used": "a training-time record of which codes were used"},
-    "larp": {"prior_model.": "a training-time network whose loss shapes the codes"},
-}
+from . import larp, others, transformer, vq
+from .format import PARTS, Fields, Format
+
+FORMATS: tuple[Format, ...] = (
+    transformer.NARCLI,
+    transformer.IMAGE,
+    transformer.VIDEO,
+    others.RASTER_VIDEO,
+    others.LLAMAGEN,
+    vq.FORMAT,
+    larp.FORMAT,
+    others.T5,
+)
 
 
-def identify(names: Mapping[str, object] | Sequence[str]) -> str:
-    """What the names of its tensors say a file is.
+def identify(names: Collection[str]) -> Format:
+    """Return the family of a file with tensors of these names.
 
-    Returns:
-        ``image`` (class or text), ``video``, ``narcli`` (a transformer of ours), ``vq``, ``larp``, or what
-        else it seems to be, in words.
+    For an unknown one it is a format that only describes the file in words.
     """
-    has = set(names).__contains__
-    if has("token_embedding.weight") and has("heads.right.output.weight"):
-        return "narcli"
-    if has("tok_embeddings.weight"):
-        if has("medusa_output.weight") or has("medusa_norm.weight"):
-            return "image"
-        if has("output_R.weight") or has("output_D.weight"):
-            return "video"
-        if has("abs_pe"):
-            return "a raster-order video model (LARP's, or another that NAR is compared with)"
-        return "a LlamaGen model (raster order; it has no medusa_* tensors)"
-    if has("quantize.embedding.weight"):
-        return "vq"
-    if has("bottleneck.out_linear.weight"):
-        return "larp"
-    if has("shared.weight") or has("encoder.block.0.layer.0.SelfAttention.q.weight"):
-        return "a T5 text encoder"
+    for format in FORMATS:
+        if format.recognise(names):
+            return format
     some = ", ".join(sorted(names)[:3])
-    return f"a model of another family (its tensors begin with {some})" if some else "empty"
+    words = f"a model of another family (its tensors begin with {some})" if some else "empty"
+    return Format(words, lambda names: True)
 
 
-_IN_WORDS = {
-    "image": "a NAR image model",
-    "video": "a NAR video model",
-    "narcli": "a NAR model",
-    "vq": "an image tokenizer",
-    "larp": "a video tokenizer (LARP)",
-}
+def readers(fields: Fields, *parts: str) -> list[Format]:
+    """Return the formats that read a ``config.json`` with these fields, or one of its sections.
+
+    They are those that the fields mark; where no format is marked, those that have no marks.
+    """
+    read = [format for format in FORMATS if format.part in (parts or PARTS)]
+    marked = [format for format in read if any(mark in fields for mark in format.marks)]
+    return marked or [format for format in read if not format.marks]
+
+
+def sizes_of(part: str, fields: Fields) -> Any:
+    """Return the sizes that a section of a ``config.json`` states in full."""
+    return readers(fields, part)[0].classes()[0](**fields)
+
+
+def network_of(sizes: object) -> type[Any]:
+    """Return the class of the networks of these sizes."""
+    classes = (format.classes() for format in FORMATS if format.part)
+    return next(network for config, network in classes if isinstance(sizes, config))

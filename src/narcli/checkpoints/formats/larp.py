@@ -1,23 +1,59 @@
-"""Files of LARP tokenizers: sizes from shapes and LARP's own config.json."""
+"""Files of LARP tokenizers: sizes from shapes and from LARP's own ``config.json``. No torch."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import CheckpointError
-from ...models.larp import LARPConfig
-from .. import config as configs
-from ..config import (
-    ModelConfig,
-    agree,
-)
-from .transformer import Tensors
+from ...rules import MAX_CELLS, Rule, check, one_of, whole
+from .format import Contents, Fields, Format, agree
+
+if TYPE_CHECKING:
+    from ...models.larp import LARPConfig
+
+#: Fields of LARPConfig in a ``config.json``, narcli's or LARP's.
+RULES: Mapping[str, Rule] = {
+    "bottleneck_token_num": whole(1, MAX_CELLS),
+    "codebook_size": whole(1, 2**24),
+    "bottleneck_dim": whole(1, 4096),
+    "input_size": whole(1, 4096),
+    "frame_num": whole(1, 1024),
+    **{f"{part}patch_size": whole(1, 64) for part in ("", "temporal_", "decoder_", "decoder_temporal_")},
+    "in_channels": whole(1, 16),
+    **{f"{part}_hidden_size": whole(1, 2**14) for part in ("encoder", "decoder")},
+    **{f"{part}_depth": whole(1, 1000) for part in ("encoder", "decoder")},
+    **{f"{part}_num_heads": whole(1, 1024) for part in ("encoder", "decoder")},
+    "use_decoder_patch_query_token_type_embed": ("true or false", lambda v: type(v) is bool),
+}
+
+#: Values in LARP's ``config.json`` of the only variant of the network that narcli has.
+VARIANT: Mapping[str, Rule] = {
+    "transformer_name": one_of("transformer_encoder_parallel"),
+    "encoder_name": one_of("none"),
+    "decoder_name": one_of("none"),
+    "l2_normalized": ("true", lambda v: v is True),
+}
 
 
-def _infer_larp(file: Path, tensors: Tensors, said: ModelConfig) -> LARPConfig:
-    """Sizes from config.json, compared with all that the shapes tell."""
+def _read_config(path: Path, given: Fields) -> Fields:
+    fields, inner = dict(given), given.get("bottleneck")
+    for key in ("args", "regularizer", "args"):  # one inside the other
+        part = inner.get(key) if isinstance(inner, dict) else None
+        if not isinstance(part, dict):
+            raise CheckpointError(f"{path}: the bottleneck has no {key}.", "It is not LARP's config.json.")
+        fields |= {name: value for name, value in part.items() if name in {*RULES, *VARIANT}}
+        inner = part
+    check(path, "", {**RULES, **VARIANT}, fields)
+    return {key: fields[key] for key in RULES if key in fields}
+
+
+def _infer(contents: Contents) -> LARPConfig:
+    from ...models.larp import LARPConfig
+
+    file, tensors, said = contents.file, contents.tensors, contents.config
 
     def shape(name: str, dims: int) -> tuple[int, ...]:
         found = tuple(tensors[name].shape) if name in tensors else None
@@ -49,7 +85,7 @@ def _infer_larp(file: Path, tensors: Tensors, said: ModelConfig) -> LARPConfig:
         blocks = {name.split(".")[2] for name in tensors if name.startswith(f"{part}.blocks.")}
         found[f"{part}_depth"] = len(blocks)
     agree(said, said.tokenizer, found)
-    if foreign := sorted(said.tokenizer.keys() - configs.LARP.keys()):
+    if foreign := sorted(said.tokenizer.keys() - RULES.keys()):
         raise CheckpointError(
             f"{said.path}: {foreign[0]} does not belong to a LARP tokenizer.",
             "The two files do not belong together.",
@@ -67,3 +103,22 @@ def _infer_larp(file: Path, tensors: Tensors, said: ModelConfig) -> LARPConfig:
         if width % heads:
             raise CheckpointError(f"{said.path}: {heads} {part} heads cannot share a width of {width}.")
     return sizes
+
+
+def _classes() -> tuple[type[LARPConfig], type[Any]]:
+    from ...models.larp import LARPConfig, LARPTokenizer
+
+    return LARPConfig, LARPTokenizer
+
+
+FORMAT = Format(
+    "a video tokenizer (LARP)",
+    lambda names: "bottleneck.out_linear.weight" in names,
+    "tokenizer",
+    rules=RULES,
+    marks=("bottleneck_token_num", "bottleneck"),
+    read_config=_read_config,
+    dropped={"prior_model.*": "a training-time network whose loss shapes the codes"},
+    infer=_infer,
+    classes=_classes,
+)

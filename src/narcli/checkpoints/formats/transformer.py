@@ -1,51 +1,66 @@
-"""Files of NAR transformers: names, and sizes from shapes and config.json."""
+"""Files of NAR transformers: narcli's own and the released ones of images and videos. No torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from ... import rules
 from ...errors import CheckpointError
-from ...models.blocks import TransformerConfig
 from ...order import HEADS, format_grid
-from ...rules import MAX_CELLS
-from .. import config
-from ..config import (
-    ModelConfig,
-    agree,
-)
+from ...rules import MAX_CELLS, Rule, check, one_of, sizes_of, whole
+from .format import Contents, Fields, Format, agree
 
-Tensors = Mapping[str, Tensor]
-
-
-Kind = Literal["image", "text", "video"]
-
+if TYPE_CHECKING:
+    from ...models.blocks import TransformerConfig
 
 #: Grids that a file cannot tell: the released image models', and the video models' by number of cells.
 IMAGE_GRID = (16, 16)
-
-
 VIDEO_GRIDS = {1024: (4, 16, 16)}
-
 
 #: Widths whose heads are not 64 wide (the 3B and 7B sizes).
 HEAD_DIMS = {3200: 100, 4096: 128}
 
+#: Fields of TransformerConfig in a ``config.json``.
+RULES: Mapping[str, Rule] = {
+    "grid": sizes_of(3, 4096, MAX_CELLS),
+    "dim": whole(1, 2**16),
+    "layers": whole(1, 1000),
+    "heads": whole(1, 1024),
+    "vocab_size": whole(1, 2**24),
+    "ffn_dim": whole(1, 2**20),
+    "condition": one_of("class", "text"),
+    "num_classes": whole(0, 10**6),
+    "condition_tokens": whole(1, 4096),
+    "caption_dim": whole(0, 2**16),
+    "position": one_of("rotary", "absolute"),
+    "extra_tokens": whole(0, 10**6),
+}
 
-#: Released name -> narcli's, without the ending ``.weight``.
+#: Keys of a ``config.json`` beside a released file -> fields of TransformerConfig.
+RELEASED: Mapping[str, str] = {
+    "n_layer": "layers",
+    "n_head": "heads",
+    "cond_tokens": "condition_tokens",
+} | {key: key for key in ("grid", "dim", "vocab_size", "num_classes", "caption_dim")}
+
+#: What the released scripts sample with (the paper's numbers: images 2.0 with top-k 0, videos 1.25).
+RELEASED_DEFAULTS: Mapping[str, Mapping[str, float]] = {
+    "image": {"cfg_scale": 4.0, "top_k": 2000},
+    "text": {"cfg_scale": 7.5},
+    "video": {"cfg_scale": 1.25},
+}
+
+#: Released names of tensors -> narcli's, without the ending ``.weight``.
 COMMON = {
     "tok_embeddings": "token_embedding",
     "cls_embedding.embedding_table": "condition.embedding",
     "cls_embedding.cap_proj.fc1": "condition.fc1",
     "cls_embedding.cap_proj.fc2": "condition.fc2",
 }
-
-
 LAYER = {
     "attention.wqkv": "qkv",
     "attention.wo": "out",
@@ -55,52 +70,67 @@ LAYER = {
     "attention_norm": "attention_norm",
     "ffn_norm": "ffn_norm",
 }
-
-
 IMAGE_HEADS = {
     "norm": "heads.right.norm",
     "output": "heads.right.output",
     "medusa_norm": "heads.down.norm",
     "medusa_output": "heads.down.output",
 }
-
-
 VIDEO_HEADS = {
     f"{part}_{letter}": f"heads.{head}.{part}"
     for letter, head in zip("RDB", HEADS, strict=True)
     for part in ("norm", "output")
 }
-
-
 #: The parameters that are not weights of a layer.
 ARRAYS = {"cls_embedding.uncond_embedding": "condition.uncond_embedding", "abs_pe": "position_embedding"}
 
+_GRID_HINT = 'Say it in a config.json beside the file, for example {"grid": [4, 16, 16]}.'
 
-def released_names(family: str, layers: int) -> dict[str, str]:
-    """Released name -> narcli name of everything that a model of that family may have."""
-    heads = VIDEO_HEADS if family == "video" else IMAGE_HEADS
-    table = COMMON | heads
+
+def released_names(heads: Mapping[str, str], layers: int) -> dict[str, str]:
+    """Return released name -> narcli's of every tensor that a model with these heads may have."""
+    table = COMMON | dict(heads)
     for i in range(layers):
         table |= {f"layers.{i}.{old}": f"layers.{i}.{new}" for old, new in LAYER.items()}
     return {f"{old}.weight": f"{new}.weight" for old, new in table.items()} | ARRAYS
 
 
-def _layers(names: Mapping[str, object]) -> int:
+def rename(heads: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
+    """Return ``released_names`` for a file with tensors of these names."""
+    return released_names(heads, _layers(names))
+
+
+def _layers(names: Collection[str]) -> int:
     return len({name.split(".")[1] for name in names if name.startswith("layers.")})
 
 
-def _infer_transformer(
-    file: Path,
-    tensors: Tensors,
-    said: ModelConfig,
-    grid: tuple[int, ...] | None,
-    shown: Mapping[str, str],
-) -> TransformerConfig:
-    """Sizes from shapes; what these cannot tell from config.json, ``grid``, or the released models."""
+def read_config(path: Path, given: Fields) -> dict[str, Any]:
+    """Check a ``config.json`` in the released code's words and return fields of TransformerConfig.
+
+    A ``head_dim`` is kept beside them, to compare it.
+
+    Raises:
+        CheckpointError: a value that is not what it should be.
+    """
+    check(path, "", {key: RULES[field] for key, field in RELEASED.items()}, given)
+    check(path, "", {"head_dim": whole(1, 2**16)}, given)
+    fields = {field: given[key] for key, field in RELEASED.items() if key in given}
+    return fields | ({"head_dim": given["head_dim"]} if "head_dim" in given else {})
+
+
+def infer(contents: Contents) -> TransformerConfig:
+    """Infer sizes from shapes; what these cannot tell from config.json, the grid, or the released models.
+
+    Raises:
+        CheckpointError: sizes that no model has, or that differ from the stated ones.
+    """
+    from ...models.blocks import TransformerConfig
+
+    file, tensors, said, grid = contents.file, contents.tensors, contents.config, contents.grid
 
     def shape(name: str, dims: int) -> tuple[int, ...]:
         found = tuple(tensors[name].shape) if name in tensors else None
-        name = shown.get(name, name)
+        name = contents.shown.get(name, name)
         if found is None:
             raise CheckpointError(f"{file} lacks {name}.", "It is not a whole NAR model.")
         if len(found) != dims or 0 in found:
@@ -132,8 +162,8 @@ def _infer_transformer(
             f"{file} has {rows} token embeddings for {vocab_size} codes and {found['layers']} trunk layers.",
             "It is damaged, or not a NAR model.",
         )
-    rules.check(file, "", config.TRANSFORMER, found)
-    agree(said, stated, found)
+    check(file, "", RULES, found)
+    agree(said, stated, found, {field: key for key, field in RELEASED.items()})
 
     head_dim = stated.get("head_dim", HEAD_DIMS.get(dim, 64))
     heads = stated.get("heads", dim // head_dim)
@@ -163,22 +193,37 @@ def _infer_transformer(
     return TransformerConfig(grid=tuple(grid), heads=heads, **found)
 
 
-_GRID_HINT = 'Say it in a config.json beside the file, for example {"grid": [4, 16, 16]}.'
+def _classes() -> tuple[type[TransformerConfig], type[Any]]:
+    from ...models.blocks import TransformerConfig
+    from ...models.transformer import NARTransformer
+
+    return TransformerConfig, NARTransformer
 
 
-def kind_of(sizes: TransformerConfig) -> Kind:
-    """What a model of these sizes makes: images of classes, images from text, or videos."""
-    return "video" if len(sizes.grid) == 3 else "text" if sizes.condition == "text" else "image"
-
-
-def _expect_kind(file: Path, sizes: TransformerConfig, kind: Kind | None) -> None:
-    found = kind_of(sizes)
-    words = {
-        "image": ("makes images of classes", "Use `narcli image --class`."),
-        "text": ("makes images from text", "Use `narcli image --prompt`."),
-        "video": ("makes videos", "Use `narcli video`."),
-    }
-    if kind not in (None, found):
-        raise CheckpointError(
-            f"{file} {words[found][0]}; a model that {words[kind][0]} is wanted.", words[found][1]
-        )
+NARCLI = Format(
+    "a NAR model",
+    {"token_embedding.weight", "heads.right.output.weight"}.issubset,
+    "transformer",
+    rules=RULES,
+    read_config=read_config,
+    infer=infer,
+    classes=_classes,
+    defaults=RELEASED_DEFAULTS,
+)
+IMAGE = replace(
+    NARCLI,
+    words="a NAR image model",
+    recognise=lambda names: (
+        "tok_embeddings.weight" in names
+        and ("medusa_output.weight" in names or "medusa_norm.weight" in names)
+    ),
+    rename=partial(rename, IMAGE_HEADS),
+)
+VIDEO = replace(
+    NARCLI,
+    words="a NAR video model",
+    recognise=lambda names: (
+        "tok_embeddings.weight" in names and ("output_R.weight" in names or "output_D.weight" in names)
+    ),
+    rename=partial(rename, VIDEO_HEADS),
+)

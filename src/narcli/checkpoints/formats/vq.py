@@ -1,22 +1,43 @@
-"""Files of convolutional tokenizers: sizes from shapes and config.json."""
+"""Files of convolutional tokenizers: LlamaGen's VQ-16 and VQ-8, and narcli's own. No torch."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ... import rules
 from ...errors import CheckpointError
-from ...models.vq import VQConfig
-from .. import config
-from ..config import (
-    ModelConfig,
-    agree,
-)
-from .transformer import Tensors
+from ...rules import Rule, check, sizes_of, whole
+from .format import Contents, Fields, Format, agree
+
+if TYPE_CHECKING:
+    from ...models.vq import VQConfig
+
+#: Fields of VQConfig in a ``config.json``, narcli's or one beside a released file.
+RULES: Mapping[str, Rule] = {
+    "ch": whole(32, 4096),
+    "ch_mult": sizes_of(8, 64, 2**16),
+    "num_res_blocks": whole(1, 32),
+    "z_channels": whole(1, 2**14),
+    "codebook_size": whole(1, 2**24),
+    "codebook_dim": whole(1, 4096),
+    "in_channels": whole(1, 16),
+    "patch": whole(1, 16),
+    "frames": whole(1, 64),
+}
 
 
-def _infer_vq(file: Path, tensors: Tensors, said: ModelConfig) -> VQConfig:
+def _read_config(path: Path, given: Fields) -> Fields:
+    check(path, "", RULES, given)
+    return {key: given[key] for key in RULES if key in given}
+
+
+def _infer(contents: Contents) -> VQConfig:
+    from ...models.vq import VQConfig
+
+    file, tensors, said = contents.file, contents.tensors, contents.config
+
     def size(name: str, axis: int = 0) -> int:
         if name not in tensors:
             raise CheckpointError(f"{file} lacks {name}.", "It is not a whole image tokenizer.")
@@ -52,6 +73,24 @@ def _infer_vq(file: Path, tensors: Tensors, said: ModelConfig) -> VQConfig:
         "patch": patch,
         "frames": frames,
     }
-    rules.check(file, "", config.VQ, found)
+    check(file, "", RULES, found)
     agree(said, said.tokenizer, found)
     return VQConfig(**found)
+
+
+def _classes() -> tuple[type[VQConfig], type[Any]]:
+    from ...models.vq import VQConfig, VQTokenizer
+
+    return VQConfig, VQTokenizer
+
+
+FORMAT = Format(
+    "an image tokenizer",
+    lambda names: "quantize.embedding.weight" in names,
+    "tokenizer",
+    rules=RULES,
+    read_config=_read_config,
+    dropped={"quantize.codebook_used": "a training-time record of which codes were used"},
+    infer=_infer,
+    classes=_classes,
+)

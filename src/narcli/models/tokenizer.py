@@ -1,0 +1,77 @@
+"""Faces that tokenizers of all families have: of their sizes, and of the network."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+
+class TokenizerConfig(Protocol):
+    """Sizes of a tokenizer: a frozen dataclass.
+
+    Args:
+        holistic: no token belongs to a place, so that pictures cannot be uncovered cell by cell.
+        laid_out: what the names of the parameters begin with that take memory of their own on a CPU. The
+            others stay mapped from their file. "" is none.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    holistic: ClassVar[bool]
+    laid_out: ClassVar[str]
+
+    def __hash__(self) -> int:
+        """Sizes are keys of caches."""
+
+    @property
+    def kind(self) -> str:
+        """``image-tokenizer`` or ``video-tokenizer``."""
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes, the vocabulary of the transformer."""
+
+    def clip_size(self, grid: tuple[int, ...]) -> tuple[int, int, int]:
+        """(frames, height, width) of what is decoded from a grid; a picture has one frame.
+
+        Raises:
+            ValueError: a grid that the tokenizer has no pictures or clips of.
+        """
+
+    def decoding_bytes(self, grid: tuple[int, ...], itemsize: int) -> int:
+        """Bytes held at once while one grid is decoded, in numbers of ``itemsize`` bytes."""
+
+
+class Tokenizer(nn.Module):
+    """Network that turns pictures or clips into codes and back.
+
+    Args:
+        config: its sizes.
+        pixel_range: values of black and white.
+        quantize: codes below ``config.codebook_size`` to their vectors, (B, N) int64 -> (B, N, C).
+    """
+
+    config: TokenizerConfig
+    pixel_range: tuple[float, float]
+    quantize: nn.Module
+
+    @abstractmethod
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Encode pictures (B, 3, H, W) or clips (B, 3, frames, H, W) to codes: (B, N) int64."""
+
+    @abstractmethod
+    def decode_vectors(self, vectors: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """Decode vectors (B, N, C); otherwise as ``decode``."""
+
+    def decode(self, codes: Tensor, grid: tuple[int, ...] = ()) -> Tensor:
+        """Decode codes to pictures or clips.
+
+        Args:
+            codes: (B, N) int64 below ``config.codebook_size``, raster order.
+            grid: (h, w) or (t, h, w); unused where no token has a place.
+
+        Returns:
+            (B, 3, H, W) or (B, 3, frames, H, W), nominally in ``pixel_range``, not clamped.
+        """
+        return self.decode_vectors(self.quantize(codes), grid)
