@@ -6,6 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import narcli
+from narcli.cli import commands, console
 
 SOURCE = Path(narcli.__file__).parent
 FILES = {
@@ -118,3 +119,21 @@ def test_only_the_command_line_names_options_and_prints():
             if isinstance(node, ast.Name) and node.id == "print" and name not in PRINTS:
                 named.append(f"{name}:{node.lineno}: print")
     assert named == []
+
+
+def test_every_argument_in_a_message_is_an_option_of_some_command():
+    names = set()
+    for path in FILES.values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise):
+                texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+                for text in filter(lambda text: isinstance(text, str), texts):
+                    names.update(re.findall("`([a-z][a-z_]*)(?:=[^`]*)?`", text))
+    assert commands.app and len(names) > 20
+    assert names - console.ARGUMENTS == {"path"}  # of Python alone
+
+
+def test_options_are_spelled_and_the_words_of_a_person_are_not():
+    said = "`top_k` is 5. Use `classes=dog`, or `sheet`; `cat` and `narcli show` stay."
+    spelled = "--top-k is 5. Use --class dog, or --grid; `cat` and `narcli show` stay."
+    assert console._options(said) == spelled

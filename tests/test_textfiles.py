@@ -9,7 +9,6 @@ import pytest
 
 from narcli.checkpoints.load import load_tokenizer
 from narcli.checkpoints.save import save_model
-from narcli.cli.visualize_order import write_order
 from narcli.errors import CheckpointError, UsageError
 from narcli.media.textfiles import (
     check_regular,
@@ -22,6 +21,7 @@ from narcli.media.textfiles import (
 )  # fmt: skip
 from narcli.models.vq import VQConfig, VQTokenizer
 from narcli.order import Order
+from narcli.runs.orders import write_order
 
 
 @pytest.mark.parametrize("kind", ["a folder", "a named pipe", "a socket", "a device"])

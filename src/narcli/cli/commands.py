@@ -8,6 +8,7 @@ light things at module level (no torch, numpy, Pillow or huggingface_hub), so th
 from __future__ import annotations
 
 from collections import Counter
+from inspect import signature
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from .. import __version__
 from ..errors import NarError, UsageError
 from . import bench, classes, decode, image, models, rerun, show, train, video, visualize_order
-from .console import fail
+from .console import ARGUMENTS, fail
 
 
 class _Commands(TyperGroup):
@@ -85,6 +86,8 @@ app.add_typer(train.app, name="train")
 for _typer in (app, models.app, train.app):
     for _registered in _typer.registered_commands:
         _registered.cls = _Command
+        assert _registered.callback is not None
+        ARGUMENTS.update(signature(_registered.callback).parameters)
 
 
 def _print_version(wanted: bool) -> None:

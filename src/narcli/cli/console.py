@@ -22,7 +22,8 @@ from ..errors import DeclinedError, MemoryLimitError, NarError, UsageError, is_s
 from . import signals
 
 _ERASE = "\x1b[J\r\x1b[K"  # what wrapped below the cursor's line, and that line
-_SPELLED = {"classes": "class", "prompts": "prompt", "sheet": "grid", "as_json": "json"}
+_SPELLED = {"classes": "class", "prompts": "prompt", "sheet": "grid", "as_json": "json", "json": "json"}
+ARGUMENTS = set(_SPELLED)  # names that commands take, which ``commands`` adds
 LARGE = 2 * 10**9  # bytes; a person is asked before more is downloaded
 
 
@@ -82,7 +83,7 @@ class Console:
     def note(self, text: str) -> None:
         """Print a note on stderr, unless quiet."""
         if not self.quiet:
-            _say(f"{_cleared()}{printable(_options(text))}")
+            _say(f"{_cleared()}{printable(text)}")
 
     def warn(self, text: str) -> None:
         """Print a warning on stderr, even when quiet."""
@@ -202,9 +203,16 @@ def fail(error: BaseException) -> int:
 
 
 def _options(text: str) -> str:
-    """Spell the arguments of the library in a message as options: `` `top_k=5` `` is ``--top-k 5``."""
+    """Spell the arguments of the library in a message as options: `` `top_k=5` `` is ``--top-k 5``.
+
+    Names that no command takes stay: words of a person may have backquotes too.
+    """
+    if "`" not in text:
+        return text
 
     def spell(match: re.Match[str]) -> str:
+        if match[1] not in ARGUMENTS:
+            return match[0]
         name = _SPELLED.get(match[1], match[1]).replace("_", "-")
         return f"--{name} {match[2]}" if match[2] else f"--{name}"
 
@@ -212,7 +220,10 @@ def _options(text: str) -> str:
 
 
 def _progress_line(label: str, note: str, done: int, total: int, width: int) -> str:
-    """Lay out a progress line of at most ``width`` cells: without the note, the bar, the label"""
+    """Lay out a progress line of at most ``width`` cells.
+
+    Where it is too narrow the note goes first, then the bar, then the label.
+    """
     from rich.cells import cell_len, set_cell_size
 
     label, count = " ".join(printable(label).split()), f"{done}/{total}"

@@ -13,12 +13,12 @@ from ..media.metadata import SCHEMA, runs_of
 from ..media.textfiles import expand
 from ..order import format_grid, neighbor
 from ..runs import repeat
+from ..runs.orders import check_size, write_order
+from ..runs.orders import document as order_document
 from ..runs.recipe import require
 from . import options
 from .image import prompts_of
 from .report import Session
-from .visualize_order import check_size, write_order
-from .visualize_order import document as order_document
 
 if TYPE_CHECKING:
     from ..runs.recipe import Recipe

@@ -35,10 +35,10 @@ class Trust:
     """Choices and permissions of the user, beside those of the files.
 
     Args:
-            given: fields of the recipe that go before what the files say.
-        yes: allows downloads and any number of samples.
-        allow: asked with a sentence before a download that a file chose; raises for a no. None refuses.
-        warn: told what a person should know.
+        given: fields of the recipe that override the files.
+        yes: allow downloads that a file chose, and any number of samples.
+        allow: called with a sentence before such a download; raises to refuse it. None refuses all.
+        warn: called with each warning.
     """
 
     given: Mapping[str, Any] = field(default_factory=dict)
