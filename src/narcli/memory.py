@@ -1,4 +1,4 @@
-"""How much memory a run takes, told by the sizes of its networks and files before they are loaded.
+"""Memory of a run, estimated from the sizes of its networks and files before they are loaded.
 
 One function, ``estimate``, serves ``narcli models show``, ``--dry-run`` and the refusal of runs that are too
 large. It begins with what the process holds, which depends on the build of torch. Weights that are read as
@@ -80,7 +80,7 @@ class Memory:
         return self.base + max(self.encoding, self.weights + self.pictures + turns)
 
     def document(self) -> dict[str, int]:
-        """As JSON."""
+        """Return it as JSON."""
         return {**asdict(self), "total": self.total}
 
 
@@ -220,7 +220,7 @@ def choose_batch_size(
     loaded: bool = False,
     files: Files | None = None,
 ) -> int:
-    """As many samples decoded together as are of use, as the memory holds, and as there are; at least 1.
+    """Choose a batch size: as large as is of use, as memory holds and as there are samples; at least 1.
 
     Args:
         networks: what runs.

@@ -154,12 +154,12 @@ def result_of(path: Path) -> Path:
 
 
 def is_run(names: Collection[str]) -> bool:
-    """Whether a folder with files of these names is that of a training run."""
+    """Tell whether a folder with files of these names is that of a training run."""
     return STATE in names or LOG in names or any(fnmatch(name, TOKENS.format("*")) for name in names)
 
 
 def _state_in(path: Path) -> str:
-    """What a file keeps the state of, by its first keys: a training run, an optimiser, or "" for nothing."""
+    """Name the owner of a state file by its first keys: a training run, an optimiser, or "" for nothing."""
     try:
         with open_regular(path) as file, open_zip(file) as archive:
             entry = next(entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
@@ -181,7 +181,7 @@ def _key(name: str) -> bytes:
 
 
 def weights_in(names: Iterable[str]) -> list[str]:
-    """Which files of a folder or repository may be the model: narcli's, or all weights but a tokenizer's."""
+    """Select the files of a folder or repository that may be the model: narcli's, or all weights but a tokenizer's."""
     found = [name for name in names if name.lower().endswith((".safetensors", ".pt", ".pth"))]
     return [MODEL] if MODEL in found else sorted(name for name in found if name != TOKENIZER)
 

@@ -365,7 +365,7 @@ def fields_of(values: Mapping[str, Any], *, given: bool = False) -> dict[str, An
 
 
 def is_given(value: Any) -> bool:
-    """Whether an option has a value that somebody typed; 0 is one."""
+    """Tell whether an option has a value that somebody typed; 0 is one."""
     return value is not None and value is not False and value != []
 
 

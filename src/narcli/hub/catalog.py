@@ -58,7 +58,7 @@ class Model:
 
     @property
     def page(self) -> str | None:
-        """Where to read about it."""
+        """Address of its page on the Hub; None for local and built-in ones."""
         return f"https://huggingface.co/{self.repo}" if self.repo else None
 
 

@@ -43,7 +43,7 @@ class Networks:
 
     @property
     def runs(self) -> bool:
-        """Whether all is known that an estimate takes."""
+        """Tell whether all is known that an estimate takes."""
         return self.transformer is not None and self.tokenizer is not None
 
     @cached_property
