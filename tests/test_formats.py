@@ -75,9 +75,10 @@ def test_messages_about_a_new_family_have_the_files_own_names(toy, tmp_path):
         load_tokenizer(tmp_path / "toy.safetensors")
 
 
-@pytest.mark.parametrize(
-    "format", [format for format in families.FORMATS if format.part], ids=str, ids=lambda format: format.words
-)
+READ = [format for format in families.FORMATS if format.part]
+
+
+@pytest.mark.parametrize("format", READ, ids=[format.words for format in READ])
 def test_a_format_is_whole(format):
     sizes, _ = format.classes()
     assert format.part in PARTS and format.rules.keys() == {field.name for field in fields(sizes)}
