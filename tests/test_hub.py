@@ -254,7 +254,7 @@ def test_unknown_revisions(fetch):
 def test_repositories_without_one_weights_file(fetch):
     refused(fetch("me/none"), "has no weights file")
     refused(fetch("me/several"), "a.pth, b.pt, c.safetensors")
-    refused(fetch("me/several"), "--model me/several/a.pth")
+    refused(fetch("me/several"), "`model=me/several/a.pth`")
 
 
 def test_a_download_that_is_refused_in_the_middle(hub, fetch):

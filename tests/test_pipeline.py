@@ -142,13 +142,13 @@ def test_settings_replace_the_models_defaults_one_by_one(plain):
     [
         ({"classes": 5000}, "no class 5000"),
         ({"classes": ["cat", "catt"]}, "no class 'catt'"),
-        ({"classes": 207, "num": 0}, "--num is 0"),
-        ({"classes": 207, "num": 10**9}, "--num is 1000000000"),
-        ({"classes": 207, "seed": -1}, "--seed is -1"),
+        ({"classes": 207, "num": 0}, "`num` is 0"),
+        ({"classes": 207, "num": 10**9}, "`num` is 1000000000"),
+        ({"classes": 207, "seed": -1}, "`seed` is -1"),
         ({"classes": 207, "seed": SEEDS - 1, "num": 2}, f"the last one would be {SEEDS}"),
-        ({"classes": 207, "batch_size": 0}, "--batch-size is 0"),
-        ({"classes": 207, "top_p": 0.0}, "--top-p is 0.0"),
-        ({"classes": 207, "temperature": float("nan")}, "--temperature is nan"),
+        ({"classes": 207, "batch_size": 0}, "`batch_size` is 0"),
+        ({"classes": 207, "top_p": 0.0}, "`top_p` is 0.0"),
+        ({"classes": 207, "temperature": float("nan")}, "`temperature` is nan"),
     ],
 )
 def test_bad_requests_are_refused_before_the_first_step(plain, arguments, words):
