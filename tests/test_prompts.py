@@ -108,15 +108,15 @@ def test_a_cleaned_prompt_of_a_file_is_kept():
 @pytest.mark.parametrize(
     ("prompt", "message", "hint"),
     [
-        ("", "empty", "--prompt"),
-        (" \n\t", "empty", "--prompt"),
+        ("", "empty", "`prompts="),
+        (" \n\t", "empty", "`prompts="),
         ("a\x00b", "U+0000", "Leave"),
         ("red \x1b[31mapple", "U+001B", "Leave"),
         ("猫", "Nothing is left of the prompt '猫'", "English"),
         ("https://example.com/a 3x4 @me!", "Nothing is left", "English"),
         ("...", "Nothing is left", "English"),
         ("\udcff", "UTF-8", "encoding"),
-        ("x" * (MAX_PROMPT + 1), "10,001 characters", "--prompt-file"),
+        ("x" * (MAX_PROMPT + 1), "10,001 characters", "`prompt_file`"),
     ],
 )
 def test_unusable_prompts_are_refused_with_a_reason(prompt, message, hint):
