@@ -181,7 +181,7 @@ def _key(name: str) -> bytes:
 
 
 def weights_in(names: Iterable[str]) -> list[str]:
-    """Select the files of a folder or repository that may be the model: narcli's, or all but a tokenizer's."""
+    """Select the files of a folder or repository that may be the model: narcli's, or no tokenizer's."""
     found = [name for name in names if name.lower().endswith((".safetensors", ".pt", ".pth"))]
     return [MODEL] if MODEL in found else sorted(name for name in found if name != TOKENIZER)
 
