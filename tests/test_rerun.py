@@ -45,7 +45,7 @@ from narcli.media.metadata import FIELDS, RUN, SAMPLE, check_fields, lines, pack
 from narcli.media.readers import read_metadata
 from narcli.media.writers import write_png
 from narcli.runs.decode import Decoders, decode
-from narcli.runs.looks import format_of
+from narcli.runs.filenames import format_of
 from narcli.runs.repeat import Trust, check_many, recipe_of, recorded
 from test_cli_image import ENVIRONMENT, PROLOGUE, names
 

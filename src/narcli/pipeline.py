@@ -281,7 +281,7 @@ class Pipeline(Decodes):
                 seconds["encode"] = seconds.get("encode", 0.0) + perf_counter() - began
             batches = number + ceil((len(samples) - start) / batch_size)
             try:
-                for decoded in self._decode_batch(batch, condition, padding, settings, seconds):
+                for decoded in self._sample_batch(batch, condition, padding, settings, seconds):
                     yield Progress(number, batches, batch, *decoded, dict(seconds))
                     del decoded
             except MemoryLimitError:
@@ -295,7 +295,7 @@ class Pipeline(Decodes):
                 continue
             release(self.device)  # here, where the error no longer holds what was in use
 
-    def _decode_batch(
+    def _sample_batch(
         self,
         batch: Sequence[Sample],
         condition: Tensor,

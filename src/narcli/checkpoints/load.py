@@ -23,8 +23,7 @@ from ..models.blocks import Kind, TransformerConfig
 from ..models.tokenizer import Tokenizer, TokenizerConfig
 from ..models.transformer import NARTransformer
 from . import config as configs
-from . import conversions
-from . import pickles as containers
+from . import conversions, pickles
 from .config import CONFIG, MODEL, TOKENIZER, read_config
 from .containers import read_tensors
 from .conversions import Conversion
@@ -197,7 +196,7 @@ def _refuse_shard(file: Path) -> None:
 def remark(path: Path) -> str:
     """Say which model of several in a model's file is used; "" where there is one."""
     with suppress(CheckpointError):
-        return containers.remark(_weights_file(path, MODEL))
+        return pickles.remark(_weights_file(path, MODEL))
     return ""
 
 

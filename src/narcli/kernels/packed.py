@@ -59,6 +59,8 @@ def multiply(rows: Tensor, packed: Tensor) -> Tensor:
 
 #: Products of two to this many rows are summed in the same order; larger ones may use another kernel.
 SAME_KERNEL = 32
+#: Numbers of rows that are tried in float32, where products are slow.
+FLOAT32_COUNTS = (64, 96, 128, 192, 256, 384, 512)
 
 
 @cache
@@ -81,10 +83,11 @@ def most_rows(out: int, columns: int, dtype: torch.dtype) -> int:
     """Most rows of a product with a weight (out, columns) that are summed as in one of few rows.
 
     From some number of rows on long sums are cut in pieces. That number depends on the build of torch, so
-    every 16th is tried here; a test tries others.
+    some are tried here; a test tries others.
     """
     least = padded_count(SAME_KERNEL, dtype)
-    top = 96 if dtype == torch.float32 else 192  # float32 is slower to try
+    counts = FLOAT32_COUNTS if dtype == torch.float32 else range(least + 16, 193, 16)
+    top = -(-counts[-1] // least) * least
     generator = torch.Generator().manual_seed(0)
     # Terms of a sum cancel in pairs; the remaining rounding errors show the order of additions.
     places = torch.randperm(columns, generator=generator)
@@ -94,7 +97,6 @@ def most_rows(out: int, columns: int, dtype: torch.dtype) -> int:
     weight = torch.cat([half, -half], 1)[:, places].to(dtype).repeat(-(-out // 64), 1)[:out]
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
     expected = multiply(x[:least], packed).repeat(top // least, 1)
-    counts = range(least + 16, len(x) + 1, 16)
     same = takewhile(lambda n: torch.equal(multiply(x[:n], packed), expected[:n]), counts)
     return max(same, default=least)
 

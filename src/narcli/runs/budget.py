@@ -14,7 +14,7 @@ from ..hub.sizes import networks_of
 from ..limits import available
 from ..order import neighbor
 from ..settings import SamplingSettings
-from .looks import check_fit, suffix_of
+from .filenames import check_fit, suffix_of
 from .recipe import Recipe
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from ..results import Result
 from ..rules import MAX_CELLS
 from ..settings import Sample
 from .budget import files_of
-from .looks import name_files, suffix_of
+from .filenames import name_files, suffix_of
 from .plan import Host
 from .recipe import LOOKS, Recipe, entry_of, require
 from .repeat import Trust, find_part, warn_of_others

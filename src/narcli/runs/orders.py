@@ -60,19 +60,19 @@ def write_order(order: Order, output: str, *, overwrite: bool, reserved: Iterabl
         text = _csv(order) if suffix == ".csv" else json.dumps(document(order)) + "\n"
         return atomic.write_atomic(path, text.encode(), overwrite=overwrite)
 
-    from ..viz import board as frontier
+    from ..viz import board
 
     about = {"command": "visualize-order", "grid": list(order.sizes), "narcli": __version__}
     match suffix:
         case ".svg":
-            return atomic.write_atomic(path, frontier.order_svg(order).encode(), overwrite=overwrite)
+            return atomic.write_atomic(path, board.order_svg(order).encode(), overwrite=overwrite)
         case ".png":
-            picture, words = frontier.order_image(order), comparison(order)
+            picture, words = board.order_image(order), comparison(order)
             return writers.write_png(path, picture, about, words, overwrite=overwrite)
         case ".gif":
-            return writers.write_gif(path, frontier.order_frames(order), about, overwrite=overwrite)
+            return writers.write_gif(path, board.order_frames(order), about, overwrite=overwrite)
         case _:
-            frames = frontier.order_frames(order)
+            frames = board.order_frames(order)
             return writers.write_mp4(path, frames, about, hold_seconds=2, overwrite=overwrite)
 
 

@@ -14,7 +14,7 @@ from ..hub.sources import Found, choose
 from ..media.names import Outputs
 from ..prompts import Prompt
 from ..settings import Sample, plan_samples
-from .looks import name_files
+from .filenames import name_files
 from .recipe import Entry, Recipe
 
 
@@ -40,7 +40,7 @@ class Plan:
     """Run whose model files are found.
 
     Args:
-            recipe: its recipe.
+        recipe: its recipe.
         found: the model's files, on disk or at the Hub.
         samples: its samples; None if only the loaded model tells its classes.
         outputs: a file for each sample; None without ``samples``.

@@ -18,7 +18,7 @@ from ..media.metadata import MAX_HASHES, MAX_TOKENS, SCHEMA
 from ..media.names import Outputs
 from ..prompts import Prompt
 from ..settings import Sample
-from .looks import check_fit, format_of, suffix_of
+from .filenames import check_fit, format_of, suffix_of
 from .recipe import Recipe
 
 if TYPE_CHECKING:
