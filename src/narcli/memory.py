@@ -41,8 +41,8 @@ REPEATED = 16  # of each frame of a clip, while colours of its moving shades are
 PNG, DETAIL = 3, 0.4  # of a compressed picture at most; and what each pixel of an enlarged one adds
 PIPED = 9  # of one frame on its way to ffmpeg
 FFMPEG, AHEAD = 5, 60  # of each frame in ffmpeg, which looks ahead so many
-FFMPEG_PROCESS = 20 * 10**6  # bytes of ffmpeg besides
-WEBP = 16  # of one frame in Pillow's encoder
+FFMPEG_PROCESS = 60 * 10**6  # bytes of ffmpeg besides
+WEBP = 48  # of one frame in Pillow's encoder
 
 #: Cells that a batch chosen here decodes at once, at most: 16 images of 16x16 tokens, 4 clips of 4x16x16.
 #: With so many rows, twice as many under guidance, computing takes longer than reading the weights, on CPUs
