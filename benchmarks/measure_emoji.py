@@ -32,17 +32,22 @@ from narcli.training.tokenizer import psnr
 from narcli.viz.sheets import contact_sheet
 
 
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Add the options of sampling that every one of these scripts takes."""
+    parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--dtype", default="auto")
+    for name in ("cfg_scale", "temperature", "top_p"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=float)
+    parser.add_argument("--top-k", type=int)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--classes", type=int, default=200)
     parser.add_argument("--samples", type=int, default=4)
-    parser.add_argument("--sheet", type=Path)
-    parser.add_argument("--dtype", default="auto")
-    for name in ("cfg_scale", "temperature", "top_p"):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=float)
-    parser.add_argument("--top-k", type=int)
+    add_sampling(parser)
     given = parser.parse_args()
     began = time.perf_counter()
     pipeline = narcli.load(given.model, dtype=given.dtype)

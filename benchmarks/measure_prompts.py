@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measure_emoji import as_pixels, machine, nearest
+from measure_emoji import add_sampling, as_pixels, machine, nearest
 from PIL import ImageOps
 
 import narcli
@@ -42,11 +42,7 @@ def main() -> None:
     parser.add_argument("prompts", type=Path)
     parser.add_argument("--model", default="emoji-text")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--sheet", type=Path)
-    parser.add_argument("--dtype", default="auto")
-    for name in ("cfg_scale", "temperature", "top_p"):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=float)
-    parser.add_argument("--top-k", type=int)
+    add_sampling(parser)
     given = parser.parse_args()
     began = time.perf_counter()
     with (given.data / "all" / "items.tsv").open(encoding="utf-8", newline="") as file:
