@@ -18,7 +18,7 @@ from ..errors import CheckpointError
 from ..hub import resolve
 from ..hub.locate import check_disk, locate
 from ..hub.sources import Files
-from ..media.metadata import FIELDS, RUN, SAMPLE
+from ..media.metadata import RUN, SAMPLE
 from ..media.readers import read_tokens
 from ..order import format_grid
 from ..prompts import Prompt
@@ -60,10 +60,22 @@ class Decoders:
             NarError: a tokenizer that cannot be found, fetched, held or used.
         """
         key = (name, commit, grid, recipe.device, recipe.dtype)
-        if self._loaded is None or self._key != key:
-            self._loaded = None  # one at a time
-            self._loaded = _load(name, commit, grid, recipe, files, host, clock)
-            self._key = key
+        if self._loaded is not None and self._key == key:
+            return self._loaded
+        self._loaded = None  # one at a time
+        row = resolve.resolve(name, f"{recipe.kind}-tokenizer")
+        located = locate(row, revision=commit, offline=recipe.offline)
+        check_disk([located])
+        if located.missing:
+            host.approve({row.name: located.missing})
+        here = located.fetch(progress=host.progress, tell=host.note)
+        for note in filter(None, (here.note, remark(here.path))):
+            host.warn(note)
+        device = choose_device(recipe.device)
+        memory.check_decoding(here, grid, choose_dtype(recipe.dtype, device), device, files)
+        with clock.timed("load"):
+            decoder = load_decoder(here.path, grid, recipe.device, recipe.dtype)
+        self._key, self._loaded = key, (decoder, Files(here, here).about()["tokenizer"])
         return self._loaded
 
 
@@ -138,32 +150,8 @@ def decode(
 def _recipe(path: Path, about: Mapping[str, Any], trust: Trust) -> Recipe:
     """Make a recipe of the fields that say how the sample is written."""
     looks = (*LOOKS, "format", "kind", "class", "prompt", "cleaned_prompt", "seed")
-    told = {name: about[name] for name in looks if name in about and name in FIELDS}
+    told = {name: about[name] for name in looks if name in about}
     return Recipe.from_json(told, str(path), **({"frontier": "gif"} | dict(trust.given)))
-
-
-def _load(
-    name: str,
-    commit: str | None,
-    grid: tuple[int, ...],
-    recipe: Recipe,
-    files: memory.Files,
-    host: Host,
-    clock: Clock,
-) -> tuple[TokenDecoder, dict[str, Any]]:
-    row = resolve.resolve(name, f"{recipe.kind}-tokenizer")
-    located = locate(row, revision=commit, offline=recipe.offline)
-    check_disk([located])
-    if located.missing:
-        host.approve({row.name: located.missing})
-    here = located.fetch(progress=host.progress, tell=host.note)
-    for note in filter(None, (here.note, remark(here.path))):
-        host.warn(note)
-    device = choose_device(recipe.device)
-    memory.check_decoding(here, grid, choose_dtype(recipe.dtype, device), device, files)
-    with clock.timed("load"):
-        decoder = load_decoder(here.path, grid, recipe.device, recipe.dtype)
-    return decoder, Files(here, here).about()["tokenizer"]
 
 
 def _class(about: Mapping[str, Any]) -> ClassEntry:

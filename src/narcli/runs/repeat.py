@@ -172,10 +172,10 @@ def find_part(path: Path, about: About, part: str, kind: str, trust: Trust) -> t
         if here := cached(row, commit):
             return row.name, here.commit
         if commit is not None and not (part == "model" and "revision" in given) and not trust.yes:
-            what = f"{path} was made with commit {commit} of {repo}, which is not on this machine."
+            sentence = f"{path} was made with commit {commit} of {repo}, which is not on this machine."
             if trust.allow is None:
-                raise refused(what)
-            trust.allow(what)
+                raise refused(sentence)
+            trust.allow(sentence)
         return row.name, commit
     if ".." in name or (name != repo and not name.startswith(f"{repo}/")):
         raise CheckpointError(
