@@ -73,7 +73,7 @@ def generate(
     Yields:
         A Step for each pass of the order.
     """
-    order, draw = order or model.config.order, draw or draw_plain
+    order, draw = order or model.config.decoding_order, draw or draw_plain
     passes, plan = order.passes, model.plan(order)
     draws = uniform_draws(seeds, order.cells).to(condition.device)
     context = torch.zeros(len(seeds), order.cells, dtype=torch.int64, device=condition.device)
@@ -115,7 +115,7 @@ def sample(
     draw: Draw | None = None,
 ) -> Tensor:
     """Sample all tokens of a batch, (B, N) int64 in raster order; arguments as in ``generate``."""
-    tokens = torch.empty(len(seeds), (order or model.config.order).cells, dtype=torch.int64)
+    tokens = torch.empty(len(seeds), (order or model.config.decoding_order).cells, dtype=torch.int64)
     for step in generate(model, condition, seeds, settings, padding, given, order=order, draw=draw):
         tokens[:, list(step.cells)] = step.tokens.cpu()
     return tokens

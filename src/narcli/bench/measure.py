@@ -123,7 +123,7 @@ def measure(
             loads[plain] += [perf_counter() - began] * bool(repeat)
             together = None if plain else one
             for order, size in mine:
-                walk = raster(model.config.grid) if order == "raster" else model.config.order
+                walk = raster(model.config.grid) if order == "raster" else model.config.decoding_order
                 case = model, None if plain else walk, tokenizer, size, settings, together
                 if not repeat:
                     forget_peak(device)
@@ -189,7 +189,7 @@ def _run(
     condition = torch.zeros(size, dtype=torch.int64, device=device)
     if c.condition == "text":
         condition = torch.randn(size, c.condition_tokens, c.caption_dim).to(model.token_embedding.weight)
-    steps, tokens = [], torch.zeros(size, c.order.cells, dtype=torch.int64, device=device)
+    steps, tokens = [], torch.zeros(size, c.decoding_order.cells, dtype=torch.int64, device=device)
     began = perf_counter()
     arguments = model, condition, range(size), settings
     walk: Iterator[Any] = (

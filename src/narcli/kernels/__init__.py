@@ -27,7 +27,9 @@ def prepare(network: NARTransformer) -> NARTransformer:
     weight = network.token_embedding.weight
     if type(network) is not NARTransformer:
         return network
-    if native.can_fuse(network.config, weight.dtype, weight.device):
+    # The compiled layers fill their slots from the first to the last.
+    holes = network.config.decoding_order.has_holes
+    if not holes and native.can_fuse(network.config, weight.dtype, weight.device):
         return native.NativeTransformer(network)
     if weight.device.type == "cpu" and packed.can_pack(weight.dtype):
         return packed.PackedTransformer(network)
@@ -48,7 +50,7 @@ def prepare_tokenizer(tokenizer: Tokenizer) -> None:
 
 def cache_numbers(config: TransformerConfig, rows: int, dtype: torch.dtype, device: torch.device) -> int:
     """Count the numbers of the keys and values that a prepared transformer of these sizes keeps."""
-    fused = native.can_fuse(config, dtype, device)
+    fused = not config.decoding_order.has_holes and native.can_fuse(config, dtype, device)
     return prod(
         native.cache_shape(config, rows, config.slots) if fused else config.cache_shape(rows, config.slots)
     )
