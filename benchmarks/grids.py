@@ -37,7 +37,7 @@ def main() -> int:
         limits = machine.measure_limits(device, dtype)
         settings = SamplingSettings(cfg_scale=2.0)
         with weights.model_files(row, None, dtype) as files:
-            (case,) = measure.measure(files, ["nar"], [1], settings, device, dtype, limits, given.repeats)
+            (case,) = measure.measure(files, [1], settings, device, dtype, limits, given.repeats)
         cases.append(
             {"grid": [side, side], **case.document([case]), "machine": machine.machine(device, dtype, limits)}
         )

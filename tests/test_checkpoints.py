@@ -196,19 +196,6 @@ def test_the_tokenizer_sizes_are_inferred(tmp_path):
 # --- another model than expected -----------------------------------------------------------------
 
 
-def test_a_llamagen_file_is_refused_by_name(tmp_path):
-    tensors = {k: v for k, v in tensors_of("c2i").items() if "medusa" not in k and "layers.3" not in k}
-    torch.save({"model": tensors}, tmp_path / "c2i_B_256.pt")
-    said = refused(tmp_path / "c2i_B_256.pt")
-    assert "LlamaGen" in said and "raster" in said and "medusa" in said
-
-
-def test_a_raster_video_model_is_refused(tmp_path):
-    names = {"tok_embeddings.weight", "abs_pe", "output.weight", "norm.weight"}
-    torch.save({"model": {name: torch.zeros(2, 2) for name in names}}, tmp_path / "v.pth")
-    assert "raster-order video model" in refused(tmp_path / "v.pth")
-
-
 def test_tokenizer_and_model_are_not_taken_for_each_other():
     assert "image tokenizer, not a NAR model" in refused(DATA / "vq.pt")
     assert "`model`" in refused(DATA / "c2i.pt", load_tokenizer)

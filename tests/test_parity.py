@@ -166,4 +166,6 @@ def test_teacher_forcing_gives_the_logits_of_generation(released):
     tokens, logits = run(model, condition, SamplingSettings(temperature=0))
     with torch.no_grad():
         trained = model.forward_train(model.condition(condition), tokens)
-    torch.testing.assert_close(trained[:, list(model.config.decoding_order.generation)], logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        trained[:, list(model.config.decoding_order.generation)], logits, rtol=1e-4, atol=1e-4
+    )

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from narcli.checkpoints.load import load_tokenizer, load_transformer, transformer_config
 from narcli.errors import CheckpointError, UsageError
+from narcli.hub.catalog import MODELS
+from narcli.hub.sizes import networks_of
 from narcli.kernels import native, prepare
 from narcli.kernels.native import NativeTransformer
 from narcli.kernels.packed import can_pack
@@ -213,3 +215,23 @@ def test_a_grid_that_par_cannot_cut_is_refused(released, tmp_path):
     with pytest.raises(CheckpointError, match="grid 5x6 cannot be cut into 4 regions"):
         load_transformer(tmp_path / "model.pt")
     assert replace(released["par_4x"][0].config, grid=(8, 8)).decoding_order.cells == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("llamagen-b-256", 110_888_448),
+        ("llamagen-l-384", 342_910_976),
+        ("llamagen-xl-384", 774_699_520),
+        ("llamagen-xxl-384", 1_410_972_672),
+        ("llamagen-3b-384", 3_096_659_200),
+        ("llamagen-xl-t2i-512", 777_678_080 + 120 * 2048),  # the text that stands for none is stored
+        ("par-xl-4x-384", 774_699_520 + 3 * 1280),
+        ("par-3b-16x-384", 3_096_659_200 + 15 * 3200),
+        ("larp-ar-ucf101", 631_975_680),
+    ],
+)
+def test_rows_of_the_catalog_have_the_sizes_of_the_released_models(name, parameters):
+    row = MODELS[name]
+    assert networks_of(row).parameters["transformer"] == parameters
+    assert row.size == pytest.approx(4 * parameters, rel=0.01)

@@ -127,10 +127,15 @@ class Decodes(ABC):
 
 @dataclass(frozen=True, repr=False)
 class TokenDecoder(Decodes):
-    """A tokenizer alone, for existing tokens of an order."""
+    """A tokenizer alone, for existing tokens that were drawn in an order."""
 
     tokenizer: Tokenizer
-    order: Order
+    drawn_in: Order
+
+    @property
+    def order(self) -> Order:
+        """Decoding order of the tokens."""
+        return self.drawn_in
 
 
 def hash_tokens(tokens: Tensor) -> str:

@@ -14,7 +14,7 @@ from .prompts import Prompt
 SEEDS = 2**32  # seeds are below: the generator takes 32 bits
 MAX_SAMPLES = 100_000  # of one run
 DECODED_TOGETHER = 16  # samples turned into pixels at once, on a graphics card
-ORDERS = ("nar", "raster", "plain")  # what `narcli bench` compares
+PLAIN = "plain"  # NAR's released algorithm, which `narcli bench` takes beside orders
 MAX_SCALE = 16  # factor that enlarges pictures
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LARGEST = 1000  # temperature and guidance scale; far beyond, logits would overflow

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..settings import ORDERS
 from ..viz.style import BACKGROUND, EMPTY, FRONTIER, MUTED, TEXT, ramp
 from .measure import Case
 
@@ -37,7 +36,9 @@ def chart(cases: Sequence[Case], title: str, size: tuple[int, int] = (900, 560))
     for batch in batches:
         pen.text((place(batch, low)[0], bottom + 12), str(batch), MUTED, font(13), anchor="mt")
     ends = []
-    for name, color in zip(ORDERS, (FRONTIER, ramp(0.6), ramp(0.25)), strict=True):
+    orders = list(dict.fromkeys(case.order for case in cases))
+    shades = [FRONTIER, *(ramp(1 - (k + 1) / len(orders)) for k in range(len(orders) - 1))]
+    for name, color in zip(orders, shades, strict=True):
         line = [
             place(case.batch_size, case.total_seconds / case.batch_size)
             for case in cases

@@ -81,17 +81,18 @@ def limit(
     c, itemsize = model.config, model.token_embedding.weight.element_size()
     block = 4 * c.dim**2 + 3 * c.dim * c.ffn_dim
     head = len(model.heads) * c.dim * c.vocab_size
-    seconds, fed, total = 0.0, c.condition_tokens, 0
-    for cells in order.steps:
-        rows = batch_size * (2 if settings.guided(total) else 1)
-        keys = c.condition_tokens + total
+    seconds = 0.0
+    for index, step in enumerate(order.passes):
+        rows = batch_size * (2 if settings.scale(step.clock, step.share) > 1 else 1)
+        fed, keys = len(step.feeds), c.condition_tokens + max((feed.sees for feed in step.feeds), default=0)
+        if not index:
+            fed += c.condition_tokens
         attention = 4 * c.dim * fed * keys
         operations = (
-            rows * c.total_layers * (2 * fed * block + attention) + 2 * batch_size * len(cells) * head
+            rows * c.total_layers * (2 * fed * block + attention) + 2 * batch_size * len(step.cells) * head
         )
         read = (c.total_layers * block + head) * itemsize
         seconds += max(read / limits.read, operations / limits.products)
-        fed, total = len(cells), total + len(cells)
     return seconds
 
 

@@ -1,15 +1,16 @@
-"""Time a model on this machine: next-neighbor and raster order, the plain algorithm, and the limit.
+"""Time a model on this machine: in one or several orders, by the plain algorithm, and the limit.
 
-Time does not depend on the values of weights, so random ones of a model's size suffice. Raster order uses
-the same network, fed one cell a pass.
+Time does not depend on the values of weights, so random ones of a model's size suffice. Each order has a
+network of its own: trunk and width are the model's, the heads are the order's.
 """
 
 from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -20,10 +21,10 @@ from ..hub.sources import Files
 from ..kernels import draw, prepare, prepare_tokenizer
 from ..models.tokenizer import Tokenizer
 from ..models.transformer import NARTransformer
-from ..order import Order, raster
+from ..order import Order, named
 from ..pipeline import load_networks
 from ..sampling import generate
-from ..settings import SamplingSettings
+from ..settings import PLAIN, SamplingSettings
 from .machine import Limits, device_of, forget_peak, limit, peak_bytes, synchronize
 from .plain import generate_plain
 
@@ -33,7 +34,7 @@ class Case:
     """Medians of one order and batch size; of memory the peak.
 
     Args:
-        order: one of ``ORDERS``.
+        order: name of an order, or ``plain``.
         batch_size: samples at once.
         passes: forward passes.
         prefill_seconds: until the first token is drawn.
@@ -69,11 +70,7 @@ class Case:
             "share_of_limit": self.limit_seconds / self.tokens_seconds,
         }
         for other in cases:
-            if (
-                other.batch_size == self.batch_size
-                and other.order in ("raster", "plain")
-                and other is not self
-            ):
+            if other.batch_size == self.batch_size and other.order in ("raster", PLAIN) and other is not self:
                 fields[f"times_{other.order}"] = other.tokens_seconds / self.tokens_seconds
         return {
             key: float(f"{value:.4g}") if type(value) is float else value for key, value in fields.items()
@@ -81,8 +78,7 @@ class Case:
 
 
 def measure(
-    files: Files,
-    orders: Sequence[str],
+    files: Mapping[str, Files],
     batch_sizes: Sequence[int],
     settings: SamplingSettings,
     device: torch.device,
@@ -93,13 +89,12 @@ def measure(
 ) -> list[Case]:
     """Time loading, then every order at every batch size, in rounds.
 
-    The first round is not timed; it measures the memory. Each round loads networks anew: packed ones for
-    next-neighbor and raster order, then plain ones. So only the networks of a case are in memory. The first
-    case after loading runs once untimed, since only it would meet cold memory.
+    The first round is not timed; it measures the memory. Each round loads networks anew, one after the
+    other: so only the networks of a case are in memory. The first case after loading runs once untimed,
+    since only it would meet cold memory.
 
     Args:
-        files: of the network and its tokenizer.
-        orders: of ``ORDERS``, each once.
+        files: files of each order's networks, as ``weights.model_files`` returns them.
         batch_sizes: each at least 1, each once.
         settings: of sampling.
         device: where it runs.
@@ -109,22 +104,22 @@ def measure(
         advance: called after each run.
     """
     one = 1 if device.type == "cpu" else None
-    keys = [(order, size) for size in batch_sizes for order in orders]
+    keys = [(order, size) for size in batch_sizes for order in files]
+    loaded = {order: (order == PLAIN, about.model.path) for order, about in files.items()}
     times: dict[tuple[str, int], list[tuple[list[float], float]]] = {key: [] for key in keys}
-    loads: dict[bool, list[float]] = {False: [], True: []}
+    loads: dict[tuple[bool, Path], list[float]] = {key: [] for key in sorted(set(loaded.values()))}
     watched: dict[tuple[str, int], tuple[int | None, float]] = {}
     for repeat in range(repeats + 1):
-        for plain in (False, True):
-            mine = [(order, size) for order, size in keys if (order == "plain") == plain]
-            if not mine:
-                continue
+        for key in loads:
+            mine = [(order, size) for order, size in keys if loaded[order] == key]
+            plain = key[0]
             began = perf_counter()
-            model, tokenizer = load_ready(files, device, dtype, plain)
-            loads[plain] += [perf_counter() - began] * bool(repeat)
-            together = None if plain else one
+            model, tokenizer = load_ready(files[mine[0][0]], device, dtype, plain)
+            loads[key] += [perf_counter() - began] * bool(repeat)
+            own = model.config.decoding_order
             for order, size in mine:
-                walk = raster(model.config.grid) if order == "raster" else model.config.decoding_order
-                case = model, None if plain else walk, tokenizer, size, settings, together
+                walk = own if plain else named(order, own.sizes)
+                case = model, None if plain else walk, tokenizer, size, settings, None if plain else one
                 if not repeat:
                     forget_peak(device)
                 elif (order, size) == mine[0]:
@@ -146,7 +141,7 @@ def measure(
                 order, size, len(steps), steps[0], statistics.mean(steps[1:] or [0.0]),
                 statistics.median(sum(steps) for steps, _ in samples),
                 statistics.median(decode for _, decode in samples),
-                least, statistics.median(loads[order == "plain"]), peak,
+                least, statistics.median(loads[loaded[order]]), peak,
             )
         )  # fmt: skip
     return cases

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,70 +23,125 @@ from ..hub.resolve import resolve
 from ..hub.selection import Fetched
 from ..hub.sizes import released_config, released_tokenizer
 from ..hub.sources import Files, choose
-from ..models.blocks import RMSNorm, TextCondition
+from ..models.blocks import RMSNorm, TextCondition, TransformerConfig
 from ..models.tokenizer import Tokenizer
 from ..models.transformer import NARTransformer
+from ..order import NAR, named, parse_name
+from ..settings import PLAIN
 
 
 @contextmanager
-def model_files(row: Model, tokenizer: str | None, dtype: torch.dtype) -> Iterator[Files]:
-    """Context with the files of a model; random weights stand in for one that is not on this machine.
+def model_files(
+    row: Model, tokenizer: str | None, dtype: torch.dtype, orders: Sequence[str] = ()
+) -> Iterator[dict[str, Files]]:
+    """Context with the files of a model for each order that it is measured in.
+
+    Random weights of the same sizes stand in where the model is not on this machine, or has another order.
 
     Args:
         row: a released model, or one with a path. A released file has the kind that its tensors tell.
         tokenizer: tokenizer of a file; None is the folder's own.
         dtype: of random weights.
+        orders: names of orders, and ``plain``; none is the model's own.
 
     Raises:
-        UsageError: a model whose size is not known, or no tokenizer.
+        UsageError: a model whose size is not known, an order that it cannot have, or no tokenizer.
         CheckpointError: a file that cannot be used, or a tokenizer that does not fit the model.
         NarError: the disk cannot hold the random weights.
     """
-    if row.path is not None:
-        kind = transformer_config(row.path, grid=row.grid).kind
-        source = choose(kind, row.path, tokenizer)
-        model = fetch(source.model, offline=True)
-        yield Files(model, fetch(source.tokenizer, offline=True) if source.tokenizer else model)
-        return
-    if tokenizer is not None:
+    if row.path is None and tokenizer is not None:
         raise UsageError(
             f"`tokenizer` is given, and {row.name} is measured with random weights.", "Leave it out."
         )
+    sizes = sizes_of(row)
+    networks = {order: network_for(order, sizes) for order in orders or (sizes.order,)}
+    made: dict[TransformerConfig, Files] = {}
+    beside = None
+    if row.path is not None:
+        source = choose(sizes.kind, row.path, tokenizer)
+        model = fetch(source.model, offline=True)
+        beside = fetch(source.tokenizer, offline=True) if source.tokenizer else model
+        made[sizes] = Files(model, beside)
+    missing = [config for config in dict.fromkeys(networks.values()) if config not in made]
     with tempfile.TemporaryDirectory(prefix="narcli-bench-", ignore_cleanup_errors=True) as place:
-        network = random_model(row, dtype, torch.device("meta"))
-        sizes = released_tokenizer(MODELS[row.tokenizer or ""])
-        decoder: Tokenizer = network_of(sizes)(sizes).to(dtype)
-        parts: list[nn.Module] = [network, decoder]
-        needed = sum(tensor.nbytes for part in parts for tensor in part.state_dict().values())
-        free = shutil.disk_usage(place).free
-        if needed > free:
-            numbers = dtype_name(dtype)
-            raise NarError(
-                f"Random weights of {row.name} take {needed / 1e9:,.2f} GB in {numbers}, "
-                f"and the disk of {Path(place).parent} has {free / 1e9:,.2f} GB free.",
-                "Free some space, set TMPDIR to a folder on another disk, or measure a smaller model.",
+        decoder: Tokenizer | None = None
+        if beside is None:
+            of_codes = released_tokenizer(MODELS[row.tokenizer or ""])
+            decoder = network_of(of_codes)(of_codes).to(dtype)
+        _check_room(row, dtype, missing, decoder, place)
+        for config in missing:
+            folder = save_model(
+                Path(place) / (row.name + f"-{config.order.replace(':', '-')}" * (config != sizes)),
+                transformer=random_network(config, dtype),
+                tokenizer=None if beside else decoder,
+                defaults=row.defaults,
             )
-        network = random_model(row, dtype, torch.device("cpu"))
-        folder = save_model(
-            Path(place) / row.name, transformer=network, tokenizer=decoder, defaults=row.defaults
-        )
-        del network, decoder
-        model = Fetched(resolve(folder, row.kind), folder)
-        yield Files(model, model)
+            model = Fetched(resolve(folder, sizes.kind), folder)
+            beside = beside or model
+            made[config] = Files(model, beside)
+        yield {order: made[config] for order, config in networks.items()}
 
 
-def random_model(row: Model, dtype: torch.dtype, device: torch.device) -> NARTransformer:
-    """Build a transformer of a released model's size with random weights.
+def sizes_of(row: Model) -> TransformerConfig:
+    """Return the sizes of a model, from its file or from its row.
 
     Raises:
         UsageError: the row is not one of a released transformer.
+        CheckpointError: a file that cannot be used.
     """
+    if row.path is not None:
+        return transformer_config(row.path, grid=row.grid)
     config = released_config(row)
     if config is None:
         raise UsageError(
             f"The size of {row.name} is not known.", "Give a file or a folder, or a released model."
         )
-    model: NARTransformer = build(config).to(dtype).to_empty(device=device)
+    return config
+
+
+def network_for(order: str, sizes: TransformerConfig) -> TransformerConfig:
+    """Return the sizes of the network that an order is measured with: trunk and width are the model's.
+
+    Raises:
+        UsageError: an unknown order, or one that the grid or the condition does not have.
+    """
+    if order == PLAIN:
+        if sizes.order != NAR:
+            raise UsageError("`plain` is NAR's released algorithm, and this model is none of NAR's.")
+        return sizes
+    kind, _ = parse_name(order)
+    named(order, sizes.grid)
+    own = "raster" if kind == "zipar" else order
+    if own != sizes.order and (kind == "var" or sizes.order == "var" or sizes.condition == "frames"):
+        raise UsageError(
+            f"The order {order} cannot run a model of the order {sizes.order}.", f"Measure {sizes.order}."
+        )
+    return sizes if own == sizes.order else replace(sizes, order=own)
+
+
+def _check_room(
+    row: Model,
+    dtype: torch.dtype,
+    configs: Sequence[TransformerConfig],
+    decoder: nn.Module | None,
+    place: str,
+) -> None:
+    """Raise NarError unless the disk of ``place`` holds random weights of all networks."""
+    parts: list[nn.Module] = [build(config).to(dtype) for config in configs]
+    parts += [decoder] if decoder is not None else []
+    needed = sum(tensor.nbytes for part in parts for tensor in part.state_dict().values())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise NarError(
+            f"Random weights of {row.name} take {needed / 1e9:,.2f} GB in {dtype_name(dtype)}, "
+            f"and the disk of {Path(place).parent} has {free / 1e9:,.2f} GB free.",
+            "Free some space, set TMPDIR to a folder on another disk, or measure a smaller model.",
+        )
+
+
+def random_network(config: TransformerConfig, dtype: torch.dtype) -> NARTransformer:
+    """Build a transformer of these sizes with random weights."""
+    model: NARTransformer = build(config).to(dtype).to_empty(device="cpu")
     model.init_weights()
     for module in model.modules():
         if isinstance(module, RMSNorm):

@@ -1,4 +1,4 @@
-"""``narcli bench``: speed of a model, beside raster order and the plain algorithm."""
+"""``narcli bench``: speed of a model in several orders, beside the plain algorithm."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import typer
 
 from .. import __version__
 from ..allocator import keep_memory
-from ..errors import UsageError
 from ..hub.resolve import resolve
-from ..settings import ORDERS, SamplingSettings
+from ..order import NAMES, NAR, parse_name
+from ..settings import PLAIN, SamplingSettings
 from . import options
 from .console import Console
 from .options import Dtype, whole_numbers
@@ -26,11 +26,13 @@ def bench(
     tokenizer: options.Tokenizer = None,
     batch_sizes: Annotated[str, typer.Option(metavar="N,N,...", help="Samples decoded together.")] = "1,8",
     orders: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="NAME,NAME,...", help="Orders to measure: nar, raster and plain (the released algorithm)."
+            metavar="NAME,NAME,...",
+            help=f"Orders to measure: {NAMES}; and plain, NAR's released algorithm.",
+            show_default="the model's; of NAR nar,raster,plain",
         ),
-    ] = ",".join(ORDERS),
+    ] = None,
     cfg_scale: options.CfgScale = None,
     repeats: Annotated[int, typer.Option(min=1, help="Measured runs of each; medians are shown.")] = 5,
     device: options.Device = "auto",
@@ -45,15 +47,17 @@ def bench(
     """Measure loading, tokens, decoding and memory, by order and batch size, beside the machine's limits.
 
     A released model that is named gets random weights of its size; nothing is downloaded. A built-in
-    model, a file or a folder is measured with its own weights. The last line is one JSON document.
+    model, a file or a folder is measured with its own weights, in another order with random ones. The last
+    line is one JSON document.
     """
     from ..media.names import resolve_outputs
     from ..media.writers import write_png
 
     sizes = sorted(set(whole_numbers(batch_sizes, "--batch-sizes", "1,8")))
-    chosen = list(dict.fromkeys(name.strip() for name in orders.split(",")))
-    if unknown := [name for name in chosen if name not in ORDERS]:
-        raise UsageError(f"There is no order {unknown[0][:40]!r}.", f"Choose of {', '.join(ORDERS)}.")
+    chosen = list(dict.fromkeys(name.strip() for name in orders.split(","))) if orders is not None else []
+    for name in chosen:
+        if name != PLAIN:
+            parse_name(name)
     row = resolve(model or "", None)
     given: dict[str, Any] = {} if cfg_scale is None else {"cfg_scale": cfg_scale}
     SamplingSettings(**given)
@@ -62,27 +66,29 @@ def bench(
         path = resolve_outputs(output, [{}], default="narcli-bench", overwrite=overwrite).paths[0]
     keep_memory()
     from ..bench import chart, machine, measure, weights
-    from ..checkpoints.load import transformer_config
     from ..devices import choose_device, choose_dtype, memory_guard
 
     console = Console(quiet)
     place = choose_device(device)
     numbers = choose_dtype(dtype.value, place)
+    config = weights.sizes_of(row)
+    chosen = chosen or ([NAR, "raster", PLAIN] if config.order == NAR else [config.order])
     with (
         memory_guard("Try smaller --batch-sizes, a smaller model or --dtype bfloat16."),
-        weights.model_files(row, tokenizer, numbers) as files,
+        weights.model_files(row, tokenizer, numbers, chosen) as files,
         console.progress("measuring", len(sizes) * len(chosen) * (repeats + 1)) as advance,
     ):
         limits = machine.measure_limits(place, numbers)
-        known = files.model.model
+        known = files[chosen[0]].model.model
         settings = SamplingSettings(**{**known.defaults, **given})
-        config = transformer_config(files.model.path, grid=known.grid)
-        cases = measure.measure(files, chosen, sizes, settings, place, numbers, limits, repeats, advance)
+        cases = measure.measure(files, sizes, settings, place, numbers, limits, repeats, advance)
+    others = [name for name in chosen if row.path and weights.network_for(name, config) != config]
     about_machine = machine.machine(place, numbers, limits)
     document: dict[str, Any] = {
         "model": row.name,
         "kind": known.kind,
         "weights": "random" if row.path is None else "its own",
+        "random_orders": others,
         "grid": list(config.grid),
         "sampling": vars(settings),
         "repeats": repeats,

@@ -11,6 +11,7 @@ import typer
 from ..allocator import keep_memory
 from ..errors import UsageError
 from ..media.textfiles import expand
+from ..order import NAR
 from ..training.recipe import FRAMES, ClassRecipe, Recipe, TextRecipe, TokenizerRecipe
 from .console import Console
 from .options import Json, Quiet, whole_numbers
@@ -189,6 +190,9 @@ def nar(
             help="Hidden size of the feed-forward; default: 8/3 of --dim, rounded up to a multiple of 64.",
         ),
     ] = None,
+    order: Annotated[
+        str, typer.Option(metavar="NAME", help="Order that the model decodes in: nar, raster or par:N.")
+    ] = NAR,
     dropout: Dropout = 0.1,
     position: Annotated[
         Position | None,
@@ -207,12 +211,14 @@ def nar(
 ) -> None:
     """Train a class-conditional NAR transformer with teacher forcing."""
     if start:
-        refuse_beside_start(context, "tokenizer", "dim", "layers", "heads", "ffn", "position", "classes")
+        refuse_beside_start(
+            context, "tokenizer", "dim", "layers", "heads", "ffn", "order", "position", "classes"
+        )
     console = Console(quiet)
     recipe = ClassRecipe(
         data=data, output=output, tokenizer=tokenizer, start=start, size=size, steps=steps,
         batch_size=batch_size, learning_rate=learning_rate, dim=dim, layers=layers, heads=heads, ffn=ffn,
-        dropout=dropout, position=position.value if position else None, loop_starts=loop_starts,
+        order=order, dropout=dropout, position=position.value if position else None, loop_starts=loop_starts,
         token_noise=token_noise, rollouts=rollouts, muon=muon, classes=classes, save_every=save_every,
         seed=seed, compile=compile,
     )  # fmt: skip

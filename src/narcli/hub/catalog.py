@@ -65,6 +65,23 @@ class Model:
 IMAGE, TEXT, VIDEO = (RELEASED_DEFAULTS[kind] for kind in DEFAULT_KINDS)
 #: What the released text models were trained with.
 TEXT_ENCODER_OF_RELEASED = "flan-t5-xl"
+#: Settings of PAR's and of LlamaGen's scripts where they are not NAR's.
+PAR = {"cfg_scale": 1.5}
+RASTER_TEXT = {"cfg_scale": 7.5, "top_k": 1000}
+_SIZES = {  # by the names of the papers: layers, attention heads, width, hidden size of the SwiGLU
+    "B": (12, 12, 768, 2048), "L": (24, 16, 1024, 2816), "XL": (36, 20, 1280, 3584),
+    "XXL": (48, 24, 1536, 4096), "3B": (24, 32, 3200, 8704),
+}  # fmt: skip
+_LLAMA = {
+    name: {
+        "layers": layers, "heads": heads, "dim": dim, "ffn_dim": ffn, "vocab_size": 16384,
+        "num_classes": 1000,
+    }
+    for name, (layers, heads, dim, ffn) in _SIZES.items()
+}  # fmt: skip
+_LLAMA_TEXT = _LLAMA["XL"] | {
+    "num_classes": 0, "condition": "text", "condition_tokens": 120, "caption_dim": 2048,
+}  # fmt: skip
 
 # fmt: off
 _ROWS = (
@@ -111,6 +128,49 @@ _ROWS = (
           (4, 16, 16), "larp-long", "ucf101", VIDEO, note="16 frames of 128 px, 694 M parameters", sizes={
               "dim": 1280, "layers": 30, "heads": 20, "ffn_dim": 3584, "vocab_size": 8192,
               "num_classes": 101, "position": "absolute"}),
+    Model("llamagen-b-256", "image", "FoundationVision/LlamaGen", "c2i_B_256.pt", 443_600_000,
+          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, "MIT", "raster order, 111 M parameters", sizes={
+              **_LLAMA["B"], "order": "raster"}),
+    Model("llamagen-l-256", "image", "FoundationVision/LlamaGen", "c2i_L_256.pt", 1_371_700_000,
+          (16, 16), "vq16-c2i", "imagenet1k", IMAGE, "MIT", "raster order, 343 M parameters", sizes={
+              **_LLAMA["L"], "order": "raster"}),
+    Model("llamagen-b-384", "image", "FoundationVision/LlamaGen", "c2i_B_384.pt", 443_600_000,
+          (24, 24), "vq16-c2i", "imagenet1k", IMAGE, "MIT", "raster order, 384 px", sizes={
+              **_LLAMA["B"], "order": "raster"}),
+    Model("llamagen-l-384", "image", "FoundationVision/LlamaGen", "c2i_L_384.pt", 1_371_700_000,
+          (24, 24), "vq16-c2i", "imagenet1k", IMAGE, "MIT", "raster order, 384 px", sizes={
+              **_LLAMA["L"], "order": "raster"}),
+    Model("llamagen-xl-384", "image", "FoundationVision/LlamaGen", "c2i_XL_384.pt", 3_098_800_000,
+          (24, 24), "vq16-c2i", "imagenet1k", IMAGE, "MIT", "raster order, 775 M parameters", sizes={
+              **_LLAMA["XL"], "order": "raster"}),
+    Model("llamagen-xxl-384", "image", "FoundationVision/LlamaGen", "c2i_XXL_384.pt", 5_643_900_000,
+          (24, 24), "vq16-c2i", "imagenet1k", IMAGE, "MIT", "raster order, 1.4 B parameters", sizes={
+              **_LLAMA["XXL"], "order": "raster"}),
+    Model("llamagen-3b-384", "image", "FoundationVision/LlamaGen", "c2i_3B_384.pt", 12_386_700_000,
+          (24, 24), "vq16-c2i", "imagenet1k", IMAGE, "MIT", "raster order, 3.1 B parameters", sizes={
+              **_LLAMA["3B"], "order": "raster"}),
+    Model("llamagen-xl-t2i-256", "text", "peizesun/llamagen_t2i", "t2i_XL_stage1_256.pt", 3_111_700_000,
+          (16, 16), "vq16-t2i", None, RASTER_TEXT, note="raster order, 256 px",
+          text_encoder=TEXT_ENCODER_OF_RELEASED, sizes={**_LLAMA_TEXT, "order": "raster"}),
+    Model("llamagen-xl-t2i-512", "text", "peizesun/llamagen_t2i", "t2i_XL_stage2_512.pt", 3_111_700_000,
+          (32, 32), "vq16-t2i", None, RASTER_TEXT, note="raster order, 512 px",
+          text_encoder=TEXT_ENCODER_OF_RELEASED, sizes={**_LLAMA_TEXT, "order": "raster"}),
+    Model("par-xl-4x-384", "image", "Epiphqny/PAR", "PAR-XL-4x.pt", 3_098_800_000,
+          (24, 24), "vq16-c2i", "imagenet1k", PAR, note="order par:4, 775 M parameters", sizes={
+              **_LLAMA["XL"], "order": "par:4"}),
+    Model("par-xxl-4x-384", "image", "Epiphqny/PAR", "PAR-XXL-4x.pt", 5_643_900_000,
+          (24, 24), "vq16-c2i", "imagenet1k", PAR, note="order par:4, 1.4 B parameters", sizes={
+              **_LLAMA["XXL"], "order": "par:4"}),
+    Model("par-3b-4x-384", "image", "Epiphqny/PAR", "PAR-3B-4x.pt", 12_386_700_000,
+          (24, 24), "vq16-c2i", "imagenet1k", PAR, note="order par:4, 3.1 B parameters", sizes={
+              **_LLAMA["3B"], "order": "par:4"}),
+    Model("par-3b-16x-384", "image", "Epiphqny/PAR", "PAR-3B-16x.pt", 12_386_800_000,
+          (24, 24), "vq16-c2i", "imagenet1k", PAR, note="order par:16, 3.1 B parameters", sizes={
+              **_LLAMA["3B"], "order": "par:16"}),
+    Model("larp-ar-ucf101", "video", "hywang66/LARP-L-long-AR", "model.safetensors", 2_530_000_000,
+          (4, 16, 16), "larp-long", "ucf101", VIDEO, note="raster order, 16 frames of 128 px", sizes={
+              "dim": 1280, "layers": 30, "heads": 20, "ffn_dim": 3584, "vocab_size": 8192,
+              "num_classes": 101, "position": "absolute", "order": "raster"}),
     Model("vq16-c2i", "image-tokenizer", "FoundationVision/LlamaGen", "vq_ds16_c2i.pt", 288_000_000,
           note="of the class models", sizes={
               "ch": 128, "ch_mult": (1, 1, 2, 2, 4), "num_res_blocks": 2, "z_channels": 256,

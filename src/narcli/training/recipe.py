@@ -16,6 +16,7 @@ from ..checkpoints import config as configs
 from ..checkpoints.formats.transformer import RULES as TRANSFORMER
 from ..checkpoints.formats.vq import RULES as VQ
 from ..errors import UsageError
+from ..order import NAR, named
 from .start import check_output, check_sizes, load_start, own_encoder, vq_tokenizer, warn_of_untrained
 
 if TYPE_CHECKING:
@@ -193,6 +194,7 @@ class ClassRecipe(NARRecipe):
         layers: of its trunk.
         heads: of its attention, each a multiple of 4 wide.
         ffn: hidden size of its feed-forward; None is 8/3 of ``dim``, up to a multiple of 64.
+        order: order that it decodes in: ``nar``, ``raster`` or ``par:N``.
         position: ``rotary`` or ``absolute``; None is rotary, of clips absolute.
         loop_starts: clips are loops, and are also learned from so many frames on.
         classes: name of the class table of the labels; None takes the names of the data.
@@ -208,6 +210,7 @@ class ClassRecipe(NARRecipe):
     layers: int = 6
     heads: int = 5
     ffn: int | None = None
+    order: str = NAR
     position: Literal["rotary", "absolute"] | None = None
     loop_starts: int = 1
     classes: str | None = None
@@ -293,9 +296,10 @@ class ClassRecipe(NARRecipe):
         config = TransformerConfig(
             grid_of(pictures, vq.config), self.dim, self.layers, self.heads, vq.config.codebook_size,
             self.ffn or ffn_dim(self.dim, 64), num_classes=count,
-            position=self.position or ("absolute" if pictures.frames else "rotary"),
+            position=self.position or ("absolute" if pictures.frames else "rotary"), order=self.order,
         )  # fmt: skip
         check_sizes(TRANSFORMER, asdict(config))
+        named(self.order, config.grid)
         table = self.classes or pictures.names or [f"class {n}" for n in range(count)]
         return None, vq, config, table, {"cfg_scale": 2.0}
 
