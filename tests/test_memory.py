@@ -73,6 +73,9 @@ def encoders(pid):
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="measured as Linux tells it")  # noqa: PTH110
 @pytest.mark.parametrize(("dtype", "batch_size"), [("float32", 16), ("bfloat16", 1), ("bfloat16", 8)])
 def test_the_estimate_is_near_the_memory_that_a_run_really_takes(hub, medium, dtype, batch_size):
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if (dtype, batch_size) == ("bfloat16", 8) and not native:
+        pytest.skip("this processor emulates bfloat16, which takes minutes")
     options = ["--class", "1", "--model", medium, "--dtype", dtype, "--num", batch_size]
     options += ["--batch-size", batch_size, "--cfg-scale", "2", "--json"]
     told = told_and_taken(hub, "image", *options)
@@ -351,7 +354,7 @@ def test_every_released_model_can_be_estimated():
 def test_what_no_memory_holds_is_refused_before_the_download_and_what_fits_is_named(hub):
     hub.repos["yefly/NAR-imagenet-256-XL"] = {"model.pt": b"x"}
     hub.repos["FoundationVision/LlamaGen"] = {"vq_ds16_c2i.pt": b"x"}
-    options = ["--model", "nar-xl-256", "--dtype", "float32", "--batch-size", "100000", "--num", "100000"]
+    options = ["--model", "nar-xl-256", "--dtype", "float32", "--batch-size", "3000", "--num", "3000"]
     stderr = hub.narcli("image", "--class", "1", *options, code=5)
     assert "nar-xl-256 needs about" in stderr and "What fits: --batch-size" in stderr
     assert not [path for _, path, _ in hub.requests if "/resolve/" in path]

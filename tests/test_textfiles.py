@@ -3,7 +3,7 @@
 import os
 import socket
 from pathlib import Path
-from typing import get_type_hints
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -92,6 +92,8 @@ def test_every_path_of_every_command_expands_the_home_folder():
         for command in typer_app.registered_commands:
             for name, value in get_type_hints(command.callback, include_extras=True).items():
                 if "pathlib.Path" in str(value) or "PosixPath" in str(value):
+                    if not hasattr(value, "__metadata__"):  # Python 3.10 adds None to hints with that default
+                        value = get_args(value)[0]
                     (info,) = [m for m in value.__metadata__ if hasattr(m, "parser")]
                     found[f"{words} {command.callback.__name__} {name}"] = info.parser
     assert len(found) >= 20 and all(parser is expand for parser in found.values()), found
