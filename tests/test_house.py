@@ -28,7 +28,8 @@ LEVELS = (
     {"results"},
     {"pipeline"},
     {"runs"},
-    {"bench", "training"},
+    {"training"},
+    {"bench"},
     {"cli"},
     {"__main__"},
 )

@@ -45,6 +45,11 @@ class Result:
         return f"<Result: {str(self.entry)[:60]!r}, seed {self.seed}, {width}x{height}{frames}>"
 
     @property
+    def middle(self) -> Image.Image:
+        """The picture, or the middle frame of a clip."""
+        return self.frames[len(self.frames) // 2]
+
+    @property
     def image(self) -> Image.Image:
         """The picture, or the first frame of a clip."""
         return self.frames[0]

@@ -7,7 +7,8 @@ A narcli folder (format ``narcli.model/1``) holds ``config.json``, ``model.safet
      "transformer": {"grid": [16, 16], "dim": 384, ...},      fields of the sizes of its network
      "tokenizer": {"ch": 32, "ch_mult": [1, 2, 2, 4], ...},   likewise
      "classes": "emoji",                                      a table of narcli.classes, or a list of names
-     "defaults": {"cfg_scale": 2.0, "top_k": 0}}
+     "defaults": {"cfg_scale": 2.0, "top_k": 0},
+     "training": {"data": "3f0c...", "steps": 500, ...}}      data and settings, of a model trained here
 
 A model of images from text may bring its encoder, a folder ``text_encoder`` as ``transformers`` saves it.
 
@@ -65,13 +66,14 @@ def _own(path: Path, said: dict[str, Any]) -> ModelConfig:
         raise CheckpointError(
             f"{path}: format is {show(said['format'])}, expected {FORMAT!r}.", "A newer narcli may read it."
         )
-    known = {"format", "kind", "name", "transformer", "tokenizer", "classes", "defaults"}
+    known = {"format", "kind", "name", "transformer", "tokenizer", "classes", "defaults", "training"}
     _refuse_unknown(path, "", said, known)
     check(path, "", {"kind": one_of(*KINDS)}, {"kind": said.get("kind")})
     name, classes = said.get("name", ""), said.get("classes")
     check(path, "", {"name": _NAME}, {"name": name})
     if classes is not None:
         check(path, "", {"classes": _CLASSES}, {"classes": classes})
+    check(path, "", {"training": _TRAINING}, {"training": said.get("training", {})})
     for section in (*PARTS, "defaults"):
         fields = said.get(section, {})
         check(path, "", {section: ("an object", lambda v: isinstance(v, dict))}, {section: fields})
@@ -86,12 +88,23 @@ def _own(path: Path, said: dict[str, Any]) -> ModelConfig:
         tuple(classes) if isinstance(classes, list) else classes,
         said.get("defaults", {}),
         name,
+        said.get("training", {}),
     )
 
 
 _NAME: Rule = (
     "a printable text of at most 200 characters",
     lambda v: isinstance(v, str) and len(v) <= 200 and v.isprintable(),
+)
+
+
+_TRAINING: Rule = (
+    "an object of at most 50 texts and numbers",
+    lambda v: (
+        isinstance(v, dict)
+        and len(v) <= 50
+        and all(isinstance(each, str | int | float | None) and len(str(each)) <= 200 for each in v.values())
+    ),
 )
 
 

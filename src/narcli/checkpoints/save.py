@@ -40,6 +40,7 @@ def save_model(
     classes: str | Sequence[str] | None = None,
     defaults: Mapping[str, float] | None = None,
     dtype: torch.dtype | None = None,
+    training: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a narcli folder, complete or not at all.
@@ -52,6 +53,7 @@ def save_model(
         classes: name of a class table, or the class names.
         defaults: sampling settings (cfg_scale, temperature, top_k, top_p, cfg_interval).
         dtype: of the stored tensors; None keeps each as it is.
+        training: texts and numbers that tell on what, and with what, it was trained.
         overwrite: replace an older narcli folder.
 
     Raises:
@@ -80,6 +82,7 @@ def save_model(
                 tokenizer.config if tokenizer is not None else None,
                 classes,
                 defaults,
+                training,
             )
             for file, tensors in parts.items():
                 save_file(tensors, new / file)
@@ -131,6 +134,7 @@ def _write_config(
     tokenizer: TokenizerConfig | None,
     classes: str | Sequence[str] | None,
     defaults: Mapping[str, float] | None,
+    training: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a ``config.json`` that ``read_config`` reads.
 
@@ -145,6 +149,8 @@ def _write_config(
         said["classes"] = classes if isinstance(classes, str) else list(classes)
     if defaults:
         said["defaults"] = dict(defaults)
+    if training:
+        said["training"] = dict(training)
     text = json.dumps(said, indent=1) + "\n"
     if len(text) > MAX_JSON:
         raise CheckpointError(

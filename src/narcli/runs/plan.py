@@ -101,12 +101,12 @@ def _name(
 ) -> tuple[list[Sample], Outputs]:
     entries: Sequence[ClassEntry | Prompt] = recipe.texts
     if recipe.entries:
-        entries = [entry for given in recipe.entries for entry in _classes(table, given)]
+        entries = [entry for given in recipe.entries for entry in classes_in(table, given)]
     samples = plan_samples(entries, recipe.seed, recipe.num)
     return samples, name_files(recipe, samples, model, reserved)
 
 
-def _classes(table: ClassTable, given: Entry) -> list[ClassEntry]:
+def classes_in(table: ClassTable, given: Entry) -> list[ClassEntry]:
     """Look up classes as typed, by id, or by metadata.
 
     A class that was asked for by its own name has no ``stands_for``.

@@ -250,8 +250,24 @@ class ClassRecipe(NARRecipe):
             dropout=self.dropout, token_noise=self.token_noise, rollouts=self.rollouts, quiet=quiet,
         )  # fmt: skip
         save_model(
-            self.result, transformer=model, tokenizer=vq, classes=table, defaults=defaults, overwrite=True
-        )
+            self.result, transformer=model, tokenizer=vq, classes=table, defaults=defaults,
+            training=None if self.start else self._record(pictures, vq, config), overwrite=True,
+        )  # fmt: skip
+
+    def _record(self, pictures: Pictures, vq: VQTokenizer, config: TransformerConfig) -> dict[str, Any]:
+        """Return what two models must have in common to be compared: all but the order.
+
+        Models that went on from others have no record.
+        """
+        from .tokens import weights_digest
+
+        network = {name: getattr(config, name) for name in ("dim", "heads", "ffn_dim", "position")}
+        return {
+            "data": pictures.digest(), "tokenizer": weights_digest(vq).hexdigest(),
+            "layers": config.total_layers, **network, "steps": self.steps, "batch_size": self.batch_size,
+            "learning_rate": self.learning_rate, "seed": self.seed, "dropout": self.dropout,
+            "token_noise": self.token_noise, "rollouts": self.rollouts, "muon": int(self.muon),
+        }  # fmt: skip
 
     def _go_on(self, pictures: Pictures) -> Plan:
         from ..classes import load_table

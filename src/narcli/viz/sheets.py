@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageDraw, ImageOps, UnidentifiedImageError
 
 from ..errors import CheckpointError, NarError, first_line
 from ..media.textfiles import expand, open_regular, unreadable
-from .style import BACKGROUND
+from .board import _font, _text_width
+from .style import BACKGROUND, TEXT
 
 SMALL = 256  # pixels; smaller pictures are enlarged by default
 GAP = 8  # pixels around and between the pictures of a sheet
@@ -178,4 +179,26 @@ def contact_sheet(images: Sequence[Image.Image], rows: int = 1, scale: int = 1) 
     for index, image in enumerate(images):
         y, x = divmod(index, across)
         sheet.paste(enlarge(image, scale), (GAP + x * (width + GAP), GAP + y * (height + GAP)))
+    return sheet
+
+
+def labelled_sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
+    """Put rows of pictures on one sheet, each under its label, on a dark ground.
+
+    Args:
+        rows: label and pictures of each row; the pictures of a row are of one size.
+    """
+    head, size = 30, 16
+    widths = [GAP + sum(image.width + GAP for image in images) for _, images in rows]
+    width = max([*widths, *(_text_width(label, size) + 2 * GAP for label, _ in rows)])
+    height = GAP + sum(head + images[0].height + GAP for _, images in rows)
+    sheet, y = Image.new("RGB", (width, height), BACKGROUND), GAP
+    draw = ImageDraw.Draw(sheet)
+    for label, images in rows:
+        draw.text((GAP, y + head // 2), label, TEXT, _font(size), anchor="lm")
+        x, y = GAP, y + head
+        for image in images:
+            sheet.paste(image, (x, y))
+            x += image.width + GAP
+        y += images[0].height + GAP
     return sheet

@@ -31,6 +31,7 @@ class ModelConfig:
         classes: name of a class table, or the names; None when not given.
         defaults: sampling settings.
         name: what the model is called.
+        training: what it was trained on and with, of models trained here.
     """
 
     path: Path | None = None
@@ -40,6 +41,7 @@ class ModelConfig:
     classes: str | tuple[str, ...] | None = None
     defaults: Mapping[str, float] = field(default_factory=dict)
     name: str = ""
+    training: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
