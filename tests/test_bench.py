@@ -72,9 +72,9 @@ def test_the_plain_algorithm_draws_the_same_tokens(kind, interval):
 @pytest.mark.parametrize("grid", [(3, 4), (2, 3, 3)])
 def test_raster_order_shares_the_weights_and_takes_a_pass_a_cell(grid):
     model = network(grid, position="absolute" if len(grid) == 3 else "rotary")
-    order, cells = raster(grid), model.config.order.cells
+    order, cells = raster(grid), model.config.decoding_order.cells
     assert [len(step) for step in order.steps] == [1] * cells
-    assert len(model.config.order.steps) < cells
+    assert len(model.config.decoding_order.steps) < cells
     steps = list(generate(model, torch.tensor([0]), [0], SamplingSettings(), order=order))
     assert [step.cells for step in steps] == [(cell,) for cell in range(cells)]
 
@@ -127,13 +127,16 @@ def test_the_limit_is_reading_for_one_sample_and_computing_for_many():
     weights = c.total_layers * (4 * c.dim**2 + 3 * c.dim * c.ffn_dim) + 2 * c.dim * c.vocab_size
     slow_memory = machine.Limits(read=1.0, products=1e30)
     assert (
-        machine.limit(model, model.config.order, 1, settings, slow_memory) == len(c.order.steps) * weights * 4
+        machine.limit(model, model.config.decoding_order, 1, settings, slow_memory)
+        == len(c.decoding_order.steps) * weights * 4
     )
-    assert machine.limit(model, model.config.order, 8, settings, slow_memory) == machine.limit(
-        model, model.config.order, 1, settings, slow_memory
+    assert machine.limit(model, model.config.decoding_order, 8, settings, slow_memory) == machine.limit(
+        model, model.config.decoding_order, 1, settings, slow_memory
     )
     slow_products = machine.Limits(read=1e30, products=1.0)
-    once, eight = (machine.limit(model, model.config.order, size, settings, slow_products) for size in (1, 8))
+    once, eight = (
+        machine.limit(model, model.config.decoding_order, size, settings, slow_products) for size in (1, 8)
+    )
     assert eight == pytest.approx(8 * once)
     # What torch counts of the real run, attention left out on both sides for its many forms.
     with FlopCounterMode(display=False) as counter:

@@ -54,7 +54,7 @@ def test_a_packed_model_gives_a_sample_the_same_tokens_in_every_batch(grid, head
     if c.condition == "text":
         condition = torch.randn(9, 40, 16).to(dtype)
         padding = torch.arange(40) < torch.arange(9)[:, None] * 4
-    settings = SamplingSettings(cfg_scale=2.0, cfg_interval=c.order.cells // 2)
+    settings = SamplingSettings(cfg_scale=2.0, cfg_interval=c.decoding_order.cells // 2)
 
     def drawn(rows):
         return sample_batch(

@@ -48,7 +48,7 @@ def released(tmp_path_factory):
 def run(model, condition, settings, padding=None, seeds=None):
     """(tokens in raster order, logits in generation order)."""
     steps = list(generate(model, condition, seeds or range(len(condition)), settings, padding))
-    assert [step.done for step in steps][-1] == model.config.order.cells
+    assert [step.done for step in steps][-1] == model.config.decoding_order.cells
     return gathered(model, condition, steps)
 
 
@@ -60,7 +60,7 @@ def run_plain(model, condition, settings, padding=None):
 
 
 def gathered(model, condition, steps):
-    tokens = torch.empty(len(condition), model.config.order.cells, dtype=torch.int64)
+    tokens = torch.empty(len(condition), model.config.decoding_order.cells, dtype=torch.int64)
     for step in steps:
         tokens[:, list(step.cells)] = step.tokens
     return tokens, torch.cat([step.logits for step in steps], 1)
@@ -166,4 +166,6 @@ def test_teacher_forcing_gives_the_logits_of_generation(released):
     tokens, logits = run(model, condition, SamplingSettings(temperature=0))
     with torch.no_grad():
         trained = model.forward_train(model.condition(condition), tokens)
-    torch.testing.assert_close(trained[:, list(model.config.order.generation)], logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        trained[:, list(model.config.decoding_order.generation)], logits, rtol=1e-4, atol=1e-4
+    )

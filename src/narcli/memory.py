@@ -133,7 +133,7 @@ def estimate(
     assert c is not None and tokenizer is not None
     rows = batch_size * (2 if guided else 1)
     keys_and_values = cache_numbers(c, rows, dtype, torch.device(device)) * size
-    logits = LOGITS * batch_size * c.order.widest * c.vocab_size * 4
+    logits = LOGITS * batch_size * c.decoding_order.widest * c.vocab_size * 4
     at_once = 1 if device == "cpu" else min(batch_size, DECODED_TOGETHER)
     encode = encode and networks.encoder > 0
     runs_in = torch.float32 if dtype == torch.float32 else torch.bfloat16
@@ -230,7 +230,7 @@ def choose_batch_size(
     The other arguments are those of ``estimate``.
     """
     assert networks.transformer is not None
-    most = min(max(1, CELLS // networks.transformer.order.widest), samples or CELLS)
+    most = min(max(1, CELLS // networks.transformer.decoding_order.widest), samples or CELLS)
     if most == 1 or (free := available(device, own=not loaded)) is None:
         return most
 

@@ -26,6 +26,7 @@ from ..sampling import generate
 from ..settings import SamplingSettings
 from .machine import Limits, device_of, forget_peak, limit, peak_bytes, synchronize
 from .plain import generate_plain
+from .weights import measurable
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def measure(
             loads[plain] += [perf_counter() - began] * bool(repeat)
             together = None if plain else one
             for order, size in mine:
-                walk = raster(model.config.grid) if order == "raster" else model.config.order
+                walk = raster(model.config.grid) if order == "raster" else model.config.decoding_order
                 case = model, None if plain else walk, tokenizer, size, settings, together
                 if not repeat:
                     forget_peak(device)
@@ -156,7 +157,8 @@ def load_ready(
     files: Files, device: torch.device, dtype: torch.dtype, plain: bool
 ) -> tuple[NARTransformer, Tokenizer]:
     """Load both networks, packed as in a run, or ``plain`` ones copied into memory."""
-    networks = load_networks(files, device, dtype)
+    network, tokenizer = load_networks(files, device, dtype)
+    networks = measurable(network), tokenizer
     if plain:
         networks = copy.deepcopy(networks)  # the first pass should not read the file
     else:
@@ -189,7 +191,7 @@ def _run(
     condition = torch.zeros(size, dtype=torch.int64, device=device)
     if c.condition == "text":
         condition = torch.randn(size, c.condition_tokens, c.caption_dim).to(model.token_embedding.weight)
-    steps, tokens = [], torch.zeros(size, c.order.cells, dtype=torch.int64, device=device)
+    steps, tokens = [], torch.zeros(size, c.decoding_order.cells, dtype=torch.int64, device=device)
     began = perf_counter()
     arguments = model, condition, range(size), settings
     walk: Iterator[Any] = (

@@ -40,7 +40,7 @@ def generate_plain(
     predictors of a cell come from ``Order.predecessors``, not from a plan. Arguments are those of
     ``generate``; the model must not be prepared.
     """
-    c, order, first = model.config, model.config.order, model.config.condition_tokens
+    c, order, first = model.config, model.config.decoding_order, model.config.condition_tokens
     device, dtype = condition.device, model.token_embedding.weight.dtype
     rows = model.condition(condition)
     guided = settings.guided(0)

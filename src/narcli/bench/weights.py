@@ -23,6 +23,7 @@ from ..hub.selection import Fetched
 from ..hub.sizes import released_config, released_tokenizer
 from ..hub.sources import Files, choose
 from ..models.blocks import RMSNorm, TextCondition
+from ..models.network import Network
 from ..models.tokenizer import Tokenizer
 from ..models.transformer import NARTransformer
 
@@ -74,6 +75,17 @@ def model_files(row: Model, tokenizer: str | None, dtype: torch.dtype) -> Iterat
         yield Files(model, model)
 
 
+def measurable(network: Network) -> NARTransformer:
+    """Return a network that the bench measures unchanged.
+
+    Raises:
+        UsageError: a network of another family than NAR's.
+    """
+    if not isinstance(network, NARTransformer):
+        raise UsageError("`narcli bench` does not measure models of scales (VAR).", "Name a NAR model.")
+    return network
+
+
 def random_model(row: Model, dtype: torch.dtype, device: torch.device) -> NARTransformer:
     """Build a transformer of a released model's size with random weights.
 
@@ -85,7 +97,7 @@ def random_model(row: Model, dtype: torch.dtype, device: torch.device) -> NARTra
         raise UsageError(
             f"The size of {row.name} is not known.", "Give a file or a folder, or a released model."
         )
-    model: NARTransformer = build(config).to(dtype).to_empty(device=device)
+    model = measurable(build(config).to(dtype).to_empty(device=device))
     model.init_weights()
     for module in model.modules():
         if isinstance(module, RMSNorm):

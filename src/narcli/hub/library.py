@@ -128,7 +128,7 @@ class Description(Entry):
     @property
     def order(self) -> Order | None:
         """Decoding order of its transformer; None without one, or where its sizes are not known."""
-        return self.networks.transformer.order if self.networks.transformer else None
+        return self.networks.transformer.decoding_order if self.networks.transformer else None
 
 
 def describe(name: str | Path, *, revision: str | None = None, offline: bool = False) -> Description:

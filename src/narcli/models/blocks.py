@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,9 @@ class TransformerConfig:
         extra_tokens: rows of the token embedding beyond the codebook (a separator in some video models).
     """
 
+    unguided: ClassVar[float] = 1.0
+    fixed: ClassVar[Mapping[str, float]] = {"more_smooth": False}
+
     grid: tuple[int, ...]
     dim: int
     layers: int
@@ -59,7 +62,7 @@ class TransformerConfig:
         return "video" if len(self.grid) == 3 else "text" if self.condition == "text" else "image"
 
     @cached_property
-    def order(self) -> Order:
+    def decoding_order(self) -> Order:
         """Decoding order of the grid."""
         return neighbor(self.grid)
 
@@ -76,7 +79,7 @@ class TransformerConfig:
     @property
     def slots(self) -> int:
         """Places whose keys and values are kept, those of the condition included."""
-        return self.condition_tokens + self.order.slots
+        return self.condition_tokens + self.decoding_order.slots
 
     def cache_shape(self, rows: int, length: int) -> tuple[int, ...]:
         """Return the shape of the keys and values of ``length`` places."""
@@ -85,7 +88,7 @@ class TransformerConfig:
     @property
     def activations(self) -> int:
         """Numbers that a row of the largest pass holds at once, in float32, the logits not counted."""
-        return max(self.order.widest, self.condition_tokens) * (8 * self.dim + 3 * self.ffn_dim)
+        return max(self.decoding_order.widest, self.condition_tokens) * (8 * self.dim + 3 * self.ffn_dim)
 
 
 def ffn_dim(dim: int, multiple_of: int = 256) -> int:

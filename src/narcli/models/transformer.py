@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..order import Order
 from .blocks import Block, ClassCondition, Head, TextCondition, TransformerConfig, hide_padding
+from .network import Network
 from .plan import Cache, Plan, Rotary
 
 
@@ -45,13 +46,16 @@ class State:
         return self.cache.tensors.shape[2]
 
 
-class NARTransformer(nn.Module):
+class NARTransformer(Network):
     """Condition and known tokens in, logits of the next cells out, in any order of one grid.
 
     ``start``, ``feed`` and ``predict`` execute an order pass by pass; ``forward_train`` runs all passes at
     once with teacher forcing. ``kernels.prepare`` makes faster networks of the same interface, which replace
     ``through``, ``project``, ``empty_cache`` and ``layout``.
     """
+
+    config: TransformerConfig
+    condition: ClassCondition | TextCondition
 
     def __init__(
         self, config: TransformerConfig, dropout: float = 0.0, parts: NARTransformer | None = None
@@ -68,10 +72,10 @@ class NARTransformer(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size + config.extra_tokens, config.dim)
         self.condition = ClassCondition(config) if config.condition == "class" else TextCondition(config)
         if config.position == "absolute":
-            length = config.condition_tokens + config.order.cells
+            length = config.condition_tokens + config.decoding_order.cells
             self.position_embedding = nn.Parameter(torch.zeros(1, length, config.dim))
         self.layers = nn.ModuleList(Block(config, dropout) for _ in range(config.total_layers))
-        self.heads = nn.ModuleDict({name: Head(config) for name in config.order.heads})
+        self.heads = nn.ModuleDict({name: Head(config) for name in config.decoding_order.heads})
 
     def init_weights(self, std: float = 0.02) -> None:
         """Initialise weights for training as the released code does: normal, axis heads zero."""
@@ -96,7 +100,7 @@ class NARTransformer(nn.Module):
     def plan(self, order: Order | None = None) -> Plan:
         """Return the tensors of an order, made once; None is the order that the network was trained in."""
         c, device = self.config, self.token_embedding.weight.device
-        order = order or c.order
+        order = order or c.decoding_order
         if (order, device) not in self._plans:
             rotary = c.head_dim if c.position == "rotary" else 0
             self._plans[order, device] = Plan(

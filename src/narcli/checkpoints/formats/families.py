@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from . import larp, others, transformer, vq
+from . import larp, others, transformer, var, vq
 from .format import PARTS, Fields, Format
 
 FORMATS: tuple[Format, ...] = (
@@ -14,6 +14,8 @@ FORMATS: tuple[Format, ...] = (
     transformer.VIDEO,
     others.RASTER_VIDEO,
     others.LLAMAGEN,
+    var.TRANSFORMER,
+    var.TOKENIZER,
     vq.FORMAT,
     larp.FORMAT,
     others.T5,
