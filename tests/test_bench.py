@@ -128,7 +128,7 @@ def test_the_limit_is_reading_for_one_sample_and_computing_for_many():
     slow_memory = machine.Limits(read=1.0, products=1e30)
     assert (
         machine.limit(model, model.config.decoding_order, 1, settings, slow_memory)
-        == len(c.decoding_order.steps) * weights * 4
+        == len(c.order.steps) * weights * 4
     )
     assert machine.limit(model, model.config.decoding_order, 8, settings, slow_memory) == machine.limit(
         model, model.config.decoding_order, 1, settings, slow_memory

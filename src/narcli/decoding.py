@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from .devices import choose_device, choose_dtype, memory_guard
 from .errors import CheckpointError
 from .kernels import prepare_tokenizer
 from .models.tokenizer import Tokenizer
-from .order import Order, format_grid, neighbor
+from .order import NAR, Order, format_grid, named
 from .settings import DECODED_TOGETHER
 
 Clip = tuple[Image.Image, ...]
@@ -35,7 +34,7 @@ def _check_grid(who: str, grid: tuple[int, ...], tokenizer: Tokenizer, path: Pat
 
 
 def load_decoder(
-    path: Path, grid: tuple[int, ...], device: str = "auto", dtype: str = "auto"
+    path: Path, grid: tuple[int, ...], device: str = "auto", dtype: str = "auto", order: str = NAR
 ) -> TokenDecoder:
     """Load a tokenizer that turns tokens into pictures, without a transformer.
 
@@ -44,6 +43,7 @@ def load_decoder(
         grid: of the tokens.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
+        order: name of the order in which they were drawn.
 
     Raises:
         UsageError, CheckpointError, MemoryLimitError: as ``load``.
@@ -53,7 +53,7 @@ def load_decoder(
         tokenizer = load_tokenizer(path, dtype=choose_dtype(dtype, place), device=place, keep=True)
         prepare_tokenizer(tokenizer)
     _check_grid("The tokens are", grid, tokenizer, path)
-    return TokenDecoder(tokenizer, grid)
+    return TokenDecoder(tokenizer, named(order, grid))
 
 
 class Decodes(ABC):
@@ -70,8 +70,13 @@ class Decodes(ABC):
 
     @property
     @abstractmethod
+    def order(self) -> Order:
+        """Decoding order of the tokens."""
+
+    @property
     def grid(self) -> tuple[int, ...]:
         """Sizes of the grid of tokens."""
+        return self.order.sizes
 
     @torch.inference_mode()
     def decode(self, tokens: Tensor) -> list[Clip]:
@@ -102,11 +107,6 @@ class Decodes(ABC):
         """``image`` or ``video``."""
         return "video" if len(self.grid) == 3 else "image"
 
-    @cached_property
-    def order(self) -> Order:
-        """Decoding order of the grid."""
-        return neighbor(self.grid)
-
     @property
     def device(self) -> torch.device:
         """Device that the tokenizer runs on."""
@@ -121,15 +121,10 @@ class Decodes(ABC):
 
 @dataclass(frozen=True, repr=False)
 class TokenDecoder(Decodes):
-    """A tokenizer alone, for existing tokens; ``sizes`` are those of their grid."""
+    """A tokenizer alone, for existing tokens of an order."""
 
     tokenizer: Tokenizer
-    sizes: tuple[int, ...]
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """Sizes of the grid of tokens."""
-        return self.sizes
+    order: Order
 
 
 def hash_tokens(tokens: Tensor) -> str:

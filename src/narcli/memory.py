@@ -8,7 +8,6 @@ it cannot drop is counted. ``docs/models.md`` says how close the estimates are.
 
 from __future__ import annotations
 
-import math
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -24,7 +23,7 @@ from .hub.sizes import Networks, networks_of
 from .kernels import cache_numbers
 from .limits import available, sizes_told
 from .models.tokenizer import TokenizerConfig
-from .order import neighbor
+from .order import Order
 from .settings import DECODED_TOGETHER
 
 # Measured on a CPU, see docs/models.md; tests compare them with runs on the build and processor at hand.
@@ -139,7 +138,9 @@ def estimate(
     runs_in = torch.float32 if dtype == torch.float32 else torch.bfloat16
     mapped = runs_in == networks.encoder_stored and device == "cpu"
     encoding = networks.encoder * runs_in.itemsize if encode and not mapped else 0
-    pictures, writing = _files(files, tokenizer, c.grid, batch_size) if files and device == "cpu" else (0, 0)
+    pictures, writing = (
+        _files(files, tokenizer, c.decoding_order, batch_size) if files and device == "cpu" else (0, 0)
+    )
     return Memory(
         base=base() + TRANSFORMERS * encode if device == "cpu" else 0,
         weights=networks.held(dtype, device) * size,
@@ -169,18 +170,16 @@ def _held(otherwise: int) -> int:
 
 
 @cache
-def _files(
-    files: Files, tokenizer: TokenizerConfig, grid: tuple[int, ...], batch_size: int
-) -> tuple[int, int]:
+def _files(files: Files, tokenizer: TokenizerConfig, order: Order, batch_size: int) -> tuple[int, int]:
     """Bytes of finished samples, and of what is on its way to a file; arithmetic on pixels."""
     from .viz.frontier import frame_pixels, shown_samples
     from .viz.sheets import auto_scale
 
     try:
-        frames, height, width = tokenizer.clip_size(grid)
+        frames, height, width = tokenizer.clip_size(order.sizes)
     except ValueError:  # they do not belong together, which is refused when they are loaded
         return 0, 0
-    order, pixels = neighbor(grid), height * width
+    pixels = height * width
     scale = files.scale or auto_scale((height, width))
     large, many = pixels * scale**2, min(frames, files.frames or frames)
     png = round(PNG * pixels + DETAIL * large)
@@ -294,9 +293,9 @@ def check(
 
 
 def check_decoding(
-    tokenizer: Fetched, grid: tuple[int, ...], dtype: torch.dtype, device: torch.device, files: Files
+    tokenizer: Fetched, order: Order, dtype: torch.dtype, device: torch.device, files: Files
 ) -> None:
-    """Refuse to decode the tokens of a grid, and to write ``files`` of them, where memory cannot hold that.
+    """Refuse to decode the tokens of an order, and to write ``files`` of them, where memory cannot hold that.
 
     Raises:
         MemoryLimitError: how much is needed and available.
@@ -307,12 +306,12 @@ def check_decoding(
     on_cpu = device.type == "cpu"
 
     def needed(files: Files) -> int:
-        pictures, writing = _files(files, config, grid, 1) if on_cpu else (0, 0)
+        pictures, writing = _files(files, config, order, 1) if on_cpu else (0, 0)
         return Memory(
             base=base() if on_cpu else 0,
             weights=networks.held(dtype, device.type) * dtype.itemsize,
             sampling=0,
-            decoding=config.decoding_bytes(grid, dtype.itemsize),
+            decoding=config.decoding_bytes(order.sizes, dtype.itemsize),
             pictures=pictures,
             writing=writing,
         ).total
@@ -321,7 +320,7 @@ def check_decoding(
         fitting = [(words, needed(fewer)) for words, fewer in _lighter(files) if needed(fewer) <= free]
         listed = ", ".join(f"{words} ({size / 1e9:.1f} GB)" for words, size in fitting)
         raise MemoryLimitError(
-            f"Decoding a grid of {math.prod(grid):,} tokens needs about {needed(files) / 1e9:,.1f} GB of "
+            f"Decoding a grid of {order.cells:,} tokens needs about {needed(files) / 1e9:,.1f} GB of "
             f"memory, and {free / 1e9:,.1f} GB are available.",
             f"What fits: {listed}." if fitting else "Free some memory, or use a larger machine.",
         )

@@ -1,9 +1,10 @@
 """Decoding orders as data: which cells each pass of a network decodes, and from what.
 
 An order is a list of passes. The network and the sampler execute passes and know no paradigm. The orders are
-the generators at the end: ``neighbor`` (NAR, arXiv 2503.10696 section 3.1), ``raster`` (LlamaGen), ``zipar``
-(ZipAR, arXiv 2412.04062), ``regions`` (PAR, arXiv 2412.15119) and ``scales`` (VAR, arXiv 2404.02905). Pure
-Python, without tensors. Longer than 400 lines, since the data and all generators are read together.
+the generators below, which ``named`` makes by name: ``neighbor`` (NAR, arXiv 2503.10696 section 3.1),
+``raster`` (LlamaGen), ``zipar`` (ZipAR, arXiv 2412.04062), ``regions`` (PAR, arXiv 2412.15119) and ``scales``
+(VAR, arXiv 2404.02905). Pure Python, without tensors. Longer than 400 lines, since the data and all
+generators are read together.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from .errors import UsageError
 
 #: Names of the axis heads, counted from the last axis: W, H, T.
 HEADS = ("right", "down", "back")
+#: Name of NAR's order.
+NAR = "nar"
 #: In a Feed: no cell, no position, no learned row. In a Source: the last condition token.
 NONE = -1
 
@@ -90,7 +93,7 @@ class Order:
 
     Args:
         sizes: grid sizes, one to three axes: ``(16, 16)`` = (H, W), ``(4, 16, 16)`` = (T, H, W).
-        name: name with its parameters, such as ``neighbor`` or ``zipar:8``.
+        name: name with its parameters, such as ``nar`` or ``zipar:8``.
         panels: grids that pictures of the order show side by side; cells are numbered through all of them.
         heads: names of the axis heads that it reads, from the first.
         rule: generator of the passes; None is that of ``neighbor``.
@@ -101,7 +104,7 @@ class Order:
     """
 
     sizes: tuple[int, ...]
-    name: str = "neighbor"
+    name: str = NAR
     panels: tuple[tuple[int, ...], ...] = ()
     heads: tuple[str, ...] = ()
     rule: Callable[[], Iterator[Pass]] | None = field(default=None, compare=False, repr=False)
@@ -348,7 +351,7 @@ def regions(sizes: tuple[int, ...], count: int) -> Order:
             sources = tuple((Source(k, 0, 1.0),) for k in range(count))
             yield Pass(tuple(cells[start : start + count]), sources, tuple(fed), group * count)
 
-    return Order(sizes, f"regions:{count}", heads=HEADS[:1], rule=rule, learned=count - 1)
+    return Order(sizes, f"par:{count}", heads=HEADS[:1], rule=rule, learned=count - 1)
 
 
 def scales(sides: tuple[int, ...]) -> Order:
@@ -376,7 +379,49 @@ def scales(sides: tuple[int, ...]) -> Order:
             sources = tuple((Source(k, 0, 1.0),) for k in range(len(cells)))
             yield Pass(cells, sources, feeds, 0, share)
 
-    return Order(panels[-1], "scales:" + ",".join(map(str, sides)), panels, HEADS[:1], rule)
+    return Order(panels[-1], "var", panels, HEADS[:1], rule)
+
+
+#: Sides of VAR's grids by the last of them.
+SIDES = {16: (1, 2, 3, 4, 5, 6, 8, 10, 13, 16), 32: (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)}
+#: Names of all orders, for messages.
+NAMES = "nar, raster, zipar:8, par:4, var"
+_NAME = re.compile("(nar|raster|var)|(zipar|par):([0-9]{1,6})", re.ASCII)
+
+
+def parse_name(name: str) -> tuple[str, int]:
+    """Parse ``"zipar:8"`` as ``("zipar", 8)``; an order without a number has 0.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise UsageError(f"There is no order {name[:40]!r}.", f"Choose of {NAMES}.")
+    return match[1] or match[2], int(match[3] or 0)
+
+
+def named(name: str, sizes: tuple[int, ...]) -> Order:
+    """Make an order by its name.
+
+    Args:
+        name: ``nar``, ``raster``, ``zipar:W`` (window W), ``par:N`` (N regions) or ``var``.
+        sizes: of the grid; of ``var`` the last one.
+
+    Raises:
+        UsageError: an unknown name, or a grid that the order does not take.
+    """
+    kind, number = parse_name(name)
+    if kind == "var":
+        if len(_checked(sizes)) != 2 or sizes[0] != sizes[1] or sizes[0] not in SIDES:
+            raise UsageError(
+                f"VAR has no scales up to the grid {format_grid(sizes)}.",
+                f"Its last grids are {' and '.join(format_grid((side, side)) for side in SIDES)}.",
+            )
+        return scales(SIDES[sizes[0]])
+    if kind == "zipar":
+        return zipar(sizes, number)
+    return regions(sizes, number) if kind == "par" else raster(sizes) if kind == "raster" else neighbor(sizes)
 
 
 def _checked(sizes: tuple[int, ...]) -> tuple[int, ...]:

@@ -59,6 +59,7 @@ def load(
     text_device: str | None = None,
     dtype: str = "auto",
     offline: bool = False,
+    order: str | None = None,
 ) -> Pipeline:
     """Load a model of images from classes or text, or of videos from classes.
 
@@ -73,16 +74,17 @@ def load(
         text_device: device of the text encoder; None is the model's.
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
         offline: never use the network.
+        order: ``zipar:W`` decodes a raster model of images with ZipAR's window W; None is the model's order.
 
     Raises:
-        UsageError: an unknown model, or a device that this machine does not have.
+        UsageError: an unknown model, an order that the model does not have, or a device that is not here.
         HubError: a failed download.
         CheckpointError: a file that cannot be used, or two that do not belong together.
         MemoryLimitError: a model that is too large for this machine.
     """
     files = choose(kind, model, tokenizer, revision, text_encoder).fetch(offline=offline)
     encoder = prompt_encoder(files, text_device or device, dtype)
-    return load_files(files, device, dtype, encoder)
+    return load_files(files, device, dtype, encoder, order)
 
 
 def prompt_encoder(
@@ -102,14 +104,18 @@ def prompt_encoder(
 
 
 def load_files(
-    files: Files, device: str = "auto", dtype: str = "auto", encoder: PromptEncoder | None = None
+    files: Files,
+    device: str = "auto",
+    dtype: str = "auto",
+    encoder: PromptEncoder | None = None,
+    order: str | None = None,
 ) -> Pipeline:
     """Load a model from files on disk; errors are those of ``load``."""
     began = perf_counter()
     place = choose_device(device)
     known = files.model.model
     with memory_guard("Try a smaller model, or `dtype=bfloat16`."):
-        transformer, tokenizer = load_networks(files, place, choose_dtype(dtype, place))
+        transformer, tokenizer = load_networks(files, place, choose_dtype(dtype, place), order)
         transformer = prepare(transformer)
         prepare_tokenizer(tokenizer)
     classes = classes_of(known, files.model.path, transformer.config.num_classes)
@@ -118,18 +124,21 @@ def load_files(
     return Pipeline(transformer, tokenizer, classes, defaults, source, perf_counter() - began, encoder)
 
 
-def load_networks(files: Files, device: torch.device, dtype: torch.dtype) -> tuple[Network, Tokenizer]:
+def load_networks(
+    files: Files, device: torch.device, dtype: torch.dtype, order: str | None = None
+) -> tuple[Network, Tokenizer]:
     """Load the transformer and its tokenizer.
 
     Raises:
+        UsageError: an order that the model does not have.
         CheckpointError: a file that cannot be used, or two that do not belong together.
     """
     known, kind = files.model.model, cast(Kind, files.model.model.kind)
     transformer = load_transformer(
         files.model.path, kind=kind, grid=known.grid, dtype=dtype, device=device, keep=True
     )
+    sizes = transformer.config = transformer.config.decoded_in(order)
     tokenizer = load_tokenizer(files.tokenizer.path, dtype=dtype, device=device, keep=True)
-    sizes = transformer.config
     if tokenizer.config.codebook_size != sizes.vocab_size:
         raise CheckpointError(
             f"{files.model.path} draws from {sizes.vocab_size} codes, "
@@ -355,13 +364,8 @@ class Pipeline(Decodes):
         return condition.to(self.device, self._dtype), padding.to(self.device)
 
     @property
-    def grid(self) -> tuple[int, ...]:
-        """Sizes of the grid of tokens."""
-        return self.model.config.grid
-
-    @property
     def order(self) -> Order:
-        """Decoding order of the network."""
+        """Decoding order of the model."""
         return self.model.config.decoding_order
 
     @property
@@ -376,7 +380,8 @@ class Pipeline(Decodes):
             "torch": torch.__version__,
             **self.source,
             "sampling": settings.document(),
-            "grid": list(self.model.config.grid),
+            "grid": list(self.grid),
+            "order": self.order.name,
             "steps": len(self.order.steps),
             "device": self.device.type,
             "dtype": dtype_name(self._dtype),

@@ -38,7 +38,7 @@ TEXT_ENCODER = "text_encoder"
 RESULT, STATE, LOG, TOKENS = "model", "state.pt", "log.jsonl", "tokens-{}.npy"
 #: In the folder of a training run, the folder in which its text encoder learned first.
 ENCODER = "encoder"
-KINDS = ("image", "text", "video", "image-tokenizer", "video-tokenizer")
+KINDS = ("image", "text", "video", "frames", "image-tokenizer", "video-tokenizer")
 MAX_CLASSES, MAX_CLASS_NAME = 10**5, 200
 
 DEFAULTS: Mapping[str, Rule] = {

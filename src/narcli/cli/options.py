@@ -159,6 +159,15 @@ TextEncoder = Annotated[
     typer.Option(metavar="ENCODER", help="Text encoder to use instead of the model's own; with --prompt."),
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model's Hub repository.")]
+OrderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--order",
+        metavar="NAME",
+        help="Decoding order; zipar:W decodes a raster model with ZipAR.",
+        show_default=MODELS_OWN,
+    ),
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Use files on disk only, never the network.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Download several GB without asking.")]
 DryRun = Annotated[
@@ -289,6 +298,7 @@ ROWS = (
     Row("tokenizer", Tokenizer, None, MODEL),
     Row("text_encoder", TextEncoder, None, MODEL, IMAGE),
     Row("revision", Revision, None, MODEL),
+    Row("order", OrderOption, None, MODEL),
     Row("device", Device, "auto", MODEL),
     Row("text_device", TextDevice, None, MODEL, IMAGE),
     Row("dtype", DtypeOption, Dtype.auto, MODEL),

@@ -11,9 +11,9 @@ import typer
 from ..errors import NarError, UsageError
 from ..media.metadata import SCHEMA, runs_of
 from ..media.textfiles import expand
-from ..order import format_grid, neighbor
+from ..order import NAR, named
 from ..runs import repeat
-from ..runs.orders import check_size, write_order
+from ..runs.orders import check_size, default_name, write_order
 from ..runs.orders import document as order_document
 from ..runs.recipe import require
 from . import options
@@ -116,8 +116,8 @@ def _verify(path: Path, before: Sequence[Recorded], run: Finished, session: Sess
 
 def _draw_order(path: Path, about: About, chosen: Mapping[str, Any], session: Session) -> None:
     """Write a picture of ``visualize-order`` again."""
-    order = neighbor(tuple(about["grid"]))
-    name = f"nar-order_{format_grid(order.sizes)}{path.suffix.lower()}"
+    order = named(about.get("order", NAR), tuple(about["grid"]))
+    name = f"{default_name(order)}{path.suffix.lower()}"
     output = chosen["output"] or name
     if output.endswith("/") or expand(output).is_dir():
         output = f"{output.rstrip('/')}/{name}"

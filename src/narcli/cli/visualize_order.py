@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
-from ..order import Order, format_grid, neighbor, parse_grid
+from ..order import NAMES, NAR, Order, format_grid, named, parse_grid
 from ..runs.orders import check_size, document, write_order
 from ..viz.style import EMPTY, FRONTIER, RGB, caption, comparison, step_colors
 from .console import Console, has_color, is_terminal
@@ -26,6 +26,7 @@ def visualize_order(
     grid: Annotated[
         str, typer.Option("--grid", "-g", metavar="SIZES", help="Token grid, such as 16x16 or 4x16x16.")
     ] = "16x16",
+    order: Annotated[str, typer.Option(metavar="NAME", help=f"Decoding order: {NAMES}.")] = NAR,
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write a .png, .gif, .mp4, .svg, .json or .csv."),
@@ -39,19 +40,19 @@ def visualize_order(
         raise UsageError("--overwrite needs a file to write.", "Add --output FILE.")
     sizes = parse_grid(grid)
     check_size(sizes)
-    order = neighbor(sizes)
+    shown = named(order, sizes)
     console = Console(quiet)
-    path = None if output is None else write_order(order, output, overwrite=overwrite)
+    path = None if output is None else write_order(shown, output, overwrite=overwrite)
     if as_json:
-        console.json(document(order, with_cells=path is None) | ({"file": str(path)} if path else {}))
+        console.json(document(shown, with_cells=path is None) | ({"file": str(path)} if path else {}))
     elif path is not None:
-        console.note(f"{format_grid(sizes)} grid: {comparison(order)}")
+        console.note(f"{format_grid(sizes)} grid: {comparison(shown)}")
         console.result(path)
     elif is_terminal(sys.stdout) and not quiet:
-        animate(order)
-        console.result(f"{format_grid(sizes)} grid: {comparison(order)}")
+        animate(shown)
+        console.result(f"{format_grid(sizes)} grid: {comparison(shown)}")
     else:
-        for line in plain_lines(order):
+        for line in plain_lines(shown):
             console.result(line)
 
 

@@ -145,6 +145,12 @@ RUN = (
         tuple(_SETTINGS),
     ),
     Field("grid", sizes_of(3, 4096, 2**18), "sizes of the token grid"),
+    Field(
+        "order",
+        _matching("nar|raster|var|(zipar|par):[0-9]{1,6}", "the name of an order"),
+        "decoding order of the tokens; `nar` where it is missing",
+        ("order",),
+    ),
     Field("steps", whole(1, 3 * 4096), "decoding steps"),
     Field("device", one_of("cpu", "cuda", "mps"), "where the model ran", ("device",)),
     Field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -11,33 +11,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..order import Order, neighbor
+from ..errors import UsageError
+from ..order import NAR, Order, named
 from .plan import Rotary
 
 NORM_EPS = 1e-5
-#: Kinds of models: images of classes, images from text, videos of classes.
-Kind = Literal["image", "text", "video"]
+#: Kinds of models: images of classes, images from text, videos of classes, videos that go on from frames.
+Kind = Literal["image", "text", "video", "frames"]
 #: Keeps the keys and values of n places and returns those that are seen, as ``Cache.store``.
 Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Sizes of a NAR transformer.
+    """Sizes of a transformer of any order but VAR's.
 
     Args:
         grid: (H, W) of an image's tokens or (T, H, W) of a video's.
         dim: model width D.
-        layers: layers of the trunk; each head but the first adds one.
+        layers: layers of the trunk; each axis head but the first adds one.
         heads: attention heads.
         vocab_size: codebook size V.
         ffn_dim: hidden size of the SwiGLU.
-        condition: class ids or text features.
-        num_classes: classes without the unconditional one; 0 for text.
+        condition: class ids, text features, or the codes of given frames.
+        num_classes: classes without the unconditional one; 0 for other conditions.
         condition_tokens: condition tokens C in front of the visual ones.
-        caption_dim: width of the text features; 0 for classes.
+        caption_dim: width of the text features; 0 for other conditions.
         position: 2-D rotary, or one learned vector a position (videos).
         extra_tokens: rows of the token embedding beyond the codebook (a separator in some video models).
+        order: name of the order that it decodes in, as in ``order.named``.
     """
 
     unguided: ClassVar[float] = 1.0
@@ -49,22 +51,41 @@ class TransformerConfig:
     heads: int
     vocab_size: int
     ffn_dim: int
-    condition: Literal["class", "text"] = "class"
+    condition: Literal["class", "text", "frames"] = "class"
     num_classes: int = 0
     condition_tokens: int = 1
     caption_dim: int = 0
     position: Literal["rotary", "absolute"] = "rotary"
     extra_tokens: int = 0
+    order: str = NAR
 
     @property
     def kind(self) -> Kind:
         """Kind of a model of these sizes."""
-        return "video" if len(self.grid) == 3 else "text" if self.condition == "text" else "image"
+        if self.condition != "class":
+            return self.condition
+        return "video" if len(self.grid) == 3 else "image"
 
     @cached_property
     def decoding_order(self) -> Order:
-        """Decoding order of the grid."""
-        return neighbor(self.grid)
+        """Order of the grid, as data."""
+        return named(self.order, self.grid)
+
+    def decoded_in(self, order: str | None) -> TransformerConfig:
+        """Return the sizes with another order, which the network can run as it is; None keeps its own.
+
+        Raises:
+            UsageError: the network cannot, or the grid does not have the order.
+        """
+        if order in (None, self.order):
+            return self
+        named(order, self.grid)
+        if self.order != "raster" or not order.startswith("zipar:"):
+            raise UsageError(
+                f"`order` is {order}, and this model decodes in the order {self.order}.",
+                "Leave `order` out. Models of raster order, such as llamagen-b-256, also take zipar:W.",
+            )
+        return replace(self, order=order)
 
     @property
     def head_dim(self) -> int:
@@ -74,7 +95,12 @@ class TransformerConfig:
     @property
     def total_layers(self) -> int:
         """Trunk layers and those between the heads."""
-        return self.layers + len(self.grid) - 1
+        return self.layers + len(self.decoding_order.heads) - 1
+
+    @property
+    def positions(self) -> int:
+        """Rows of a learned table of positions: NAR's has one for the last cell, which is never fed."""
+        return self.condition_tokens + self.decoding_order.cells - (self.order != NAR)
 
     @property
     def slots(self) -> int:
@@ -208,6 +234,24 @@ class TextCondition(nn.Module):
     def unconditional(self, features: Tensor) -> Tensor:
         """Unconditional counterpart of (B, C, caption_dim) features for guidance: (B, C, D)."""
         return self(self.uncond_embedding.expand_as(features).to(features.dtype))
+
+
+class FrameCondition(nn.Module):
+    """Codes of given frames and a separator, by the embedding of the network's own tokens (LARP)."""
+
+    def __init__(self, tokens: nn.Embedding) -> None:
+        super().__init__()
+        self._tokens = (tokens,)  # not a part of this module: the network saves it once
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Embed codes: (B, N) int64 -> (B, N + 1, D); the separator is the last row of the embedding."""
+        (tokens,) = self._tokens
+        embedded: Tensor = tokens(F.pad(codes, (0, 1), value=tokens.num_embeddings - 1))
+        return embedded
+
+    def unconditional(self, codes: Tensor) -> Tensor:
+        """Raise UsageError: these models have no input for guidance."""
+        raise UsageError("`cfg_scale` above 1 needs an input without condition, which this model lacks.")
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -123,6 +123,18 @@ class LARPTokenizer(Tokenizer):
         latents = self.bottleneck.in_linear(self.encoder(patches, queries))  # (B, N, bottleneck_dim)
         return self.quantize.nearest(F.normalize(latents, dim=-1))
 
+    def encode_given(self, frames: Tensor) -> Tensor:
+        """Encode the first frames of a clip, the last of them repeated (LARP's frame prediction).
+
+        Args:
+            frames: (B, 3, f, H, W) in [0, 1], f from 1 to ``config.frame_num``.
+
+        Returns:
+            (B, N) int64 codes.
+        """
+        missing = self.config.frame_num - frames.shape[2]
+        return self.encode(torch.cat([frames, frames[:, :, -1:].expand(-1, -1, missing, -1, -1)], 2))
+
     def decode_vectors(self, vectors: Tensor, grid: tuple[int, ...] = ()) -> Tensor:
         """Decode quantised vectors (B, N, bottleneck_dim); otherwise as ``decode``."""
         c = self.config

@@ -14,15 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..order import SIDES
 from .tokenizer import Tokenizer
 from .vq import Decoder, Encoder, VQConfig, group_norm
-
-#: Scales of the released models by the side of the last one. A tokenizer's file does not hold them.
-RELEASED_SIDES = {
-    16: (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
-    32: (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
-    64: (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64),
-}
 
 
 @dataclass(frozen=True)
@@ -162,7 +156,7 @@ class MultiscaleTokenizer(Tokenizer):
         Raises:
             ValueError: they are not known.
         """
-        sides = self.sides or RELEASED_SIDES.get(grid[-1], ())
+        sides = self.sides or SIDES.get(grid[-1], ())
         if not sides or tuple(grid) != (sides[-1], sides[-1]):
             raise ValueError(f"the scales below {tuple(grid)} are not known")
         return sides

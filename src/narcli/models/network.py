@@ -61,6 +61,13 @@ class NetworkConfig(Protocol):
     def decoding_order(self) -> Order:
         """Order that the network was trained in."""
 
+    def decoded_in(self, order: str | None) -> NetworkConfig:
+        """Return the sizes with another order, which the network can run as it is; None keeps its own.
+
+        Raises:
+            UsageError: the network cannot, or the grid does not have the order.
+        """
+
     @property
     def slots(self) -> int:
         """Places whose keys and values are kept, those of the condition included."""

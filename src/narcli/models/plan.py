@@ -6,7 +6,7 @@ coordinate or moves an index to the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..order import NONE, Order
+from ..order import NONE, Feed, Order
 
 #: Base of the rotary frequencies.
 ROTARY_BASE = 10000.0
@@ -30,7 +30,8 @@ class PassPlan:
         cells: (m,) flat indices of the cells that it decodes.
         sources: (m, heads) index, among the feeds, that each head reads for a cell.
         weights: (m, heads) float32 share of that head, 0 if unused.
-        tokens: (n,) cells whose tokens are fed.
+        tokens: (n,) cells whose tokens are fed; any cell for a learned row.
+        learned: (n,) rows of the learned embeddings, ``NONE`` for tokens; None if only tokens are fed.
         positions: (n,) row of each in a table of positions, condition first.
         rotary: tables of these positions; None without rotary positions.
         slots: slots of keys and values, condition included: a slice, or (n,) indices.
@@ -42,6 +43,7 @@ class PassPlan:
     sources: Tensor
     weights: Tensor
     tokens: Tensor
+    learned: Tensor | None
     positions: Tensor
     rotary: Rotary | None
     slots: slice | Tensor
@@ -105,7 +107,7 @@ class Plan:
                     self._to(torch.tensor(step.cells)),
                     self._to(sources),
                     self._to(weights),
-                    self._to(torch.tensor([feed.token for feed in step.feeds], dtype=torch.int64)),
+                    *self._fed(step.feeds),
                     self._to(torch.tensor(places, dtype=torch.int64) + first),
                     self._tables(places),
                     slice(slots[0] if slots else first, slots[-1] + 1 if slots else first)
@@ -142,13 +144,19 @@ class Plan:
         places = [feed.place for feed in feeds]
         cos_sin = self._angles([NONE] * first + places)
         return TrainPlan(
-            self._to(torch.tensor([feed.token for feed in feeds], dtype=torch.int64)),
+            *self._fed(feeds),
             self._to(torch.tensor(places, dtype=torch.int64) + first),
             None if cos_sin is None else (self._to(cos_sin[0]), self._to(cos_sin[1])),
             self._to(slots[None] < sees[:, None]),
             self._to(sources),
             self._to(weights),
         )
+
+    def _fed(self, feeds: Sequence[Feed]) -> tuple[Tensor, Tensor | None]:
+        """Cells whose tokens are fed, and the learned rows among them: (n,) int64 each."""
+        tokens = torch.tensor([feed.token for feed in feeds], dtype=torch.int64)
+        learned = torch.tensor([feed.learned for feed in feeds], dtype=torch.int64)
+        return self._to(tokens), self._to(learned) if bool((learned != NONE).any()) else None
 
     def _tables(self, places: list[int]) -> Rotary | None:
         angles = self._angles(places)
@@ -179,6 +187,7 @@ class TrainPlan:
 
     Args:
         tokens: (F,) cells whose tokens are fed.
+        learned: (F,) rows of the learned embeddings, as in PassPlan.
         positions: (F,) row of each in a table of positions, condition first.
         rotary: (C + F, head_dim / 2) cosine and sine; None without rotary positions.
         mask: (C + F, C + F) bool, true where the row may see the column (section 3.2).
@@ -187,6 +196,7 @@ class TrainPlan:
     """
 
     tokens: Tensor
+    learned: Tensor | None
     positions: Tensor
     rotary: Rotary | None
     mask: Tensor

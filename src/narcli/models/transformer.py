@@ -1,7 +1,8 @@
-"""The next-neighbor autoregressive transformer (arXiv 2503.10696, sections 3.2 and 3.3).
+"""The autoregressive transformer of NAR (arXiv 2503.10696, sections 3.2 and 3.3), LlamaGen, PAR and LARP.
 
-One network for images and videos: a Llama-style trunk, and above it one dimension-oriented head for
-each axis of the grid. Head ``k`` (right, down, back) reads the hidden state ``k`` layers above the trunk.
+One network for images and videos: a Llama-style trunk, and above it the heads of its order. NAR has one
+dimension-oriented head for each axis of the grid, the others have one in all. Head ``k`` (right, down, back)
+reads the hidden state ``k`` layers above the trunk.
 
 A cell's logits are the mean over the heads of its predecessors. Heads are linear, so the mean's weights
 and guidance, which is linear too, are applied to the hidden states, before the projection to the
@@ -18,8 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..order import Order
-from .blocks import Block, ClassCondition, Head, TextCondition, TransformerConfig, hide_padding
+from ..order import NONE, Order
+from .blocks import (
+    Block,
+    ClassCondition,
+    FrameCondition,
+    Head,
+    TextCondition,
+    TransformerConfig,
+    hide_padding,
+)
 from .network import Network
 from .plan import Cache, Plan, Rotary
 
@@ -55,7 +64,7 @@ class NARTransformer(Network):
     """
 
     config: TransformerConfig
-    condition: ClassCondition | TextCondition
+    condition: ClassCondition | TextCondition | FrameCondition
 
     def __init__(
         self, config: TransformerConfig, dropout: float = 0.0, parts: NARTransformer | None = None
@@ -70,12 +79,23 @@ class NARTransformer(Network):
             return
         self.dropout = nn.Dropout(dropout)
         self.token_embedding = nn.Embedding(config.vocab_size + config.extra_tokens, config.dim)
-        self.condition = ClassCondition(config) if config.condition == "class" else TextCondition(config)
+        self.condition = self._condition()
+        order = config.decoding_order
         if config.position == "absolute":
-            length = config.condition_tokens + config.decoding_order.cells
-            self.position_embedding = nn.Parameter(torch.zeros(1, length, config.dim))
+            self.position_embedding = nn.Parameter(torch.zeros(1, config.positions, config.dim))
+        if order.learned:
+            self.learned_embedding = nn.Embedding(order.learned, config.dim)
         self.layers = nn.ModuleList(Block(config, dropout) for _ in range(config.total_layers))
-        self.heads = nn.ModuleDict({name: Head(config) for name in config.decoding_order.heads})
+        self.heads = nn.ModuleDict({name: Head(config) for name in order.heads})
+
+    def _condition(self) -> ClassCondition | TextCondition | FrameCondition:
+        match self.config.condition:
+            case "class":
+                return ClassCondition(self.config)
+            case "text":
+                return TextCondition(self.config)
+            case _:
+                return FrameCondition(self.token_embedding)
 
     def init_weights(self, std: float = 0.02) -> None:
         """Initialise weights for training as the released code does: normal, axis heads zero."""
@@ -149,13 +169,20 @@ class NARTransformer(Network):
             tokens: (B, N) int64 in raster order; cells that the pass feeds must be drawn.
         """
         step = state.plan.passes[index]
-        x = self.token_embedding(
-            tokens[:, step.tokens].repeat(state.rows // state.samples, 1)
-        )  # (rows, n, D)
+        x = self._embed(tokens, step.tokens, step.learned)  # (B, n, D)
+        x = x.repeat(state.rows // state.samples, 1, 1)
         if self.config.position == "absolute":
             x = x + self.position_embedding[:, step.positions]
         mask = state.cache.visible(step.mask, step.seen)
         state.hidden = self.through(x, step.rotary, state.cache, step.slots, step.seen, mask)
+
+    def _embed(self, tokens: Tensor, cells: Tensor, learned: Tensor | None) -> Tensor:
+        """Embed the tokens (B, N) of n cells, and learned rows in place of some: (B, n, D)."""
+        x: Tensor = self.token_embedding(tokens[:, cells])
+        if learned is None:
+            return x
+        rows = self.learned_embedding(learned.clamp(min=0)).to(x.dtype)
+        return torch.where((learned == NONE)[:, None], x, rows)
 
     def predict(self, state: State, index: int, scale: float = 1.0) -> Tensor:
         """Compute the logits of a pass's cells from the last feeds.
@@ -195,7 +222,8 @@ class NARTransformer(Network):
             ValueError: the order feeds a slot twice, so it cannot be trained.
         """
         plan = self.plan(order).train
-        x = torch.cat([condition, self.token_embedding(tokens[:, plan.tokens]).to(condition.dtype)], 1)
+        fed = self._embed(tokens, plan.tokens, plan.learned)
+        x = torch.cat([condition, fed.to(condition.dtype)], 1)
         if self.config.position == "absolute":
             first = condition.shape[1]
             x = x + torch.cat(

@@ -70,6 +70,16 @@ class VARConfig:
         """Scale by scale, from the smallest."""
         return scales(self.sides)
 
+    def decoded_in(self, order: str | None) -> VARConfig:
+        """Return the sizes unchanged.
+
+        Raises:
+            UsageError: an order other than ``var``.
+        """
+        if order not in (None, self.order):
+            raise UsageError(f"`order` is {order}, and this model decodes scale by scale.", "Leave it out.")
+        return self
+
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""

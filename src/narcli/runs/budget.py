@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from ..hub.cache import free_disk
 from ..hub.locate import check_disk
 from ..hub.sizes import networks_of
 from ..limits import available
-from ..order import neighbor
+from ..order import NAR, named
 from ..settings import SamplingSettings
 from .filenames import check_fit, suffix_of
 from .recipe import Recipe
@@ -35,6 +36,8 @@ class Budget:
         self.dtype = choose_dtype(recipe.dtype, self.device)
         encoder = self.found.encoder.located if self.found.encoder is not None else None
         self.networks = networks_of(self.found.model, self.found.tokenizer, encoder)
+        if (sizes := self.networks.transformer) is not None:
+            self.networks = replace(self.networks, transformer=sizes.decoded_in(recipe.order))
         here = self.found.model.copy  # its config.json may say more than the Hub does
         row = here.model if here else self.found.model.model
         settings = SamplingSettings(**{**row.defaults, **recipe.sampling})
@@ -104,7 +107,13 @@ class Budget:
     def document(self) -> dict[str, Any]:
         """Return the budget as JSON; null stands for values that are unknown before the download."""
         row, sizes = self.found.model.model, self.networks.transformer
-        order = sizes.decoding_order if sizes else neighbor(row.grid) if row.grid else None
+        order = (
+            sizes.decoding_order
+            if sizes
+            else named(row.sizes.get("order", NAR), row.grid)
+            if row.grid
+            else None
+        )
         outputs = self.plan.outputs
         return {
             "dry_run": True,

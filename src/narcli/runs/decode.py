@@ -20,7 +20,7 @@ from ..hub.locate import check_disk, locate
 from ..hub.sources import Files
 from ..media.metadata import RUN, SAMPLE
 from ..media.readers import read_tokens
-from ..order import format_grid
+from ..order import NAR, Order, format_grid, named
 from ..prompts import Prompt
 from ..results import Result
 from ..rules import MAX_CELLS
@@ -48,18 +48,18 @@ class Decoders:
         self,
         name: str,
         commit: str | None,
-        grid: tuple[int, ...],
+        order: Order,
         recipe: Recipe,
         files: memory.Files,
         host: Host,
         clock: Clock,
     ) -> tuple[TokenDecoder, dict[str, Any]]:
-        """Load a tokenizer for tokens of a grid; return it with its metadata.
+        """Load a tokenizer for tokens of an order; return it with its metadata.
 
         Raises:
             NarError: a tokenizer that cannot be found, fetched, held or used.
         """
-        key = (name, commit, grid, recipe.device, recipe.dtype)
+        key = (name, commit, order, recipe.device, recipe.dtype)
         if self._loaded is not None and self._key == key:
             return self._loaded
         self._loaded = None  # one at a time
@@ -72,9 +72,9 @@ class Decoders:
         for note in filter(None, (here.note, remark(here.path))):
             host.warn(note)
         device = choose_device(recipe.device)
-        memory.check_decoding(here, grid, choose_dtype(recipe.dtype, device), device, files)
+        memory.check_decoding(here, order, choose_dtype(recipe.dtype, device), device, files)
         with clock.timed("load"):
-            decoder = load_decoder(here.path, grid, recipe.device, recipe.dtype)
+            decoder = load_decoder(here.path, order.sizes, recipe.device, recipe.dtype, order.name)
         self._key, self._loaded = key, (decoder, Files(here, here).about()["tokenizer"])
         return self._loaded
 
@@ -114,6 +114,7 @@ def decode(
             f"{path} is of a {format_grid(grid)} grid, which no {about['kind']} has.",
             "Get the original file.",
         )
+    order = named(about.get("order", NAR), grid)
     array = read_tokens(path)
     tokens = torch.from_numpy(array.reshape(-1)).long()
     if array.shape != grid or hash_tokens(tokens) != about["tokens_sha256"]:
@@ -127,7 +128,7 @@ def decode(
     if name is None:
         name, commit = find_part(path, about, "tokenizer", f"{about['kind']}-tokenizer", trust)
     files = files_of(recipe, 1, suffix_of(recipe, outputs))
-    decoder, source = decoders.load(str(name), commit, grid, recipe, files, host, clock)
+    decoder, source = decoders.load(str(name), commit, order, recipe, files, host, clock)
     warn_of_others(path, about, {"tokenizer": source}, trust)
     codes = decoder.tokenizer.config.codebook_size
     if not 0 <= int(tokens.min()) <= int(tokens.max()) < codes:

@@ -33,12 +33,18 @@ def check_size(sizes: tuple[int, ...]) -> None:
 def document(order: Order, *, with_cells: bool = True) -> dict[str, Any]:
     """Return the order as JSON; steps count from 1, cells and coordinates from 0."""
     facts = {
+        "order": order.name,
         "grid": list(order.sizes),
         "steps": len(order.steps),
         "raster_steps": order.cells,
         "widest_step": order.widest,
     }
     return facts | ({"cells": order_rows(order)} if with_cells else {})
+
+
+def default_name(order: Order) -> str:
+    """Return the name of a file of an order, without its suffix: ``nar-order_16x16``."""
+    return f"{order.name.replace(':', '-')}-order_{format_grid(order.sizes)}"
 
 
 def write_order(order: Order, output: str, *, overwrite: bool, reserved: Iterable[Path] = ()) -> Path:
@@ -49,7 +55,7 @@ def write_order(order: Order, output: str, *, overwrite: bool, reserved: Iterabl
     chosen = resolve_outputs(
         output,
         [{}],
-        default=f"nar-order_{format_grid(order.sizes)}",
+        default=default_name(order),
         suffixes=SUFFIXES,
         overwrite=overwrite,
         reserved=reserved,
@@ -62,7 +68,12 @@ def write_order(order: Order, output: str, *, overwrite: bool, reserved: Iterabl
 
     from ..viz import board
 
-    about = {"command": "visualize-order", "grid": list(order.sizes), "narcli": __version__}
+    about = {
+        "command": "visualize-order",
+        "order": order.name,
+        "grid": list(order.sizes),
+        "narcli": __version__,
+    }
     match suffix:
         case ".svg":
             return atomic.write_atomic(path, board.order_svg(order).encode(), overwrite=overwrite)

@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 from ..errors import CheckpointError, UsageError
 from ..media.clips import BY_SUFFIX, FORMATS, check_pace
 from ..media.metadata import FIELDS, SCHEMA
+from ..order import parse_name
 from ..prompts import Prompt, parse_prompt
 from ..rules import Rule, check
 from ..settings import DTYPES, MAX_SCALE, SamplingSettings, check_batch_size, check_scale, check_seeds
@@ -65,6 +66,7 @@ class Recipe:
         batch_size: samples decoded together; None looks at the memory.
         model, tokenizer, text_encoder: names, Hub repositories, files or folders.
         revision: branch, tag or commit of the model's repository.
+        order: ``zipar:W`` decodes a raster model of images with ZipAR's window W; None is the model's order.
         pins: revisions of the repositories of ``tokenizer`` and ``text_encoder``.
         device, text_device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; the text encoder's default is
             the model's.
@@ -104,6 +106,7 @@ class Recipe:
     tokenizer: str | Path | None = None
     text_encoder: str | Path | None = None
     revision: str | None = None
+    order: str | None = None
     pins: Mapping[str, str] = field(default_factory=dict, hash=False)
     device: str = "auto"
     text_device: str | None = None
@@ -151,6 +154,8 @@ class Recipe:
                 if value is not None and value is not False and value != ():
                     raise UsageError(f"`{name}` is not for {self.kind}s.", "Drop it.")
         SamplingSettings(**self.sampling)
+        if self.order is not None:
+            parse_name(self.order)
         check_seeds(self.seed, self.num)
         if self.batch_size is not None:
             check_batch_size(self.batch_size)
@@ -265,6 +270,8 @@ class Recipe:
         names = {each.name for each in fields(cls)} - {*PARTS, "frontier", "classes", "prompts"}
         plain = {name: about[name] for name in names if name in about}
         exact = {name: about[name] for name in ("revision", "pins", "text_dtype") if name in about}
+        if "model" in given:  # which has an order of its own
+            plain.pop("order", None)
         return cls(**(plain | made | exact | given))
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, NarError, UsageError
 from ..hub import catalog, resolve
 from ..media.metadata import FIELDS, unpack_tokens
-from ..order import format_grid, neighbor
+from ..order import NAR, format_grid, named
 from ..prompts import Prompt
 from .recipe import Recipe, require, subject_of
 from .sinks import Finished
@@ -266,8 +265,11 @@ def recorded(path: Path, about: About) -> list[Recorded]:
     entries, _, num = subject_of(about, path)
     if len(samples) > len(entries) * num:
         raise CheckpointError(f"{path} holds hashes of more samples than it is of.", "Get the original file.")
-    grid = tuple(about["grid"])
-    return [Recorded(grid, each["tokens_sha256"], unpack_tokens(path, each, prod(grid))) for each in samples]
+    order = named(about.get("order", NAR), tuple(about["grid"]))
+    return [
+        Recorded(order.sizes, each["tokens_sha256"], unpack_tokens(path, each, order.cells))
+        for each in samples
+    ]
 
 
 def compare(path: Path, before: Sequence[Recorded], run: Finished) -> Iterator[Verdict]:
@@ -281,7 +283,7 @@ def compare(path: Path, before: Sequence[Recorded], run: Finished) -> Iterator[V
     Yields:
         A ``Verdict`` for each sample.
     """
-    order = neighbor(tuple(run.common["grid"]))
+    order = named(run.common.get("order", NAR), tuple(run.common["grid"]))
     for then, now, sample in zip(before, run.documents, run.samples, strict=False):
         where = f"{path}, {sample.entry}, seed {sample.seed}" if len(before) > 1 else f"{path}"
         if then.grid != order.sizes:

@@ -69,7 +69,7 @@ class Loader:
             from ..pipeline import load_files, prompt_encoder
         dtype = recipe.text_dtype or recipe.dtype
         encoder = prompt_encoder(files, recipe.text_device or recipe.device, dtype, host.warn)
-        key = (files.model, files.tokenizer, recipe.device, recipe.dtype)
+        key = (files.model, files.tokenizer, recipe.device, recipe.dtype, recipe.order)
         # A text encoder that has to run takes as much memory as a model.
         encode = files.encoder is not None and not all_cached(files.encoder, recipe.texts, dtype)
         kept = self._pipeline if key == self._key and not encode else None
@@ -79,7 +79,7 @@ class Loader:
                 encoder.encode(recipe.texts)
         with clock.timed("load"):
             if kept is None:
-                pipeline = load_files(files, recipe.device, recipe.dtype, encoder)
+                pipeline = load_files(files, recipe.device, recipe.dtype, encoder, recipe.order)
             elif encoder is not None:
                 pipeline = replace(
                     kept, encoder=encoder, source={**kept.source, "text_encoder": encoder.source}

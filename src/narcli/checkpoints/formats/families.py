@@ -5,20 +5,26 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from . import larp, others, transformer, var, vq
+from . import larp, transformer, var, vq
 from .format import PARTS, Fields, Format
 
+T5 = Format(
+    "a T5 text encoder",
+    lambda names: "shared.weight" in names or "encoder.block.0.layer.0.SelfAttention.q.weight" in names,
+)
 FORMATS: tuple[Format, ...] = (
     transformer.NARCLI,
     transformer.IMAGE,
+    transformer.VIDEO_FRAMES,
     transformer.VIDEO,
-    others.RASTER_VIDEO,
-    others.LLAMAGEN,
+    transformer.PAR,
+    transformer.RASTER_VIDEO,
+    transformer.LLAMAGEN,
     var.TRANSFORMER,
     var.TOKENIZER,
     vq.FORMAT,
     larp.FORMAT,
-    others.T5,
+    T5,
 )
 
 
