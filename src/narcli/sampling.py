@@ -142,8 +142,8 @@ def uniform_draws(seeds: Sequence[int], cells: int) -> Tensor:
 
 def gumbel_noise(generators: Sequence[torch.Generator], cells: int, codes: int) -> Tensor:
     """Draw Gumbel noise for each sample, cell and code: float32 (B, cells, V), equal on every device."""
-    uniform = torch.stack([torch.rand(cells, codes, generator=generator) for generator in generators])
-    return -(-uniform.clamp(min=2.0**-25).log()).log()
+    uniform = (torch.rand(cells, codes, generator=generator) for generator in generators)
+    return torch.stack([-(-own.clamp(min=2.0**-25).log()).log() for own in uniform])
 
 
 def smooth(logits: Tensor, noise: Tensor, share: float, settings: SamplingSettings) -> Tensor:

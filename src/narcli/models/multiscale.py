@@ -188,14 +188,17 @@ class MultiscaleCodebook(nn.Module):
             index: of the scale.
             sides: of all scales.
         """
-        grid = vectors.float().transpose(1, 2).unflatten(2, (sides[index], sides[index]))
-        if sides[index] != sides[-1]:
-            grid = F.interpolate(grid, size=(sides[-1], sides[-1]), mode="bicubic")
+        side, last = sides[index], sides[-1]
+        grids = vectors.float().transpose(1, 2).unflatten(2, (side, side)).contiguous()
         conv = cast(nn.Conv2d, self.phis[phi_of(index, len(sides), len(self.phis))])
         weight, bias = conv.weight.float(), cast(Tensor, conv.bias).float()
-        # One at a time on a CPU: how a convolution sums may depend on the number of pictures.
-        parts = grid.split(1 if grid.device.type == "cpu" else len(grid))
-        return torch.cat([0.5 * part + 0.5 * F.conv2d(part, weight, bias, padding=1) for part in parts])
+        enlarged = []
+        # One at a time on a CPU: the order of sums may depend on the number of pictures.
+        for grid in grids.split(1 if grids.device.type == "cpu" else len(grids)):
+            if side != last:
+                grid = F.interpolate(grid, size=(last, last), mode="bicubic")
+            enlarged.append(0.5 * grid + 0.5 * F.conv2d(grid, weight, bias, padding=1))
+        return torch.cat(enlarged)
 
 
 class FusedAttention(nn.Module):

@@ -7,7 +7,7 @@ tokenizer enlarges and refines. So the network needs its tokenizer to run; ``use
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import log
@@ -258,7 +258,8 @@ class VARTransformer(Network):
             (B, P * P, z), the sum of all scales so far.
         """
         every = torch.arange(self.config.vocab_size, device=mixture.device)
-        self._add(state, index, mixture @ self._codes.quantize(every))
+        codes = self._codes.quantize(every)
+        self._add(state, index, torch.cat([own @ codes for own in alone(mixture)]))
         return state.total.flatten(2).transpose(1, 2)
 
     def forward_train(
@@ -301,7 +302,7 @@ class VARTransformer(Network):
     @property
     def _codes(self) -> MultiscaleTokenizer:
         if not self._tokenizer:
-            raise UsageError("A model of scales runs with its tokenizer only.", "Call `use` with it first.")
+            raise RuntimeError("a model of scales runs with its tokenizer only: call its method use first")
         return self._tokenizer[0]
 
     def _add(self, state: State, index: int, vectors: Tensor) -> None:
@@ -314,7 +315,7 @@ class VARTransformer(Network):
 
     def _modulation(self, condition: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the modulation of each block, (rows, 1, 6, D), and that of the head, (rows, 1, 2, D)."""
-        active = F.silu(condition)
+        active = torch.cat([F.silu(row) for row in alone(condition)])
         shared = self.modulation(active).unflatten(-1, (6, -1)) if self.config.shared_modulation else None
         each = [
             block.modulation(active).unflatten(-1, (6, -1)) if shared is None else shared + block.constants
@@ -354,8 +355,8 @@ class Block(nn.Module):
         """
         gain1, gain2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
         x = x + gain1 * self.out(self._attend(modulated(x, scale1, shift1), store, mask))
-        hidden = F.gelu(self.fc1(modulated(x, scale2, shift2)), approximate="tanh")
-        return x + gain2 * self.fc2(hidden)
+        hidden = self.fc1(modulated(x, scale2, shift2))
+        return x + gain2 * self.fc2(torch.cat([F.gelu(row, approximate="tanh") for row in alone(hidden)]))
 
     def _attend(self, x: Tensor, store: Store, mask: Tensor | None) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, -1)
@@ -375,6 +376,11 @@ class Head(nn.Module):
         super().__init__()
         self.modulation = nn.Linear(c.dim, 2 * c.dim)
         self.output = nn.Linear(c.dim, c.vocab_size)
+
+
+def alone(rows: Tensor) -> Sequence[Tensor]:
+    """Split a batch into its rows on a CPU, where torch may round a row by the size of its batch."""
+    return rows.split(1) if rows.device.type == "cpu" else [rows]
 
 
 def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

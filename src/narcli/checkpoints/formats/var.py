@@ -51,6 +51,16 @@ RELEASED = {
 #: Settings that the released scores were drawn with.
 DEFAULTS: Mapping[str, float] = {"cfg_scale": 1.5, "top_k": 900, "top_p": 0.96}
 
+#: Released names of tensors that are not of a block.
+_ALONE = (
+    *("pos_start", "pos_1LC", "class_emb.weight", "lvl_embed.weight"),
+    *(
+        f"{layer}.{part}"
+        for layer in ("word_embed", "head_nm.ada_lin.1", "head")
+        for part in ("weight", "bias")
+    ),
+)
+
 #: Fields of MultiscaleConfig in a ``config.json``.
 TOKENIZER_RULES: Mapping[str, Rule] = {
     "ch": whole(32, 4096),
@@ -71,7 +81,7 @@ _RENAMED = {
     r"^head\.(weight|bias)$": r"head.output.\1",
     r"^head_nm\.ada_lin\.1\.": "head.modulation.",
     r"^shared_ada_lin\.1\.": "modulation.",
-    r"\.ada_lin\.1\.": ".modulation.",
+    r"(?<=\d)\.ada_lin\.1\.": ".modulation.",
     r"\.ada_gss$": ".constants",
     r"\.attn\.mat_qkv\.": ".qkv.",
     r"\.attn\.scale_mul_1H11$": ".temperature",
@@ -81,18 +91,15 @@ _RENAMED = {
 }
 
 
-def _renamed(table: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
-    """Apply the first pattern that each name has."""
-    new: dict[str, str] = {}
-    for name in names:
-        pattern = next((pattern for pattern in table if re.search(pattern, name)), None)
-        if pattern is not None:
-            new[name] = re.sub(pattern, table[pattern], name)
-    return new
-
-
 def _rename(names: Collection[str]) -> dict[str, str]:
-    return _renamed(_RENAMED, names)
+    if "lvl_embed.weight" in names:  # a missing tensor has the file's own name in messages, too
+        names = {*names, *_ALONE}
+    return {
+        name: re.sub(pattern, new, name)
+        for name in names
+        for pattern, new in _RENAMED.items()
+        if re.search(pattern, name)
+    }
 
 
 def _rename_tokenizer(names: Collection[str]) -> dict[str, str]:
@@ -256,6 +263,7 @@ TRANSFORMER = Format(
     infer=_infer,
     classes=_classes,
     defaults={"image": DEFAULTS},
+    clue="pos_1LC",
 )
 TOKENIZER = Format(
     "a multi-scale image tokenizer (VAR's)",
