@@ -139,10 +139,9 @@ class MultiscaleTokenizer(Tokenizer):
         total = torch.zeros(len(codes), self.config.z_channels, sides[-1], sides[-1], device=codes.device)
         for index, found in enumerate(codes.split([side * side for side in sides], 1)):
             known = found >= 0
-            if bool(known.any()):
-                vectors = self.quantize(found.clamp(min=0)) * known[..., None]
-                enlarged = self.quantize.enlarge(vectors, index, sides)
-                total += enlarged * known.any(1)[:, None, None, None]
+            vectors = self.quantize(found.clamp(min=0)) * known[..., None]
+            enlarged = self.quantize.enlarge(vectors, index, sides)
+            total += enlarged * known.any(1)[:, None, None, None]
         return total.flatten(2).transpose(1, 2)
 
     def decode_vectors(self, vectors: Tensor, grid: tuple[int, ...]) -> Tensor:

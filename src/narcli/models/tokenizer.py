@@ -73,12 +73,9 @@ class Tokenizer(nn.Module):
             (B, N, C).
         """
         vectors = self.quantize(codes.clamp(min=0))
-        missing = (codes < 0)[..., None]
-        if bool(missing.any()):
-            every = torch.arange(self.config.codebook_size, device=codes.device)
-            average = self.quantize(every).float().mean(0).to(vectors.dtype)
-            vectors = torch.where(missing, average, vectors)
-        return vectors
+        every = torch.arange(self.config.codebook_size, device=codes.device)
+        average = self.quantize(every).float().mean(0).to(vectors.dtype)
+        return torch.where((codes < 0)[..., None], average, vectors)
 
     @abstractmethod
     def decode_vectors(self, vectors: Tensor, grid: tuple[int, ...]) -> Tensor:
