@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import ceil
 from pathlib import Path
@@ -34,8 +34,10 @@ from .kernels import draw, prepare, prepare_tokenizer
 from .media.metadata import MAX_TOKENS, pack_tokens
 from .memory import choose_batch_size
 from .models.blocks import Kind
+from .models.multiscale import MultiscaleTokenizer
+from .models.network import Network
 from .models.tokenizer import Tokenizer
-from .models.transformer import NARTransformer
+from .models.var import VARTransformer
 from .order import Order
 from .prompts import Prompt, parse_prompt
 from .results import Result, about_class
@@ -124,7 +126,7 @@ def load_files(
 
 def load_networks(
     files: Files, device: torch.device, dtype: torch.dtype, order: str | None = None
-) -> tuple[NARTransformer, Tokenizer]:
+) -> tuple[Network, Tokenizer]:
     """Load the transformer and its tokenizer.
 
     Raises:
@@ -144,6 +146,14 @@ def load_networks(
             "They do not belong together; give the right `tokenizer`.",
         )
     _check_grid(f"{files.model.path} draws", sizes.grid, tokenizer, files.tokenizer.path)
+    if isinstance(transformer, VARTransformer) != isinstance(tokenizer, MultiscaleTokenizer):
+        alone = "model" if isinstance(transformer, VARTransformer) else "tokenizer"
+        raise CheckpointError(
+            f"Of {files.model.path} and {files.tokenizer.path} only the {alone} is of scales, as VAR's are.",
+            "They do not belong together; give the right `tokenizer`.",
+        )
+    if isinstance(transformer, VARTransformer) and isinstance(tokenizer, MultiscaleTokenizer):
+        transformer.use(tokenizer)
     return transformer, tokenizer
 
 
@@ -190,7 +200,7 @@ class Pipeline(Decodes):
         encoder: encoder of prompts; None for models of classes.
     """
 
-    model: NARTransformer
+    model: Network
     tokenizer: Tokenizer
     classes: ClassTable
     defaults: SamplingSettings = field(default_factory=SamplingSettings)
@@ -245,10 +255,16 @@ class Pipeline(Decodes):
             MemoryLimitError, CheckpointError, HubError: while iterating.
         """
         samples, chosen = plan_samples(self._entries(classes, prompts), seed, num), self.settings(**settings)
+        chosen.check(self.model.config.fixed)
         if batch_size is None:
             networks, dtype = Networks(self.model.config, self.tokenizer.config), self._dtype
             batch_size = choose_batch_size(
-                networks, dtype, self.device, len(samples), guided=chosen.guided(0), loaded=True
+                networks,
+                dtype,
+                self.device,
+                len(samples),
+                guided=chosen.guided(0, self.model.config.unguided),
+                loaded=True,
             )
         return self.run(samples, chosen, check_batch_size(batch_size))
 
@@ -329,7 +345,7 @@ class Pipeline(Decodes):
                 if index == len(order.steps) - 1:
                     del steps  # and with it the key/value cache
                     began = perf_counter()
-                    clips = self.decode(tokens)
+                    clips = self.decode(tokens) if step.vectors is None else self.decode_vectors(step.vectors)
                     seconds["decode"] += perf_counter() - began
                     common = self.metadata(settings)
                     results = tuple(map(self._result, batch, clips, tokens, [common] * len(batch)))
@@ -354,7 +370,7 @@ class Pipeline(Decodes):
 
     @property
     def _dtype(self) -> torch.dtype:
-        return self.model.token_embedding.weight.dtype
+        return self.model.weight_dtype
 
     def metadata(self, settings: SamplingSettings) -> dict[str, Any]:
         """Return the metadata that all results of a run share."""
@@ -363,7 +379,7 @@ class Pipeline(Decodes):
             "narcli": __version__,
             "torch": torch.__version__,
             **self.source,
-            "sampling": asdict(settings),
+            "sampling": settings.document(),
             "grid": list(self.grid),
             "order": self.order.name,
             "steps": len(self.order.steps),

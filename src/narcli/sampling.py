@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
-from .models.transformer import NARTransformer
+from .models.network import Network
 from .order import Order
 from .settings import SamplingSettings as SamplingSettings
 
@@ -33,6 +33,8 @@ class Step:
         tokens: (B, n) int64.
         logits: float32 (B, n, V) after guidance, before temperature and filters.
         done: tokens of one sample decoded so far, this step's included.
+        vectors: with ``more_smooth``, (B, N, C) for ``Tokenizer.decode_vectors``, since the tokens alone do
+            not decode to the picture; else None.
     """
 
     index: int
@@ -40,6 +42,7 @@ class Step:
     tokens: Tensor
     logits: Tensor
     done: int
+    vectors: Tensor | None = None
 
     def __repr__(self) -> str:
         return f"<Step {self.index}: {len(self.cells)} cells of {len(self.tokens)} samples>"
@@ -47,7 +50,7 @@ class Step:
 
 @torch.inference_mode()
 def generate(
-    model: NARTransformer,
+    model: Network,
     condition: Tensor,
     seeds: Sequence[int],
     settings: SamplingSettings,
@@ -56,6 +59,7 @@ def generate(
     *,
     order: Order | None = None,
     draw: Draw | None = None,
+    noise: Tensor | None = None,
 ) -> Iterator[Step]:
     """Decode a batch, one pass at a time.
 
@@ -69,16 +73,21 @@ def generate(
             logits of a step are still the network's.
         order: order of the model's grid; None is the order that it was trained in.
         draw: function that draws the tokens; None is ``draw_plain``.
+        noise: (B, N, V) Gumbel noise of ``more_smooth``; None draws it from the seeds.
 
     Yields:
         A Step for each pass of the order.
+
+    Raises:
+        UsageError: a setting that the model does not have.
     """
+    settings.check(model.config.fixed)
     order, draw = order or model.config.decoding_order, draw or draw_plain
     passes, plan = order.passes, model.plan(order)
     draws = uniform_draws(seeds, order.cells).to(condition.device)
     context = torch.zeros(len(seeds), order.cells, dtype=torch.int64, device=condition.device)
     given = None if given is None else given.to(condition.device)
-    scales = [settings.scale(step.clock, step.share) for step in passes]
+    scales = [settings.scale(step.clock, step.share, model.config.unguided) for step in passes]
     last = max((index for index, scale in enumerate(scales) if scale > 1), default=-1)
     # One by one: torch splits GELU over threads and rounds differently at the ends of a part.
     rows = torch.cat([model.condition(one) for one in condition.split(1)])
@@ -87,7 +96,8 @@ def generate(
         rows = torch.cat([rows, unconditional.expand_as(rows)])
         padding = None if padding is None else padding.repeat(2, 1)
     state = model.start(rows, len(seeds), padding, order)
-    done = 0
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds] if settings.more_smooth else []
+    done, vectors = 0, None
     for index, (step, scale) in enumerate(zip(passes, scales, strict=True)):
         if step.feeds:
             if index > last:
@@ -99,12 +109,16 @@ def generate(
         if given is not None:
             tokens = torch.where(given[:, cells] < 0, tokens, given[:, cells])
         context[:, cells] = tokens
+        if settings.more_smooth:
+            own = noise[:, cells] if noise is not None else gumbel_noise(generators, *logits.shape[1:])
+            mixture = smooth(logits, own.to(logits.device), step.share, settings)
+            vectors = model.mix(state, index, mixture)
         done += len(step.cells)
-        yield Step(index, step.cells, tokens, logits, done)
+        yield Step(index, step.cells, tokens, logits, done, vectors)
 
 
 def sample(
-    model: NARTransformer,
+    model: Network,
     condition: Tensor,
     seeds: Sequence[int],
     settings: SamplingSettings,
@@ -124,6 +138,30 @@ def sample(
 def uniform_draws(seeds: Sequence[int], cells: int) -> Tensor:
     """Draw a number in [0, 1) for each sample and cell: float32 (B, cells), equal on every device."""
     return torch.stack([torch.rand(cells, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def gumbel_noise(generators: Sequence[torch.Generator], cells: int, codes: int) -> Tensor:
+    """Draw Gumbel noise for each sample, cell and code: float32 (B, cells, V), equal on every device."""
+    uniform = (torch.rand(cells, codes, generator=generator) for generator in generators)
+    return torch.stack([-(-own.clamp(min=2.0**-25).log()).log() for own in uniform])
+
+
+def smooth(logits: Tensor, noise: Tensor, share: float, settings: SamplingSettings) -> Tensor:
+    """Mix the codes that may be drawn, the sharper the further the pass (VAR's ``more_smooth``).
+
+    Args:
+        logits: float32 (B, n, V) after guidance.
+        noise: (B, n, V) Gumbel noise.
+        share: how far the pass is, from 0 to 1.
+        settings: temperature and filters.
+
+    Returns:
+        (B, n, V), shares of the codes, which add up to 1.
+    """
+    logits = (logits - logits.amax(-1, keepdim=True)).div_(settings.divisor)
+    logits = filter_logits(logits, settings.top_k, settings.top_p)
+    sharpness = max(0.27 * (1 - 0.95 * share), 0.005)
+    return ((logits * (1 + share) + noise) / sharpness).softmax(-1)
 
 
 def draw_plain(logits: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TypedDict
 
 from .classes import ClassEntry
@@ -94,6 +94,7 @@ class Sampling(TypedDict, total=False):
     temperature: float | None
     top_k: int | None
     top_p: float | None
+    more_smooth: bool | None
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,13 @@ class SamplingSettings:
     """Settings that draw the tokens.
 
     Args:
-        cfg_scale: classifier-free guidance scale, 0 to 1000; up to 1 is without guidance.
+        cfg_scale: classifier-free guidance scale, 0 to 1000; up to 1 is without guidance. VAR counts from 0:
+            its 0 is without guidance, and the last scale has 1 more.
         cfg_interval: guidance ends once more than this many tokens have been generated; -1 is never.
         temperature: 0 to 1000; 0 takes the most likely token.
         top_k: draw from this many most likely tokens (and ties with the last); 0 is all.
         top_p: draw from the shortest prefix of the sorted tokens whose probability exceeds this, in (0, 1].
+        more_smooth: go on from mixtures of codes near the drawn ones, for smoother pictures; VAR only.
     """
 
     cfg_scale: float = 1.0
@@ -113,6 +116,7 @@ class SamplingSettings:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    more_smooth: bool = False
 
     def __post_init__(self) -> None:
         def refuse(name: str, expected: str) -> UsageError:
@@ -135,12 +139,36 @@ class SamplingSettings:
         """Divisor of the logits, at least 1e-30, so that different logits stay finite and different."""
         return max(self.temperature, 1e-30)
 
-    def guided(self, generated: int) -> bool:
-        """Tell whether a pass uses guidance, by its clock: in NAR the number of tokens drawn before it."""
-        return self.cfg_scale > 1 and (self.cfg_interval == -1 or generated <= self.cfg_interval)
+    def guided(self, generated: int, unguided: float = 1.0) -> bool:
+        """Tell whether a pass uses guidance.
 
-    def scale(self, clock: int, share: float = 1.0) -> float:
-        """Guidance scale of a pass, by its clock and its share of the excess over 1; 1 is no guidance."""
-        if not self.guided(clock):
+        Args:
+            generated: clock of the pass; in NAR the number of tokens drawn before it.
+            unguided: value of ``cfg_scale`` that the model takes for no guidance.
+        """
+        return self.cfg_scale > unguided and (self.cfg_interval == -1 or generated <= self.cfg_interval)
+
+    def scale(self, clock: int, share: float = 1.0, unguided: float = 1.0) -> float:
+        """Guidance scale of a pass, by its clock and its share of the excess; 1 is no guidance."""
+        if not self.guided(clock, unguided):
             return 1.0
-        return self.cfg_scale if share == 1 else 1 + (self.cfg_scale - 1) * share
+        return self.cfg_scale if share == unguided == 1 else 1 + (self.cfg_scale - unguided) * share
+
+    def document(self) -> dict[str, float]:
+        """Return the settings as JSON; ``more_smooth``, which few models have, only where it is true."""
+        return {name: value for name, value in asdict(self).items() if name != "more_smooth" or value}
+
+    def check(self, fixed: Mapping[str, float]) -> None:
+        """Refuse a setting that the model does not have.
+
+        Args:
+            fixed: such settings, with the value that they must keep.
+
+        Raises:
+            UsageError: one has another value.
+        """
+        for name, value in fixed.items():
+            if getattr(self, name) != value:
+                raise UsageError(
+                    f"`{name}` is {getattr(self, name)}, but this model has no such setting.", "Leave it out."
+                )

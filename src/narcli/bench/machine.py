@@ -19,7 +19,7 @@ from ..devices import dtype_name
 from ..kernels.native import NativeLinear, can_run
 from ..kernels.packed import PackedLinear, can_pack, multiply
 from ..limits import sizes_told
-from ..models.transformer import NARTransformer
+from ..models.network import Network
 from ..order import Order
 from ..settings import SamplingSettings
 
@@ -74,31 +74,28 @@ def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
     return Limits(memory.numel() * 4 / best(memory.sum), 2 * 2048**3 / seconds)
 
 
-def limit(
-    model: NARTransformer, order: Order, batch_size: int, settings: SamplingSettings, limits: Limits
-) -> float:
+def limit(model: Network, order: Order, batch_size: int, settings: SamplingSettings, limits: Limits) -> float:
     """Least seconds for the tokens: for each pass the longer of reading weights and computing."""
-    c, itemsize = model.config, model.token_embedding.weight.element_size()
-    block = 4 * c.dim**2 + 3 * c.dim * c.ffn_dim
-    head = len(model.heads) * c.dim * c.vocab_size
-    seconds = 0.0
+    c, itemsize, most = model.config, model.weight_dtype.itemsize, 2 * batch_size
+    w = c.weights
+    seconds = max(w.once * itemsize / limits.read, 2 * most * w.once / limits.products)
     for index, step in enumerate(order.passes):
-        rows = batch_size * (2 if settings.scale(step.clock, step.share) > 1 else 1)
+        guided = settings.scale(step.clock, step.share, c.unguided) > 1
+        rows = most if guided else batch_size
         fed, keys = len(step.feeds), c.condition_tokens + max((feed.sees for feed in step.feeds), default=0)
         if not index:
             fed += c.condition_tokens
-        attention = 4 * c.dim * fed * keys
+        attention = 4 * w.dim * fed * keys
         operations = (
-            rows * c.total_layers * (2 * fed * block + attention) + 2 * batch_size * len(step.cells) * head
+            rows * w.layers * (2 * fed * w.layer + attention) + 2 * batch_size * len(step.cells) * w.head
         )
-        read = (c.total_layers * block + head) * itemsize
-        seconds += max(read / limits.read, operations / limits.products)
+        seconds += max((w.layers * w.layer + w.head) * itemsize / limits.read, operations / limits.products)
     return seconds
 
 
-def device_of(model: NARTransformer) -> torch.device:
+def device_of(model: Network) -> torch.device:
     """Device of a model's parameters."""
-    return model.token_embedding.weight.device
+    return next(model.parameters()).device
 
 
 def synchronize(device: torch.device) -> None:

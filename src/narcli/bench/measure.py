@@ -19,8 +19,8 @@ import torch
 from ..devices import release
 from ..hub.sources import Files
 from ..kernels import draw, prepare, prepare_tokenizer
+from ..models.network import Network
 from ..models.tokenizer import Tokenizer
-from ..models.transformer import NARTransformer
 from ..order import Order, named
 from ..pipeline import load_networks
 from ..sampling import generate
@@ -149,7 +149,7 @@ def measure(
 
 def load_ready(
     files: Files, device: torch.device, dtype: torch.dtype, plain: bool
-) -> tuple[NARTransformer, Tokenizer]:
+) -> tuple[Network, Tokenizer]:
     """Load both networks, packed as in a run, or ``plain`` ones copied into memory."""
     networks = load_networks(files, device, dtype)
     if plain:
@@ -163,7 +163,7 @@ def load_ready(
 
 @torch.inference_mode()
 def _run(
-    model: NARTransformer,
+    model: Network,
     order: Order | None,
     tokenizer: Tokenizer,
     size: int,
@@ -183,13 +183,15 @@ def _run(
     c, device = model.config, device_of(model)
     condition = torch.zeros(size, dtype=torch.int64, device=device)
     if c.condition == "text":
-        condition = torch.randn(size, c.condition_tokens, c.caption_dim).to(model.token_embedding.weight)
+        condition = torch.randn(size, c.condition_tokens, c.caption_dim).to(device, model.weight_dtype)
     steps, tokens = [], torch.zeros(size, c.decoding_order.cells, dtype=torch.int64, device=device)
     began = perf_counter()
-    arguments = model, condition, range(size), settings
-    walk: Iterator[Any] = (
-        generate(*arguments, order=order, draw=draw) if order else generate_plain(*arguments)
-    )
+    walk: Iterator[Any]
+    if order is None:
+        assert isinstance(model, NARTransformer)
+        walk = generate_plain(model, condition, range(size), settings)
+    else:
+        walk = generate(model, condition, range(size), settings, order=order, draw=draw)
     for step in walk:
         tokens[:, list(step.cells)] = step.tokens
         synchronize(device)

@@ -23,9 +23,9 @@ from ..hub.resolve import resolve
 from ..hub.selection import Fetched
 from ..hub.sizes import released_config, released_tokenizer
 from ..hub.sources import Files, choose
-from ..models.blocks import RMSNorm, TextCondition, TransformerConfig
+from ..models.blocks import RMSNorm, TransformerConfig
+from ..models.network import Network, NetworkConfig
 from ..models.tokenizer import Tokenizer
-from ..models.transformer import NARTransformer
 from ..order import NAR, named, parse_name
 from ..settings import PLAIN
 
@@ -55,7 +55,7 @@ def model_files(
         )
     sizes = sizes_of(row)
     networks = {order: network_for(order, sizes) for order in orders or (sizes.order,)}
-    made: dict[TransformerConfig, Files] = {}
+    made: dict[NetworkConfig, Files] = {}
     beside = None
     if row.path is not None:
         source = choose(sizes.kind, row.path, tokenizer)
@@ -82,7 +82,7 @@ def model_files(
         yield {order: made[config] for order, config in networks.items()}
 
 
-def sizes_of(row: Model) -> TransformerConfig:
+def sizes_of(row: Model) -> NetworkConfig:
     """Return the sizes of a model, from its file or from its row.
 
     Raises:
@@ -99,7 +99,7 @@ def sizes_of(row: Model) -> TransformerConfig:
     return config
 
 
-def network_for(order: str, sizes: TransformerConfig) -> TransformerConfig:
+def network_for(order: str, sizes: NetworkConfig) -> NetworkConfig:
     """Return the sizes of the network that an order is measured with: trunk and width are the model's.
 
     Raises:
@@ -109,20 +109,22 @@ def network_for(order: str, sizes: TransformerConfig) -> TransformerConfig:
         if sizes.order != NAR:
             raise UsageError("`plain` is NAR's released algorithm, and this model is none of NAR's.")
         return sizes
-    kind, _ = parse_name(order)
-    named(order, sizes.grid)
-    own = "raster" if kind == "zipar" else order
-    if own != sizes.order and (kind == "var" or sizes.order == "var" or sizes.condition == "frames"):
+    own = "raster" if parse_name(order)[0] == "zipar" else order
+    if own == sizes.order:
+        sizes.decoded_in(order)
+        return sizes
+    if own == "var" or not isinstance(sizes, TransformerConfig) or sizes.condition == "frames":
         raise UsageError(
             f"The order {order} cannot run a model of the order {sizes.order}.", f"Measure {sizes.order}."
         )
-    return sizes if own == sizes.order else replace(sizes, order=own)
+    named(order, sizes.grid)
+    return replace(sizes, order=own)
 
 
 def _check_room(
     row: Model,
     dtype: torch.dtype,
-    configs: Sequence[TransformerConfig],
+    configs: Sequence[NetworkConfig],
     decoder: nn.Module | None,
     place: str,
 ) -> None:
@@ -139,15 +141,12 @@ def _check_room(
         )
 
 
-def random_network(config: TransformerConfig, dtype: torch.dtype) -> NARTransformer:
+def random_network(config: NetworkConfig, dtype: torch.dtype) -> Network:
     """Build a transformer of these sizes with random weights."""
-    model: NARTransformer = build(config).to(dtype).to_empty(device="cpu")
-    model.init_weights()
+    model: Network = build(config).to(dtype).to_empty(device="cpu")
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.02)
     for module in model.modules():
         if isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
-        elif isinstance(module, TextCondition):
-            nn.init.normal_(module.uncond_embedding)
-    for head in model.ordered_heads:
-        nn.init.normal_(head.output.weight, std=0.02)
     return model.eval()

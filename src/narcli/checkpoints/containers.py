@@ -34,8 +34,12 @@ INNER_WRAPPERS = (
 AVERAGED = "n_averaged"
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, part: str = "transformer") -> dict[str, Tensor]:
     """Read the model's tensors in a checkpoint file: memory-mapped, dense, names without wrappers.
+
+    Args:
+        path: the file.
+        part: the network that is wanted, where a training checkpoint has both.
 
     Raises:
         CheckpointError: no such file, or not a checkpoint; the message says what it seems to be.
@@ -52,7 +56,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
                 tensors = _read_safetensors(path, start)
             else:
                 file.seek(0)
-                tensors = _read_pickle(path, file, size, zipped)
+                tensors = _read_pickle(path, file, size, zipped, part)
     except OSError as error:
         raise unreadable(path, error) from None
     return _unwrap(path, tensors)

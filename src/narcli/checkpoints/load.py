@@ -19,9 +19,9 @@ from torch.overrides import TorchFunctionMode
 from ..devices import dtype_name
 from ..errors import CheckpointError
 from ..media.textfiles import expand, read_json
-from ..models.blocks import Kind, TransformerConfig
+from ..models.blocks import Kind
+from ..models.network import Network, NetworkConfig
 from ..models.tokenizer import Tokenizer, TokenizerConfig
-from ..models.transformer import NARTransformer
 from . import config as configs
 from . import conversions, pickles
 from .config import CONFIG, MODEL, TOKENIZER, read_config
@@ -75,8 +75,8 @@ def load_transformer(
     dtype: torch.dtype | None = torch.float32,
     device: str | torch.device = "cpu",
     keep: bool = False,
-) -> NARTransformer:
-    """Load a NAR model for inference.
+) -> Network:
+    """Load a transformer for inference.
 
     Args:
         path: a released file, or a narcli folder.
@@ -100,9 +100,9 @@ def transformer_config(
     kind: Kind | None = None,
     grid: tuple[int, ...] | None = None,
     config: str | Path | None = None,
-) -> TransformerConfig:
-    """The sizes of a NAR model, without loading it; arguments and errors as ``load_transformer``."""
-    sizes: TransformerConfig = _read_transformer(path, kind, grid, config).sizes
+) -> NetworkConfig:
+    """The sizes of a transformer, without loading it; arguments and errors as ``load_transformer``."""
+    sizes: NetworkConfig = _read_transformer(path, kind, grid, config).sizes
     return sizes
 
 
@@ -208,11 +208,12 @@ def _open(
     _refuse_shard(file)
     beside = expand(config) if config else file.with_name(CONFIG)
     said = read_config(beside) if config or os.path.lexists(beside) else ModelConfig()
+    network = next(name for name, known in _PARTS.items() if known[0] == part)
     copy = conversions.of(file, dtype_name(kept)) if kept else None  # the state before it is read
     if copy is not None:
         with suppress(CheckpointError):  # which would not name the file as it was given
-            return file, said, read_tensors(copy.source), copy  # a link may lead elsewhere by now
-    return file, said, read_tensors(file), None
+            return file, said, read_tensors(copy.source, network), copy  # a link may lead elsewhere by now
+    return file, said, read_tensors(file, network), None
 
 
 def _expect(file: Path, tensors: Mapping[str, Tensor], part: str) -> Format:
@@ -224,14 +225,14 @@ def _expect(file: Path, tensors: Mapping[str, Tensor], part: str) -> Format:
 
 
 @overload
-def build(config: TransformerConfig) -> NARTransformer: ...
+def build(config: NetworkConfig) -> Network: ...
 
 
 @overload
 def build(config: TokenizerConfig) -> Tokenizer: ...
 
 
-def build(config: TransformerConfig | TokenizerConfig) -> nn.Module:
+def build(config: NetworkConfig | TokenizerConfig) -> nn.Module:
     """A network of these sizes on the device ``meta``: shapes without memory."""
     with torch.device("meta"), _Uninitialized():
         return network_of(config)(config)

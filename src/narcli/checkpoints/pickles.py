@@ -322,10 +322,12 @@ def _storage(identity: Any) -> _Storage:
 Places = Callable[[_Storage], tuple[int, int]]
 
 
-def _read_pickle(path: Path, file: BinaryIO, size: int, zipped: bool) -> dict[str, Tensor]:
+def _read_pickle(
+    path: Path, file: BinaryIO, size: int, zipped: bool, part: str = "transformer"
+) -> dict[str, Tensor]:
     try:
         content, place = _open_zip(path, file) if zipped else _open_legacy(file)
-        described = _find_tensors(path, content)
+        described = _find_tensors(path, content, part)
         _check_names(path, list(described))
         plain = {name: tensor for name, tensor in described.items() if isinstance(tensor, _Described)}
         views = set(plain.values())  # tied tensors count once
@@ -451,13 +453,17 @@ _PLACES = ("model", "module", "state_dict", "ema")
 _PARTS = ("sd", "module", "shadow")
 
 
-def _find_tensors(path: Path, content: Any) -> dict[str, _Described | _Other]:
+#: Keys of a training checkpoint that has both networks, by part, one inside the other: VAR's.
+_TRAINED = {"transformer": ("trainer", "var_wo_ddp"), "tokenizer": ("trainer", "vae_local")}
+
+
+def _find_tensors(path: Path, content: Any, part: str) -> dict[str, _Described | _Other]:
     """Return the model's dictionary of tensors.
 
     Raises:
         CheckpointError: there is none.
     """
-    if candidates := _candidates(content):
+    if candidates := _candidates(content, part):
         return next(iter(candidates.values()))
     if isinstance(content, dict):
         words = [key if isinstance(key, str) and key.isprintable() else "?" for key in list(content)[:6]]
@@ -470,17 +476,25 @@ def _find_tensors(path: Path, content: Any) -> dict[str, _Described | _Other]:
     )
 
 
-def _candidates(content: Any) -> dict[str, dict[str, _Described | _Other]]:
-    """Dictionaries of tensors in a checkpoint by their keys, the one that is used first."""
+def _candidates(content: Any, part: str = "transformer") -> dict[str, dict[str, _Described | _Other]]:
+    """Dictionaries of tensors in a checkpoint by their keys, the one that is used first.
+
+    Args:
+        content: of the checkpoint.
+        part: the network that is wanted, where a checkpoint has both.
+    """
     if not isinstance(content, dict):
         return {}
     places = {name: content.get(name) for name in _PLACES}
+    outer, inner = _TRAINED[part]
+    if isinstance(content.get(outer), dict):
+        places[inner] = content[outer].get(inner)
     places |= {
-        name: place[part]
+        name: place[key]
         for name, place in places.items()
         if isinstance(place, dict)
-        for part in reversed(_PARTS)  # the likeliest is set last
-        if isinstance(place.get(part), dict)
+        for key in reversed(_PARTS)  # the likeliest is set last
+        if isinstance(place.get(key), dict)
     }
     return {
         name: place

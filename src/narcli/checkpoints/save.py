@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, UsageError, first_line
 from ..media.atomic import OLD, PART, explain, system_error
 from ..media.textfiles import MAX_JSON, expand
-from ..models.blocks import TransformerConfig
+from ..models.network import Network, NetworkConfig
 from ..models.tokenizer import Tokenizer, TokenizerConfig
-from ..models.transformer import NARTransformer
 from .config import (
     CONFIG,
     FORMAT,
@@ -34,7 +33,7 @@ from .text_encoder import T5Encoder
 def save_model(
     folder: str | Path,
     *,
-    transformer: NARTransformer | None = None,
+    transformer: Network | None = None,
     tokenizer: Tokenizer | None = None,
     text_encoder: T5Encoder | None = None,
     classes: str | Sequence[str] | None = None,
@@ -108,7 +107,7 @@ def save_model(
 
 def check_saveable(
     folder: Path,
-    transformer: TransformerConfig | None = None,
+    transformer: NetworkConfig | None = None,
     tokenizer: TokenizerConfig | None = None,
     classes: str | Sequence[str] | None = None,
     defaults: Mapping[str, float] | None = None,
@@ -130,7 +129,7 @@ def check_saveable(
 def _write_config(
     path: Path,
     name: str,
-    transformer: TransformerConfig | None,
+    transformer: NetworkConfig | None,
     tokenizer: TokenizerConfig | None,
     classes: str | Sequence[str] | None,
     defaults: Mapping[str, float] | None,

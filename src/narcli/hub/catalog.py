@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.formats.transformer import RELEASED_DEFAULTS
+from ..checkpoints.formats.var import DEFAULTS as VAR
+from ..order import SIDES
 
 #: What a model can be the default for.
 DEFAULT_KINDS = ("image", "text", "video")
@@ -110,6 +112,26 @@ _ROWS = (
           (16, 16), "vq16-c2i", "imagenet1k", IMAGE, note="1.46 B parameters", sizes={
               "dim": 1536, "layers": 48, "heads": 24, "ffn_dim": 4096, "vocab_size": 16384,
               "num_classes": 1000}),
+    Model("var-d16", "image", "FoundationVision/var", "var_d16.pth", 1_243_100_000,
+          (16, 16), "var-vq16", "imagenet1k", VAR, "MIT", note="310 M parameters", sizes={
+              "sides": SIDES[16], "dim": 1024, "layers": 16, "heads": 16, "vocab_size": 4096,
+              "code_dim": 32, "num_classes": 1000}),
+    Model("var-d20", "image", "FoundationVision/var", "var_d20.pth", 2_405_700_000,
+          (16, 16), "var-vq16", "imagenet1k", VAR, "MIT", note="601 M parameters", sizes={
+              "sides": SIDES[16], "dim": 1280, "layers": 20, "heads": 20, "vocab_size": 4096,
+              "code_dim": 32, "num_classes": 1000}),
+    Model("var-d24", "image", "FoundationVision/var", "var_d24.pth", 4_135_700_000,
+          (16, 16), "var-vq16", "imagenet1k", VAR, "MIT", note="1.03 B parameters", sizes={
+              "sides": SIDES[16], "dim": 1536, "layers": 24, "heads": 24, "vocab_size": 4096,
+              "code_dim": 32, "num_classes": 1000}),
+    Model("var-d30", "image", "FoundationVision/var", "var_d30.pth", 8_042_300_000,
+          (16, 16), "var-vq16", "imagenet1k", VAR, "MIT", note="2.01 B parameters", sizes={
+              "sides": SIDES[16], "dim": 1920, "layers": 30, "heads": 30, "vocab_size": 4096,
+              "code_dim": 32, "num_classes": 1000}),
+    Model("var-d36-512", "image", "FoundationVision/var", "var_d36.pth", 9_436_100_000,
+          (32, 32), "var-vq16", "imagenet1k", VAR, "MIT", note="512 px, 2.35 B parameters", sizes={
+              "sides": SIDES[32], "dim": 2304, "layers": 36, "heads": 36, "vocab_size": 4096,
+              "code_dim": 32, "num_classes": 1000, "shared_modulation": True}),
     Model("nar-xl-t2i-256", "text", "yefly/NAR-XL-t2i-stage1", None, None,
           (16, 16), "vq16-t2i", None, TEXT, note="256 px, 0.8 B parameters",
           text_encoder=TEXT_ENCODER_OF_RELEASED, sizes={
@@ -179,6 +201,10 @@ _ROWS = (
           note="of the text models", sizes={
               "ch": 128, "ch_mult": (1, 1, 2, 2, 4), "num_res_blocks": 2, "z_channels": 256,
               "codebook_size": 16384, "codebook_dim": 8}),
+    Model("var-vq16", "image-tokenizer", "FoundationVision/var", "vae_ch160v4096z32.pth", 436_000_000,
+          license="MIT", note="of VAR's models", sizes={
+              "ch": 160, "ch_mult": (1, 1, 2, 2, 4), "num_res_blocks": 2, "z_channels": 32,
+              "codebook_size": 4096, "phis": 4}),
     Model("larp-long", "video-tokenizer", "hywang66/LARP-L-long-tokenizer", "model.safetensors",
           note="of the video models", sizes={
               "bottleneck_token_num": 1024, "codebook_size": 8192, "bottleneck_dim": 16, "input_size": 128,
@@ -204,7 +230,7 @@ _KINDS = {
 }
 _REPOSITORY = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(/(?P<file>\w[\w./ +-]*))?", re.ASCII)
 _TOKENIZERS = {
-    "image": "vq16-c2i for those of ImageNet",
+    "image": "vq16-c2i for those of ImageNet, var-vq16 for VAR's",
     "text": "vq16-t2i for those of images from text",
     "video": "larp-long for those of UCF-101",
 }

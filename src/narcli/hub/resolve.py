@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from ..checkpoints.config import CONFIG, MODEL, read_config, result_of
+from ..checkpoints.config import CONFIG, MODEL, read_config, result_of, weights_in
 from ..checkpoints.folder import has_own_encoder, has_own_tokenizer
-from ..checkpoints.formats.transformer import RELEASED_DEFAULTS
+from ..checkpoints.formats.families import released_defaults
 from ..errors import NarError, UsageError, nearest
-from ..media.textfiles import expand
+from ..media.textfiles import expand, open_regular
 from .catalog import _KINDS, _REPOSITORY, _TOKENIZERS, DEFAULT_KINDS, MODELS, Model
+
+START = 2**20  # bytes at the beginning of a file that name its tensors
 
 
 def resolve(name: str | Path, kind: str | None) -> Model:
@@ -98,7 +102,7 @@ def complete(model: Model, path: Path) -> Model:
     folder = path.parent if path.name == MODEL else path
     said = read_config(folder / CONFIG) if os.path.lexists(folder / CONFIG) else None
     if said is None or not said.kind:  # beside a released file it only has sizes
-        return replace(model, defaults=model.defaults or RELEASED_DEFAULTS.get(model.kind, {}))
+        return replace(model, defaults=model.defaults or _released_defaults(path, model.kind))
     kind = said.kind
     if model.kind.endswith("-tokenizer") and has_own_tokenizer(path) and kind in DEFAULT_KINDS:
         # A folder with both parts is a model; asked for as a tokenizer it is one too.
@@ -112,6 +116,17 @@ def complete(model: Model, path: Path) -> Model:
         classes=said.classes or model.classes,
         defaults={**model.defaults, **said.defaults},
     )
+
+
+def _released_defaults(path: Path, kind: str) -> Mapping[str, float]:
+    """Return the settings of the released scripts for a file, or for the only one of a folder."""
+    start = b""
+    with suppress(OSError, NarError):
+        names = weights_in(file.name for file in path.iterdir()) if path.is_dir() else [path.name]
+        if len(names) == 1:
+            with open_regular(path / names[0] if path.is_dir() else path) as file:
+                start = file.read(START)
+    return released_defaults(start, kind)
 
 
 def companions(model: Model) -> list[Model]:

@@ -16,7 +16,7 @@ from ..checkpoints.formats.families import sizes_of
 from ..checkpoints.load import build, load_tokenizer, transformer_config
 from ..checkpoints.text_encoder import read_sizes
 from ..devices import DTYPES
-from ..models.blocks import TransformerConfig
+from ..models.network import NetworkConfig
 from ..models.tokenizer import TokenizerConfig
 from .catalog import DEFAULT_KINDS, MODELS, Model
 from .locate import Located
@@ -35,7 +35,7 @@ class Networks:
         encoder_stored: likewise, of the text encoder's.
     """
 
-    transformer: TransformerConfig | None = None
+    transformer: NetworkConfig | None = None
     tokenizer: TokenizerConfig | None = None
     encoder: int = 0
     stored: torch.dtype = torch.float32
@@ -69,7 +69,7 @@ class Networks:
 
 
 @cache
-def _count(config: TransformerConfig | TokenizerConfig, part: str = "") -> int:
+def _count(config: NetworkConfig | TokenizerConfig, part: str = "") -> int:
     return sum(p.numel() for name, p in build(config).named_parameters() if name.startswith(part))
 
 
@@ -152,11 +152,11 @@ def _encoder(row: Model, path: Path | None) -> tuple[int, torch.dtype]:
     return sizes["num_layers"] * layer + sizes["vocab_size"] * d + buckets + d, stored
 
 
-def released_config(row: Model) -> TransformerConfig | None:
+def released_config(row: Model) -> NetworkConfig | None:
     """The sizes of a released transformer by its row; None for other models."""
     if row.kind not in DEFAULT_KINDS or not row.sizes:
         return None
-    sizes: TransformerConfig = sizes_of("transformer", {**row.sizes, "grid": row.grid})
+    sizes: NetworkConfig = sizes_of("transformer", {**row.sizes, "grid": row.grid})
     return sizes
 
 

@@ -8,25 +8,39 @@ device.
 from __future__ import annotations
 
 from math import prod
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from ..models.blocks import TransformerConfig
 from ..models.larp import LARPTokenizer
+from ..models.multiscale import MultiscaleTokenizer
+from ..models.network import Network, NetworkConfig
 from ..models.tokenizer import Tokenizer
 from ..models.transformer import NARTransformer
+from ..models.var import VARTransformer
 from ..models.vq import VQTokenizer
 from ..sampling import draw_plain, refuse_unless
 from ..settings import SamplingSettings
 from . import native, packed
 
 
-def prepare(network: NARTransformer) -> NARTransformer:
+@overload
+def prepare(network: NARTransformer) -> NARTransformer: ...
+
+
+@overload
+def prepare(network: Network) -> Network: ...
+
+
+def prepare(network: Network) -> Network:
     """Make the fastest form of a transformer for this machine; it may be ``network`` itself."""
-    weight = network.token_embedding.weight
+    if isinstance(network, VARTransformer):
+        packed.pack(network)
     if type(network) is not NARTransformer:
         return network
+    weight = network.token_embedding.weight
     # The compiled layers fill their slots from the first to the last.
     holes = network.config.decoding_order.has_holes
     if not holes and native.can_fuse(network.config, weight.dtype, weight.device):
@@ -42,18 +56,18 @@ def prepare_tokenizer(tokenizer: Tokenizer) -> None:
     A convolutional decoder is packed, channels last. LARP computes all positions at once, for which plain
     layers are as fast as packed ones; only its attention is compiled, if possible.
     """
-    if isinstance(tokenizer, VQTokenizer):
+    if isinstance(tokenizer, VQTokenizer | MultiscaleTokenizer):
         packed.pack_decoder(tokenizer)
     elif isinstance(tokenizer, LARPTokenizer):
         native.compile_attention(tokenizer)
 
 
-def cache_numbers(config: TransformerConfig, rows: int, dtype: torch.dtype, device: torch.device) -> int:
+def cache_numbers(config: NetworkConfig, rows: int, dtype: torch.dtype, device: torch.device) -> int:
     """Count the numbers of the keys and values that a prepared transformer of these sizes keeps."""
-    fused = not config.decoding_order.has_holes and native.can_fuse(config, dtype, device)
-    return prod(
-        native.cache_shape(config, rows, config.slots) if fused else config.cache_shape(rows, config.slots)
-    )
+    holes = config.decoding_order.has_holes
+    if isinstance(config, TransformerConfig) and not holes and native.can_fuse(config, dtype, device):
+        return prod(native.cache_shape(config, rows, config.slots))
+    return prod(config.cache_shape(rows, config.slots))
 
 
 def draw(logits: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:

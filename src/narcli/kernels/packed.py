@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models.blocks import Block, Head, Store, SwiGLU
+from ..models.multiscale import MultiscaleTokenizer
 from ..models.plan import Rotary
 from ..models.transformer import NARTransformer
 from ..models.vq import Upsample, VQTokenizer
@@ -26,10 +27,11 @@ ROWS = 32
 
 
 class PackedLinear(nn.Module):
-    """``x @ weight.T`` with a weight that only oneDNN can read."""
+    """``x @ weight.T + bias`` with a weight that only oneDNN can read."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
+        self.bias = bias
         self.shape, self.dtype = weight.shape, weight.dtype
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
 
@@ -38,13 +40,17 @@ class PackedLinear(nn.Module):
         count = x.shape[:-1].numel()
         most = count if count <= SAME_KERNEL else most_rows(*self.shape, self.dtype)
         if count <= most and count == padded_count(count, self.dtype):
-            return multiply(x, self.weight)
+            return self._moved(multiply(x, self.weight))
         products = []
         for part in x.flatten(0, -2).split(most):
             padded = part.new_empty(padded_count(len(part), self.dtype), part.shape[1])
             padded[: len(part)] = part  # the other rows are ignored
             products.append(multiply(padded, self.weight)[: len(part)])
-        return (products[0] if len(products) == 1 else torch.cat(products)).unflatten(0, x.shape[:-1])
+        product = products[0] if len(products) == 1 else torch.cat(products)
+        return self._moved(product.unflatten(0, x.shape[:-1]))
+
+    def _moved(self, product: Tensor) -> Tensor:
+        return product if self.bias is None else product + self.bias
 
 
 def multiply(rows: Tensor, packed: Tensor) -> Tensor:
@@ -186,7 +192,9 @@ class TransposedUpsample(nn.Module):
 
 
 REWRITTEN: dict[type, Callable[[Any], nn.Module]] = {
-    nn.Linear: lambda plain: PackedLinear(plain.weight.detach()),
+    nn.Linear: lambda plain: PackedLinear(
+        plain.weight.detach(), None if plain.bias is None else plain.bias.detach()
+    ),
     Block: PackedBlock,
     SwiGLU: PackedSwiGLU,
     Upsample: TransposedUpsample,
@@ -196,8 +204,7 @@ REWRITTEN: dict[type, Callable[[Any], nn.Module]] = {
 def pack(module: nn.Module) -> None:
     """Rewrite layers inside ``module`` that gain from it, if the machine can.
 
-    Linear layers with a bias stay, as do blocks with an odd head width. Plain weights are freed one by one,
-    so memory hardly grows.
+    Blocks with an odd head width stay. Plain weights are freed one by one, so memory hardly grows.
     """
     for name, child in module.named_children():
         if isinstance(child, Head):
@@ -214,10 +221,10 @@ def can_rewrite(layer: nn.Module) -> bool:
     """Tell whether a layer has a packed form."""
     if isinstance(layer, Block) and layer.head_dim % 2:
         return False
-    return type(layer) in REWRITTEN and getattr(layer, "bias", None) is None
+    return type(layer) in REWRITTEN
 
 
-def pack_decoder(tokenizer: VQTokenizer) -> None:
+def pack_decoder(tokenizer: VQTokenizer | MultiscaleTokenizer) -> None:
     """Pack the decoder of a convolutional tokenizer, channels last, in place."""
     decoder: Any = tokenizer.decoder  # releases of torch differ in how they annotate ``to``
     decoder.to(memory_format=torch.channels_last)

@@ -75,10 +75,10 @@ def _object(expected: str, needed: Mapping[str, Rule], optional: Mapping[str, Ru
 
 
 def _is_sampling(value: Any) -> bool:
-    kinds = {name: int if kind == "int" else (int, float) for name, kind in _SETTINGS.items()}
-    if not isinstance(value, dict) or set(value) != set(kinds):
+    kinds = {"int": (int,), "float": (int, float), "bool": (bool,)}
+    if not isinstance(value, dict) or set(value) | {"more_smooth"} != set(_SETTINGS):
         return False
-    if not all(type(value[name]) is not bool and isinstance(value[name], kinds[name]) for name in kinds):
+    if not all(type(part) in kinds[_SETTINGS[name]] for name, part in value.items()):
         return False
     try:
         SamplingSettings(**value)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..order import NAR, Order, named
+from .network import Weights
 from .plan import Rotary
 
 NORM_EPS = 1e-5
@@ -41,6 +42,9 @@ class TransformerConfig:
         extra_tokens: rows of the token embedding beyond the codebook (a separator in some video models).
         order: name of the order that it decodes in, as in ``order.named``.
     """
+
+    unguided: ClassVar[float] = 1.0
+    fixed: ClassVar[Mapping[str, float]] = {"more_smooth": False}
 
     grid: tuple[int, ...]
     dim: int
@@ -103,6 +107,12 @@ class TransformerConfig:
     def slots(self) -> int:
         """Places whose keys and values are kept, those of the condition included."""
         return self.condition_tokens + self.decoding_order.slots
+
+    @property
+    def weights(self) -> Weights:
+        """Weights by use."""
+        block, heads = 4 * self.dim**2 + 3 * self.dim * self.ffn_dim, len(self.decoding_order.heads)
+        return Weights(self.total_layers, self.dim, block, heads * self.dim * self.vocab_size)
 
     def cache_shape(self, rows: int, length: int) -> tuple[int, ...]:
         """Return the shape of the keys and values of ``length`` places."""

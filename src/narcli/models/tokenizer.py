@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 
@@ -60,6 +61,22 @@ class Tokenizer(nn.Module):
     def encode(self, pixels: Tensor) -> Tensor:
         """Encode pictures (B, 3, H, W) or clips (B, 3, frames, H, W) to codes: (B, N) int64."""
 
+    def embed(self, codes: Tensor, grid: tuple[int, ...] = ()) -> Tensor:
+        """Look up the vectors that are decoded.
+
+        Args:
+            codes: (B, N) int64 below ``config.codebook_size``, raster order; -1 (missing) is the average
+                code.
+            grid: as for ``decode``.
+
+        Returns:
+            (B, N, C).
+        """
+        vectors = self.quantize(codes.clamp(min=0))
+        every = torch.arange(self.config.codebook_size, device=codes.device)
+        average = self.quantize(every).float().mean(0).to(vectors.dtype)
+        return torch.where((codes < 0)[..., None], average, vectors)
+
     @abstractmethod
     def decode_vectors(self, vectors: Tensor, grid: tuple[int, ...]) -> Tensor:
         """Decode vectors (B, N, C); otherwise as ``decode``."""
@@ -68,10 +85,10 @@ class Tokenizer(nn.Module):
         """Decode codes to pictures or clips.
 
         Args:
-            codes: (B, N) int64 below ``config.codebook_size``, raster order.
+            codes: as for ``embed``.
             grid: (h, w) or (t, h, w); unused where no token has a place.
 
         Returns:
             (B, 3, H, W) or (B, 3, frames, H, W), nominally in ``pixel_range``, not clamped.
         """
-        return self.decode_vectors(self.quantize(codes), grid)
+        return self.decode_vectors(self.embed(codes, grid), grid)

@@ -29,6 +29,7 @@ from .blocks import (
     TransformerConfig,
     hide_padding,
 )
+from .network import Network
 from .plan import Cache, Plan, Rotary
 
 
@@ -54,13 +55,16 @@ class State:
         return self.cache.tensors.shape[2]
 
 
-class NARTransformer(nn.Module):
+class NARTransformer(Network):
     """Condition and known tokens in, logits of the next cells out, in any order of one grid.
 
     ``start``, ``feed`` and ``predict`` execute an order pass by pass; ``forward_train`` runs all passes at
     once with teacher forcing. ``kernels.prepare`` makes faster networks of the same interface, which replace
     ``through``, ``project``, ``empty_cache`` and ``layout``.
     """
+
+    config: TransformerConfig
+    condition: ClassCondition | TextCondition | FrameCondition
 
     def __init__(
         self, config: TransformerConfig, dropout: float = 0.0, parts: NARTransformer | None = None

@@ -155,8 +155,9 @@ class Codebook(nn.Module):
 class Encoder(nn.Module):
     """(B, 3 * frames, H, W) -> (B, z_channels, h, w)."""
 
-    def __init__(self, c: VQConfig) -> None:
+    def __init__(self, c: VQConfig, attention: type[nn.Module] | None = None) -> None:
         super().__init__()
+        attention = attention or PixelAttention
         self.patch = c.patch
         self.conv_in = nn.Conv2d(c.planes, c.ch, 3, padding=1)
         widths = [c.ch * m for m in c.ch_mult]
@@ -164,12 +165,12 @@ class Encoder(nn.Module):
         self.conv_blocks = nn.ModuleList(
             Level(
                 [(widths[max(level - 1, 0)], width), *[(width, width)] * (c.num_res_blocks - 1)],
-                attention=level == last,
+                attention if level == last else None,
                 downsample=level != last,
             )
             for level, width in enumerate(widths)
         )
-        self.mid = middle(widths[-1])
+        self.mid = middle(widths[-1], attention)
         self.norm_out = group_norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], c.z_channels, 3, padding=1)
 
@@ -186,15 +187,16 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """(B, z_channels, h, w) -> (B, 3 * frames, H, W); ``conv_blocks.0`` has the lowest resolution."""
 
-    def __init__(self, c: VQConfig) -> None:
+    def __init__(self, c: VQConfig, attention: type[nn.Module] | None = None) -> None:
         super().__init__()
+        attention = attention or PixelAttention
         widths = [c.ch * m for m in reversed(c.ch_mult)]
         self.conv_in = nn.Conv2d(c.z_channels, widths[0], 3, padding=1)
-        self.mid = middle(widths[0])
+        self.mid = middle(widths[0], attention)
         self.conv_blocks = nn.ModuleList(
             Level(
                 [(widths[max(level - 1, 0)], width), *[(width, width)] * c.num_res_blocks],
-                attention=level == 0,
+                attention if level == 0 else None,
                 upsample=level != len(widths) - 1,
             )
             for level, width in enumerate(widths)
@@ -219,13 +221,13 @@ class Level(nn.Module):
     def __init__(
         self,
         widths: list[tuple[int, int]],
-        attention: bool,
+        attention: type[nn.Module] | None,
         downsample: bool = False,
         upsample: bool = False,
     ) -> None:
         super().__init__()
         self.res = nn.ModuleList(ResidualBlock(a, b) for a, b in widths)
-        self.attn = nn.ModuleList(PixelAttention(b) for _, b in widths if attention)
+        self.attn = nn.ModuleList(attention(b) for _, b in widths if attention)
         if downsample:
             self.downsample = Downsample(widths[-1][1])
         if upsample:
@@ -314,10 +316,10 @@ def swish(x: Tensor) -> Tensor:
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
-def middle(channels: int) -> nn.ModuleList:
+def middle(channels: int, attention: type[nn.Module]) -> nn.ModuleList:
     """Make the blocks at the lowest resolution."""
     return nn.ModuleList(
-        [ResidualBlock(channels, channels), PixelAttention(channels), ResidualBlock(channels, channels)]
+        [ResidualBlock(channels, channels), attention(channels), ResidualBlock(channels, channels)]
     )
 
 

@@ -41,7 +41,10 @@ class Budget:
         here = self.found.model.copy  # its config.json may say more than the Hub does
         row = here.model if here else self.found.model.model
         settings = SamplingSettings(**{**row.defaults, **recipe.sampling})
-        self.guided = settings.guided(0)
+        sizes = self.networks.transformer
+        self.guided = settings.guided(0, sizes.unguided if sizes else 1.0)
+        if sizes is not None:
+            settings.check(sizes.fixed)
         # A text encoder elsewhere takes other memory.
         beside = recipe.text_device is None or choose_device(recipe.text_device).type == self.device.type
         self.encode = bool(recipe.prompts) and beside and self.found.encode

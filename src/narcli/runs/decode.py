@@ -14,7 +14,7 @@ from ..checkpoints.load import remark
 from ..classes import ClassEntry
 from ..decoding import TokenDecoder, hash_tokens, load_decoder
 from ..devices import choose_device, choose_dtype, dtype_name
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UsageError
 from ..hub import resolve
 from ..hub.locate import check_disk, locate
 from ..hub.sources import Files
@@ -117,7 +117,13 @@ def decode(
     order = named(about.get("order", NAR), grid)
     array = read_tokens(path)
     tokens = torch.from_numpy(array.reshape(-1)).long()
-    if array.shape != grid or hash_tokens(tokens) != about["tokens_sha256"]:
+    if about["sampling"].get("more_smooth"):
+        raise UsageError(
+            f"{path} was smoothed (more_smooth), and its tokens alone do not decode to the picture.",
+            "Make the picture again from its class, seed and model.",
+        )
+    shape = grid if len(order.panels) == 1 else (order.cells,)
+    if array.shape != shape or hash_tokens(tokens) != about["tokens_sha256"]:
         raise CheckpointError(f"{path}: its tokens are not those of its hash.", "Get the original file.")
     recipe = _recipe(path, about, trust)
     entry = subject if isinstance(subject, Prompt) else _class(subject)

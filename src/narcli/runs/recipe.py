@@ -62,7 +62,7 @@ class Recipe:
         prompts: texts to draw instead of classes; only for images.
         num: samples of each class or prompt.
         seed: seed of the first sample; later ones add 1. None draws one.
-        cfg_scale, cfg_interval, temperature, top_k, top_p: as in ``SamplingSettings``.
+        cfg_scale, cfg_interval, temperature, top_k, top_p, more_smooth: as in ``SamplingSettings``.
         batch_size: samples decoded together; None looks at the memory.
         model, tokenizer, text_encoder: names, Hub repositories, files or folders.
         revision: branch, tag or commit of the model's repository.
@@ -100,6 +100,7 @@ class Recipe:
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    more_smooth: bool | None = None
     batch_size: int | None = None
     model: str | Path | None = None
     tokenizer: str | Path | None = None

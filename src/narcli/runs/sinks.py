@@ -242,7 +242,9 @@ class Sinks:
         about = {key: value for key, value in result.metadata.items() if key not in self.common}
         self.documents.append({"file": str(path), **about})
         for name in self.outputs.beside[index]:
-            grid = result.tokens.reshape(self.decoder.grid).int().numpy()
+            order = self.decoder.order
+            shape = order.sizes if len(order.panels) == 1 else (order.cells,)
+            grid = result.tokens.reshape(shape).int().numpy()
             self.files.append(write_tokens(name, grid, own, overwrite=self.recipe.overwrite))
 
     def _write_sample(self, path: Path, clip: Clip, own: dict[str, Any]) -> Path:

@@ -32,6 +32,7 @@ def load_start(
         UsageError: another grid than that of ``pictures``, or a LARP tokenizer.
     """
     from ..checkpoints.load import load_transformer
+    from ..models.transformer import NARTransformer
     from .tokens import grid_of
 
     file = folder / config.CONFIG
@@ -47,6 +48,8 @@ def load_start(
             "Give another model to start from.",
         )
     model, other = load_transformer(folder, kind=cast("Kind", known.kind)), lender(folder)
+    if not isinstance(model, NARTransformer):
+        raise CheckpointError(f"{folder} is no NAR model, expected one.", "narcli trains NAR models only.")
     vq = vq_tokenizer(other.path if other and other.path else folder)
     if vq.config.codebook_size != model.config.vocab_size:
         raise CheckpointError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil, sqrt
+from math import ceil, prod, sqrt
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -204,7 +204,8 @@ class _Mosaic:
         block = self.across * (self.tile[0] + self.gap) - self.gap
         self.width = lefts[-1] + max(block, side or 0) if slices > 1 else block
         self.height = self.down * (self.tile[1] + self.gap) - self.gap
-        grid: Map = np.zeros_like(order.step_of) if holistic else np.array(order.step_of)
+        places = len(order.panels) == 1 and not holistic  # a cell of one of several scales has none
+        grid: Map = np.array(order.step_of) if places else np.zeros(prod(order.sizes), int)
         y = np.arange(self.tile[1]) * rows // self.tile[1]
         x = np.arange(self.tile[0]) * columns // self.tile[0]
         self.steps: Map = np.full((self.height, self.width), -1)  # -1 between images

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from . import larp, transformer, vq
+from . import larp, transformer, var, vq
 from .format import PARTS, Fields, Format
 
 T5 = Format(
@@ -20,6 +20,8 @@ FORMATS: tuple[Format, ...] = (
     transformer.PAR,
     transformer.RASTER_VIDEO,
     transformer.LLAMAGEN,
+    var.TRANSFORMER,
+    var.TOKENIZER,
     vq.FORMAT,
     larp.FORMAT,
     T5,
@@ -37,6 +39,17 @@ def identify(names: Collection[str]) -> Format:
     some = ", ".join(sorted(names)[:3])
     words = f"a model of another family (its tensors begin with {some})" if some else "empty"
     return Format(words, lambda names: True)
+
+
+def released_defaults(start: bytes, kind: str) -> Mapping[str, float]:
+    """Return the settings of the released scripts for a transformer's file.
+
+    Args:
+        start: beginning of the file, which names its tensors.
+        kind: ``image``, ``text`` or ``video``.
+    """
+    clued = (format for format in FORMATS if format.clue and format.clue.encode() in start)
+    return next(clued, transformer.NARCLI).defaults.get(kind, {})
 
 
 def readers(fields: Fields, *parts: str) -> list[Format]:

@@ -85,6 +85,8 @@ class Format:
         infer: sizes from shapes, and from what else states them.
         classes: import and return the classes of its sizes and of its network.
         defaults: sampling settings of the released scripts, by kind.
+        clue: name of a tensor that tells a released transformer of this family; "" where its settings are
+            the usual ones.
     """
 
     words: str
@@ -99,6 +101,7 @@ class Format:
     infer: Callable[[Contents], Any] = _not_read
     classes: Callable[[], tuple[type[Any], type[Any]]] = _not_read
     defaults: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    clue: str = ""
 
     def drops(self, name: str) -> bool:
         """Tell whether a tensor of this name is left out."""
