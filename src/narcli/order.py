@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -94,7 +95,8 @@ class Order:
     Args:
         sizes: grid sizes, one to three axes: ``(16, 16)`` = (H, W), ``(4, 16, 16)`` = (T, H, W).
         name: name with its parameters, such as ``nar`` or ``zipar:8``.
-        panels: grids that pictures of the order show side by side; cells are numbered through all of them.
+        panels: grids of one or two axes that pictures show side by side: slices of time, or the scales of
+            VAR, the last of which is ``sizes``. Cells are numbered through all of them.
         heads: names of the axis heads that it reads, from the first.
         rule: generator of the passes; None is that of ``neighbor``.
         learned: number of learned embeddings that it feeds.
@@ -112,13 +114,19 @@ class Order:
 
     def __post_init__(self) -> None:
         heads = HEADS[: len(_checked(self.sizes))]
-        object.__setattr__(self, "panels", self.panels or (self.sizes,))
+        slices = (self.sizes[-2:],) * prod(self.sizes[:-2])
+        object.__setattr__(self, "panels", self.panels or slices)
         object.__setattr__(self, "heads", self.heads or heads)
 
     @property
     def cells(self) -> int:
-        """Number of cells of all panels, which is also the number of passes of raster order."""
+        """Number of cells of all panels."""
         return sum(map(prod, self.panels))
+
+    @property
+    def has_scales(self) -> bool:
+        """True if the panels are scales of one picture, so that each pass changes all of it."""
+        return self.cells != prod(self.sizes)
 
     @cached_property
     def passes(self) -> tuple[Pass, ...]:
@@ -169,14 +177,27 @@ class Order:
         """Number of cells of the largest step."""
         return max(map(len, self.steps))
 
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Flat index of the first cell of each panel."""
+        return tuple(itertools.accumulate(map(prod, self.panels[:-1]), initial=0))
+
+    def panel_of(self, cell: int) -> tuple[int, int]:
+        """(index of its panel, flat index in the panel) of a cell."""
+        index = bisect_right(self.starts, cell) - 1
+        return index, cell - self.starts[index]
+
     def coordinates(self, cell: int) -> tuple[int, ...]:
-        """Coordinates of a flat index.
+        """Coordinates of a flat index: in the grid, or in its own panel if the order has scales.
 
         Raises:
             IndexError: the cell is outside the grid.
         """
-        if not 0 <= cell < prod(self.sizes):
+        if not 0 <= cell < self.cells:
             raise IndexError(f"cell {cell} is outside the grid {format_grid(self.sizes)}")
+        if self.has_scales:
+            panel, inside = self.panel_of(cell)
+            return divmod(inside, self.panels[panel][-1])
         return tuple(cell // stride % size for stride, size in zip(self.strides, self.sizes, strict=True))
 
     def head_axis(self, head: str) -> int:
@@ -440,12 +461,13 @@ def order_rows(order: Order) -> list[dict[str, Any]]:
     """List the order as data: one row a cell, in decoding order.
 
     Keys: ``step`` (from 1, as people see it), ``cell`` and ``coordinates`` (from 0), ``predecessors``
-    (each with ``cell`` and ``head``).
+    (each with ``cell`` and ``head``); ``panel`` (from 0) too if the order has scales.
     """
     return [
         {
             "step": s + 1,
             "cell": cell,
+            **({"panel": order.panel_of(cell)[0]} if order.has_scales else {}),
             "coordinates": list(order.coordinates(cell)),
             "predecessors": [{"cell": p.cell, "head": p.head} for p in order.predecessors(cell)],
         }
