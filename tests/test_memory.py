@@ -275,6 +275,7 @@ def test_pictures_kept_and_on_their_way_to_files_count():
     assert parts(sheet=True, scale=16)[1] > 40 * one * 256 > parts(sheet=True, scale=8)[1]
     assert parts(scale=16)[1] > one * 256 > parts(scale=8)[1]
     assert parts(frontier="gif", partials=True)[1] - parts(frontier="gif")[1] == 31 * 16 * one
+    assert parts(frontier="png", partials=True)[1] - parts(frontier="png")[1] == 6 * 16 * one
     video = networks_of(MODELS["nar-l-ucf101"])
     gif, mp4, webp, frames = (
         estimate(video, torch.float32, 1, files=Files(suffix=suffix, scale=8)).writing

@@ -198,7 +198,7 @@ def test_a_run_yields_what_happens(tiny, here):
     pipeline, finished = events[0].pipeline, events[-1]
     steps = len(pipeline.order.steps)
     assert [type(event).__name__ for event in events].count("Progress") == 2 * steps
-    assert kinds.count(FrontierDecoded) == steps and events[0].batch_size == 3
+    assert kinds.count(FrontierDecoded) == 6 and events[0].batch_size == 3
     files = [event.path for event in events if isinstance(event, Written)]
     assert files == list(finished.files) and all(path.is_file() for path in files)
     assert [path.name for path in files] == [

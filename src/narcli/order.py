@@ -298,10 +298,14 @@ def zipar(sizes: tuple[int, ...], window: int) -> Order:
     Raises:
         UsageError: the grid has not two axes, or the window is out of range.
     """
-    if len(_checked(sizes)) != 2 or not 2 <= window < sizes[1]:
-        expected = f"from 2 to {sizes[-1] - 1}" if sizes[-1] > 2 else "a grid of two axes, at least 3 wide"
+    if len(_checked(sizes)) != 2 or sizes[1] < 3:
         raise UsageError(
-            f"ZipAR's window is {window} on the grid {format_grid(sizes)}, expected {expected}.",
+            f"ZipAR does not decode the grid {format_grid(sizes)}.",
+            "It takes two axes and at least 3 columns, such as 16x16.",
+        )
+    if not 2 <= window < sizes[1]:
+        raise UsageError(
+            f"ZipAR's window is {window} on the grid {format_grid(sizes)}, expected from 2 to {sizes[1] - 1}.",
             "A window of the whole row or more is raster order.",
         )
     rows, columns = sizes
@@ -418,7 +422,7 @@ def parse_name(name: str) -> tuple[str, int]:
     """
     match = _NAME.fullmatch(name)
     if match is None:
-        raise UsageError(f"There is no order {name[:40]!r}.", f"Choose of {NAMES}.")
+        raise UsageError(f"There is no order {name[:40]!r}.", f"Choose one of {NAMES}.")
     return match[1] or match[2], int(match[3] or 0)
 
 

@@ -151,7 +151,8 @@ class _Board:
         room = (width // across // columns, height // down // rows)
         self.order = order
         self.pitch = max(1, min(largest, *room))  # of the last panel
-        self.gap = _gap(self.pitch)
+        least = 4 if order.has_scales else 5  # pixels of a pitch that has a gap
+        self.gap = _gap(self.pitch, least)
         label, between = (22, 16) if len(panels) > 1 else (0, 0)
         high, wide = rows * self.pitch - self.gap, columns * self.pitch - self.gap  # of each panel
         size = (down * (high + label + between) - between, across * (wide + between) - between)
@@ -162,7 +163,8 @@ class _Board:
         for index, (panel, name) in enumerate(zip(panels, panel_names(order), strict=True)):
             top = index // across * (high + label + between) + label
             left = index % across * (wide + between)
-            spans = _spans(panel[1], wide, wide + self.gap), _spans(panel[0], high, high + self.gap)
+            gap = _gap((wide + self.gap) / panel[1], least)
+            spans = _spans(panel[1], wide, gap), _spans(panel[0], high, gap)
             x, y = _indices(spans[0], wide), _indices(spans[1], high)[:, None]
             inside = np.where((x < 0) | (y < 0), -1, order.starts[index] + y * panel[1] + x)
             self.cells[top : top + high, left : left + wide] = inside
@@ -202,7 +204,8 @@ class _Board:
             draw.text((place[0] + x, place[1] + y - 7), label, MUTED, _font(13), anchor="ls")
         if colors is None or not self.numbered:
             return
-        font = _font(max(9, round((self.pitch - self.gap) * 0.4)))
+        share = 0.4 if self.count < 1000 else 0.35
+        font = _font(max(9, round((self.pitch - self.gap) * share)))
         for cell, s in enumerate(self.order.step_of):
             x, y, width, height = self.box(cell)
             ink = BACKGROUND if luminance(colors[s]) > 0.5 else TEXT
@@ -210,17 +213,13 @@ class _Board:
             draw.text(middle, str(s + 1), ink, font, anchor="mm")
 
 
-def _gap(pitch: float) -> int:
-    """Pixels between cells of a pitch."""
-    return 2 if pitch >= 12 else 1 if pitch >= 5 else 0
+def _gap(pitch: float, least: int) -> int:
+    """Pixels between cells of a pitch; none below the ``least`` one."""
+    return 2 if pitch >= 12 else 1 if pitch >= least else 0
 
 
-def _spans(count: int, length: int, room: int) -> list[tuple[int, int]]:
-    """Cut ``length`` pixels into cells with gaps: (first pixel, number of pixels) of each.
-
-    ``room`` is the length with the gap that follows; it gives the pitch.
-    """
-    gap = _gap(room / count)
+def _spans(count: int, length: int, gap: int) -> list[tuple[int, int]]:
+    """Cut ``length`` pixels into cells with gaps: (first pixel, number of pixels) of each."""
     edges = [k * (length + gap) // count for k in range(count + 1)]
     return [(start, end - start - gap) for start, end in pairwise(edges)]
 

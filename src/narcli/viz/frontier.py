@@ -113,7 +113,7 @@ def filmstrip(
     for start in range(0, len(shown), across):
         in_row = shown[start : start + across]
         parts = [scene.column(s) for s in in_row]
-        canvas = _Canvas(parts, foot=30, gap=2 * MARGIN if scene.is_video else 16)
+        canvas = _Canvas(parts, foot=30, gap=2 * MARGIN if len(order.panels) > 1 else 16)
         image = canvas.image()
         draw = ImageDraw.Draw(image)
         for s, (x, y), part in zip(in_row, canvas.places, parts, strict=True):
@@ -157,7 +157,8 @@ class _Scene:
             width = self.board.cells.shape[1] - lefts[-1]
             self.mosaic = _Mosaic(order, clips, width, lefts, holistic)
         else:
-            self.mosaic = _Mosaic(order, clips, 192 if still else None, holistic=holistic)
+            side = 224 if order.has_scales else 192  # the scales take as much
+            self.mosaic = _Mosaic(order, clips, side if still else None, holistic=holistic)
             height = self.mosaic.height
             width = self.mosaic.width if still else height * (4 if order.has_scales else 3) // 2
             self.board = _Board(order, width=width, height=height, largest=height)
