@@ -101,7 +101,7 @@ def test_raster_order_and_scales_print_no_number_without_news():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--order", "zipar:16"], "window is 16 on the grid 16x16, expected from 2 to 15"),
+        (["--order", "zipar:16"], "window is 16 on the grid 16x16, expected 2 to 15"),
         (["--order", "par:5"], "16x16 cannot be cut into 5 regions"),
         (["--order", "var", "--grid", "10x10"], "no scales up to the grid 10x10"),
         (["--order", "zipar:8", "--grid", "4x16x16"], "ZipAR does not decode the grid 4x16x16"),

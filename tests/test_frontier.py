@@ -272,7 +272,7 @@ def test_every_order_uncovers_its_cells_in_evenly_spaced_steps(order):
     assert (steps[0], steps[-1]) == (0, len(order.steps) - 1)
     strides = np.diff(steps)
     assert strides.min() >= 1 and strides.max() - strides.min() <= 1
-    for s, frame in list(zip(steps, frames, strict=True))[::9] + [(steps[-1], frames[-1])]:
+    for s, frame in [*zip(steps, frames, strict=True)][::9]:
         assert has(frame, color) == sum(n <= s for n in order.step_of) * 16 * 16
 
 

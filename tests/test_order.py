@@ -307,7 +307,7 @@ def test_guidance_clocks_are_those_of_the_released_systems():
 
 @pytest.mark.parametrize("window", [-1, 0, 1, 5, 9])
 def test_a_window_that_is_none_is_refused_with_the_range(window):
-    with pytest.raises(UsageError, match=rf"window is {window} .* from 2 to 4"):
+    with pytest.raises(UsageError, match=rf"window is {window} .* expected 2 to 4"):
         zipar((5, 5), window)
 
 
@@ -321,7 +321,7 @@ def test_zipar_takes_grids_of_two_axes(sizes):
 def test_cells_of_scales_have_coordinates_in_their_own_panel():
     order = scales((1, 2, 3))
     assert order.has_scales and not scales((4,)).has_scales and not Order((2, 3, 4)).has_scales
-    assert (order.cells, order.starts, order.panel_of(4), order.panel_of(13)) == (
+    assert (order.cells, order.starts, order.plane_of(4), order.plane_of(13)) == (
         14, (0, 1, 5), (1, 3), (2, 8)
     )  # fmt: skip
     assert [order.coordinates(cell) for cell in (0, 4, 8, 13)] == [(0, 0), (1, 1), (1, 0), (2, 2)]
@@ -333,9 +333,10 @@ def test_cells_of_scales_have_coordinates_in_their_own_panel():
     assert "panel" not in order_rows(Order((2, 2)))[0]
 
 
-def test_panels_are_slices_of_time_or_the_grid():
-    assert Order((2, 3, 4)).panels == ((3, 4), (3, 4)) and Order((2, 3, 4)).panel_of(13) == (1, 1)
-    assert Order((3, 4)).panels == ((3, 4),) and Order((5,)).panels == ((5,),)
+def test_planes_are_slices_of_time_or_the_grid():
+    assert Order((2, 3, 4)).planes == ((3, 4), (3, 4)) and Order((2, 3, 4)).plane_of(13) == (1, 1)
+    assert Order((3, 4)).planes == ((3, 4),) and Order((5,)).planes == ((1, 5),)
+    assert scales((1, 3)).planes == scales((1, 3)).panels == ((1, 1), (3, 3))
 
 
 def test_predecessors_are_what_is_fed():

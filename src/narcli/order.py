@@ -95,8 +95,7 @@ class Order:
     Args:
         sizes: grid sizes, one to three axes: ``(16, 16)`` = (H, W), ``(4, 16, 16)`` = (T, H, W).
         name: name with its parameters, such as ``nar`` or ``zipar:8``.
-        panels: grids of one or two axes that pictures show side by side: slices of time, or the scales of
-            VAR, the last of which is ``sizes``. Cells are numbered through all of them.
+        panels: grids that pictures of the order show side by side; cells are numbered through all of them.
         heads: names of the axis heads that it reads, from the first.
         rule: generator of the passes; None is that of ``neighbor``.
         learned: number of learned embeddings that it feeds.
@@ -114,8 +113,7 @@ class Order:
 
     def __post_init__(self) -> None:
         heads = HEADS[: len(_checked(self.sizes))]
-        slices = (self.sizes[-2:],) * prod(self.sizes[:-2])
-        object.__setattr__(self, "panels", self.panels or slices)
+        object.__setattr__(self, "panels", self.panels or (self.sizes,))
         object.__setattr__(self, "heads", self.heads or heads)
 
     @property
@@ -126,7 +124,13 @@ class Order:
     @property
     def has_scales(self) -> bool:
         """True if the panels are scales of one picture, so that each pass changes all of it."""
-        return self.cells != prod(self.sizes)
+        return len(self.panels) > 1
+
+    @cached_property
+    def planes(self) -> tuple[tuple[int, ...], ...]:
+        """(rows, columns) of each rectangle that pictures show: the scales, or else the slices of time."""
+        slices, *plane = (1, 1, *self.sizes)[-3:]
+        return self.panels if self.has_scales else (tuple(plane),) * slices
 
     @cached_property
     def passes(self) -> tuple[Pass, ...]:
@@ -179,11 +183,11 @@ class Order:
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
-        """Flat index of the first cell of each panel."""
-        return tuple(itertools.accumulate(map(prod, self.panels[:-1]), initial=0))
+        """Flat index of the first cell of each plane."""
+        return tuple(itertools.accumulate(map(prod, self.planes[:-1]), initial=0))
 
-    def panel_of(self, cell: int) -> tuple[int, int]:
-        """(index of its panel, flat index in the panel) of a cell."""
+    def plane_of(self, cell: int) -> tuple[int, int]:
+        """(index of its plane, flat index in the plane) of a cell."""
         index = bisect_right(self.starts, cell) - 1
         return index, cell - self.starts[index]
 
@@ -196,8 +200,8 @@ class Order:
         if not 0 <= cell < self.cells:
             raise IndexError(f"cell {cell} is outside the grid {format_grid(self.sizes)}")
         if self.has_scales:
-            panel, inside = self.panel_of(cell)
-            return divmod(inside, self.panels[panel][-1])
+            plane, inside = self.plane_of(cell)
+            return divmod(inside, self.planes[plane][1])
         return tuple(cell // stride % size for stride, size in zip(self.strides, self.sizes, strict=True))
 
     def head_axis(self, head: str) -> int:
@@ -305,7 +309,7 @@ def zipar(sizes: tuple[int, ...], window: int) -> Order:
         )
     if not 2 <= window < sizes[1]:
         raise UsageError(
-            f"ZipAR's window is {window} on the grid {format_grid(sizes)}, expected from 2 to {sizes[1] - 1}.",
+            f"ZipAR's window is {window} on the grid {format_grid(sizes)}, expected 2 to {sizes[1] - 1}.",
             "A window of the whole row or more is raster order.",
         )
     rows, columns = sizes
@@ -471,7 +475,7 @@ def order_rows(order: Order) -> list[dict[str, Any]]:
         {
             "step": s + 1,
             "cell": cell,
-            **({"panel": order.panel_of(cell)[0]} if order.has_scales else {}),
+            **({"panel": order.plane_of(cell)[0]} if order.has_scales else {}),
             "coordinates": list(order.coordinates(cell)),
             "predecessors": [{"cell": p.cell, "head": p.head} for p in order.predecessors(cell)],
         }

@@ -15,7 +15,7 @@ import typer
 from ..errors import UsageError
 from ..order import NAMES, NAR, Order, named, parse_grid
 from ..runs.orders import check_size, document, write_order
-from ..viz.style import EMPTY, FRONTIER, RGB, caption, headline, panel_names, step_colors
+from ..viz.style import EMPTY, FRONTIER, RGB, caption, headline, plane_names, step_colors
 from .console import Console, has_color, is_terminal
 from .options import Json, Overwrite, Quiet
 
@@ -63,7 +63,7 @@ def plain_lines(order: Order) -> Iterator[str]:
     """Lines of plain text: the step of each cell, then every step; neither where it is one after another."""
     yield headline(order)
     width = len(str(len(order.steps)))
-    for index, name in enumerate([] if order.has_scales else panel_names(order)):
+    for index, name in enumerate([] if order.has_scales else plane_names(order)):
         yield f"\n{name}" if name else ""
         for row in _rows_of(order, index):
             yield " ".join(f"{s + 1:{width}}" for s in row)
@@ -75,7 +75,7 @@ def plain_lines(order: Order) -> Iterator[str]:
 
 def _rows_of(order: Order, index: int) -> list[tuple[int, ...]]:
     """Steps of the cells of a panel, row by row."""
-    rows, columns = (1, *order.panels[index])[-2:]
+    rows, columns = order.planes[index]
     start = order.starts[index]
     return [order.step_of[start + y * columns : start + (y + 1) * columns] for y in range(rows)]
 
@@ -124,10 +124,9 @@ Cells = list[list[Square | None]]  # None between panels, and below those that a
 
 def _layout(order: Order, columns: int, lines: int, color: bool) -> tuple[Cells, tuple[int, int], int]:
     """Fit the panels: their squares, (columns a square, squares a line), and cells along a square's side."""
-    panels = [(1, *panel)[-2:] for panel in order.panels]
     every = 1
     while True:
-        sides = [(ceil(rows / every), ceil(width / every)) for rows, width in panels]
+        sides = [(ceil(rows / every), ceil(width / every)) for rows, width in order.planes]
         for across, down in ((2, 1), (1, 2)) if color else ((2, 1), (1, 1)):
             bands = _bands([width for _, width in sides], columns // across)
             widest = max(sum(sides[index][1] + 1 for index in band) - 1 for band in bands)

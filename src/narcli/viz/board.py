@@ -24,7 +24,7 @@ from .style import (
     comparison,
     hexadecimal,
     luminance,
-    panel_names,
+    plane_names,
     step_colors,
     title,
 )
@@ -144,7 +144,7 @@ class _Board:
     def __init__(
         self, order: Order, *, width: int, height: int, largest: int, across: int | None = None
     ) -> None:
-        panels = [(1, *panel)[-2:] for panel in order.panels]
+        panels = order.planes
         rows, columns = panels[-1]
         across = across or ceil(len(panels) / 2 if order.has_scales else sqrt(len(panels)))
         down = ceil(len(panels) / across)
@@ -160,7 +160,7 @@ class _Board:
         self.labels: list[tuple[int, int, str]] = []
         self.corners: list[tuple[int, int]] = []
         self.spans: list[tuple[list[tuple[int, int]], list[tuple[int, int]]]] = []  # (x, y) of each panel
-        for index, (panel, name) in enumerate(zip(panels, panel_names(order), strict=True)):
+        for index, (panel, name) in enumerate(zip(panels, plane_names(order), strict=True)):
             top = index // across * (high + label + between) + label
             left = index % across * (wide + between)
             gap = _gap((wide + self.gap) / panel[1], least)
@@ -179,7 +179,7 @@ class _Board:
 
     def box(self, cell: int) -> tuple[int, int, int, int]:
         """Left, top, width and height of a cell in pixels."""
-        panel, inside = self.order.panel_of(cell)
+        panel, inside = self.order.plane_of(cell)
         (left, top), (columns, rows) = self.corners[panel], self.spans[panel]
         (x, width), (y, height) = columns[inside % len(columns)], rows[inside // len(columns)]
         return left + x, top + y, width, height

@@ -113,7 +113,7 @@ def filmstrip(
     for start in range(0, len(shown), across):
         in_row = shown[start : start + across]
         parts = [scene.column(s) for s in in_row]
-        canvas = _Canvas(parts, foot=30, gap=2 * MARGIN if len(order.panels) > 1 else 16)
+        canvas = _Canvas(parts, foot=30, gap=2 * MARGIN if len(order.planes) > 1 else 16)
         image = canvas.image()
         draw = ImageDraw.Draw(image)
         for s, (x, y), part in zip(in_row, canvas.places, parts, strict=True):

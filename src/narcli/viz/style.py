@@ -80,11 +80,11 @@ def caption(order: Order, s: int) -> str:
     return f"{step} · {cells} in parallel · {done}/{order.cells} done"
 
 
-def panel_names(order: Order) -> list[str]:
-    """Name of each panel: ``t = 0`` of slices of time, ``1x1`` of scales, empty if it is alone."""
+def plane_names(order: Order) -> list[str]:
+    """Name of each plane: ``t = 0`` of slices of time, ``1x1`` of scales, empty if it is alone."""
     if order.has_scales:
         return list(map(format_grid, order.panels))
-    return [f"t = {t}" for t in range(len(order.panels))] if len(order.panels) > 1 else [""]
+    return [f"t = {t}" for t in range(len(order.planes))] if len(order.planes) > 1 else [""]
 
 
 def _count(number: int, noun: str) -> str:
