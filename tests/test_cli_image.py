@@ -137,9 +137,9 @@ def test_partial_pictures_are_decoded_only_on_request(run, monkeypatch):
     asked = []
     original = pipeline.Pipeline.partials
 
-    def partials(self, tokens):
+    def partials(self, tokens, steps):
         asked.append(len(tokens))
-        return original(self, tokens)
+        return original(self, tokens, steps)
 
     monkeypatch.setattr(pipeline.Pipeline, "partials", partials)
     run("--class", "cat", "-n", 20)
@@ -151,9 +151,9 @@ def test_partial_pictures_are_decoded_only_on_request(run, monkeypatch):
 def test_decoding_the_frontier_is_counted_as_decoding(run, monkeypatch):
     original = pipeline.Pipeline.partials
 
-    def partials(self, tokens):
+    def partials(self, tokens, steps):
         time.sleep(0.5)
-        return original(self, tokens)
+        return original(self, tokens, steps)
 
     monkeypatch.setattr(pipeline.Pipeline, "partials", partials)
     seconds = json.loads(run("--class", "cat", "--frontier-mode", "decode", "--json").stdout)["seconds"]

@@ -28,7 +28,7 @@ from narcli import cli
 from narcli.cli import app, console, visualize_order
 from narcli.errors import CheckpointError, DeclinedError, HubError, MemoryLimitError, NarError, UsageError
 from narcli.media.readers import read_metadata
-from narcli.order import Order, parse_grid
+from narcli.order import Order, named, parse_grid
 from narcli.viz.style import caption
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(narcli.__file__).parents[1])}
@@ -89,9 +89,23 @@ def test_json_is_one_document_with_steps_cells_and_predecessors():
     }
 
 
+def test_raster_order_and_scales_print_no_number_without_news():
+    assert invoke("--order", "raster", "--grid", "2x3").stdout == (
+        "2x3 grid, raster: 6 steps, one cell at a time\n\n1 2 3\n4 5 6\n"
+    )
+    first, blank, *steps = invoke("--order", "var").stdout.splitlines()
+    assert first.startswith("16x16 grid, var: 10 steps instead of 256 in raster order") and not blank
+    assert len(steps) == 10 and steps[-1] == "step 10/10 · 16x16 cells in parallel · 680/680 done"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--order", "zipar:16"], "window is 16 on the grid 16x16, expected 2 to 15"),
+        (["--order", "par:5"], "16x16 cannot be cut into 5 regions"),
+        (["--order", "var", "--grid", "10x10"], "no scales up to the grid 10x10"),
+        (["--order", "zipar:8", "--grid", "4x16x16"], "ZipAR does not decode the grid 4x16x16"),
+        (["--order", "zipar"], "no order 'zipar'"),
         (["--grid", "16by16"], "not a grid"),
         (["--grid", "1000000x2"], "too large to show"),
         (["--grid", "4096"], "too large to show"),
@@ -143,6 +157,35 @@ def test_data_is_written_as_json_and_csv():
         assert [int(row[axis]) for axis in "tyx"] == cell["coordinates"]
         heads = {p["head"]: str(p["cell"]) for p in cell["predecessors"]}
         assert {h: row[h] for h in ("right", "down", "back") if row[h]} == heads
+
+
+def test_data_of_scales_name_the_panel():
+    assert invoke("--order", "var", "-o", "x.csv").exit_code == 0
+    lines = Path("x.csv").read_text().splitlines()
+    assert (lines[0], lines[6], lines[-1]) == (
+        "step,cell,panel,y,x,right", "3,5,2,0,0,", "10,679,9,15,15,"
+    )  # fmt: skip
+    document = json.loads(invoke("--order", "var", "--json").stdout)
+    assert document["panels"][4] == [5, 5] and len(document["cells"]) == 680
+    assert (document["order"], document["steps"], document["raster_steps"]) == ("var", 10, 256)
+
+
+@pytest.mark.parametrize("order", ["raster", "zipar:4", "par:4", "var"])
+@pytest.mark.parametrize("suffix", ["png", "gif", "mp4"])
+def test_pictures_of_every_order_are_made_again(order, suffix):
+    grid = "16x16" if order == "var" else "8x8"
+    assert invoke("--order", order, "--grid", grid, "-o", f"x.{suffix}").exit_code == 0
+    assert read_metadata(Path(f"x.{suffix}"))["order"] == order
+    result = CliRunner().invoke(app, ["rerun", f"x.{suffix}"])
+    name = f"{order.replace(':', '-')}-order_{grid}.{suffix}"
+    assert result.stdout == f"{name}\n", result.stderr
+    assert Path(name).read_bytes() == Path(f"x.{suffix}").read_bytes()
+
+
+def test_scales_are_shown_long_enough_to_be_seen():
+    invoke("--order", "var", "-o", "x.gif")
+    with Image.open("x.gif") as gif:
+        assert gif.n_frames == 10 and gif.info["duration"] == 400
 
 
 def test_a_drawing_is_written():
@@ -243,12 +286,36 @@ def test_grids_of_any_size_fit_the_terminal(sizes, screen, color):
         assert -(-len(cells) // down) <= lines - 4
     if every == 1:
         shown = sorted(n for row in cells for n in row if n is not None)
-        assert shown == sorted(order.step_of)
+        assert shown == sorted(zip(order.step_of, order.step_of, strict=True))
     for s in (0, len(order.steps) - 1):
-        drawn = list(visualize_order._draw(cells, s, 2 * (every - 1), len(order.steps), across, down, color))
+        drawn = list(visualize_order._draw(cells, s, len(order.steps), across, down, color))
         widths = [len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in drawn]
         assert max(widths) <= columns - 1
         assert ("\x1b" in "".join(drawn)) == color
+
+
+@pytest.mark.parametrize("color", [True, False])
+@pytest.mark.parametrize("screen", [(80, 24), (200, 60), (60, 24)])
+@pytest.mark.parametrize("name", ["raster", "zipar:8", "par:4", "par:16", "var"])
+def test_every_order_is_drawn_in_a_terminal(name, screen, color):
+    order = named(name, (32, 32))
+    cells, (across, down), every = visualize_order._layout(order, screen[0] - 1, screen[1] - 4, color)
+    assert max(map(len, cells)) * across < screen[0] and -(-len(cells) // down) <= screen[1] - 4
+    squares = [square for row in cells for square in row if square is not None]
+    assert len(squares) == sum((-(-rows // every)) * -(-columns // every) for rows, columns in order.panels)
+    assert {min(first for first, _ in squares), max(last for _, last in squares)} == {0, len(order.steps) - 1}
+    if not color:
+        for s in range(0, len(order.steps), 50):
+            drawn = "".join(visualize_order._draw(cells, s, len(order.steps), across, down, color))
+            assert drawn.count("+") == across * sum(last < s for _, last in squares)
+            assert drawn.count("#") == across * sum(first <= s <= last for first, last in squares)
+
+
+def test_scales_stand_side_by_side_in_a_terminal_of_80_columns():
+    cells, shape, every = visualize_order._layout(named("var", (16, 16)), 79, 20, True)
+    assert (len(cells), len(cells[0]), shape, every) == (16, 77, (1, 2), 1)
+    assert cells[0][:4] == [(0, 0), None, (1, 1), (1, 1)] and cells[15][-16:] == [(9, 9)] * 16
+    assert cells[15][:-16] == [None] * 61
 
 
 @pytest.mark.parametrize(("color", "index"), [((255, 255, 255), 255), ((0, 0, 0), 232), ((255, 0, 0), 196)])

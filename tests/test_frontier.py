@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from narcli.order import Order, order_rows
+from narcli.order import Order, named, order_rows
 from narcli.viz.board import MARGIN, MAX_FRAMES, _Board, order_frames, order_image, order_svg
-from narcli.viz.frontier import _Mosaic, filmstrip, run_frames
+from narcli.viz.frontier import COLUMNS, _Mosaic, filmstrip, frame_pixels, run_frames, shown_steps
+from narcli.viz.frontier import MAX_FRAMES as MAX_RUN_FRAMES
 from narcli.viz.style import (
     BACKGROUND,
     CHECKER,
@@ -18,14 +19,18 @@ from narcli.viz.style import (
     FRONTIER,
     caption,
     comparison,
+    headline,
     luminance,
     ramp,
     step_colors,
+    title,
 )
 
 grids = st.lists(st.integers(1, 7), min_size=1, max_size=3).map(tuple)
 SQUARE = Order((16, 16))
 CLIP = Order((4, 4, 4))
+VAR = named("var", (16, 16))
+OTHERS = [named(name, (16, 16)) for name in ("raster", "zipar:8", "par:4", "par:16")]
 
 
 def noise(seed=0, size=(256, 256)):
@@ -46,6 +51,19 @@ def test_captions_tell_step_width_and_progress():
     assert caption(SQUARE, 0) == "step 1/31 · 1 cell in parallel · 1/256 done"
     assert caption(SQUARE, 30).endswith("256/256 done")
     assert comparison(SQUARE) == "31 steps instead of 256 in raster order, up to 16 cells in parallel"
+
+
+def test_words_fit_every_order():
+    raster, zipar, par, _ = OTHERS
+    assert headline(SQUARE).startswith("16x16 grid: 31 steps") and title(SQUARE) == "16x16 decoding order"
+    assert headline(raster) == "16x16 grid, raster: 256 steps, one cell at a time"
+    assert caption(raster, 11) == "step 12/256 · one cell at a time"
+    assert title(zipar) == "16x16 decoding order, zipar:8"
+    assert comparison(par) == "67 steps instead of 256 in raster order, up to 4 cells in parallel"
+    assert comparison(VAR) == (
+        "10 steps instead of 256 in raster order, up to 256 cells in parallel, 680 in all"
+    )
+    assert caption(VAR, 4) == "step 5/10 · 5x5 cells in parallel · 55/680 done"
 
 
 def test_the_ramp_grows_lighter_at_every_step_and_never_looks_like_the_frontier():
@@ -82,8 +100,8 @@ def test_the_picture_of_any_grid_shows_each_step_as_often_as_it_has_cells(sizes)
     counts = np.bincount(board.steps[board.steps >= 0], minlength=len(order.steps))
     assert counts.tolist() == [len(cells) * side**2 for cells in order.steps]
     for cell in range(order.cells):
-        x, y = board.corner(cell)
-        assert np.all(board.cells[y : y + side, x : x + side] == cell)
+        x, y, *size = board.box(cell)
+        assert size == [side, side] and np.all(board.cells[y : y + side, x : x + side] == cell)
     image = order_image(order)
     assert max(image.size) < 1300
     assert all(has(image, color) for color in step_colors(len(order.steps)))
@@ -111,6 +129,54 @@ def test_the_animation_lights_up_each_frontier(sizes):
         above = frame.crop((0, 0, frame.width, frame.height - MARGIN - 10))  # without the progress line
         assert has(above, FRONTIER) == len(order.steps[s]) * side**2
         assert has(above, EMPTY) == sum(map(len, order.steps[s + 1 :])) * side**2
+
+
+@pytest.mark.parametrize("side", [16, 32])
+def test_scales_are_equally_large_and_their_cells_finer_and_finer(side):
+    order = named("var", (side, side))
+    board = _Board(order, width=960, height=960, largest=40)
+    assert [label for *_, label in board.labels] == [f"{n}x{n}" for n, _ in order.panels]
+    last = 10**9
+    for start, (n, _) in zip(order.starts, order.panels, strict=True):
+        boxes = [board.box(cell) for cell in range(start, start + n * n)]
+        ends = [(x + width, y + height) for x, y, width, height in boxes]
+        across, down = ({end[k] - box[k] for end in ends[-1:] for box in boxes[:1]} for k in (0, 1))
+        assert across == down == {board.pitch * side - board.gap}
+        sizes = {size for *_, width, height in boxes for size in (width, height)}
+        assert max(sizes) - min(sizes) <= 1 and max(sizes) < last
+        last = min(sizes)
+        for cell, (x, y, width, height) in enumerate(boxes, start):
+            assert np.all(board.cells[y : y + height, x : x + width] == cell)
+    assert (board.cells >= 0).sum() == sum(
+        width * height for cell in range(order.cells) for *_, width, height in [board.box(cell)]
+    )
+
+
+def test_the_animation_of_scales_lights_up_one_after_the_other():
+    frames = order_frames(VAR)
+    assert len(frames) == 10 and max(frames[0].size) < 1000
+    colors = step_colors(10)
+    for s, frame in enumerate(frames):
+        above = frame.crop((0, 0, frame.width, frame.height - MARGIN - 10))
+        assert [has(above, color) > 0 for color in colors] == [k < s for k in range(10)]
+        assert has(above, FRONTIER) and (has(above, EMPTY) > 0) == (s < 9)
+
+
+@pytest.mark.parametrize("order", [*OTHERS, VAR], ids=lambda order: order.name)
+def test_the_hover_texts_of_every_order_name_what_predicts_a_cell(order):
+    root = ET.fromstring(order_svg(order))
+    space = "{http://www.w3.org/2000/svg}"
+    texts = [t.text for t in root.findall(f".//{space}g/{space}rect/{space}title")]
+    assert len(texts) == order.cells and texts[0] == "step 1, cell 0, predicted from nothing"
+    assert "(right)" not in "".join(texts), "the head serves all directions"
+    assert {
+        "raster": "step 17, cell 16, predicted from 15",
+        "zipar:8": "step 17, cell 16, predicted from 15",
+        "par:4": "step 12, cell 16, predicted from 7",
+        "par:16": "step 20, cell 16, predicted from 3",
+        "var": "step 4, cell 16, predicted from the smaller grids",
+    }[order.name] == texts[16]
+    assert ("a learned token" in "".join(texts)) == order.name.startswith("par")
 
 
 def test_the_drawing_is_valid_xml_with_one_square_a_cell():
@@ -175,10 +241,10 @@ def test_small_images_are_enlarged_by_whole_factors_and_large_ones_reduced():
 
 
 def test_the_filmstrip_ends_with_the_finished_image():
-    strip = filmstrip(SQUARE, [(Image.new("RGB", (64, 64), (200, 10, 50)),)], columns=4)
+    strip = filmstrip(SQUARE, [(Image.new("RGB", (64, 64), (200, 10, 50)),)])
     whole = has(strip.crop((strip.width - MARGIN - 192, 0, strip.width, strip.height)), (200, 10, 50))
     assert whole == 192 * 192
-    assert whole < has(strip, (200, 10, 50)) < 4 * whole
+    assert whole < has(strip, (200, 10, 50)) < COLUMNS * whole
     assert filmstrip(Order((2, 2)), [(noise(size=(64, 64)),)]).size[0] < strip.size[0]
 
 
@@ -189,11 +255,51 @@ def test_what_cannot_be_shown_is_refused():
         run_frames(SQUARE, [(noise(),), (noise(size=(64, 64)),)])
     with pytest.raises(ValueError, match="and length"):
         run_frames(CLIP, [(noise(),) * 8, (noise(),) * 4])
-    for draw in (run_frames, filmstrip):
-        with pytest.raises(ValueError, match="2 lists for 31 steps"):
+    for draw, steps in ((run_frames, 31), (filmstrip, 6)):
+        with pytest.raises(ValueError, match=f"2 lists for {steps} steps"):
             draw(SQUARE, [(noise(),)], [[(noise(),)]] * 2)
-        with pytest.raises(ValueError, match="holistic"):
+        with pytest.raises(ValueError, match="without a place"):
             draw(CLIP, [(noise(),) * 8], holistic=True)
+        with pytest.raises(ValueError, match="without a place"):
+            draw(VAR, [(noise(),)])
+
+
+@pytest.mark.parametrize("order", OTHERS, ids=lambda order: order.name)
+def test_every_order_uncovers_its_cells_in_evenly_spaced_steps(order):
+    color = (200, 10, 50)
+    frames, steps = run_frames(order, [(Image.new("RGB", (64, 64), color),)]), shown_steps(order, still=False)
+    assert len(frames) == len(steps) == min(len(order.steps), MAX_RUN_FRAMES)
+    assert (steps[0], steps[-1]) == (0, len(order.steps) - 1)
+    strides = np.diff(steps)
+    assert strides.min() >= 1 and strides.max() - strides.min() <= 1
+    for s, frame in [*zip(steps, frames, strict=True)][::9]:
+        assert has(frame, color) == sum(n <= s for n in order.step_of) * 16 * 16
+
+
+def test_an_order_of_a_thousand_steps_is_shown_in_few_frames():
+    order = named("raster", (32, 32))
+    assert len(shown_steps(order, still=False)) == MAX_RUN_FRAMES
+    assert shown_steps(order, still=True) == [170, 341, 511, 682, 853, 1023]
+    assert len(shown_steps(Order((32, 32)), still=False)) == 63
+
+
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize(("side", "pixels"), [(16, 256), (32, 512)])
+def test_scales_sharpen_the_whole_picture_at_every_step(side, pixels, count):
+    order = named("var", (side, side))
+
+    def clips(s):
+        return [(Image.new("RGB", (pixels, pixels), (100 + s, 10, 20 * k)),) for k in range(count)]
+
+    frames = run_frames(order, clips(9), list(map(clips, range(10))))
+    assert len(frames) == 10 and frame_pixels(order, count, 1, (pixels, pixels)) == np.prod(frames[0].size)
+    areas = [[has(frame, (100 + s, 10, 20 * k)) for k in range(count)] for s, frame in enumerate(frames)]
+    assert len({area for step in areas for area in step}) == 1 and areas[0][0] > 180**2
+    assert not any(has(frame, CHECKER[0]) for frame in frames)
+    strip = filmstrip(order, clips(9), list(map(clips, shown_steps(order, still=True))))
+    assert [has(strip, (100 + s, 10, 0)) > 90**2 for s in range(10)] == [
+        s in shown_steps(order, still=True) for s in range(10)
+    ]
 
 
 # --- of a run of videos --------------------------------------------------------------------------
@@ -252,8 +358,8 @@ def test_clips_of_holistic_tokens_are_never_hidden():
 
 
 def test_a_filmstrip_of_a_video_has_two_steps_in_a_row():
-    strip = filmstrip(CLIP, [colored_clip()], columns=4)
-    last = strip.crop((strip.width // 2, strip.height // 2, strip.width, strip.height))
+    strip = filmstrip(CLIP, [colored_clip()])
+    last = strip.crop((strip.width // 2, 2 * strip.height // 3, strip.width, strip.height))
     whole = has(last, (200, 140, 50))
     assert whole > 0 and all(has(last, (200, 20 * f, 50)) == whole for f in range(8))
     assert has(strip.crop((0, 0, strip.width // 2, strip.height // 2)), (200, 140, 50)) == 0

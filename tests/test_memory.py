@@ -24,6 +24,7 @@ from narcli.memory import Files, estimate
 from narcli.models.blocks import TransformerConfig
 from narcli.models.larp import LARPConfig
 from narcli.models.vq import VQConfig
+from narcli.order import named
 
 #: The estimate is at least this share of what was measured, and at most that.
 TOLERANCE = (0.9, 1.4)
@@ -278,6 +279,16 @@ def test_pictures_kept_and_on_their_way_to_files_count():
     assert parts(sheet=True, scale=16)[1] > 40 * one * 256 > parts(sheet=True, scale=8)[1]
     assert parts(scale=16)[1] > one * 256 > parts(scale=8)[1]
     assert parts(frontier="gif", partials=True)[1] - parts(frontier="gif")[1] == 31 * 16 * one
+    # Long orders are shown in 100 steps, and scales are always decoded.
+    for name, steps, partials in (("raster", 100, True), ("var", 10, False)):
+        order = named(name, (16, 16))
+        most, least = (
+            memory._files(Files(1, frontier="gif", partials=shown), networks.tokenizer, order, 1)[1]
+            for shown in (True, False)
+        )
+        assert most - least == (steps * one if partials else 0)
+        assert most > steps * one
+    assert parts(frontier="png", partials=True)[1] - parts(frontier="png")[1] == 6 * 16 * one
     video = networks_of(MODELS["nar-l-ucf101"])
     gif, mp4, webp, frames = (
         estimate(video, torch.float32, 1, files=Files(suffix=suffix, scale=8)).writing

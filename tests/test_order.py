@@ -10,7 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from narcli.errors import UsageError
-from narcli.order import HEADS, NONE, Order, format_grid, neighbor, parse_grid, raster, regions, scales, zipar
+from narcli.order import (
+    HEADS,
+    NONE,
+    Order,
+    format_grid,
+    neighbor,
+    order_rows,
+    parse_grid,
+    raster,
+    regions,
+    scales,
+    zipar,
+)
 
 grids = st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple)
 
@@ -295,8 +307,45 @@ def test_guidance_clocks_are_those_of_the_released_systems():
 
 @pytest.mark.parametrize("window", [-1, 0, 1, 5, 9])
 def test_a_window_that_is_none_is_refused_with_the_range(window):
-    with pytest.raises(UsageError, match=rf"window is {window} .* from 2 to 4"):
+    with pytest.raises(UsageError, match=rf"window is {window} .* expected 2 to 4"):
         zipar((5, 5), window)
+
+
+@pytest.mark.parametrize("sizes", [(4, 16, 16), (16,), (5, 2)])
+def test_zipar_takes_grids_of_two_axes(sizes):
+    with pytest.raises(UsageError, match="does not decode the grid") as raised:
+        zipar(sizes, 8)
+    assert "16x16" in raised.value.hint
+
+
+def test_cells_of_scales_have_coordinates_in_their_own_panel():
+    order = scales((1, 2, 3))
+    assert order.has_scales and not scales((4,)).has_scales and not Order((2, 3, 4)).has_scales
+    assert (order.cells, order.starts, order.plane_of(4), order.plane_of(13)) == (
+        14, (0, 1, 5), (1, 3), (2, 8)
+    )  # fmt: skip
+    assert [order.coordinates(cell) for cell in (0, 4, 8, 13)] == [(0, 0), (1, 1), (1, 0), (2, 2)]
+    with pytest.raises(IndexError, match="cell 14 is outside"):
+        order.coordinates(14)
+    rows = order_rows(order)
+    assert [row["cell"] for row in rows] == list(range(14))
+    assert rows[8] == {"step": 3, "cell": 8, "panel": 2, "coordinates": [1, 0], "predecessors": []}
+    assert "panel" not in order_rows(Order((2, 2)))[0]
+
+
+def test_planes_are_slices_of_time_or_the_grid():
+    assert Order((2, 3, 4)).planes == ((3, 4), (3, 4)) and Order((2, 3, 4)).plane_of(13) == (1, 1)
+    assert Order((3, 4)).planes == ((3, 4),) and Order((5,)).planes == ((1, 5),)
+    assert scales((1, 3)).planes == scales((1, 3)).panels == ((1, 1), (3, 3))
+
+
+def test_predecessors_are_what_is_fed():
+    assert [p.cell for cell in range(6) for p in raster((2, 3)).predecessors(cell)] == [0, 1, 2, 3, 4]
+    assert [p.cell for p in zipar((4, 5), 2).predecessors(10)] == [4], "the substitute"
+    par = regions((4, 4), 4)
+    assert [tuple(p.cell for p in par.predecessors(cell)) for cell in (0, 2, 1, 3, 4, 6)] == [
+        (), (0,), (10,), (), (1,), (3,)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("sizes", "count"), [((4, 4), 3), ((4, 6), 16), ((4, 4), 0), ((2, 4, 4), 4)])

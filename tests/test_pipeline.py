@@ -185,6 +185,8 @@ def test_partial_token_maps_decode_to_the_final_picture_in_the_end(plain):
     assert len(partials) == 7
     assert partials[-1] == [result.frames for result in results]
     assert partials[0] != partials[-1]
+    some = plain.partials([result.tokens for result in results], [2, 6])
+    assert list(some) == [partials[2], partials[6]]
 
 
 def test_pixels_are_clamped_and_rounded():

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -16,15 +18,21 @@ from typer.testing import CliRunner
 
 import narcli
 from narcli import Recipe
+from narcli.classes import ClassEntry
 from narcli.cli import app
+from narcli.decoding import TokenDecoder
 from narcli.errors import CheckpointError, NarError, UsageError
 from narcli.hub.catalog import MODELS
 from narcli.media.clips import FORMATS
+from narcli.media.names import Outputs
 from narcli.media.readers import read_metadata
+from narcli.models.vq import VQConfig
+from narcli.order import named
+from narcli.results import Result
 from narcli.runs.repeat import Trust, compare, recipe_of, recorded
 from narcli.runs.run import Loaded, Loader, budget, run
-from narcli.runs.sinks import Finished, FrontierDecoded, Written
-from narcli.settings import SEEDS
+from narcli.runs.sinks import Clock, Finished, FrontierDecoded, Sinks, Written
+from narcli.settings import SEEDS, Sample
 
 BEFORE = Path(__file__).with_name("data") / "before"
 
@@ -184,6 +192,50 @@ def test_a_download_that_a_file_chose_is_refused_unless_allowed(tmp_path, monkey
     assert len(asked) == 1 and commit in asked[0]
 
 
+# --- frontiers of other orders ---------------------------------------------------------------------
+
+
+class Scales(TokenDecoder):
+    """A decoder whose pictures grow lighter with each scale."""
+
+    def partials(self, tokens, steps=None):
+        for s in steps:
+            yield [(Image.new("RGB", (256, 256), (20 * s, 100, 50)),) for _ in tokens]
+
+
+def sinks_of(here, **chosen):
+    """The files of one picture of VAR's grids, its frontier among them."""
+    recipe = Recipe(classes=["cat"], no_metadata=True, **{"frontier": "gif"} | chosen)
+    decoder = Scales(SimpleNamespace(config=VQConfig()), named("var", (16, 16)))
+    entry = ClassEntry(0, 281, "tabby cat", None)
+    outputs = Outputs((here / "a.png",), (here / f"a_frontier.{recipe.frontier}",), ((),))
+    sinks = Sinks(recipe, decoder, [Sample(entry, 1)], outputs, {}, Clock())
+    picture = Image.new("RGB", (256, 256), (180, 100, 50))
+    about = {"kind": "image", "seed": 1, "tokens_sha256": "0" * 64}
+    return sinks, Result((picture,), entry, 1, torch.zeros(680, dtype=torch.int64), about)
+
+
+@pytest.mark.parametrize(("frontier", "steps"), [("gif", 10), ("mp4", 10), ("png", 6)])
+def test_scales_are_decoded_at_every_step_that_is_shown(here, frontier, steps):
+    sinks, result = sinks_of(here, frontier=frontier)
+    events = [*sinks.write_all([result]), *sinks.write_companions()]
+    assert events.count(FrontierDecoded(steps)) == steps == len(events) - 2
+    assert sinks.finished().frontier == {"frontier": {"format": frontier, "mode": "decode"}}
+    if frontier == "gif":
+        with Image.open(here / "a_frontier.gif") as gif:
+            assert gif.n_frames == 10 and gif.info["duration"] == 400
+            for s in range(10):
+                gif.seek(s)
+                seen = (np.asarray(gif.convert("RGB")) == (20 * s, 100, 50)).all(-1).sum()
+                assert seen == 256 * 256
+
+
+def test_scales_cannot_be_revealed(here):
+    with pytest.raises(UsageError, match="each step of this model changes the whole picture") as caught:
+        sinks_of(here, frontier_mode="reveal")
+    assert "decode" in caught.value.hint and list(here.iterdir()) == []
+
+
 # --- runs ------------------------------------------------------------------------------------------
 
 
@@ -198,7 +250,7 @@ def test_a_run_yields_what_happens(tiny, here):
     pipeline, finished = events[0].pipeline, events[-1]
     steps = len(pipeline.order.steps)
     assert [type(event).__name__ for event in events].count("Progress") == 2 * steps
-    assert kinds.count(FrontierDecoded) == steps and events[0].batch_size == 3
+    assert kinds.count(FrontierDecoded) == 6 and events[0].batch_size == 3
     files = [event.path for event in events if isinstance(event, Written)]
     assert files == list(finished.files) and all(path.is_file() for path in files)
     assert [path.name for path in files] == [

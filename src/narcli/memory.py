@@ -172,7 +172,7 @@ def _held(otherwise: int) -> int:
 @cache
 def _files(files: Files, tokenizer: TokenizerConfig, order: Order, batch_size: int) -> tuple[int, int]:
     """Bytes of finished samples, and of what is on its way to a file; arithmetic on pixels."""
-    from .viz.frontier import frame_pixels, shown_samples
+    from .viz.frontier import frame_pixels, shown_samples, shown_steps
     from .viz.sheets import auto_scale
 
     try:
@@ -192,8 +192,9 @@ def _files(files: Files, tokenizer: TokenizerConfig, order: Order, batch_size: i
     writing = [enlarged + encoder.get(files.suffix, png)]
     shown, kept = min(files.samples, shown_samples(order)), 0
     if files.frontier != "none":
-        kept, steps = shown, len(order.steps)
-        partials = RGB * pixels * frames * shown * steps * (files.partials or tokenizer.holistic)
+        kept, steps = shown, len(shown_steps(order, still=files.frontier == "png"))
+        decoded = files.partials or tokenizer.holistic or order.has_scales
+        partials = RGB * pixels * frames * shown * steps * decoded
         one = frame_pixels(order, shown, frames, (width, height))
         kinds = {"gif": (GIF * steps + COLORS) * one, "mp4": RGB * one * steps + _ffmpeg(one, steps)}
         writing.append(partials + kinds.get(files.frontier, RGB * one))

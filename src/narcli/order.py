@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -117,8 +118,19 @@ class Order:
 
     @property
     def cells(self) -> int:
-        """Number of cells of all panels, which is also the number of passes of raster order."""
+        """Number of cells of all panels."""
         return sum(map(prod, self.panels))
+
+    @property
+    def has_scales(self) -> bool:
+        """True if the panels are scales of one picture, so that each pass changes all of it."""
+        return len(self.panels) > 1
+
+    @cached_property
+    def planes(self) -> tuple[tuple[int, ...], ...]:
+        """(rows, columns) of each rectangle that pictures show: the scales, or else the slices of time."""
+        slices, *plane = (1, 1, *self.sizes)[-3:]
+        return self.panels if self.has_scales else (tuple(plane),) * slices
 
     @cached_property
     def passes(self) -> tuple[Pass, ...]:
@@ -169,14 +181,27 @@ class Order:
         """Number of cells of the largest step."""
         return max(map(len, self.steps))
 
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Flat index of the first cell of each plane."""
+        return tuple(itertools.accumulate(map(prod, self.planes[:-1]), initial=0))
+
+    def plane_of(self, cell: int) -> tuple[int, int]:
+        """(index of its plane, flat index in the plane) of a cell."""
+        index = bisect_right(self.starts, cell) - 1
+        return index, cell - self.starts[index]
+
     def coordinates(self, cell: int) -> tuple[int, ...]:
-        """Coordinates of a flat index.
+        """Coordinates of a flat index: in the grid, or in its own panel if the order has scales.
 
         Raises:
             IndexError: the cell is outside the grid.
         """
-        if not 0 <= cell < prod(self.sizes):
+        if not 0 <= cell < self.cells:
             raise IndexError(f"cell {cell} is outside the grid {format_grid(self.sizes)}")
+        if self.has_scales:
+            plane, inside = self.plane_of(cell)
+            return divmod(inside, self.planes[plane][1])
         return tuple(cell // stride % size for stride, size in zip(self.strides, self.sizes, strict=True))
 
     def head_axis(self, head: str) -> int:
@@ -277,10 +302,14 @@ def zipar(sizes: tuple[int, ...], window: int) -> Order:
     Raises:
         UsageError: the grid has not two axes, or the window is out of range.
     """
-    if len(_checked(sizes)) != 2 or not 2 <= window < sizes[1]:
-        expected = f"from 2 to {sizes[-1] - 1}" if sizes[-1] > 2 else "a grid of two axes, at least 3 wide"
+    if len(_checked(sizes)) != 2 or sizes[1] < 3:
         raise UsageError(
-            f"ZipAR's window is {window} on the grid {format_grid(sizes)}, expected {expected}.",
+            f"ZipAR does not decode the grid {format_grid(sizes)}.",
+            "It takes two axes and at least 3 columns, such as 16x16.",
+        )
+    if not 2 <= window < sizes[1]:
+        raise UsageError(
+            f"ZipAR's window is {window} on the grid {format_grid(sizes)}, expected 2 to {sizes[1] - 1}.",
             "A window of the whole row or more is raster order.",
         )
     rows, columns = sizes
@@ -397,7 +426,7 @@ def parse_name(name: str) -> tuple[str, int]:
     """
     match = _NAME.fullmatch(name)
     if match is None:
-        raise UsageError(f"There is no order {name[:40]!r}.", f"Choose of {NAMES}.")
+        raise UsageError(f"There is no order {name[:40]!r}.", f"Choose one of {NAMES}.")
     return match[1] or match[2], int(match[3] or 0)
 
 
@@ -440,12 +469,13 @@ def order_rows(order: Order) -> list[dict[str, Any]]:
     """List the order as data: one row a cell, in decoding order.
 
     Keys: ``step`` (from 1, as people see it), ``cell`` and ``coordinates`` (from 0), ``predecessors``
-    (each with ``cell`` and ``head``).
+    (each with ``cell`` and ``head``); ``panel`` (from 0) too if the order has scales.
     """
     return [
         {
             "step": s + 1,
             "cell": cell,
+            **({"panel": order.plane_of(cell)[0]} if order.has_scales else {}),
             "coordinates": list(order.coordinates(cell)),
             "predecessors": [{"cell": p.cell, "head": p.head} for p in order.predecessors(cell)],
         }

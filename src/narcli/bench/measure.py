@@ -21,6 +21,7 @@ from ..hub.sources import Files
 from ..kernels import draw, prepare, prepare_tokenizer
 from ..models.network import Network
 from ..models.tokenizer import Tokenizer
+from ..models.transformer import NARTransformer
 from ..order import Order, named
 from ..pipeline import load_networks
 from ..sampling import generate

@@ -6,16 +6,16 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import ceil
 from typing import Annotated
 
 import typer
 
 from ..errors import UsageError
-from ..order import NAMES, NAR, Order, format_grid, named, parse_grid
+from ..order import NAMES, NAR, Order, named, parse_grid
 from ..runs.orders import check_size, document, write_order
-from ..viz.style import EMPTY, FRONTIER, RGB, caption, comparison, step_colors
+from ..viz.style import EMPTY, FRONTIER, RGB, caption, headline, plane_names, step_colors
 from .console import Console, has_color, is_terminal
 from .options import Json, Overwrite, Quiet
 
@@ -46,11 +46,11 @@ def visualize_order(
     if as_json:
         console.json(document(shown, with_cells=path is None) | ({"file": str(path)} if path else {}))
     elif path is not None:
-        console.note(f"{format_grid(sizes)} grid: {comparison(shown)}")
+        console.note(headline(shown))
         console.result(path)
     elif is_terminal(sys.stdout) and not quiet:
         animate(shown)
-        console.result(f"{format_grid(sizes)} grid: {comparison(shown)}")
+        console.result(headline(shown))
     else:
         for line in plain_lines(shown):
             console.result(line)
@@ -60,17 +60,24 @@ def visualize_order(
 
 
 def plain_lines(order: Order) -> Iterator[str]:
-    """Lines of plain text: the step of each cell, then every step."""
-    yield f"{format_grid(order.sizes)} grid: {comparison(order)}"
-    slices, rows, columns = (1, 1, *order.sizes)[-3:]
+    """Lines of plain text: the step of each cell, then every step; neither where it is one after another."""
+    yield headline(order)
     width = len(str(len(order.steps)))
-    for t in range(slices):
-        yield f"\nt = {t}" if slices > 1 else ""
-        for row in range(t * rows, (t + 1) * rows):
-            yield " ".join(f"{s + 1:{width}}" for s in order.step_of[row * columns : (row + 1) * columns])
-    yield ""
-    for s in range(len(order.steps)):
-        yield caption(order, s)
+    for index, name in enumerate([] if order.has_scales else plane_names(order)):
+        yield f"\n{name}" if name else ""
+        for row in _rows_of(order, index):
+            yield " ".join(f"{s + 1:{width}}" for s in row)
+    if order.name != "raster":
+        yield ""
+        for s in range(len(order.steps)):
+            yield caption(order, s)
+
+
+def _rows_of(order: Order, index: int) -> list[tuple[int, ...]]:
+    """Steps of the cells of a panel, row by row."""
+    rows, columns = order.planes[index]
+    start = order.starts[index]
+    return [order.step_of[start + y * columns : start + (y + 1) * columns] for y in range(rows)]
 
 
 # --- a terminal ----------------------------------------------------------------------------------
@@ -91,14 +98,13 @@ def animate(order: Order) -> None:
         print(f"Each square stands for {every if len(order.sizes) == 1 else f'{every}x{every}'} cells.")
     steps = len(order.steps)
     stride = max(1, steps // 150)
-    spread = (every - 1) * min(len(order.sizes), 2)  # steps between the first and last cell of a square
     frame = ""
     try:
         # Hide the cursor, cut long lines off, make room, remember its first line: neither a lost piece of
         # output nor a narrower window can shift frames.
         sys.stdout.write("\x1b[?25l\x1b[?7l" + "\n" * height + f"\x1b[{height}A\x1b7")
         for s in [*range(0, steps - 1, stride), steps - 1]:
-            lines = [*_draw(cells, s, spread, steps, across, down, color), caption(order, s)]
+            lines = [*_draw(cells, s, steps, across, down, color), caption(order, s)]
             lines[-1] = lines[-1][: size.columns - 1]
             frame = "\x1b8" + "".join(f"{line}\x1b[K\n" for line in lines)
             sys.stdout.write(frame)
@@ -112,54 +118,78 @@ def animate(order: Order) -> None:
         sys.stdout.flush()
 
 
-Cells = list[list[int | None]]  # rows of step numbers, None between the panels of a time axis
+Square = tuple[int, int]  # the first and the last step of the cells that it stands for
+Cells = list[list[Square | None]]  # None between panels, and below those that are lower than others
 
 
 def _layout(order: Order, columns: int, lines: int, color: bool) -> tuple[Cells, tuple[int, int], int]:
-    """Fit the grid: its cells, (columns a cell, cells a line), and the side of a square drawn as one cell."""
-    slices, rows, width = (1, 1, *order.sizes)[-3:]
+    """Fit the panels: their squares, (columns a square, squares a line), and cells along a square's side."""
     every = 1
     while True:
-        small_rows, small_width = ceil(rows / every), ceil(width / every)
+        sides = [(ceil(rows / every), ceil(width / every)) for rows, width in order.planes]
         for across, down in ((2, 1), (1, 2)) if color else ((2, 1), (1, 1)):
-            panels = max(1, min(slices, (columns // across + 1) // (small_width + 1)))  # in one row
-            height = ceil(slices / panels) * (small_rows + 1) - 1
-            fits = small_width * across <= columns and ceil(height / down) <= lines
-            if fits or (small_rows, small_width) == (1, 1):
-                return _cells(order, panels, every), (across, down), every
+            bands = _bands([width for _, width in sides], columns // across)
+            widest = max(sum(sides[index][1] + 1 for index in band) - 1 for band in bands)
+            height = sum(max(sides[index][0] for index in band) + 1 for band in bands) - 1
+            fits = widest * across <= columns and ceil(height / down) <= lines
+            if fits or max(map(max, sides)) == 1:
+                return _cells(order, bands, every), (across, down), every
         every += 1
 
 
-def _cells(order: Order, panels: int, every: int) -> Cells:
-    slices, rows, width = (1, 1, *order.sizes)[-3:]
+def _bands(widths: Sequence[int], room: int) -> list[list[int]]:
+    """Put panels side by side while the room lasts: the indices of those in each band."""
+    bands: list[list[int]] = []
+    used = room
+    for index, width in enumerate(widths):
+        if not bands or used + 1 + width > room:
+            bands.append([])
+            used = -1
+        bands[-1].append(index)
+        used += 1 + width
+    return bands
+
+
+def _cells(order: Order, bands: Sequence[Sequence[int]], every: int) -> Cells:
     result: Cells = []
-    for first in range(0, slices, panels):
-        if first:
+    for band in bands:
+        if result:
             result.append([])
-        for row in range(0, rows, every):
-            line: list[int | None] = []
-            for t in range(first, min(first + panels, slices)):
-                start = (t * rows + row) * width
-                line += ([None] if line else []) + list(order.step_of[start : start + width : every])
+        parts = [_squares(order, index, every) for index in band]
+        for y in range(max(map(len, parts))):
+            line: list[Square | None] = []
+            for part in parts:
+                blank = [None] * len(part[0])
+                line += ([None] if line else []) + (part[y] if y < len(part) else blank)
             result.append(line)
     return result
 
 
-def _draw(
-    cells: Cells, s: int, spread: int, steps: int, across: int, down: int, color: bool
-) -> Iterator[str]:
-    """The lines of step ``s``; a square belongs to the frontier for ``spread`` more steps than a cell."""
+def _squares(order: Order, index: int, every: int) -> Cells:
+    """Join the cells of a panel to squares of ``every`` cells a side."""
+    rows = _rows_of(order, index)
+    result: Cells = []
+    for top in range(0, len(rows), every):
+        band = rows[top : top + every]
+        pieces = ([row[x : x + every] for row in band] for x in range(0, len(band[0]), every))
+        result.append([(min(map(min, piece)), max(map(max, piece))) for piece in pieces])
+    return result
+
+
+def _draw(cells: Cells, s: int, steps: int, across: int, down: int, color: bool) -> Iterator[str]:
+    """The lines of step ``s``; a square belongs to the frontier from its first step to its last."""
     if not color:
         for row in cells:
-            marks = (" " if n is None else "." if n > s else "#" if n + spread >= s else "+" for n in row)
+            marks = (" " if n is None else "." if n[0] > s else "#" if n[1] >= s else "+" for n in row)
             yield "".join(mark * across for mark in marks)
         return
     colors = step_colors(steps)
 
-    def paint(step: int | None, ground: int) -> str:
-        if step is None:
+    def paint(square: Square | None, ground: int) -> str:
+        if square is None:
             return f"\x1b[{ground + 1}m"
-        return _color_code(EMPTY if step > s else FRONTIER if step + spread >= s else colors[step], ground)
+        first, last = square
+        return _color_code(EMPTY if first > s else FRONTIER if last >= s else colors[first], ground)
 
     for top in range(0, len(cells), down):
         row, below = cells[top], cells[top + 1] if down == 2 and top + 1 < len(cells) else []

@@ -33,7 +33,7 @@ class MultiscaleConfig:
     """
 
     #: A cell has tokens of all scales, so that no picture is uncovered cell by cell.
-    holistic: ClassVar[bool] = True
+    holistic: ClassVar[bool] = False
     laid_out: ClassVar[str] = "decoder."
     kind: ClassVar[str] = "image-tokenizer"
 

@@ -102,7 +102,7 @@ class Budget:
             return
         if model.vocab_size == tokenizer.codebook_size:
             with suppress(ValueError):
-                check_fit(recipe, model.grid, tokenizer)
+                check_fit(recipe, model.decoding_order, tokenizer)
 
     def document(self) -> dict[str, Any]:
         """Return the budget as JSON; null stands for values that are unknown before the download."""

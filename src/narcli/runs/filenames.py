@@ -14,6 +14,7 @@ from .recipe import Recipe
 
 if TYPE_CHECKING:
     from ..models.tokenizer import TokenizerConfig
+    from ..order import Order
 
 FRONTIER = "_frontier"  # before the suffix of the file beside the first sample's
 SHEET = "_grid.png"  # ending of the contact sheet beside the pictures
@@ -71,19 +72,24 @@ def format_of(suffix: str) -> ClipFormat:
     return BY_SUFFIX.get(suffix, FORMATS["frames"])
 
 
-def check_fit(recipe: Recipe, grid: tuple[int, ...], tokenizer: TokenizerConfig) -> None:
-    """Compare a recipe with the sizes of a model.
+def check_fit(recipe: Recipe, order: Order, tokenizer: TokenizerConfig) -> None:
+    """Compare a recipe with the order and the sizes of a model.
 
     Raises:
         UsageError: recipe and model do not fit.
         ValueError: the tokenizer does not fit the grid.
     """
-    if recipe.frontier_mode == "reveal" and tokenizer.holistic:
+    if recipe.frontier_mode == "reveal" and (tokenizer.holistic or order.has_scales):
         raise UsageError(
-            "`frontier_mode` is reveal, but no token of this model has a place in the frames.",
+            "`frontier_mode` is reveal, but "
+            + (
+                "no token of this model has a place in the frames."
+                if tokenizer.holistic
+                else "each step of this model changes the whole picture."
+            ),
             "Use `frontier_mode=decode`, or `frontier=none`.",
         )
-    made = tokenizer.clip_size(grid)[0]
+    made = tokenizer.clip_size(order.sizes)[0]
     if recipe.frames is not None and recipe.frames > made:
         raise UsageError(
             f"`frames` is {recipe.frames}, but the model makes clips of {made} frames.",

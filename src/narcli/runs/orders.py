@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..errors import UsageError
 from ..order import Order, format_grid, order_rows
 from ..viz.style import comparison
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 SUFFIXES = (".png", ".gif", ".mp4", ".svg", ".json", ".csv")
 MAX_DRAWN, MAX_SIDE = 2**18, 2048  # cells in all, and along one side
+SCALE_SECONDS = 0.4  # that an animation shows each of a few scales
 
 
 def check_size(sizes: tuple[int, ...]) -> None:
@@ -35,8 +39,9 @@ def document(order: Order, *, with_cells: bool = True) -> dict[str, Any]:
     facts = {
         "order": order.name,
         "grid": list(order.sizes),
+        **({"panels": list(map(list, order.panels))} if order.has_scales else {}),
         "steps": len(order.steps),
-        "raster_steps": order.cells,
+        "raster_steps": prod(order.sizes),
         "widest_step": order.widest,
     }
     return facts | ({"cells": order_rows(order)} if with_cells else {})
@@ -80,18 +85,35 @@ def write_order(order: Order, output: str, *, overwrite: bool, reserved: Iterabl
         case ".png":
             picture, words = board.order_image(order), comparison(order)
             return writers.write_png(path, picture, about, words, overwrite=overwrite)
-        case ".gif":
-            return writers.write_gif(path, board.order_frames(order), about, overwrite=overwrite)
         case _:
-            frames = board.order_frames(order)
-            return writers.write_mp4(path, frames, about, hold_seconds=2, overwrite=overwrite)
+            return write_animation(path, order, board.order_frames(order), about, overwrite=overwrite)
+
+
+def write_animation(
+    path: Path,
+    order: Order,
+    frames: Sequence[Image.Image],
+    about: Mapping[str, Any] | None,
+    *,
+    overwrite: bool,
+) -> Path:
+    """Write frames of an order as the suffix says, GIF or MP4; scales change slower, as they are few."""
+    from ..media.writers import write_gif, write_mp4
+
+    if path.suffix.lower() == ".gif":
+        seconds = SCALE_SECONDS if order.has_scales else 0.09
+        return write_gif(path, frames, about, frame_seconds=seconds, overwrite=overwrite)
+    fps = 1 / SCALE_SECONDS if order.has_scales else 12
+    return write_mp4(path, frames, about, fps=fps, hold_seconds=2, overwrite=overwrite)
 
 
 def _csv(order: Order) -> str:
-    """Columns step, cell, the coordinates, and for each head the cell that it predicts from."""
-    lines = [",".join(["step", "cell", *("t", "y", "x")[-len(order.sizes) :], *order.heads])]
+    """Columns step, cell, panel (of scales), coordinates, and for each head the cell it predicts from."""
+    panel = ["panel"] * order.has_scales
+    lines = [",".join(["step", "cell", *panel, *("t", "y", "x")[-len(order.sizes) :], *order.heads])]
     for row in order_rows(order):
         before = {p["head"]: p["cell"] for p in row["predecessors"]}
-        cells = (row["step"], row["cell"], *row["coordinates"], *(before.get(h, "") for h in order.heads))
+        facts = [row[key] for key in ("step", "cell", *panel)]
+        cells = (*facts, *row["coordinates"], *(before.get(h, "") for h in order.heads))
         lines.append(",".join(map(str, cells)))
     return "\n".join(lines) + "\n"

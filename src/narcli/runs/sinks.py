@@ -19,6 +19,7 @@ from ..media.names import Outputs
 from ..prompts import Prompt
 from ..settings import Sample
 from .filenames import check_fit, format_of, suffix_of
+from .orders import write_animation
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class FrontierDecoded:
     """Event: the frontier's samples are decoded from the tokens known after a step.
 
     Args:
-        steps: number of steps in all.
+        steps: number of decoded steps in all.
     """
 
     steps: int
@@ -134,8 +135,9 @@ class Sinks:
         self.recipe, self.decoder, self.samples = recipe, decoder, samples
         self.outputs, self.clock = outputs, clock
         self.suffix = suffix_of(recipe, outputs)
-        holistic = decoder.tokenizer.config.holistic  # no token has a place that could be uncovered
-        self._mode = recipe.frontier_mode or ("decode" if holistic else "reveal")
+        # Otherwise no cell could be uncovered.
+        placed = not (decoder.tokenizer.config.holistic or decoder.order.has_scales)
+        self._mode = recipe.frontier_mode or ("reveal" if placed else "decode")
         self.common = {**common, **self._fitted()}
         self.files: list[Path] = []
         self.documents: list[dict[str, Any]] = []
@@ -200,9 +202,9 @@ class Sinks:
         """Check that recipe and model fit; return metadata of how the files are written."""
         from ..viz.sheets import auto_scale
 
-        recipe, grid, tokenizer = self.recipe, self.decoder.grid, self.decoder.tokenizer.config
-        check_fit(recipe, grid, tokenizer)
-        made, *size = tokenizer.clip_size(grid)
+        recipe, order, tokenizer = self.recipe, self.decoder.order, self.decoder.tokenizer.config
+        check_fit(recipe, order, tokenizer)
+        made, *size = tokenizer.clip_size(order.sizes)
         scale = recipe.scale or auto_scale((size[0], size[1]))
         about: dict[str, Any] = {"scale": scale, **({"filter": "lanczos"} if scale > 1 else {})}
         if recipe.kind == "video":
@@ -276,7 +278,7 @@ class Sinks:
 
     def _write_frontier(self, path: Path) -> Generator[FrontierDecoded, None, Path]:
         """Write the picture of the frontier and return its path."""
-        from ..media.writers import write_gif, write_mp4, write_png
+        from ..media.writers import write_png
         from ..viz import frontier
 
         order, over = self.decoder.order, self.recipe.overwrite
@@ -285,12 +287,13 @@ class Sinks:
         partials: list[list[Clip]] | None = None
         if self._mode == "decode":
             partials = []
+            steps = frontier.shown_steps(order, still=self.recipe.frontier == "png")
             with self.clock.timed("decode"):
-                steps = self.decoder.partials([result.tokens for result in shown])
-            for _ in order.steps:
+                decoded = self.decoder.partials([result.tokens for result in shown], steps)
+            for _ in steps:
                 with self.clock.timed("decode"):
-                    partials.append(next(steps))
-                yield FrontierDecoded(len(order.steps))
+                    partials.append(next(decoded))
+                yield FrontierDecoded(len(steps))
         about = None
         if not self.recipe.no_metadata:
             about = self._about_all() | self._about_frontier()
@@ -300,9 +303,7 @@ class Sinks:
                 strip = frontier.filmstrip(order, clips, partials, holistic=holistic)
                 return write_png(path, strip, about, overwrite=over)
             frames = frontier.run_frames(order, clips, partials, holistic=holistic)
-            if self.recipe.frontier == "gif":
-                return write_gif(path, frames, about, overwrite=over)
-            return write_mp4(path, frames, about, hold_seconds=2, overwrite=over)
+            return write_animation(path, order, frames, about, overwrite=over)
 
     def _kept_samples(self) -> int:
         """Return the number of samples to keep in memory for frontier and contact sheet."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from html import escape
+from itertools import pairwise
 from math import ceil, sqrt
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from ..order import Order, format_grid
+from ..order import Order
 from .style import (
     BACKGROUND,
     EMPTY,
@@ -23,7 +24,9 @@ from .style import (
     comparison,
     hexadecimal,
     luminance,
+    plane_names,
     step_colors,
+    title,
 )
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
@@ -48,7 +51,7 @@ def order_image(order: Order) -> Image.Image:
     canvas = _Canvas([board.pixels(colors)], head=54, foot=40, least=_text_width(comparison(order), 14))
     image = canvas.image()
     draw = ImageDraw.Draw(image)
-    draw.text((MARGIN, MARGIN - 5), f"{format_grid(order.sizes)} decoding order", TEXT, _font(22))
+    draw.text((MARGIN, MARGIN - 5), title(order), TEXT, _font(22))
     draw.text((MARGIN, MARGIN + 26), comparison(order), MUTED, _font(14))
     board.draw_labels(draw, canvas.places[0], colors)
     _draw_legend(image, draw, colors)
@@ -58,17 +61,23 @@ def order_image(order: Order) -> Image.Image:
 def order_frames(order: Order) -> list[Image.Image]:
     """Draw the board at each step, the frontier bright; at most ``MAX_FRAMES``, with the last step."""
     steps = len(order.steps)
-    shown = np.unique(np.linspace(0, steps - 1, min(steps, MAX_FRAMES)).round().astype(int)).tolist()
-    board = _Board(order, width=480, height=480, largest=26)
+    board = _Board(order, width=800 if order.has_scales else 480, height=480, largest=26)
     canvas = _Canvas(
         [board.pixels([EMPTY] * steps)], foot=50, least=_text_width(caption(order, steps - 1), 15)
     )
     frames = []
-    for s in shown:
+    for s in spread_steps(order, MAX_FRAMES):
         canvas.put(0, board.at(s))
         frames.append(canvas.image(order, s))
         board.draw_labels(ImageDraw.Draw(frames[-1]), canvas.places[0], None)
     return frames
+
+
+def spread_steps(order: Order, most: int) -> list[int]:
+    """Choose at most ``most`` evenly spaced steps, the first and the last among them; all if they are few."""
+    steps = len(order.steps)
+    chosen: list[int] = np.unique(np.linspace(0, steps - 1, min(steps, most)).round().astype(int)).tolist()
+    return chosen
 
 
 def order_svg(order: Order) -> str:
@@ -81,10 +90,10 @@ def order_svg(order: Order) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {max(width, 480) + 2 * MARGIN} '
         f'{height + 54 + 2 * MARGIN}" font-family="system-ui, sans-serif">',
-        f"<title>{format_grid(order.sizes)} decoding order: {escape(comparison(order))}</title>",
+        f"<title>{title(order)}: {escape(comparison(order))}</title>",
         f'<rect width="100%" height="100%" fill="{hexadecimal(BACKGROUND)}"/>',
         f'<text x="{MARGIN}" y="{MARGIN + 16}" font-size="22" fill="{hexadecimal(TEXT)}">'
-        f"{format_grid(order.sizes)} decoding order</text>",
+        f"{title(order)}</text>",
         f'<text x="{MARGIN}" y="{MARGIN + 38}" font-size="14" fill="{hexadecimal(MUTED)}">'
         f"{escape(comparison(order))}</text>",
         f'<g transform="translate({MARGIN} {MARGIN + 54})" text-anchor="middle" '
@@ -96,11 +105,10 @@ def order_svg(order: Order) -> str:
             f"{label}</text>"
         )
     for cell, s in enumerate(order.step_of):
-        x, y = board.corner(cell)
-        before = ", ".join(f"{p.cell} ({p.head})" for p in order.predecessors(cell)) or "nothing"
+        x, y, across, down = board.box(cell)
         parts.append(
-            f'<rect x="{x}" y="{y}" width="{side}" height="{side}" fill="{colors[s]}">'
-            f"<title>step {s + 1}, cell {cell}, predicted from {before}</title></rect>"
+            f'<rect x="{x}" y="{y}" width="{across}" height="{down}" fill="{colors[s]}">'
+            f"<title>step {s + 1}, cell {cell}, predicted from {_origin(order, cell)}</title></rect>"
         )
         if board.numbered:
             parts.append(
@@ -110,8 +118,21 @@ def order_svg(order: Order) -> str:
     return "\n".join([*parts, "</g>", "</svg>", ""])
 
 
+def _origin(order: Order, cell: int) -> str:
+    """Name the inputs that predict a cell, and the axis of each if there is a head for each."""
+    before = order.predecessors(cell)
+    if before:
+        named = len(order.heads) == len(order.sizes)
+        return ", ".join(f"{p.cell} ({p.head})" if named else str(p.cell) for p in before)
+    if order.step_of[cell] == 0:
+        return "nothing"
+    return "the smaller grids" if order.has_scales else "a learned token"
+
+
 class _Board:
-    """The token grid as squares: panels of a time axis in near-square rows, each with its label.
+    """The token grid as squares: panels in near-square rows, each with its label.
+
+    All panels take equal room: scales, two rows of them, have smaller cells the finer they are.
 
     Args:
         order: of a grid of 1 to 3 axes.
@@ -123,46 +144,45 @@ class _Board:
     def __init__(
         self, order: Order, *, width: int, height: int, largest: int, across: int | None = None
     ) -> None:
-        slices, self.rows, self.columns = (1, 1, *order.sizes)[-3:]
-        self.across = across or ceil(sqrt(slices))
-        down = ceil(slices / self.across)
-        room = (width // self.across // self.columns, height // down // self.rows)
-        self.pitch = max(1, min(largest, *room))
-        self.gap = 2 if self.pitch >= 12 else 1 if self.pitch >= 5 else 0
-        label, between = (22, 16) if slices > 1 else (0, 0)
-        panel = (self.rows * self.pitch - self.gap, self.columns * self.pitch - self.gap)
-        self.step_of: Map = np.array([*order.step_of, -1])  # index -1, a gap, has step -1
-        self.labels: list[tuple[int, int, str]] = []
-        size = (down * (panel[0] + label + between) - between, self.across * (panel[1] + between) - between)
+        panels = order.planes
+        rows, columns = panels[-1]
+        across = across or ceil(len(panels) / 2 if order.has_scales else sqrt(len(panels)))
+        down = ceil(len(panels) / across)
+        room = (width // across // columns, height // down // rows)
+        self.order = order
+        self.pitch = max(1, min(largest, *room))  # of the last panel
+        least = 4 if order.has_scales else 5  # pixels of a pitch that has a gap
+        self.gap = _gap(self.pitch, least)
+        label, between = (22, 16) if len(panels) > 1 else (0, 0)
+        high, wide = rows * self.pitch - self.gap, columns * self.pitch - self.gap  # of each panel
+        size = (down * (high + label + between) - between, across * (wide + between) - between)
         self.cells: Map = np.full(size, -1)  # the cell at each pixel, -1 in gaps
-        inside_y, y = (
-            np.arange(panel[0]) % self.pitch < self.pitch - self.gap,
-            np.arange(panel[0]) // self.pitch,
-        )
-        inside_x, x = (
-            np.arange(panel[1]) % self.pitch < self.pitch - self.gap,
-            np.arange(panel[1]) // self.pitch,
-        )
-        flat = np.where(inside_y[:, None] & inside_x, y[:, None] * self.columns + x, -1)
+        self.labels: list[tuple[int, int, str]] = []
         self.corners: list[tuple[int, int]] = []
-        for t in range(slices):
-            top = t // self.across * (panel[0] + label + between) + label
-            left = t % self.across * (panel[1] + between)
-            offset = t * self.rows * self.columns
-            self.cells[top : top + panel[0], left : left + panel[1]] = np.where(flat < 0, -1, flat + offset)
+        self.spans: list[tuple[list[tuple[int, int]], list[tuple[int, int]]]] = []  # (x, y) of each panel
+        for index, (panel, name) in enumerate(zip(panels, plane_names(order), strict=True)):
+            top = index // across * (high + label + between) + label
+            left = index % across * (wide + between)
+            gap = _gap((wide + self.gap) / panel[1], least)
+            spans = _spans(panel[1], wide, gap), _spans(panel[0], high, gap)
+            x, y = _indices(spans[0], wide), _indices(spans[1], high)[:, None]
+            inside = np.where((x < 0) | (y < 0), -1, order.starts[index] + y * panel[1] + x)
+            self.cells[top : top + high, left : left + wide] = inside
             self.corners.append((left, top))
-            if slices > 1:
-                self.labels.append((left, top, f"t = {t}"))
-        self.steps: Map = self.step_of[self.cells]
+            self.spans.append(spans)
+            if name:
+                self.labels.append((left, top, name))
+        self.steps: Map = np.array([*order.step_of, -1])[self.cells]  # index -1, a gap, has step -1
         self.count = len(order.steps)
-        self.colors = step_colors(self.count)
-        self.numbered = self.pitch >= (24 if self.count > 99 else 18)
+        self.colors = np.array([*step_colors(self.count), BACKGROUND], np.uint8)
+        self.numbered = not order.has_scales and self.pitch >= (24 if self.count > 99 else 18)
 
-    def corner(self, cell: int) -> tuple[int, int]:
-        """Upper left pixel of a cell, (x, y)."""
-        t, rest = divmod(cell, self.rows * self.columns)
-        left, top = self.corners[t]
-        return left + rest % self.columns * self.pitch, top + rest // self.columns * self.pitch
+    def box(self, cell: int) -> tuple[int, int, int, int]:
+        """Left, top, width and height of a cell in pixels."""
+        panel, inside = self.order.plane_of(cell)
+        (left, top), (columns, rows) = self.corners[panel], self.spans[panel]
+        (x, width), (y, height) = columns[inside % len(columns)], rows[inside // len(columns)]
+        return left + x, top + y, width, height
 
     def pixels(self, colors: Sequence[RGB]) -> Pixels:
         """Paint every cell in the colour of its step: (height, width, 3)."""
@@ -170,7 +190,11 @@ class _Board:
 
     def at(self, s: int) -> Pixels:
         """Paint step ``s``: decoded cells coloured, the frontier bright, the rest empty."""
-        return self.pixels([*self.colors[:s], FRONTIER, *[EMPTY] * (self.count - s - 1)])
+        colors = self.colors.copy()
+        colors[s : self.count] = EMPTY
+        colors[s] = FRONTIER
+        pixels: Pixels = colors[self.steps]
+        return pixels
 
     def draw_labels(
         self, draw: ImageDraw.ImageDraw, place: tuple[int, int], colors: Sequence[RGB] | None
@@ -180,13 +204,32 @@ class _Board:
             draw.text((place[0] + x, place[1] + y - 7), label, MUTED, _font(13), anchor="ls")
         if colors is None or not self.numbered:
             return
-        side = self.pitch - self.gap
-        font = _font(max(9, round(side * 0.4)))
-        for cell, s in enumerate(self.step_of[:-1].tolist()):
-            x, y = self.corner(cell)
+        share = 0.4 if self.count < 1000 else 0.35
+        font = _font(max(9, round((self.pitch - self.gap) * share)))
+        for cell, s in enumerate(self.order.step_of):
+            x, y, width, height = self.box(cell)
             ink = BACKGROUND if luminance(colors[s]) > 0.5 else TEXT
-            middle = (place[0] + x + side / 2, place[1] + y + side / 2)
+            middle = (place[0] + x + width / 2, place[1] + y + height / 2)
             draw.text(middle, str(s + 1), ink, font, anchor="mm")
+
+
+def _gap(pitch: float, least: int) -> int:
+    """Pixels between cells of a pitch; none below the ``least`` one."""
+    return 2 if pitch >= 12 else 1 if pitch >= least else 0
+
+
+def _spans(count: int, length: int, gap: int) -> list[tuple[int, int]]:
+    """Cut ``length`` pixels into cells with gaps: (first pixel, number of pixels) of each."""
+    edges = [k * (length + gap) // count for k in range(count + 1)]
+    return [(start, end - start - gap) for start, end in pairwise(edges)]
+
+
+def _indices(spans: Sequence[tuple[int, int]], length: int) -> Map:
+    """Index of the span at each pixel; -1 in gaps."""
+    indices: Map = np.full(length, -1)
+    for index, (start, size) in enumerate(spans):
+        indices[start : start + size] = index
+    return indices
 
 
 class _Canvas:

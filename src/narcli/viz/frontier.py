@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil, prod, sqrt
+from math import ceil, sqrt
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from ..order import Order
-from .board import MARGIN, SPACE, Map, Pixels, _Board, _Canvas, _font, _text_width, _widen
+from .board import MARGIN, SPACE, Map, Pixels, _Board, _Canvas, _font, _text_width, _widen, spread_steps
 from .style import (
     BACKGROUND,
     CHECKER,
@@ -23,12 +23,27 @@ MAX_IMAGES = 16  # samples of a run shown side by side
 MAX_CLIPS = 4  # clips of a run shown, a row each
 
 
+MAX_FRAMES = 100  # of an animation of a run; longer orders skip steps
+
+
+COLUMNS = 6  # steps of a filmstrip
+
+
 Clip = Sequence[Image.Image]
 
 
 def shown_samples(order: Order) -> int:
     """Number of samples of a run that these pictures show."""
     return MAX_CLIPS if len(order.sizes) == 3 else MAX_IMAGES
+
+
+def shown_steps(order: Order, *, still: bool) -> list[int]:
+    """Evenly spaced steps, with the last, that ``run_frames`` or (``still``) a ``filmstrip`` shows."""
+    if not still:
+        return spread_steps(order, MAX_FRAMES)
+    steps = len(order.steps)
+    columns = min(steps, COLUMNS)
+    return [ceil((k + 1) * steps / columns) - 1 for k in range(columns)]
 
 
 def run_frames(
@@ -38,7 +53,7 @@ def run_frames(
     *,
     holistic: bool = False,
 ) -> list[Image.Image]:
-    """Draw a frame a step: the board with the bright frontier, and the clips as far as decoded.
+    """Draw a frame for each of ``shown_steps``: board, bright frontier, and the clips as far as decoded.
 
     Args:
         order: of a grid of one to three axes; cell (t, r, c) of (T, H, W) covers that block of the frames of
@@ -46,8 +61,9 @@ def run_frames(
         clips: the final clips, all of one size and length; images are clips of one frame. The first
             ``shown_samples`` are shown.
         partials: None uncovers the final clips cell by cell; otherwise the clips decoded from the
-            tokens known after each step, one list a step. Undecoded cells are empty in both.
-        holistic: true if cells have no place in the frames, so nothing is ever empty; needs ``partials``.
+            tokens known after each of ``shown_steps``, one list a step. Undecoded cells are empty in both.
+        holistic: true if cells have no place in the frames. Then nothing is ever empty, as with an order
+            that has scales; both need ``partials``.
 
     Raises:
         ValueError: no clip, different sizes, or ``partials`` without one list a step.
@@ -55,7 +71,7 @@ def run_frames(
     scene = _Scene(order, clips, partials, holistic)
     canvas = _Canvas(scene.parts(0), foot=50, least=_text_width(caption(order, len(order.steps) - 1), 15))
     frames = []
-    for s in range(len(order.steps)):
+    for s in scene.shown:
         for index, part in enumerate(scene.parts(s)):
             canvas.put(index, part)
         frames.append(canvas.image(order, s))
@@ -73,7 +89,7 @@ def frame_pixels(order: Order, samples: int, frames: int, size: tuple[int, int])
         size: (width, height) of each frame.
     """
     blank = [[Image.new("RGB", size)] * frames] * samples
-    parts = _Scene(order, blank, None, False).parts(0)
+    parts = _Scene(order, blank, [blank] * len(shown_steps(order, still=False)), False).parts(0)
     least = _text_width(caption(order, len(order.steps) - 1), 15)
     height, width, _ = _Canvas(parts, foot=50, least=least).pixels.shape
     return height * width
@@ -83,24 +99,21 @@ def filmstrip(
     order: Order,
     clips: Sequence[Clip],
     partials: Sequence[Sequence[Clip]] | None = None,
-    columns: int = 6,
     *,
     holistic: bool = False,
 ) -> Image.Image:
     """Draw a run in one still picture: evenly spaced steps from left to right, board and images of each.
 
-    Steps of a video are wide and stand two in a row. Arguments and errors are those of ``run_frames``;
-    ``columns`` is the number of steps shown.
+    Steps of a video are wide and stand two in a row. Arguments and errors are those of ``run_frames``.
     """
     scene = _Scene(order, clips, partials, holistic, still=True)
-    steps = len(order.steps)
-    shown = [ceil((k + 1) * steps / columns) - 1 for k in range(columns)] if steps > columns else range(steps)
+    steps, shown = len(order.steps), scene.shown
     across = 2 if scene.is_video else len(shown)
     rows = []
     for start in range(0, len(shown), across):
         in_row = shown[start : start + across]
         parts = [scene.column(s) for s in in_row]
-        canvas = _Canvas(parts, foot=30, gap=2 * MARGIN if scene.is_video else 16)
+        canvas = _Canvas(parts, foot=30, gap=2 * MARGIN if len(order.planes) > 1 else 16)
         image = canvas.image()
         draw = ImageDraw.Draw(image)
         for s, (x, y), part in zip(in_row, canvas.places, parts, strict=True):
@@ -127,11 +140,14 @@ class _Scene:
         holistic: bool,
         still: bool = False,
     ) -> None:
-        if partials is not None and len(partials) != len(order.steps):
-            raise ValueError(f"partials: {len(partials)} lists for {len(order.steps)} steps")
+        self.shown = shown_steps(order, still=still)
+        if partials is not None and len(partials) != len(self.shown):
+            raise ValueError(f"partials: {len(partials)} lists for {len(self.shown)} steps")
+        holistic = holistic or order.has_scales
         if holistic and partials is None:
-            raise ValueError("holistic tokens cannot be uncovered cell by cell")
-        self.is_video, self.partials = len(order.sizes) == 3, partials
+            raise ValueError("cells without a place in the frames cannot be uncovered one by one")
+        self.is_video = len(order.sizes) == 3
+        self.partials = None if partials is None else dict(zip(self.shown, partials, strict=True))
         if self.is_video:
             slices, *sides = order.sizes
             panel = 112 if still else 208
@@ -141,8 +157,10 @@ class _Scene:
             width = self.board.cells.shape[1] - lefts[-1]
             self.mosaic = _Mosaic(order, clips, width, lefts, holistic)
         else:
-            self.mosaic = _Mosaic(order, clips, 192 if still else None)
-            width, height = self.mosaic.width if still else 3 * self.mosaic.height // 2, self.mosaic.height
+            side = 224 if order.has_scales else 192  # the scales take as much
+            self.mosaic = _Mosaic(order, clips, side if still else None, holistic=holistic)
+            height = self.mosaic.height
+            width = self.mosaic.width if still else height * (4 if order.has_scales else 3) // 2
             self.board = _Board(order, width=width, height=height, largest=height)
         self.final = self.mosaic.arrange(clips)
 
@@ -158,7 +176,7 @@ class _Scene:
         return np.concatenate([_widen(parts[0], width), space, _widen(parts[1], width)])
 
     def label(self, draw: ImageDraw.ImageDraw, place: tuple[int, int]) -> None:
-        """Name the time slices of the column at ``place``."""
+        """Name the panels of the board or column at ``place``."""
         self.board.draw_labels(draw, place, None)
 
     def _images(self, s: int) -> Pixels:
@@ -204,8 +222,7 @@ class _Mosaic:
         block = self.across * (self.tile[0] + self.gap) - self.gap
         self.width = lefts[-1] + max(block, side or 0) if slices > 1 else block
         self.height = self.down * (self.tile[1] + self.gap) - self.gap
-        places = len(order.panels) == 1 and not holistic  # a cell of one of several scales has none
-        grid: Map = np.array(order.step_of) if places else np.zeros(prod(order.sizes), int)
+        grid: Map = np.zeros(order.sizes, int) if holistic else np.array(order.step_of)
         y = np.arange(self.tile[1]) * rows // self.tile[1]
         x = np.arange(self.tile[0]) * columns // self.tile[0]
         self.steps: Map = np.full((self.height, self.width), -1)  # -1 between images

@@ -6,7 +6,9 @@ the decoding order look equally far apart; the frontier is the only warm colour.
 
 from __future__ import annotations
 
-from ..order import Order
+from math import prod
+
+from ..order import NAR, Order, format_grid
 
 RGB = tuple[int, int, int]
 
@@ -44,21 +46,45 @@ def hexadecimal(color: RGB) -> str:
     return "#{:02x}{:02x}{:02x}".format(*color)
 
 
+def title(order: Order) -> str:
+    """Title such as ``16x16 decoding order``, with the name of the order if it is not NAR's."""
+    return f"{format_grid(order.sizes)} decoding order" + ("" if order.name == NAR else f", {order.name}")
+
+
+def headline(order: Order) -> str:
+    """``comparison`` after the grid, and after the name of the order if it is not NAR's."""
+    name = "" if order.name == NAR else f", {order.name}"
+    return f"{format_grid(order.sizes)} grid{name}: {comparison(order)}"
+
+
 def comparison(order: Order) -> str:
     """Sentence such as ``31 steps instead of 256 in raster order, up to 16 cells in parallel``."""
+    steps = _count(len(order.steps), "step")
+    if order.name == "raster":
+        return f"{steps}, one cell at a time"
     return (
-        f"{_count(len(order.steps), 'step')} instead of {order.cells} in raster order, "
+        f"{steps} instead of {prod(order.sizes)} in raster order, "
         f"up to {_count(order.widest, 'cell')} in parallel"
+        + (f", {order.cells} in all" if order.has_scales else "")
     )
 
 
 def caption(order: Order, s: int) -> str:
     """Caption of step ``s`` (from 0), such as ``step 12/31 · 12 cells in parallel · 78/256 done``."""
-    done = sum(map(len, order.steps[: s + 1]))
-    return (
-        f"step {s + 1}/{len(order.steps)} · {_count(len(order.steps[s]), 'cell')} in parallel · "
-        f"{done}/{order.cells} done"
+    step, done = f"step {s + 1}/{len(order.steps)}", sum(map(len, order.steps[: s + 1]))
+    if order.name == "raster":
+        return f"{step} · one cell at a time"
+    cells = (
+        f"{format_grid(order.panels[s])} cells" if order.has_scales else _count(len(order.steps[s]), "cell")
     )
+    return f"{step} · {cells} in parallel · {done}/{order.cells} done"
+
+
+def plane_names(order: Order) -> list[str]:
+    """Name of each plane: ``t = 0`` of slices of time, ``1x1`` of scales, empty if it is alone."""
+    if order.has_scales:
+        return list(map(format_grid, order.panels))
+    return [f"t = {t}" for t in range(len(order.planes))] if len(order.planes) > 1 else [""]
 
 
 def _count(number: int, noun: str) -> str:
