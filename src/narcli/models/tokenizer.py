@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 
@@ -59,6 +60,19 @@ class Tokenizer(nn.Module):
     @abstractmethod
     def encode(self, pixels: Tensor) -> Tensor:
         """Encode pictures (B, 3, H, W) or clips (B, 3, frames, H, W) to codes: (B, N) int64."""
+
+    def encode_given(self, frames: Tensor, length: int) -> Tensor:
+        """Encode the first frames of a clip, the last of them repeated (LARP's frame prediction).
+
+        Args:
+            frames: (B, 3, f, H, W) in ``pixel_range``, f from 1 to ``length``.
+            length: frames of a clip.
+
+        Returns:
+            (B, N) int64 codes.
+        """
+        last = frames[:, :, -1:].expand(-1, -1, length - frames.shape[2], -1, -1)
+        return self.encode(torch.cat([frames, last], 2))
 
     @abstractmethod
     def decode_vectors(self, vectors: Tensor, grid: tuple[int, ...]) -> Tensor:
