@@ -130,7 +130,12 @@ class TokenDecoder(Decodes):
     """A tokenizer alone, for existing tokens of an order."""
 
     tokenizer: Tokenizer
-    order: Order
+    drawn_in: Order
+
+    @property
+    def order(self) -> Order:
+        """Decoding order of the tokens."""
+        return self.drawn_in
 
 
 def hash_tokens(tokens: Tensor) -> str:

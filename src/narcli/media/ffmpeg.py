@@ -87,6 +87,8 @@ def read_clip(path: Path, most: int) -> list[Image.Image]:
         frames.append(Image.frombytes("RGB", size, data[header.end() : position]))
     if process.returncode or not frames:
         reason = re.sub(r"^(\[[^]]*\] *)*", "", words.splitlines()[0])[:120] if words else "it has no frames"
+        if re.search("whitelist|Invalid data", words):
+            reason = "it is damaged, or of no format that narcli reads"
         raise CheckpointError(
             f"{path} cannot be read as a clip: {reason.rstrip('.')}.",
             "Give a video such as .mp4, an animation such as .gif, or a folder of pictures.",
