@@ -132,8 +132,10 @@ def run(
     if planned.samples is None:
         planned = planned.named(pipeline.classes, reserved)
     assert planned.samples is not None and planned.outputs is not None
-    with clock.timed("encode"):
-        samples = encode_samples(planned.samples, pipeline.tokenizer, pipeline.model.config)
+    samples = planned.samples
+    if recipe.clips:
+        with clock.timed("encode"):
+            samples = encode_samples(samples, pipeline.tokenizer, pipeline.model.config)
     settings = pipeline.settings(**recipe.sampling)
     common = pipeline.metadata(settings)
     sinks = Sinks(recipe, pipeline, samples, planned.outputs, common, clock)
