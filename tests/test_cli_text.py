@@ -118,7 +118,7 @@ def test_what_is_cut_is_shown(run):
 
 
 def test_a_list_of_prompts_that_is_too_long_for_the_metadata_is_counted(run, here, monkeypatch):
-    monkeypatch.setattr("narcli.runs.sinks.MAX_PROMPTS", 120)
+    monkeypatch.setattr("narcli.runs.sinks.MAX_SUBJECTS", 120)
     run("--prompt", "one", "--prompt", "two", "--prompt", "three", "-o", "a.png")
     about = read_metadata(here / "a_frontier.gif")
     assert [each["prompt"] for each in about["prompts"]] == ["one", "two"] and about["prompts_in_all"] == 3

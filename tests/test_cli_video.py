@@ -293,7 +293,7 @@ def test_not_known_tokens_are_the_average_code(larp):
 # --- refusals ------------------------------------------------------------------------------------
 
 MISUSE = [
-    ([], "No class given", "--class"),
+    ([], "No class or frames given", "--class"),
     (["--class", 4], "no class 4", "Nearest"),
     (["--class", "Archery"], "no class 'Archery'", None),
     (["--class", 2, "--frames", 0], "--frames is 0", None),

@@ -153,7 +153,7 @@ def test_given_frames_are_encoded_with_the_last_one_repeated(released, tmp_path)
     shutil.copy(DATA / "larp.config.json", tmp_path / "config.json")
     tokenizer = load_tokenizer(tmp_path / "larp.safetensors")
     with torch.no_grad():
-        assert torch.equal(tokenizer.encode_given(expected["cond_frames"]), condition)
+        assert torch.equal(tokenizer.encode_given(expected["cond_frames"], 4), condition)
         decoded = tokenizer.decode(expected["tokens"].long())
     torch.testing.assert_close(decoded, expected["decoded"], rtol=1e-4, atol=1e-4)
 

@@ -110,7 +110,7 @@ def test_a_recipe_comes_back_from_its_json(fields):
     ("fields", "words"),
     [
         ({}, "No class or prompt given."),
-        ({"kind": "video"}, "No class given."),
+        ({"kind": "video"}, "No class or frames given."),
         ({"kind": "sound", "classes": 1}, "`kind` is 'sound', expected image or video."),
         ({"classes": 1, "prompts": "a cat"}, "`classes` and `prompts` exclude each other."),
         ({"classes": 1, "text_device": "cpu"}, "`text_device` goes with `prompts`."),

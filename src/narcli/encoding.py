@@ -1,17 +1,19 @@
-"""Conditions of prompts, encoded once and cached on disk.
+"""Conditions: prompts, encoded once and cached on disk, and given frames.
 
-The encoder is in memory only while it encodes. The cache, in the user's cache folder, holds the features of
-each cleaned prompt. A run with a cached prompt loads no encoder and does not import transformers. The cache
-is bounded, and may be removed at any time.
+The encoder of prompts is in memory only while it encodes. The cache, in the user's cache folder, holds the
+features of each cleaned prompt. A run with a cached prompt loads no encoder and does not import transformers.
+The cache is bounded, and may be removed at any time. Given frames are encoded by the model's tokenizer.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import chain
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +21,20 @@ from .errors import CheckpointError, NarError
 from .hub.sources import EncoderFiles
 from .media import atomic
 from .media.atomic import write_atomic
+from .media.ffmpeg import read_clip
+from .media.textfiles import expand, unreadable
 from .prompts import Prompt, shorten
+from .settings import GivenFrames, Sample
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .checkpoints.text_encoder import Encoded
+    from .models.network import NetworkConfig
+    from .models.tokenizer import Tokenizer
 
 MAX_CACHED = 2**28  # bytes of the cache; the oldest go first
+GIVEN = 5  # frames that are given of a clip, as in LARP (arXiv 2410.21264, section 4)
 CHUNK = 1024  # prompts that are encoded and held in memory together
 
 
@@ -196,3 +204,86 @@ def write_cached(identity: str, dtype: str, text: str, tokens: int, encoded: Enc
 def prune(most: int = MAX_CACHED) -> None:
     """Remove the files of the cache that were not used for longest, beyond ``most`` bytes in all."""
     atomic.prune(cache_folder(), most)
+
+
+# --- given frames --------------------------------------------------------------------------------
+
+
+def read_given(path: str | Path) -> GivenFrames:
+    """Read the first ``GIVEN`` frames of a clip, or all of a shorter one.
+
+    Args:
+        path: a video, an animation, a picture, or a folder of pictures in the order of their numbers.
+
+    Raises:
+        CheckpointError: no such file, no frames in it, or a damaged one.
+    """
+    from .viz.sheets import read_picture, read_pictures, suffixes
+
+    path = expand(path)
+    if path.is_dir():
+        try:
+            files = [file for file in path.iterdir() if file.suffix.lower() in suffixes()]
+        except OSError as error:
+            raise unreadable(path, error) from None
+        files = sorted((file for file in files if file.name[0] != "."), key=_numbered)[:GIVEN]
+        pictures = [read_picture(file, lambda note: None) for file in files]
+    else:
+        pictures = read_pictures(path, GIVEN) or read_clip(path, GIVEN)
+    if not pictures:
+        raise CheckpointError(
+            f"The folder {path} holds no pictures.", "Give a clip, or a folder of its frames as pictures."
+        )
+    return GivenFrames(path.name or path.resolve().name, len(pictures), tuple(pictures))
+
+
+def _numbered(file: Path) -> list[str | int]:
+    """Key that sorts ``2.png`` before ``10.png``."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", file.name)]
+
+
+def encode_samples(
+    samples: Sequence[Sample], tokenizer: Tokenizer, config: NetworkConfig
+) -> list[Sample]:
+    """Encode the given frames of samples, each clip once; recorded codes are checked.
+
+    Args:
+        samples: of the model's subjects; those without given frames stay as they are.
+        tokenizer: the model's.
+        config: sizes of the model.
+
+    Raises:
+        CheckpointError: recorded codes that are not of this model, or only their hash.
+        MemoryLimitError: the memory is too small.
+    """
+    from .devices import memory_guard
+
+    made: dict[int, GivenFrames] = {}
+    with memory_guard("Free some memory, or try `dtype=bfloat16`."):
+        for frames in (sample.entry for sample in samples):
+            if isinstance(frames, GivenFrames) and id(frames) not in made:
+                made[id(frames)] = _encode(frames, tokenizer, config.grid) if frames.pictures else frames
+    for frames in made.values():
+        if len(frames.codes) != prod(config.grid) or max(frames.codes) >= config.vocab_size:
+            raise CheckpointError(
+                f"The recorded codes of the frames given from {frames.name} do not belong to this model.",
+                "Give the clip again: `frames_from=PATH`.",
+            )
+    return [Sample(made.get(id(sample.entry), sample.entry), sample.seed) for sample in samples]
+
+
+def _encode(frames: GivenFrames, tokenizer: Tokenizer, grid: tuple[int, ...]) -> GivenFrames:
+    """Encode the middle of given frames as codes; at least one frame of a clip is left to be made."""
+    import numpy as np
+    import torch
+
+    from .viz.sheets import fit
+
+    length, height, width = tokenizer.config.clip_size(grid)
+    pictures = frames.pictures[: max(1, length - 1)]
+    pixels = np.stack([np.asarray(fit(picture, width, height)) for picture in pictures])
+    weight, (black, white) = next(tokenizer.parameters()), tokenizer.pixel_range
+    levels = torch.from_numpy(pixels).movedim(-1, 0)[None].float() / 255  # (1, 3, f, H, W)
+    with torch.inference_mode():
+        codes = tokenizer.encode_given((black + levels * (white - black)).to(weight), length)
+    return GivenFrames(frames.name, len(pictures), codes=tuple(codes[0].tolist()))

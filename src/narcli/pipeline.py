@@ -25,13 +25,13 @@ from .checkpoints.load import load_tokenizer, load_transformer, transformer_conf
 from .classes import ClassEntry, ClassTable
 from .decoding import Clip, Decodes, _check_grid, hash_tokens
 from .devices import choose_device, choose_dtype, dtype_name, memory_guard, release
-from .encoding import PromptEncoder, encoder_dtype
+from .encoding import PromptEncoder, encode_samples, encoder_dtype, read_given
 from .errors import CheckpointError, MemoryLimitError, UsageError
 from .hub.check import classes_of
 from .hub.sizes import Networks
 from .hub.sources import Files, choose
 from .kernels import draw, prepare, prepare_tokenizer
-from .media.metadata import MAX_TOKENS, pack_tokens
+from .media.metadata import MAX_TOKENS, about_given, pack_tokens
 from .memory import choose_batch_size
 from .models.blocks import Kind
 from .models.multiscale import MultiscaleTokenizer
@@ -40,12 +40,30 @@ from .models.tokenizer import Tokenizer
 from .models.var import VARTransformer
 from .order import Order
 from .prompts import Prompt, parse_prompt
+from .results import Progress as Progress
 from .results import Result, about_class
 from .sampling import Step, generate
-from .settings import Sample, Sampling, SamplingSettings, check_batch_size, plan_samples
+from .settings import (
+    GivenFrames,
+    Sample,
+    Sampling,
+    SamplingSettings,
+    Subject,
+    check_batch_size,
+    plan_samples,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+#: Clips whose first frames are given.
+Clips = str | Path | GivenFrames | Sequence[str | Path | GivenFrames]
+#: By the condition of a model, an error for other subjects.
+_WANTED = {
+    "class": ("This model makes images of classes.", "Give classes=[207]."),
+    "text": ("This model makes images from text.", "Give prompts=['a red apple']."),
+    "frames": ("This model goes on from given frames.", "Give frames_from='clip.mp4'."),
+}
 
 
 def load(
@@ -61,12 +79,13 @@ def load(
     offline: bool = False,
     order: str | None = None,
 ) -> Pipeline:
-    """Load a model of images from classes or text, or of videos from classes.
+    """Load a model of images from classes or text, or of videos from classes or given frames.
 
     Args:
         model: a name such as ``emoji``, a repository of the Hub, a file or a folder; None is the default.
-        kind: ``image`` (from classes), ``text`` (images from text) or ``video``; None is the model's own if
-            narcli or its folder tells it, else ``image``.
+        kind: ``image`` (from classes), ``text`` (images from text), ``video`` (from classes) or ``frames``
+            (videos that go on from frames); None is the model's own if narcli or its folder tells it, else
+            ``image``.
         tokenizer: name, repository, file or folder; None is the model's own.
         text_encoder: as ``tokenizer``, of a model of images from text; loaded only to encode prompts.
         revision: branch, tag or commit of the model's repository.
@@ -158,35 +177,6 @@ def load_networks(
 
 
 @dataclass(frozen=True, repr=False)
-class Progress:
-    """One decoding step of one batch.
-
-    Args:
-        batch: number of the batch, from 0. One too large for the memory begins again, halved.
-        batches: number of batches, as planned now.
-        samples: the B samples of the batch.
-        step: the decoded step.
-        tokens: (B, N) int64, all tokens so far in raster order, -1 elsewhere.
-        results: finished samples: the batch on its last step, none before.
-        seconds: time of the run so far, on ``sample`` and on ``decode``.
-    """
-
-    batch: int
-    batches: int
-    samples: tuple[Sample, ...]
-    step: Step
-    tokens: Tensor
-    results: tuple[Result, ...]
-    seconds: Mapping[str, float]
-
-    def __repr__(self) -> str:
-        return (
-            f"<Progress: batch {self.batch} of {self.batches}, step {self.step.index}, "
-            f"{len(self.samples)} samples, {len(self.results)} finished>"
-        )
-
-
-@dataclass(frozen=True, repr=False)
 class Pipeline(Decodes):
     """A model, its tokenizer and its classes, ready to run.
 
@@ -210,8 +200,8 @@ class Pipeline(Decodes):
 
     def __repr__(self) -> str:
         name = str(self.source.get("model", {}).get("name", "a model"))[:60]
-        of = "prompts" if self.encoder is not None else f"{len(self.classes)} classes"
-        return f"{super().__repr__()[:-1]}, {name}, {of}>"
+        of = {"text": "prompts", "frames": "given frames"}.get(self.model.config.condition)
+        return f"{super().__repr__()[:-1]}, {name}, {of or f'{len(self.classes)} classes'}>"
 
     def images(
         self,
@@ -220,11 +210,13 @@ class Pipeline(Decodes):
         num: int = 1,
         *,
         prompts: str | Sequence[str] | None = None,
+        frames_from: Clips | None = None,
         batch_size: int | None = None,
         **settings: Unpack[Sampling],
     ) -> list[Result]:
         """Make pictures or, with a model of videos, clips; arguments and errors are those of ``steps``."""
-        steps = self.steps(classes, seed, num, prompts=prompts, batch_size=batch_size, **settings)
+        given: Any = {"prompts": prompts, "frames_from": frames_from, "batch_size": batch_size, **settings}
+        steps = self.steps(classes, seed, num, **given)
         return [result for progress in steps for result in progress.results]
 
     videos = images
@@ -236,6 +228,7 @@ class Pipeline(Decodes):
         num: int = 1,
         *,
         prompts: str | Sequence[str] | None = None,
+        frames_from: Clips | None = None,
         batch_size: int | None = None,
         **settings: Unpack[Sampling],
     ) -> Iterator[Progress]:
@@ -243,19 +236,24 @@ class Pipeline(Decodes):
 
         Args:
             classes: ids or names; for a model of classes.
-            seed: seed of the first sample of each class or prompt; later ones add 1. None draws one.
-            num: samples of each class or prompt.
+            seed: seed of the first sample of each class, prompt or clip; later ones add 1. None draws one.
+            num: samples of each class, prompt or clip.
             prompts: texts, for a model of images from text. One that is too long is cut, with a warning.
+            frames_from: clips or folders of pictures, for a model that goes on from frames, as
+                ``encoding.read_given`` reads them.
             batch_size: samples decoded together, at most; it changes speed and memory, not the samples. None
                 looks at the memory.
             settings: fields of ``SamplingSettings``; the default is the model's.
 
         Raises:
             UsageError: an unknown class, an unusable prompt, or a number out of range; raised at once.
+            CheckpointError: a clip that cannot be read; raised at once.
             MemoryLimitError, CheckpointError, HubError: while iterating.
         """
-        samples, chosen = plan_samples(self._entries(classes, prompts), seed, num), self.settings(**settings)
+        chosen = self.settings(**settings)
         chosen.check(self.model.config.fixed)
+        samples = plan_samples(self._entries(classes, prompts, frames_from), seed, num)
+        samples = encode_samples(samples, self.tokenizer, self.model.config)
         if batch_size is None:
             networks, dtype = Networks(self.model.config, self.tokenizer.config), self._dtype
             batch_size = choose_batch_size(
@@ -269,21 +267,35 @@ class Pipeline(Decodes):
         return self.run(samples, chosen, check_batch_size(batch_size))
 
     def _entries(
-        self, classes: int | str | Sequence[int | str] | None, prompts: str | Sequence[str] | None
-    ) -> list[ClassEntry | Prompt]:
-        if self.encoder is not None:
-            if prompts is None or classes is not None:
-                raise UsageError("This model makes images from text.", "Give prompts=['a red apple'].")
+        self,
+        classes: int | str | Sequence[int | str] | None,
+        prompts: str | Sequence[str] | None,
+        frames_from: Clips | None,
+    ) -> Sequence[Subject]:
+        given = {"class": classes, "text": prompts, "frames": frames_from}
+        condition = self.model.config.condition
+        if [name for name, value in given.items() if value is not None] != [condition]:
+            raise UsageError(*_WANTED[condition])
+        if prompts is not None:
             return [parse_prompt(text) for text in ([prompts] if isinstance(prompts, str) else prompts)]
-        if classes is None or prompts is not None:
-            raise UsageError("This model makes images of classes.", "Give classes=[207].")
+        if frames_from is not None:
+            clips = [frames_from] if isinstance(frames_from, str | Path | GivenFrames) else frames_from
+            return [clip if isinstance(clip, GivenFrames) else read_given(clip) for clip in clips]
+        assert classes is not None
         chosen, table = [classes] if isinstance(classes, int | str) else classes, self.classes
         return [table.by_id(name) if isinstance(name, int) else table.lookup(name) for name in chosen]
 
     def settings(self, **given: Unpack[Sampling]) -> SamplingSettings:
-        """Return the model's settings, replaced by those that are given and not None."""
+        """Return the model's settings, replaced by those that are given and not None.
+
+        Raises:
+            UsageError: a setting out of range, or guidance for a model that goes on from frames.
+        """
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        return replace(self.defaults, **changes)
+        chosen = replace(self.defaults, **changes)
+        if self.model.config.condition == "frames":
+            chosen.refuse_guidance()
+        return chosen
 
     @torch.inference_mode()
     def run(
@@ -355,8 +367,9 @@ class Pipeline(Decodes):
         """Return condition and padding of a batch; encode prompts of later samples together with its own."""
         entries = [sample.entry for sample in samples[start : start + rows]]
         if self.encoder is None:
-            labels = [entry.label for entry in entries if isinstance(entry, ClassEntry)]
-            return torch.tensor(labels, device=self.device), None
+            rows_of = [entry.codes if isinstance(entry, GivenFrames) else entry.label for entry in entries
+                       if not isinstance(entry, Prompt)]  # fmt: skip
+            return torch.tensor(rows_of, device=self.device), None
         prompts = [entry for entry in entries if isinstance(entry, Prompt)]
         later = (sample.entry for sample in islice(samples, start + rows, None))
         upcoming = (entry for entry in later if isinstance(entry, Prompt))
@@ -394,6 +407,8 @@ class Pipeline(Decodes):
             own["tokens"] = pack_tokens(tokens.tolist())
         if isinstance(entry, ClassEntry):
             about: dict[str, Any] = {"class": about_class(entry)}
+        elif isinstance(entry, GivenFrames):
+            about = {"given_frames": about_given(entry)}
         else:
             assert self.encoder is not None
             about = self.encoder.about(entry)

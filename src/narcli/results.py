@@ -1,4 +1,4 @@
-"""Results of a run, and their metadata."""
+"""Results of a run, on the way and finished, and their metadata."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from .media.clips import BY_SUFFIX, FORMATS
 from .media.names import clean_name, default_stem, fields_of
 from .media.textfiles import expand
 from .prompts import Prompt
-from .settings import check_scale
+from .sampling import Step
+from .settings import GivenFrames, Sample, Subject, check_scale
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,14 +28,15 @@ class Result:
 
     Args:
         frames: RGB, at the size that the model makes; a picture has one.
-        entry: the class or the prompt.
+        entry: the class, the prompt or the given frames. ``frames`` begin with given ones, as the tokenizer
+            shows them.
         seed: seed of the sample.
         tokens: (N,) int64 on the CPU, raster order.
         metadata: all settings needed to make it again, as JSON.
     """
 
     frames: Clip
-    entry: ClassEntry | Prompt
+    entry: Subject
     seed: int
     tokens: Tensor
     metadata: dict[str, Any]
@@ -148,13 +150,42 @@ class Result:
         """The prompt as typed."""
         if isinstance(self.entry, Prompt):
             return self.entry.text
-        raise AttributeError("this result is of a class, not of a prompt")
+        raise AttributeError("this result is not of a prompt")
 
     @property
     def _class(self) -> ClassEntry:
         if isinstance(self.entry, ClassEntry):
             return self.entry
-        raise AttributeError("this result is of a prompt, not of a class")
+        raise AttributeError("this result is not of a class")
+
+
+@dataclass(frozen=True, repr=False)
+class Progress:
+    """One decoding step of one batch.
+
+    Args:
+        batch: number of the batch, from 0. One too large for the memory begins again, halved.
+        batches: number of batches, as planned now.
+        samples: the B samples of the batch.
+        step: the decoded step.
+        tokens: (B, N) int64, all tokens so far in raster order, -1 elsewhere.
+        results: finished samples: the batch on its last step, none before.
+        seconds: time of the run so far, on ``sample`` and on ``decode``.
+    """
+
+    batch: int
+    batches: int
+    samples: tuple[Sample, ...]
+    step: Step
+    tokens: Tensor
+    results: tuple[Result, ...]
+    seconds: Mapping[str, float]
+
+    def __repr__(self) -> str:
+        return (
+            f"<Progress: batch {self.batch} of {self.batches}, step {self.step.index}, "
+            f"{len(self.samples)} samples, {len(self.results)} finished>"
+        )
 
 
 def about_class(entry: ClassEntry) -> dict[str, Any]:
@@ -168,6 +199,9 @@ def describe(metadata: Mapping[str, Any]) -> str:
     sampling = metadata["sampling"]
     if "prompt" in metadata:
         title = " ".join(metadata["prompt"].split())
+    elif "given_frames" in metadata:
+        given = metadata["given_frames"]
+        title = str(GivenFrames(given["source"], given["count"]))
     else:
         row = metadata["class"]
         name = f"{row['stands_for']} ({row['name']})" if "stands_for" in row else row["name"]

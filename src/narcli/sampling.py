@@ -65,7 +65,8 @@ def generate(
 
     Args:
         model: in evaluation mode.
-        condition: (B,) int64 class ids, or (B, C, caption_dim) left-padded text features.
+        condition: (B,) int64 class ids, (B, C, caption_dim) left-padded text features, or (B, C - 1) int64
+            codes of given frames.
         seeds: B seeds, one a sample.
         settings: how tokens are drawn.
         padding: (B, C) bool, true where a text feature is padding; None without any.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TypedDict
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, TypedDict
 
 from .classes import ClassEntry
 from .errors import UsageError
 from .prompts import Prompt
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SEEDS = 2**32  # seeds are below: the generator takes 32 bits
 MAX_SAMPLES = 100_000  # of one run
@@ -21,22 +24,45 @@ LARGEST = 1000  # temperature and guidance scale; far beyond, logits would overf
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One requested sample of a class or a prompt."""
+class GivenFrames:
+    """First frames of a clip, from which a model goes on.
 
-    entry: ClassEntry | Prompt
+    Args:
+        name: name of the clip's file or folder, without the folders above.
+        count: number of given frames.
+        pictures: the frames, RGB; none once they are encoded.
+        codes: codes of a clip in which the last given frame is repeated; none before they are encoded.
+    """
+
+    name: str
+    count: int
+    pictures: tuple[Image.Image, ...] = field(default=(), compare=False, repr=False)
+    codes: tuple[int, ...] = field(default=(), repr=False)
+
+    def __str__(self) -> str:
+        frames = "frame" if self.count == 1 else f"{self.count} frames"
+        return f"from the first {frames} of {self.name}"
+
+
+#: Class, prompt or given frames of a sample.
+Subject = ClassEntry | Prompt | GivenFrames
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One requested sample of a class, a prompt or given frames."""
+
+    entry: Subject
     seed: int
 
 
-def plan_samples(
-    entries: Sequence[ClassEntry | Prompt], seed: int | None = None, num: int = 1
-) -> list[Sample]:
-    """Plan the samples of a run: each class or prompt with the seeds ``seed``, ``seed + 1`` and so on.
+def plan_samples(entries: Sequence[Subject], seed: int | None = None, num: int = 1) -> list[Sample]:
+    """Plan the samples of a run: each subject with the seeds ``seed``, ``seed + 1`` and so on.
 
     Args:
-        entries: the classes or prompts; their order is the order of the result.
+        entries: classes, prompts or given frames; their order is the order of the result.
         seed: 0 or more, below ``SEEDS``; None draws one.
-        num: samples of each class or prompt.
+        num: samples of each.
 
     Raises:
         UsageError: a number out of range.
@@ -52,8 +78,8 @@ def check_seeds(seed: int | None, num: int, entries: int = 1) -> None:
 
     Args:
         seed: the first one; None draws one.
-        num: samples of each class or prompt.
-        entries: classes or prompts, as far as they are known.
+        num: samples of each class, prompt or clip.
+        entries: classes, prompts or clips, as far as they are known.
 
     Raises:
         UsageError: a number that is out of range, or no whole number.
@@ -133,6 +159,19 @@ class SamplingSettings:
             raise refuse("top_k", "0 (all) or a number of tokens")
         if not 0 < self.top_p <= 1:
             raise refuse("top_p", "a number above 0 and at most 1")
+
+    def refuse_guidance(self) -> None:
+        """Refuse guidance, for models that go on from frames: they have no input without condition.
+
+        Raises:
+            UsageError: ``cfg_scale`` is not 1, or ``cfg_interval`` is given.
+        """
+        for name, without in (("cfg_scale", 1), ("cfg_interval", -1)):
+            if (value := getattr(self, name)) != without:
+                raise UsageError(
+                    f"`{name}` is {value:g}, and models that go on from frames have no guidance.",
+                    f"Leave it out, or give {without}.",
+                )
 
     @property
     def divisor(self) -> float:

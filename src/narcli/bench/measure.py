@@ -185,6 +185,8 @@ def _run(
     condition = torch.zeros(size, dtype=torch.int64, device=device)
     if c.condition == "text":
         condition = torch.randn(size, c.condition_tokens, c.caption_dim).to(device, model.weight_dtype)
+    elif c.condition == "frames":
+        condition = torch.zeros(size, c.condition_tokens - 1, dtype=torch.int64, device=device)
     steps, tokens = [], torch.zeros(size, c.decoding_order.cells, dtype=torch.int64, device=device)
     began = perf_counter()
     walk: Iterator[Any]

@@ -43,7 +43,8 @@ _PARTS = {
 _MAKES = {
     "image": ("makes images of classes", "Use `narcli image --class`."),
     "text": ("makes images from text", "Use `narcli image --prompt`."),
-    "video": ("makes videos", "Use `narcli video`."),
+    "video": ("makes videos of classes", "Use `narcli video --class`."),
+    "frames": ("makes videos that go on from frames", "Use `narcli video --frames-from`."),
 }
 
 

@@ -12,6 +12,9 @@ from ..hub import catalog, resolve
 from .console import Console
 from .options import Json, Model
 
+#: Kinds of models without classes, and their subject in words.
+_TAKES = {"text": "takes a prompt", "frames": "goes on from frames"}
+
 
 def classes(
     action: Annotated[str | None, typer.Argument(metavar="[search]", help="Search instead of list.")] = None,
@@ -57,7 +60,7 @@ def table_of(name: str) -> ClassTable:
     found = cached(model)
     model = found.model if found else model
     if model.kind not in ("image", "video"):
-        what = "takes a prompt" if model.kind == "text" else "is a tokenizer"
+        what = _TAKES.get(model.kind, "is a tokenizer")
         raise UsageError(f"{model.name} has no classes: it {what}.", "Name another one with --model.")
     if model.classes is not None:
         return load_table(model.classes)
@@ -66,8 +69,9 @@ def table_of(name: str) -> ClassTable:
     from ..checkpoints.load import transformer_config
 
     sizes = transformer_config(found.path, grid=model.grid)
-    if sizes.condition == "text":
-        raise UsageError(f"{model.name} has no classes: it takes a prompt.", "Name another one with --model.")
+    if sizes.condition in _TAKES:
+        what = _TAKES[sizes.condition]
+        raise UsageError(f"{model.name} has no classes: it {what}.", "Name another one with --model.")
     return table_for(sizes.num_classes, "video" if len(sizes.grid) == 3 else "image")
 
 

@@ -318,6 +318,7 @@ MAKES = {
     "image": "images of classes",
     "text": "images from text",
     "video": "videos of classes",
+    "frames": "videos that go on from frames",
     "image-tokenizer": "image tokenizer",
     "video-tokenizer": "video tokenizer",
     "text-encoder": "text encoder",
@@ -359,11 +360,13 @@ def _memory(model: library.Description) -> dict[str, dict[str, dict[str, int]]]:
 
     if not model.networks.runs:
         return {}
-    suffix = ".mp4" if model.model.kind == "video" else ".png"
+    kind = model.model.kind
+    suffix = ".mp4" if kind in ("video", "frames") else ".png"
 
     def needed(dtype: Stored, size: int) -> dict[str, int]:
         files = memory.Files(size, suffix, frontier="gif")
-        return memory.estimate(model.networks, DTYPES[dtype.value], size, files=files).document()
+        numbers, guided = DTYPES[dtype.value], kind != "frames"
+        return memory.estimate(model.networks, numbers, size, guided=guided, files=files).document()
 
     return {dtype.value: {f"batch_size_{n}": needed(dtype, n) for n in (1, 8)} for dtype in Stored}
 

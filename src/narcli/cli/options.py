@@ -105,7 +105,11 @@ PromptFile = Annotated[
         help="File with a prompt a line, or a .csv or .tsv with a column 'prompt'.",
     ),
 ]
-Num = Annotated[int, typer.Option("--num", "-n", help="Samples of each class or prompt.")]
+FramesFrom = Annotated[
+    list[str] | None,
+    typer.Option(metavar="CLIP", help="Video, or folder of pictures, to go on from; may be repeated."),
+]
+Num = Annotated[int, typer.Option("--num", "-n", help="Samples of each class, prompt or clip.")]
 Seed = Annotated[
     int | None,
     typer.Option(help="Seed of the first sample; later ones add 1. Random if omitted."),
@@ -286,6 +290,7 @@ ROWS = (
     Row("classes", Classes, None, WHAT),
     Row("prompt", Prompts, None, WHAT, IMAGE),
     Row("prompt_file", PromptFile, None, WHAT, IMAGE),
+    Row("frames_from", FramesFrom, None, WHAT, VIDEO),
     Row("num", Num, 1, WHAT),
     Row("seed", Seed, None, WHAT),
     Row("frames", Frames, None, WHAT, VIDEO),

@@ -15,7 +15,7 @@ from ..order import NAR, named
 from ..runs import repeat
 from ..runs.orders import check_size, default_name, write_order
 from ..runs.orders import document as order_document
-from ..runs.recipe import require
+from ..runs.subjects import require
 from . import options
 from .image import prompts_of
 from .report import Session
@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from ..runs.sinks import Finished
 
 About = Mapping[str, Any]
-_SAMPLES = ("classes", "prompt", "prompt_file", "num", "seed")  # options that make other samples
+_SAMPLES = (
+    "classes",
+    "prompt",
+    "prompt_file",
+    "frames_from",
+    "num",
+    "seed",
+)  # options that make other samples
 _ORDER = {"output", "overwrite", "as_json", "quiet"}  # options of a picture of an order
 _FILES = Annotated[
     list[Path],

@@ -1,4 +1,4 @@
-"""``narcli video``: clips of classes, with metadata and frontier."""
+"""``narcli video``: clips of classes or from given frames, with metadata and frontier."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .report import Session
 
 @options.takes(options.of("video"))
 def video(**chosen: Any) -> None:
-    """Make video clips of classes.
+    """Make video clips of classes, or go on from the first frames of clips.
 
     An animation of their decoding order is written beside them.
     """

@@ -14,6 +14,8 @@ from ..order import SIDES
 
 #: What a model can be the default for.
 DEFAULT_KINDS = ("image", "text", "video")
+#: Kinds of transformers; a model that goes on from frames has to be named.
+MODEL_KINDS = (*DEFAULT_KINDS, "frames")
 WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
@@ -23,8 +25,8 @@ class Model:
 
     Args:
         name: what people call it.
-        kind: ``image`` (from classes), ``text`` (images from text), ``video`` (from classes),
-            ``image-tokenizer``, ``video-tokenizer`` or ``text-encoder``.
+        kind: ``image`` (from classes), ``text`` (images from text), ``video`` (from classes), ``frames``
+            (videos that go on from frames), ``image-tokenizer``, ``video-tokenizer`` or ``text-encoder``.
         repo: repository on the Hub; None for local and built-in ones.
         file: weights file in the repository; None is the only one there.
         size: bytes to fetch, about; None where not known.
@@ -193,6 +195,11 @@ _ROWS = (
           (4, 16, 16), "larp-long", "ucf101", VIDEO, note="raster order, 16 frames of 128 px", sizes={
               "dim": 1280, "layers": 30, "heads": 20, "ffn_dim": 3584, "vocab_size": 8192,
               "num_classes": 101, "position": "absolute", "order": "raster"}),
+    Model("larp-ar-k600", "frames", "hywang66/LARP-L-long-AR-FP", "model.safetensors", 2_530_000_000,
+          (4, 16, 16), "larp-long", note="16 frames of 128 px, 5 of them given, 633 M parameters", sizes={
+              "dim": 1280, "layers": 30, "heads": 20, "ffn_dim": 3584, "vocab_size": 8192,
+              "condition": "frames", "condition_tokens": 1025, "position": "absolute", "extra_tokens": 1,
+              "order": "raster"}),
     Model("vq16-c2i", "image-tokenizer", "FoundationVision/LlamaGen", "vq_ds16_c2i.pt", 288_000_000,
           note="of the class models", sizes={
               "ch": 128, "ch_mult": (1, 1, 2, 2, 4), "num_res_blocks": 2, "z_channels": 256,
@@ -223,7 +230,8 @@ MODELS: Mapping[str, Model] = {row.name: row for row in _ROWS}
 _KINDS = {
     "image": ("a model of images from classes", "Use `narcli image --class`."),
     "text": ("a model of images from text", "Use `narcli image --prompt`."),
-    "video": ("a model of videos", "Use `narcli video`."),
+    "video": ("a model of videos of classes", "Use `narcli video --class`."),
+    "frames": ("a model of videos that go on from frames", "Use `narcli video --frames-from`."),
     "image-tokenizer": ("an image tokenizer", "Give it as `tokenizer`."),
     "video-tokenizer": ("a video tokenizer", "Give it as `tokenizer`."),
     "text-encoder": ("a text encoder", "Give it as `text_encoder`."),
@@ -233,7 +241,13 @@ _TOKENIZERS = {
     "image": "vq16-c2i for those of ImageNet, var-vq16 for VAR's",
     "text": "vq16-t2i for those of images from text",
     "video": "larp-long for those of UCF-101",
+    "frames": "larp-long for larp-ar-k600",
 }
+
+
+def tokenizer_kind(kind: str) -> str:
+    """Kind of the tokenizer of a model of a kind."""
+    return "video-tokenizer" if kind in ("video", "frames") else "image-tokenizer"
 
 
 def smaller_models(model: Model, fits: Callable[[Model], bool]) -> list[str]:

@@ -11,7 +11,7 @@ from ..checkpoints.text_encoder import check_encoder
 from ..classes import ClassTable, load_table, table_for
 from ..errors import CheckpointError
 from ..models.blocks import Kind
-from .catalog import DEFAULT_KINDS, MODELS, Model
+from .catalog import MODEL_KINDS, MODELS, Model
 
 
 def check_model(model: Model, path: Path, kind: Kind | None = None) -> None:
@@ -28,7 +28,7 @@ def check_model(model: Model, path: Path, kind: Kind | None = None) -> None:
     folder = path if path.is_dir() else path.parent
     if model.kind == "text-encoder":
         return check_encoder(folder)
-    if model.kind in DEFAULT_KINDS:
+    if model.kind in MODEL_KINDS:
         transformer = load_transformer(path, kind=kind, grid=model.grid, dtype=None, device="meta")
         if model.repo is None or model.name not in MODELS:  # a released file is identified by its hash
             classes_of(model, path, transformer.config.num_classes)

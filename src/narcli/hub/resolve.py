@@ -15,7 +15,16 @@ from ..checkpoints.folder import has_own_encoder, has_own_tokenizer
 from ..checkpoints.formats.families import released_defaults
 from ..errors import NarError, UsageError, nearest
 from ..media.textfiles import expand, open_regular
-from .catalog import _KINDS, _REPOSITORY, _TOKENIZERS, DEFAULT_KINDS, MODELS, Model
+from .catalog import (
+    _KINDS,
+    _REPOSITORY,
+    _TOKENIZERS,
+    DEFAULT_KINDS,
+    MODEL_KINDS,
+    MODELS,
+    Model,
+    tokenizer_kind,
+)
 
 START = 2**20  # bytes at the beginning of a file that name its tensors
 
@@ -25,9 +34,9 @@ def resolve(name: str | Path, kind: str | None) -> Model:
 
     Args:
         name: a catalog name, a path, or a repository; looked for in that order.
-        kind: required kind: ``image``, ``text``, ``video``, ``image-tokenizer``, ``video-tokenizer`` or
-            ``text-encoder``; None takes any. Files and repositories that do not tell are taken for that kind
-            (or for ``image``).
+        kind: required kind: ``image``, ``text``, ``video``, ``frames``, ``image-tokenizer``,
+            ``video-tokenizer`` or ``text-encoder``; None takes any. Files and repositories that do not tell
+            are taken for that kind (or for ``image``).
 
     Raises:
         UsageError: an unknown name (near ones are suggested), or a model of another kind.
@@ -104,9 +113,8 @@ def complete(model: Model, path: Path) -> Model:
     if said is None or not said.kind:  # beside a released file it only has sizes
         return replace(model, defaults=model.defaults or _released_defaults(path, model.kind))
     kind = said.kind
-    if model.kind.endswith("-tokenizer") and has_own_tokenizer(path) and kind in DEFAULT_KINDS:
-        # A folder with both parts is a model; asked for as a tokenizer it is one too.
-        kind = "video-tokenizer" if kind == "video" else "image-tokenizer"
+    if model.kind.endswith("-tokenizer") and has_own_tokenizer(path) and kind in MODEL_KINDS:
+        kind = tokenizer_kind(kind)  # a folder with both parts, asked for as a tokenizer
     return replace(
         model,
         kind=kind,
@@ -178,9 +186,12 @@ def default_model(kind: str) -> str:
         kind: ``image``, ``text`` or ``video``.
 
     Raises:
-        UsageError: not a kind.
+        UsageError: not a kind, or one without a default.
         NarError: the settings are damaged.
     """
+    if kind in MODEL_KINDS and kind not in DEFAULT_KINDS:
+        known = next(row.name for row in MODELS.values() if row.kind == kind)
+        raise UsageError(f"The default is no model {_KINDS[kind][0][8:]}.", f"Name one: `model={known}`.")
     check_kind(kind)
     built_in = next(row.name for row in MODELS.values() if row.kind == kind and row.path)
     return from_environment(kind) or _chosen().get(kind) or built_in

@@ -18,7 +18,7 @@ from ..checkpoints.text_encoder import read_sizes
 from ..devices import DTYPES
 from ..models.network import NetworkConfig
 from ..models.tokenizer import TokenizerConfig
-from .catalog import DEFAULT_KINDS, MODELS, Model
+from .catalog import MODEL_KINDS, MODELS, Model
 from .locate import Located
 from .selection import Fetched, cached
 
@@ -154,7 +154,7 @@ def _encoder(row: Model, path: Path | None) -> tuple[int, torch.dtype]:
 
 def released_config(row: Model) -> NetworkConfig | None:
     """The sizes of a released transformer by its row; None for other models."""
-    if row.kind not in DEFAULT_KINDS or not row.sizes:
+    if row.kind not in MODEL_KINDS or not row.sizes:
         return None
     sizes: NetworkConfig = sizes_of("transformer", {**row.sizes, "grid": row.grid})
     return sizes

@@ -14,7 +14,7 @@ from ..checkpoints.folder import has_own_encoder, has_own_tokenizer
 from ..classes import ClassTable, load_table
 from ..errors import UsageError
 from ..media.textfiles import check_regular
-from .catalog import TEXT_ENCODER_OF_RELEASED, Model
+from .catalog import TEXT_ENCODER_OF_RELEASED, Model, tokenizer_kind
 from .resolve import no_tokenizer, resolve, resolve_default
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ def choose(
     """Choose model, tokenizer and encoder of a run; nothing is fetched or loaded.
 
     Args:
-        kind: ``image``, ``text`` or ``video``, as in ``resolve``; None is the model's own.
+        kind: ``image``, ``text``, ``video`` or ``frames``, as in ``resolve``; None is the model's own.
         model: a name, repository, file or folder; None is the default model.
         tokenizer: a name, repository, file or folder; None is the model's own.
         revision: branch, tag or commit of the model's repository.
@@ -266,8 +266,7 @@ def choose(
     wanted = text_encoder or chosen.text_encoder
     encoder = resolve(wanted, "text-encoder") if wanted else None
     if name := tokenizer or chosen.tokenizer:
-        part = "video-tokenizer" if chosen.kind == "video" else "image-tokenizer"
-        return Source(chosen, resolve(name, part), revision, encoder)
+        return Source(chosen, resolve(name, tokenizer_kind(chosen.kind)), revision, encoder)
     if chosen.path is not None and not has_own_tokenizer(chosen.path):
         from ..checkpoints.load import transformer_config  # imports torch, only to explain the error
 

@@ -10,6 +10,7 @@ import re
 import struct
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 from ..errors import CheckpointError, UsageError
 from ..rules import Rule, check, number, one_of, sizes_of, whole
-from ..settings import MAX_SAMPLES, SEEDS, SamplingSettings
+from ..settings import MAX_SAMPLES, SEEDS, GivenFrames, SamplingSettings
 
 SCHEMA = "narcli.run/1"
 MAX_METADATA = 100_000  # bytes of JSON; also what fits one argument of a command line
@@ -111,6 +112,15 @@ _CLASS = _object(
     {"stands_for": _NAME},
 )
 _PROMPT = _object("an object with a prompt", {"prompt": _text()}, {"cleaned_prompt": _text()})
+_CODES: Mapping[str, Rule] = {
+    "tokens_sha256": _HASH,
+    "tokens": _matching("[A-Za-z0-9+/]*={0,2}", "base64"),
+}
+_GIVEN = _object(
+    "an object with source, count and tokens_sha256",
+    {"source": _NAME, "count": whole(1, 10**5), "tokens_sha256": _HASH},
+    {"tokens": _CODES["tokens"]},
+)
 _SECONDS: Rule = (
     "an object of numbers",
     lambda v: isinstance(v, dict) and all(map(number(0, 1e9)[1], v.values())),
@@ -178,11 +188,22 @@ SAMPLE = (
     Field("prompt", _text(), "as typed", ("prompt", "prompt_file")),
     Field("cleaned_prompt", _text(), "as the text encoder read it"),
     Field("dropped", _text(), "its end, which was too long for the model"),
+    Field(
+        "given_frames",
+        _GIVEN,
+        "clip or folder whose first frames were given, how many, and `tokens` of the clip of these, the last "
+        "repeated; the sample begins with them, as the tokenizer shows them",
+        ("frames_from",),
+    ),
     Field("seed", whole(0, SEEDS - 1), "of the sample, or the first of each class or prompt", ("seed",)),
-    Field("tokens_sha256", _HASH, "SHA-256 of the tokens as 32-bit little-endian numbers, raster order"),
+    Field(
+        "tokens_sha256",
+        _CODES["tokens_sha256"],
+        "SHA-256 of the tokens as 32-bit little-endian numbers, raster order",
+    ),
     Field(
         "tokens",
-        _matching("[A-Za-z0-9+/]*={0,2}", "base64"),
+        _CODES["tokens"],
         f"the tokens of a grid of up to {MAX_TOKENS} cells: base64 of 16-bit (beyond 65536 codes 32-bit) "
         "little-endian numbers",
     ),
@@ -192,7 +213,9 @@ _ALL = (
     Field("classes", _list_of(_NATURAL), "ids of the classes", ("classes",)),
     Field("prompts", _list_of(_PROMPT), "the prompts, as far as there is room", ("prompt", "prompt_file")),
     Field("prompts_in_all", whole(1, MAX_SAMPLES), "how many there were"),
-    Field("num", whole(1, MAX_SAMPLES), "samples of each class or prompt", ("num",)),
+    Field("frames_from", _list_of(_GIVEN), "`given_frames`, as far as there is room", ("frames_from",)),
+    Field("frames_from_in_all", whole(1, MAX_SAMPLES), "how many there were"),
+    Field("num", whole(1, MAX_SAMPLES), "samples of each class, prompt or clip", ("num",)),
     Field("samples_sha256", _list_of(_HASH), f"`tokens_sha256` of the samples, at most {MAX_HASHES}"),
     Field(
         "frontier",
@@ -209,7 +232,7 @@ _DOCUMENT = (
     Field("files", _list_of(_text(), 3 * MAX_SAMPLES), "the files written"),
     Field(
         "samples",
-        _list_of(_object("a sample", {"seed": SAMPLE[4].rule}, {field.name: field.rule for field in SAMPLE})),
+        _list_of(_object("a sample", {"seed": SAMPLE[5].rule}, {field.name: field.rule for field in SAMPLE})),
         "fields of each sample, and its `file`",
     ),
     Field("seconds", _SECONDS, "time that each part took"),
@@ -268,8 +291,15 @@ def pack_tokens(tokens: Sequence[int]) -> str:
     return b64encode(struct.pack(f"<{len(tokens)}{letter}", *tokens)).decode()
 
 
-def unpack_tokens(path: Path, sample: Mapping[str, Any], cells: int) -> tuple[int, ...] | None:
+def unpack_tokens(
+    path: object, sample: Mapping[str, Any], cells: int | None = None
+) -> tuple[int, ...] | None:
     """Return the tokens in the metadata of a sample, raster order; None if there are none.
+
+    Args:
+        path: the file, for messages.
+        sample: its metadata.
+        cells: number of tokens; None leaves it to their hash.
 
     Raises:
         CheckpointError: tokens that differ from the hash beside them.
@@ -278,14 +308,35 @@ def unpack_tokens(path: Path, sample: Mapping[str, Any], cells: int) -> tuple[in
         return None
     try:
         data = b64decode(sample["tokens"], validate=True)
-        letter = {2 * cells: "H", 4 * cells: "I"}[len(data)]
-        tokens = struct.unpack(f"<{cells}{letter}", data)
-        known = sha256(struct.pack(f"<{cells}i", *tokens)).hexdigest()
-    except (ValueError, KeyError, struct.error):
-        known = ""
-    if known != sample.get("tokens_sha256"):
-        raise CheckpointError(f"{path}: its tokens are not those of its hash.", "Get the original file.")
-    return tokens
+    except ValueError:
+        data = b""
+    for letter, size in (("H", 2), ("I", 4)):
+        count = len(data) // size if cells is None else cells
+        with suppress(struct.error):
+            tokens = struct.unpack(f"<{count}{letter}", data)
+            if tokens and _hash(tokens) == sample.get("tokens_sha256"):
+                return tokens
+    raise CheckpointError(f"{path}: its tokens are not those of its hash.", "Get the original file.")
+
+
+def _hash(tokens: Sequence[int]) -> str:
+    """SHA-256 of tokens, as ``decoding.hash_tokens``."""
+    return sha256(struct.pack(f"<{len(tokens)}i", *tokens)).hexdigest()
+
+
+def about_given(frames: GivenFrames) -> dict[str, Any]:
+    """Return given frames, once encoded, as metadata."""
+    about = {"source": frames.name, "count": frames.count, "tokens_sha256": _hash(frames.codes)}
+    return about | ({"tokens": pack_tokens(frames.codes)} if len(frames.codes) <= MAX_TOKENS else {})
+
+
+def given_of(about: Mapping[str, Any], where: object) -> GivenFrames:
+    """Return the given frames of metadata; without codes where the file has their hash only.
+
+    Raises:
+        CheckpointError: codes that differ from the hash beside them.
+    """
+    return GivenFrames(about["source"], about["count"], codes=unpack_tokens(where, about) or ())
 
 
 # --- for people ----------------------------------------------------------------------------------
@@ -297,6 +348,9 @@ def lines(metadata: Mapping[str, Any]) -> list[str]:
     for name, value in ordered(metadata).items():
         if name == "tokens":
             shown.append("tokens: in base64, not shown here")
+        elif name in ("given_frames", "frames_from"):
+            each = value if isinstance(value, list) else [value]
+            shown.append(f"{name}: {_words([_brief(given) for given in each])}")
         elif name == "runs":
             shown += [f"run {n}: {line}" for n, run in enumerate(value, 1) for line in lines(run)]
         elif name == "samples":
@@ -308,7 +362,8 @@ def lines(metadata: Mapping[str, Any]) -> list[str]:
 
 
 def _brief(sample: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in sample.items() if key not in ("file", "tokens", "cleaned_prompt")}
+    brief = {key: value for key, value in sample.items() if key not in ("file", "tokens", "cleaned_prompt")}
+    return brief | ({"given_frames": _brief(sample["given_frames"])} if "given_frames" in sample else {})
 
 
 def _words(value: Any) -> str:

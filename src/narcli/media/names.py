@@ -16,9 +16,9 @@ from itertools import chain, count
 from pathlib import Path
 from string import Formatter
 
-from ..classes import ClassEntry
 from ..errors import NarError, UsageError, nearest
 from ..prompts import Prompt, slug
+from ..settings import GivenFrames, Subject
 from .textfiles import expand
 
 MAX_NAME = 255  # bytes of one part of a path on most file systems
@@ -52,26 +52,25 @@ def default_name(kind: str, fields: Mapping[str, object]) -> str:
 
     Args:
         kind: ``image`` or ``video``.
-        fields: values of one sample; the class, its name or the prompt, and the seed appear as far as they
-            exist.
+        fields: values of one sample; the class, its name, the prompt or the clip, and the seed appear as far
+            as they exist.
     """
     present = {key for key, value in fields.items() if value not in (None, "")}
-    subject = "-".join(
-        text
-        for key, text in (("class", "c{class}"), ("class_name", "{class_name}"), ("prompt", "{prompt}"))
-        if key in present
-    )
+    parts = {"class": "c{class}"} | {key: f"{{{key}}}" for key in ("class_name", "prompt", "frames_from")}
+    subject = "-".join(text for key, text in parts.items() if key in present)
     return "_".join(filter(None, (f"nar-{kind}", subject, "s{seed}" if "seed" in present else "")))
 
 
-def fields_of(entry: ClassEntry | Prompt, seed: int) -> dict[str, object]:
+def fields_of(entry: Subject, seed: int) -> dict[str, object]:
     """Return the fields of a sample that file names can hold, for commands and Python's results."""
     if isinstance(entry, Prompt):
         return {"prompt": slug(entry.text), "seed": seed}
+    if isinstance(entry, GivenFrames):
+        return {"frames_from": Path(entry.name).stem, "seed": seed}
     return {"class": entry.id, "class_name": entry.stands_for or entry.name, "seed": seed}
 
 
-def default_stem(kind: str, entry: ClassEntry | Prompt, seed: int) -> str:
+def default_stem(kind: str, entry: Subject, seed: int) -> str:
     """Return the default file name of a sample without its ending: ``nar-image_c207-cat_s42``."""
     fields = fields_of(entry, seed)
     return _fill(default_name(kind, fields), fields)

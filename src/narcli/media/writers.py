@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from ..errors import NarError, first_line, is_shortage
+from ..errors import NarError
 from .metadata import DESCRIPTION, MAX_METADATA, SCHEMA, ordered
 
 if TYPE_CHECKING:
@@ -135,15 +135,15 @@ def write_mp4(
     from tempfile import TemporaryFile
 
     import numpy as np
-    from imageio_ffmpeg import get_ffmpeg_exe
+
+    from .ffmpeg import start
 
     frames = list(frames)
     width, height = frames[0].size
     pad = ((0, height % 2), (0, width % 2), (0, 0))
     comment = encode_metadata(metadata) if metadata is not None else ""
     colours = "setparams=color_primaries=bt709:color_trc=bt709"  # the options alone are not enough
-    options = f"""-hide_banner -loglevel error -nostdin -y
-        -f rawvideo -pix_fmt rgb24 -s {width + width % 2}x{height + height % 2} -r {fps} -i -
+    options = f"""-f rawvideo -pix_fmt rgb24 -s {width + width % 2}x{height + height % 2} -r {fps} -i -
         -vf scale=out_color_matrix=bt709:out_range=tv,format=yuv420p,{colours}
         -c:v libx264 -preset medium -crf {max(1, round((100 - quality) * 0.51))} -threads 2
         -colorspace bt709 -color_primaries bt709 -color_trc bt709 -color_range tv
@@ -152,22 +152,13 @@ def write_mp4(
     def encode(target: Path) -> None:
         arguments = [*options, "-metadata", f"comment={comment}", str(target.absolute())]
         with TemporaryFile() as messages:  # a pipe would have to be drained meanwhile
-            try:
-                process = subprocess.Popen(
-                    [get_ffmpeg_exe(), *arguments],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.DEVNULL,
-                    stderr=messages,
-                    start_new_session=True,  # narcli handles Ctrl-C itself
-                )
-            except (OSError, RuntimeError) as error:  # RuntimeError: imageio-ffmpeg finds no ffmpeg
-                if is_shortage(error) or getattr(error, "errno", None) in (errno.EAGAIN, errno.EMFILE):
-                    raise
-                raise NarError(
-                    f"Could not write {path}: ffmpeg cannot be started ({first_line(error)}).",
-                    "Install imageio-ffmpeg again, or let IMAGEIO_FFMPEG_EXE name one that runs; "
-                    "a .gif needs none.",
-                ) from error
+            process = start(
+                arguments,
+                f"Could not write {path}",
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=messages,
+            )
             assert process.stdin is not None
             try:
                 with contextlib.suppress(BrokenPipeError), process.stdin as pipe:

@@ -121,19 +121,7 @@ class LARPTokenizer(Tokenizer):
         patches = self.x_embedder(clips) + self.encoder_patch_pe
         queries = self.encoder_latent_query_embed.expand(len(clips), -1, -1)
         latents = self.bottleneck.in_linear(self.encoder(patches, queries))  # (B, N, bottleneck_dim)
-        return self.quantize.nearest(F.normalize(latents, dim=-1))
-
-    def encode_given(self, frames: Tensor) -> Tensor:
-        """Encode the first frames of a clip, the last of them repeated (LARP's frame prediction).
-
-        Args:
-            frames: (B, 3, f, H, W) in [0, 1], f from 1 to ``config.frame_num``.
-
-        Returns:
-            (B, N) int64 codes.
-        """
-        missing = self.config.frame_num - frames.shape[2]
-        return self.encode(torch.cat([frames, frames[:, :, -1:].expand(-1, -1, missing, -1, -1)], 2))
+        return self.quantize.nearest(F.normalize(latents.float(), dim=-1))  # half precision has ties
 
     def decode_vectors(self, vectors: Tensor, grid: tuple[int, ...] = ()) -> Tensor:
         """Decode quantised vectors (B, N, bottleneck_dim); otherwise as ``decode``."""

@@ -77,6 +77,19 @@ class Tokenizer(nn.Module):
         average = self.quantize(every).float().mean(0).to(vectors.dtype)
         return torch.where((codes < 0)[..., None], average, vectors)
 
+    def encode_given(self, frames: Tensor, length: int) -> Tensor:
+        """Encode the first frames of a clip, the last of them repeated (LARP's frame prediction).
+
+        Args:
+            frames: (B, 3, f, H, W) in ``pixel_range``, f from 1 to ``length``.
+            length: frames of a clip.
+
+        Returns:
+            (B, N) int64 codes.
+        """
+        last = frames[:, :, -1:].expand(-1, -1, length - frames.shape[2], -1, -1)
+        return self.encode(torch.cat([frames, last], 2))
+
     @abstractmethod
     def decode_vectors(self, vectors: Tensor, grid: tuple[int, ...]) -> Tensor:
         """Decode vectors (B, N, C); otherwise as ``decode``."""

@@ -21,16 +21,16 @@ from ..hub.sources import Files
 from ..media.metadata import RUN, SAMPLE
 from ..media.readers import read_tokens
 from ..order import NAR, Order, format_grid, named
-from ..prompts import Prompt
 from ..results import Result
 from ..rules import MAX_CELLS
 from ..settings import Sample
 from .budget import files_of
 from .filenames import name_files, suffix_of
 from .plan import Host
-from .recipe import LOOKS, Recipe, entry_of, require
+from .recipe import LOOKS, Recipe
 from .repeat import Trust, find_part, warn_of_others
 from .sinks import Clock, Finished, FrontierDecoded, Sinks, Written
+from .subjects import entry_of, require
 
 _AXES = {"image": 2, "video": 3}
 #: Metadata that decoding writes anew.
@@ -126,7 +126,7 @@ def decode(
     if array.shape != shape or hash_tokens(tokens) != about["tokens_sha256"]:
         raise CheckpointError(f"{path}: its tokens are not those of its hash.", "Get the original file.")
     recipe = _recipe(path, about, trust)
-    entry = subject if isinstance(subject, Prompt) else _class(subject)
+    entry = _class(subject) if isinstance(subject, dict) else subject
     samples = [Sample(entry, about["seed"])]
     outputs = name_files(recipe, samples, about["model"]["name"], reserved)
 
@@ -156,7 +156,7 @@ def decode(
 
 def _recipe(path: Path, about: Mapping[str, Any], trust: Trust) -> Recipe:
     """Make a recipe of the fields that say how the sample is written."""
-    looks = (*LOOKS, "format", "kind", "class", "prompt", "cleaned_prompt", "seed")
+    looks = (*LOOKS, "format", "kind", "class", "prompt", "cleaned_prompt", "given_frames", "seed")
     told = {name: about[name] for name in looks if name in about}
     return Recipe.from_json(told, str(path), **({"frontier": "gif"} | dict(trust.given)))
 

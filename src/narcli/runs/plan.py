@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..classes import ClassEntry, ClassTable, load_table
-from ..encoding import all_cached
+from ..encoding import all_cached, read_given
 from ..hub.sources import Found, choose
 from ..media.names import Outputs
-from ..prompts import Prompt
-from ..settings import Sample, plan_samples
+from ..settings import GivenFrames, Sample, Subject, plan_samples
 from .filenames import name_files
 from .recipe import Entry, Recipe
 
@@ -73,15 +72,15 @@ def plan(
         estimate: sizes are enough, as in ``hub.locate``.
 
     Raises:
-        NarError: a model that cannot be found, an unknown class, or an unusable output.
+        NarError: a model that cannot be found, an unknown class, an unusable clip or output.
     """
     host = host or Host()
     kind = recipe.model_kind
     source = choose(kind, recipe.model, recipe.tokenizer, recipe.revision, recipe.text_encoder)
     source = replace(source, pins=recipe.pins)
-    table = load_table([]) if recipe.prompts else source.table
+    table = load_table([]) if recipe.prompts or recipe.clips else source.table
     named: tuple[Any, Any] = (None, None)
-    if table is not None:  # a wrong class is reported before the network is used
+    if table is not None:  # a wrong class or clip is reported before the network is used
         named = _name(recipe, table, source.model.name, reserved)
     found = source.locate(
         offline=recipe.offline,
@@ -99,7 +98,8 @@ def plan(
 def _name(
     recipe: Recipe, table: ClassTable, model: str, reserved: Sequence[Path]
 ) -> tuple[list[Sample], Outputs]:
-    entries: Sequence[ClassEntry | Prompt] = recipe.texts
+    clips = [clip if isinstance(clip, GivenFrames) else read_given(clip) for clip in recipe.clips]
+    entries: Sequence[Subject] = recipe.texts or clips
     if recipe.entries:
         entries = [entry for given in recipe.entries for entry in classes_in(table, given)]
     samples = plan_samples(entries, recipe.seed, recipe.num)

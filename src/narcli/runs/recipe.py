@@ -7,20 +7,29 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from ..errors import CheckpointError, UsageError
+from ..errors import UsageError
 from ..media.clips import BY_SUFFIX, FORMATS, check_pace
-from ..media.metadata import FIELDS, SCHEMA
+from ..media.metadata import FIELDS, SCHEMA, about_given
 from ..order import parse_name
 from ..prompts import Prompt, parse_prompt
 from ..rules import Rule, check
-from ..settings import DTYPES, MAX_SCALE, SamplingSettings, check_batch_size, check_scale, check_seeds
+from ..settings import (
+    DTYPES,
+    MAX_SCALE,
+    GivenFrames,
+    SamplingSettings,
+    check_batch_size,
+    check_scale,
+    check_seeds,
+)
+from .subjects import SUBJECTS, require, subject_of
 
 SAMPLING = tuple(each.name for each in fields(SamplingSettings))
 LOOKS = ("scale", "frames", "fps", "quality")  # recorded under these names
 #: Fields that only runs of one kind have.
 ONLY = {
     "image": ("prompts", "text_encoder", "text_device", "text_dtype", "sheet"),
-    "video": ("frames", "fps", "format", "quality"),
+    "video": ("frames_from", "frames", "fps", "format", "quality"),
 }
 CHOICES: Mapping[str, tuple[str | None, ...]] = {
     "dtype": DTYPES,
@@ -36,15 +45,26 @@ _WHAT = {
         "No class or prompt given.",
         "a class, `classes=207` or `classes='golden retriever'`, or a prompt, `prompts='a red apple'`",
     ),
-    "video": ("clip", "No class given.", "a class: `classes=5` or `classes=kangaroo`"),
+    "video": (
+        "clip",
+        "No class or frames given.",
+        "a class, `classes=5` or `classes=kangaroo`, or frames to go on from, `frames_from='clip.mp4'`",
+    ),
 }
 
+_GIVEN = FIELDS["frames_from"].rule[1]
 #: Rules for the JSON of a recipe; ``Recipe`` checks the rest.
 _RULES: Mapping[str, Rule] = {
-    name: field.rule for name, field in FIELDS.items() if name not in ("sampling", "classes", "frontier")
+    name: field.rule
+    for name, field in FIELDS.items()
+    if name not in ("sampling", "classes", "frames_from", "frontier")
 } | {
     "sampling": ("an object of numbers", lambda v: isinstance(v, dict) and set(v) <= set(SAMPLING)),
     "classes": ("a list", lambda v: isinstance(v, list)),
+    "frames_from": (
+        "a list of paths or given frames",
+        lambda v: isinstance(v, list) and all(isinstance(e, str) or _GIVEN([e]) for e in v),
+    ),
     "frontier": ("an object with its format", lambda v: isinstance(v, dict) and "format" in v),
     "pins": ("an object", lambda v: isinstance(v, dict)),
 }
@@ -60,7 +80,8 @@ class Recipe:
         kind: ``image`` or ``video``.
         classes: ids, names, several of them in a text (``"207,cat"``), or metadata of classes.
         prompts: texts to draw instead of classes; only for images.
-        num: samples of each class or prompt.
+        frames_from: clips, or folders of pictures, to go on from instead of classes; only for videos.
+        num: samples of each class, prompt or clip.
         seed: seed of the first sample; later ones add 1. None draws one.
         cfg_scale, cfg_interval, temperature, top_k, top_p, more_smooth: as in ``SamplingSettings``.
         batch_size: samples decoded together; None looks at the memory.
@@ -76,7 +97,7 @@ class Recipe:
         frontier_mode: ``reveal`` uncovers the finished picture, ``decode`` decodes the tokens of every step.
         sheet: also write a contact sheet of all pictures.
         scale: factor that enlarges pictures, 1 to 16; None enlarges small ones up to 256 pixels.
-        frames: number of frames to keep of a clip, the first ones.
+        frames: number of frames to keep of a made clip, the first ones.
         fps: frames per second, 0.1 to 240.
         format: ``mp4``, ``gif``, ``webp`` or ``frames``, a folder of PNGs; None follows ``output``.
         quality: quality of mp4 and webp, 0 to 100.
@@ -93,6 +114,7 @@ class Recipe:
     kind: Literal["image", "video"] = "image"
     classes: Entry | Sequence[Entry] = ()
     prompts: str | Sequence[str | Prompt] = ()
+    frames_from: str | Path | GivenFrames | Sequence[str | Path | GivenFrames] = ()
     num: int = 1
     seed: int | None = None
     cfg_scale: float | None = None
@@ -127,7 +149,7 @@ class Recipe:
     offline: bool = False
 
     def __post_init__(self) -> None:
-        """Take one class or prompt as several of one, and texts as prompts; then check."""
+        """Take one class, prompt or clip as several of one, and texts as prompts; then check."""
         for name in (*PARTS, "output"):
             if isinstance(path := getattr(self, name), Path):
                 object.__setattr__(self, name, str(path))
@@ -137,13 +159,21 @@ class Recipe:
         texts = [prompts] if isinstance(prompts, str | Prompt) else prompts or ()
         made = tuple(text if isinstance(text, Prompt) else parse_prompt(text) for text in texts)
         object.__setattr__(self, "prompts", made)
+        given = self.frames_from
+        clips = (given,) if isinstance(given, str | Path | GivenFrames) else tuple(given or ())
+        clips = tuple(str(clip) if isinstance(clip, Path) else clip for clip in clips)
+        object.__setattr__(self, "frames_from", clips)
         self._check()
 
     def _check(self) -> None:
         if self.kind not in ONLY:
             raise UsageError(f"`kind` is {self.kind!r}, expected image or video.")
-        if self.classes and self.prompts:
-            raise UsageError("`classes` and `prompts` exclude each other.", "Each is for models of its kind.")
+        subjects = [name for name in SUBJECTS if getattr(self, name)]
+        if len(subjects) > 1:
+            first, second = subjects[:2]
+            raise UsageError(
+                f"`{first}` and `{second}` exclude each other.", "Each is for models of its kind."
+            )
         if not self.prompts:
             for name in ("text_encoder", "text_device"):
                 if getattr(self, name) is not None:
@@ -153,7 +183,9 @@ class Recipe:
                 value = getattr(self, name)
                 if value is not None and value is not False and value != ():
                     raise UsageError(f"`{name}` is not for {self.kind}s.", "Drop it.")
-        SamplingSettings(**self.sampling)
+        settings = SamplingSettings(**self.sampling)
+        if self.frames_from:
+            settings.refuse_guidance()
         if self.order is not None:
             parse_name(self.order)
         check_seeds(self.seed, self.num)
@@ -164,7 +196,7 @@ class Recipe:
                 "`save_tokens` and `no_metadata` exclude each other: settings tell what the tokens mean.",
                 "Drop one of them.",
             )
-        if not self.classes and not self.prompts:
+        if not subjects:
             _, message, ways = _WHAT[self.kind]
             raise UsageError(
                 message,
@@ -195,14 +227,19 @@ class Recipe:
         return cast("tuple[Prompt, ...]", self.prompts)
 
     @property
+    def clips(self) -> tuple[str | GivenFrames, ...]:
+        """Clips to go on from: paths, or given frames as a file recorded them."""
+        return cast("tuple[str | GivenFrames, ...]", self.frames_from)
+
+    @property
     def noun(self) -> str:
         """``picture`` or ``clip``."""
         return _WHAT[self.kind][0]
 
     @property
     def model_kind(self) -> str:
-        """Kind of model: ``image``, ``text`` or ``video``."""
-        return "text" if self.prompts else self.kind
+        """Kind of model: ``image``, ``text``, ``video`` or ``frames``."""
+        return "text" if self.prompts else "frames" if self.frames_from else self.kind
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -217,6 +254,10 @@ class Recipe:
         about: dict[str, Any] = {"schema": SCHEMA, "kind": self.kind}
         if self.prompts:
             about["prompts"] = [{"prompt": each.text, "cleaned_prompt": each.cleaned} for each in self.texts]
+        elif self.clips:
+            about["frames_from"] = [
+                about_given(clip) if isinstance(clip, GivenFrames) else clip for clip in self.clips
+            ]
         else:
             about["classes"] = list(self.entries)
         about |= {part: {"name": name} for part in PARTS if (name := getattr(self, part)) is not None}
@@ -227,7 +268,7 @@ class Recipe:
                 about["frontier"]["mode"] = self.frontier_mode
         if self.sheet:
             about["contact_sheet"] = True
-        told = {"kind", "classes", "prompts", "pins", "frontier", "frontier_mode", "sheet"}
+        told = {"kind", *SUBJECTS, "pins", "frontier", "frontier_mode", "sheet"}
         told |= {*PARTS, *SAMPLING}
         rest = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in told}
         plain = {each.name: each.default for each in fields(self)}
@@ -239,10 +280,10 @@ class Recipe:
         """Read the recipe of ``to_json``, or of the metadata of a file or of a JSON document of a run.
 
         Args:
-            about: metadata with a ``kind``, and classes, prompts or samples.
+            about: metadata with a ``kind``, and classes, prompts, given frames or samples.
             where: name of the source, for messages.
             given: fields that override it. A model also replaces tokenizer and text encoder; a class
-                replaces prompts; another format drops the quality.
+                replaces prompts or given frames; another format drops the quality.
 
         Raises:
             CheckpointError: it does not say what it is of, or a field is not what it should be.
@@ -251,13 +292,13 @@ class Recipe:
         require(where, about, "kind")
         check(where, "", _RULES, about)
         made = _looks(about, given) | dict(about.get("sampling", {}))
-        if not {"classes", "prompts"} & set(given):
-            entries, seed, num = subject_of(about, where)
-            made |= {"prompts" if isinstance(entries[0], Prompt) else "classes": entries}
+        if not set(SUBJECTS) & set(given):
+            subject, entries, seed, num = subject_of(about, where)
+            made[subject] = entries
         else:
             seed, num = about.get("seed"), about.get("num", 1)
             if "samples" in about:
-                _, seed, num = subject_of(about, where)
+                *_, seed, num = subject_of(about, where)
         made |= {"kind": about["kind"], "seed": seed, "num": num, "sheet": about.get("contact_sheet", False)}
         frontier = about.get("frontier", {"format": "none"})
         made |= {"frontier": frontier["format"], "frontier_mode": frontier.get("mode")}
@@ -267,77 +308,12 @@ class Recipe:
             made |= _parts(about, given)
         if not {"model", "dtype", "text_encoder"} & set(given):
             made["text_dtype"] = about.get("text_encoder", {}).get("dtype")
-        names = {each.name for each in fields(cls)} - {*PARTS, "frontier", "classes", "prompts"}
+        names = {each.name for each in fields(cls)} - {*PARTS, "frontier", *SUBJECTS}
         plain = {name: about[name] for name in names if name in about}
         exact = {name: about[name] for name in ("revision", "pins", "text_dtype") if name in about}
         if "model" in given:  # which has an order of its own
             plain.pop("order", None)
         return cls(**(plain | made | exact | given))
-
-
-def require(where: object, about: Mapping[str, Any], *names: str) -> None:
-    """Check that metadata have these fields.
-
-    Raises:
-        CheckpointError: one is missing; the message names the first.
-    """
-    for name in names:
-        if name not in about:
-            raise CheckpointError(f"{where} does not say its {name}.", "Get the original file again.")
-
-
-def subject_of(about: Mapping[str, Any], where: object) -> tuple[Sequence[Any], int | None, int]:
-    """Return the classes (ids or metadata) or prompts of metadata, the first seed, and the samples of each.
-
-    Raises:
-        CheckpointError: the metadata do not say it.
-    """
-    seed: int | None
-    entries: list[Any]
-    if "samples" in about:
-        each = [(entry_of(sample, where), sample["seed"]) for sample in about["samples"]]
-        num = 1
-        while num < len(each) and each[num] == (each[0][0], each[0][1] + num):
-            num += 1
-        entries = [entry for entry, _ in each[::num]]
-        if not each or each != [(entry, each[0][1] + k) for entry in entries for k in range(num)]:
-            raise CheckpointError(
-                f"The samples of {where} are not those of one run.", "Get the original file."
-            )
-        seed = each[0][1]
-    else:
-        seed, num = about.get("seed"), about.get("num", 1)
-        if "classes" in about:
-            entries = list(about["classes"])
-        elif "prompts" in about:
-            entries = [entry_of(prompt, where) for prompt in about["prompts"]]
-            if len(entries) < about.get("prompts_in_all", 0):
-                raise CheckpointError(
-                    f"{where} holds {len(entries)} of its {about['prompts_in_all']} prompts.",
-                    "Rerun the files of the samples.",
-                )
-        else:
-            entries = [entry_of(about, where)]
-    if not entries or len({isinstance(entry, Prompt) for entry in entries}) > 1:
-        raise CheckpointError(f"{where} does not say what it is of.", "Get the original file again.")
-    return entries, seed, num
-
-
-def entry_of(sample: Mapping[str, Any], where: object) -> Prompt | dict[str, Any]:
-    """Return the prompt of a sample, or the metadata of its class.
-
-    A prompt keeps its cleaned text, so that one of an earlier release gives the same tokens.
-
-    Raises:
-        CheckpointError: neither is there, or the prompt is unusable.
-    """
-    if "prompt" not in sample:
-        require(where, sample, "class")
-        return dict(sample["class"])
-    try:
-        return parse_prompt(sample["prompt"], sample.get("cleaned_prompt"))
-    except UsageError as error:
-        raise CheckpointError(f"{where}: {error.message}", "Get the original file again.") from None
 
 
 def _looks(about: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

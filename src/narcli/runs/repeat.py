@@ -16,15 +16,14 @@ from ..errors import CheckpointError, NarError, UsageError
 from ..hub import catalog, resolve
 from ..media.metadata import FIELDS, unpack_tokens
 from ..order import NAR, format_grid, named
-from ..prompts import Prompt
-from .recipe import Recipe, require, subject_of
+from .recipe import Recipe
 from .sinks import Finished
+from .subjects import SUBJECTS, require, subject_of
 
 About = Mapping[str, Any]
 
 _PARTS = {"model": "model", "tokenizer": "tokenizer", "text_encoder": "text encoder"}
 _HASHES = ("commit", "sha256", "sha256_of_size_and_ends", "sha256_of_names_and_ends")
-SUBJECT = ("classes", "prompts")  # fields that say what to make
 SHOWN = 20  # cells named in a message
 MANY = 1000  # samples that files may ask for in all without permission
 
@@ -65,10 +64,10 @@ def recipe_of(path: Path, about: About, trust: Trust) -> Recipe:
     if "samples" not in about:
         require(path, about, "seed")
     about, given = {name: about[name] for name in FIELDS if name in about}, dict(trust.given)
-    entries, _, _ = subject_of(about, path)
+    subject, *_ = subject_of(about, path)
     parts: dict[str, Any] = {}
     if "model" not in given:  # which brings its own tokenizer and encoder
-        kind = "text" if isinstance(entries[0], Prompt) else about["kind"]
+        kind = {"prompts": "text", "frames_from": "frames"}.get(subject, about["kind"])
         parts = _parts(path, about, kind, trust)
         if "text_encoder" in about and not {"dtype", "text_encoder"} & set(given):
             parts["text_dtype"] = about["text_encoder"].get("dtype")
@@ -88,7 +87,7 @@ def refused(what: str) -> UsageError:
 def check_many(files: Sequence[Path], recipes: Sequence[Recipe | None], trust: Trust) -> None:
     """Limit the samples that files ask for, over all runs together, to ``MANY``.
 
-    Choices of the user do not count: classes or prompts with ``num``, or ``num`` alone for the single
+    Choices of the user do not count: classes, prompts or clips with ``num``, or ``num`` alone for the single
     sample of a single file.
 
     Args:
@@ -99,19 +98,21 @@ def check_many(files: Sequence[Path], recipes: Sequence[Recipe | None], trust: T
     Raises:
         UsageError: more samples without permission.
     """
-    of_others = any(name in trust.given for name in SUBJECT)
+    of_others = any(name in trust.given for name in SUBJECTS)
     subjects = samples = 0
     for recipe in recipes:
         count = 1
         if recipe is not None and not (of_others and "num" in trust.given):
-            count = len(recipe.texts) or sum(
-                len(each.split(",")) if isinstance(each, str) else 1 for each in recipe.entries
+            count = (
+                len(recipe.texts)
+                or len(recipe.clips)
+                or sum(len(each.split(",")) if isinstance(each, str) else 1 for each in recipe.entries)
             )
         subjects += count
         samples += count * (1 if recipe is None else recipe.num)
     if samples <= MANY or trust.yes or ("num" in trust.given and subjects == 1):
         return
-    each = " for each class or prompt" * (of_others and subjects == len(recipes))
+    each = " for each class, prompt or clip" * (of_others and subjects == len(recipes))
     who = f"{files[0]} asks" if len(files) == 1 else f"The {len(files)} files ask"
     raise UsageError(f"{who} for {samples:,} samples{each}.", "Add `yes` to make all of them.")
 
@@ -262,7 +263,7 @@ def recorded(path: Path, about: About) -> list[Recorded]:
         samples = [about]
     if not samples or not all("tokens_sha256" in sample for sample in samples):
         raise CheckpointError(f"{path} holds no hash of its tokens.", "Leave `verify` out.")
-    entries, _, num = subject_of(about, path)
+    _, entries, _, num = subject_of(about, path)
     if len(samples) > len(entries) * num:
         raise CheckpointError(f"{path} holds hashes of more samples than it is of.", "Get the original file.")
     order = named(about.get("order", NAR), tuple(about["grid"]))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..encoding import all_cached
+from ..encoding import all_cached, encode_samples
 from ..hub.sources import Files
 from ..settings import Sample
 from .plan import Host, plan
@@ -132,13 +132,17 @@ def run(
     if planned.samples is None:
         planned = planned.named(pipeline.classes, reserved)
     assert planned.samples is not None and planned.outputs is not None
+    samples = planned.samples
+    if recipe.clips:
+        with clock.timed("encode"):
+            samples = encode_samples(samples, pipeline.tokenizer, pipeline.model.config)
     settings = pipeline.settings(**recipe.sampling)
     common = pipeline.metadata(settings)
-    sinks = Sinks(recipe, pipeline, planned.samples, planned.outputs, common, clock)
+    sinks = Sinks(recipe, pipeline, samples, planned.outputs, common, clock)
     batch_size = spending.batch_size or 1
-    yield Loaded(pipeline, planned.samples, batch_size)
+    yield Loaded(pipeline, samples, batch_size)
     spent = dict(clock.seconds)
-    with closing(pipeline.run(planned.samples, settings, batch_size, host.note)) as steps:
+    with closing(pipeline.run(samples, settings, batch_size, host.note)) as steps:
         for progress in steps:
             clock.seconds |= {phase: spent.get(phase, 0.0) + more for phase, more in progress.seconds.items()}
             yield progress

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..classes import ClassEntry
 from ..errors import NarError
-from ..media.metadata import MAX_HASHES, MAX_TOKENS, SCHEMA
+from ..media.metadata import MAX_HASHES, MAX_TOKENS, SCHEMA, about_given
 from ..media.names import Outputs
 from ..prompts import Prompt
-from ..settings import Sample
+from ..settings import GivenFrames, Sample, Subject
 from .filenames import check_fit, format_of, suffix_of
 from .orders import write_animation
 from .recipe import Recipe
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..order import Order
     from ..results import Result
 
-MAX_PROMPTS = 50_000  # bytes of prompts in the metadata of a file of several samples
+MAX_SUBJECTS = 50_000  # bytes of prompts or given frames in the metadata of a file of several samples
 PHASES = ("import", "load", "sample", "decode", "write")
 
 
@@ -323,23 +323,25 @@ class Sinks:
         return self.samples[-1].seed - self.samples[0].seed + 1
 
     def _about_all(self) -> dict[str, Any]:
-        """Return metadata of a file of several samples: classes or prompts, seeds and hashes."""
+        """Return metadata of a file of several samples: classes, prompts or clips, seeds and hashes."""
         num = self._samples_of_each()
         hashes = [about["tokens_sha256"] for about in self.documents[:MAX_HASHES]]
         about: dict[str, Any] = {"seed": self.samples[0].seed, "num": num, "samples_sha256": hashes}
         entries = [sample.entry for sample in self.samples[::num]]
-        prompts = [_about(entry) for entry in entries if isinstance(entry, Prompt)]
-        if prompts:
-            sizes = list(accumulate(len(json.dumps(prompt)) for prompt in prompts))
-            about["prompts"] = prompts[: bisect_right(sizes, MAX_PROMPTS)]
-            about["prompts_in_all"] = len(prompts)
-        else:
-            about["classes"] = [entry.id for entry in entries if isinstance(entry, ClassEntry)]
+        classes = [entry.id for entry in entries if isinstance(entry, ClassEntry)]
+        if classes:
+            return self.common | about | {"classes": classes}
+        name = "prompts" if isinstance(entries[0], Prompt) else "frames_from"
+        each = [told.get("given_frames", told) for told in map(_about, entries)]
+        sizes = list(accumulate(len(json.dumps(told)) for told in each))
+        about |= {name: each[: bisect_right(sizes, MAX_SUBJECTS)], f"{name}_in_all": len(each)}
         return self.common | about
 
 
-def _about(entry: ClassEntry | Prompt) -> dict[str, Any]:
-    """Return a class or prompt as metadata, as known before the run."""
+def _about(entry: Subject) -> dict[str, Any]:
+    """Return a class, prompt or given frames as metadata, as known before the run."""
     if isinstance(entry, Prompt):
         return {"prompt": entry.text, "cleaned_prompt": entry.cleaned}
+    if isinstance(entry, GivenFrames):
+        return {"given_frames": about_given(entry)}
     return {"class": {"id": entry.id, "name": entry.name, "label": entry.label}}

@@ -15,13 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..checkpoints.config import MAX_CLASS_NAME, MAX_CLASSES, is_run
 from ..errors import CheckpointError, UsageError, first_line
 from ..media.textfiles import check_regular, expand, read_text, split_lines, unreadable
-from ..viz.sheets import read_picture, suffixes
+from ..viz.sheets import fit, read_picture, suffixes
 
 #: First words in names of folders that hold parts of a data set.
 TRAINING = {"train", "training"}
@@ -170,7 +169,7 @@ def load_pictures(path: str | Path, size: int | None = None, tell: Tell = warnin
     images = np.empty((len(files), size, size, 3), np.uint8)
     notes: list[str] = []
     for i, file in enumerate(files):
-        images[i] = fit(read_picture(file, notes.append), size)
+        images[i] = np.asarray(fit(read_picture(file, notes.append), size, size))
     if notes:
         tell(notes[0] + (f" So it is with {len(notes) - 1} more." if notes[1:] else ""))
     if not folders:
@@ -291,11 +290,6 @@ def check_names(names: Sequence[str], where: str, tell: Tell, lines: bool = Fals
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def fit(picture: Image.Image, size: int) -> np.ndarray:
-    """Scale and crop an RGB picture to its middle square: uint8 (size, size, 3)."""
-    return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))
 
 
 def read_array(path: Path) -> np.ndarray:

@@ -49,8 +49,33 @@ def read_picture(path: Path, tell: Callable[[str], object] = warnings.warn) -> I
     Raises:
         CheckpointError: no such file, no picture, a damaged one, or more than ``MAX_PIXELS`` pixels.
     """
-    path = expand(path)
+    (shown,), frames = _read(expand(path), 1)
+    if frames > 1:
+        tell(f"{path} has {frames} frames or pages: the first is read.")
+    return shown
+
+
+def read_pictures(path: Path, most: int) -> list[Image.Image]:
+    """Read the first frames or pages of a picture file, each as ``read_picture`` does.
+
+    Returns:
+        At most ``most`` RGB pictures; none if the file is of no format of pictures.
+
+    Raises:
+        CheckpointError: as ``read_picture``, but for a file of another format.
+    """
+    try:
+        return _read(path, most)[0]
+    except CheckpointError as error:
+        if isinstance(error.__cause__, UnidentifiedImageError):
+            return []
+        raise
+
+
+def _read(path: Path, most: int) -> tuple[list[Image.Image], int]:
+    """Read at most ``most`` frames of a file; return them and the number of all."""
     Image.init()
+    shown = []
     try:
         with open_regular(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about metadata and sizes
@@ -58,7 +83,9 @@ def read_picture(path: Path, tell: Callable[[str], object] = warnings.warn) -> I
                 if opened.width * opened.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
                 frames = 1 if opened.format in STILL else getattr(opened, "n_frames", 1)
-                shown = as_shown(opened)
+                for number in range(min(frames, most)):
+                    opened.seek(number)
+                    shown.append(as_shown(opened))
     except (NarError, MemoryError):
         raise
     except Image.DecompressionBombError:
@@ -75,9 +102,12 @@ def read_picture(path: Path, tell: Callable[[str], object] = warnings.warn) -> I
             f"{path} cannot be read as a picture: {reason or first_line(error)}.",
             "Replace it, or leave it out.",
         ) from error
-    if frames > 1:
-        tell(f"{path} has {frames} frames or pages: the first is read.")
-    return shown
+    return shown, frames
+
+
+def fit(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """Scale and crop a picture to its middle of a size in pixels."""
+    return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
 
 
 def as_shown(image: Image.Image) -> Image.Image:
