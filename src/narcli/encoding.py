@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError, NarError
-from .hub.sources import EncoderFiles
+from .hub.sources import EncoderFiles, Files
 from .media import atomic
 from .media.atomic import write_atomic
 from .media.ffmpeg import read_clip
@@ -242,9 +242,7 @@ def _numbered(file: Path) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", file.name)]
 
 
-def encode_samples(
-    samples: Sequence[Sample], tokenizer: Tokenizer, config: NetworkConfig
-) -> list[Sample]:
+def encode_samples(samples: Sequence[Sample], tokenizer: Tokenizer, config: NetworkConfig) -> list[Sample]:
     """Encode the given frames of samples, each clip once; recorded codes are checked.
 
     Args:
@@ -287,3 +285,21 @@ def _encode(frames: GivenFrames, tokenizer: Tokenizer, grid: tuple[int, ...]) ->
     with torch.inference_mode():
         codes = tokenizer.encode_given((black + levels * (white - black)).to(weight), length)
     return GivenFrames(frames.name, len(pictures), codes=tuple(codes[0].tolist()))
+
+
+def prompt_encoder(
+    files: Files, device: str = "auto", dtype: str = "auto", warn: Callable[[str], object] = warnings.warn
+) -> PromptEncoder | None:
+    """Make the encoder of the prompts of a model of images from text; None for other models.
+
+    Raises:
+        CheckpointError: a file that cannot be used, or of a model that takes no text.
+    """
+    if files.encoder is None:
+        return None
+    from .checkpoints.load import transformer_config
+
+    sizes = transformer_config(files.model.path, kind="text", grid=files.model.model.grid)
+    return PromptEncoder(
+        files.encoder, sizes.condition_tokens, sizes.caption_dim, device, encoder_dtype(dtype), warn
+    )

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .checkpoints.load import load_tokenizer, load_transformer, transformer_config
+from .checkpoints.load import load_tokenizer, load_transformer
 from .classes import ClassEntry, ClassTable
 from .decoding import Clip, Decodes, _check_grid, hash_tokens
 from .devices import choose_device, choose_dtype, dtype_name, memory_guard, release
-from .encoding import PromptEncoder, encode_samples, encoder_dtype, read_given
+from .encoding import PromptEncoder, encode_samples, prompt_encoder, read_given
 from .errors import CheckpointError, MemoryLimitError, UsageError
 from .hub.check import classes_of
 from .hub.sizes import Networks
@@ -104,22 +104,6 @@ def load(
     files = choose(kind, model, tokenizer, revision, text_encoder).fetch(offline=offline)
     encoder = prompt_encoder(files, text_device or device, dtype)
     return load_files(files, device, dtype, encoder, order)
-
-
-def prompt_encoder(
-    files: Files, device: str = "auto", dtype: str = "auto", warn: Callable[[str], object] = warnings.warn
-) -> PromptEncoder | None:
-    """Make the encoder of the prompts of a model of images from text; None for other models.
-
-    Raises:
-        CheckpointError: a file that cannot be used, or of a model that takes no text.
-    """
-    if files.encoder is None:
-        return None
-    sizes = transformer_config(files.model.path, kind="text", grid=files.model.model.grid)
-    return PromptEncoder(
-        files.encoder, sizes.condition_tokens, sizes.caption_dim, device, encoder_dtype(dtype), warn
-    )
 
 
 def load_files(

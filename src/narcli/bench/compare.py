@@ -14,9 +14,10 @@ import torch
 from .. import __version__
 from ..checkpoints.config import CONFIG, read_config
 from ..devices import release
+from ..encoding import prompt_encoder
 from ..errors import UsageError
 from ..hub.sources import Files, choose
-from ..pipeline import Pipeline, load_files, prompt_encoder
+from ..pipeline import Pipeline, load_files
 from ..results import Result
 from ..runs.plan import Host, classes_in
 from ..runs.recipe import Recipe

@@ -107,7 +107,7 @@ def network_for(order: str, sizes: NetworkConfig) -> NetworkConfig:
     """
     if order == PLAIN:
         if sizes.order != NAR:
-            raise UsageError("`plain` is NAR's released algorithm, and this model is none of NAR's.")
+            raise UsageError("The order plain is NAR's released algorithm, and this model is not of NAR.")
         return sizes
     own = "raster" if parse_name(order)[0] == "zipar" else order
     if own == sizes.order:

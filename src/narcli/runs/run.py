@@ -66,7 +66,8 @@ class Loader:
             NarError: as ``pipeline.load``.
         """
         with clock.timed("import"):
-            from ..pipeline import load_files, prompt_encoder
+            from ..encoding import prompt_encoder
+            from ..pipeline import load_files
         dtype = recipe.text_dtype or recipe.dtype
         encoder = prompt_encoder(files, recipe.text_device or recipe.device, dtype, host.warn)
         key = (files.model, files.tokenizer, recipe.device, recipe.dtype, recipe.order)

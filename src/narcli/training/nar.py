@@ -6,9 +6,11 @@ a cell see the cells of its own and earlier steps. One cross-entropy trains all 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,9 @@ from ..sampling import sample
 from .loop import TrainSettings, batch_indices, train
 from .noise import LABEL_DROPOUT, ROLLOUT_SETTINGS, Noise, Rollouts
 from .tokens import mark_starts, weights_digest
+
+if TYPE_CHECKING:
+    from .data import Pictures
 
 
 def train_nar(
@@ -123,3 +128,27 @@ def train_nar(
         beside=tokenizer,
     )
     return model.eval()
+
+
+#: Fields of a training recipe that its record holds.
+RECORDED = ("steps", "batch_size", "learning_rate", "muon", "seed", "dropout", "token_noise", "rollouts")
+
+
+def training_record(
+    pictures: Pictures, vq: VQTokenizer, config: TransformerConfig, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what two models must have in common to be compared: all but the order.
+
+    Args:
+        pictures: what it learns from.
+        vq: the tokenizer.
+        config: sizes of the network.
+        settings: fields of the recipe; those of ``RECORDED`` count.
+
+    Returns:
+        Texts and numbers, for ``save_model``.
+    """
+    network = {name: getattr(config, name) for name in ("dim", "heads", "ffn_dim", "position")}
+    tokens = {"data": pictures.digest(), "tokenizer": weights_digest(vq).hexdigest()}
+    told = {name: settings[name] for name in RECORDED}
+    return {**tokens, "layers": config.total_layers, **network, **told}

@@ -231,7 +231,7 @@ class ClassRecipe(NARRecipe):
 
         from ..checkpoints.save import check_saveable, save_model
         from .data import load_pictures
-        from .nar import train_nar
+        from .nar import train_nar, training_record
         from .tokens import tokenize
 
         pictures = load_pictures(self.data, self.size, tell).loops(self.loop_starts)
@@ -244,6 +244,7 @@ class ClassRecipe(NARRecipe):
         settings = self.settings(muon=self.muon, compile=self.compile)
         warn_of_untrained(pictures, config.num_classes, tell)
         check_saveable(self.result, config, vq.config, table, defaults)
+        record = None if self.start else training_record(pictures, vq, config, vars(self))
         tokens, labels = tokenize(pictures, vq, self.output), torch.from_numpy(pictures.item_labels)
         model = train_nar(
             tokens, labels, vq, config, settings, self.output, start, loop_starts=self.loop_starts,
@@ -251,23 +252,8 @@ class ClassRecipe(NARRecipe):
         )  # fmt: skip
         save_model(
             self.result, transformer=model, tokenizer=vq, classes=table, defaults=defaults,
-            training=None if self.start else self._record(pictures, vq, config), overwrite=True,
+            training=record, overwrite=True,
         )  # fmt: skip
-
-    def _record(self, pictures: Pictures, vq: VQTokenizer, config: TransformerConfig) -> dict[str, Any]:
-        """Return what two models must have in common to be compared: all but the order.
-
-        Models that went on from others have no record.
-        """
-        from .tokens import weights_digest
-
-        network = {name: getattr(config, name) for name in ("dim", "heads", "ffn_dim", "position")}
-        return {
-            "data": pictures.digest(), "tokenizer": weights_digest(vq).hexdigest(),
-            "layers": config.total_layers, **network, "steps": self.steps, "batch_size": self.batch_size,
-            "learning_rate": self.learning_rate, "seed": self.seed, "dropout": self.dropout,
-            "token_noise": self.token_noise, "rollouts": self.rollouts, "muon": int(self.muon),
-        }  # fmt: skip
 
     def _go_on(self, pictures: Pictures) -> Plan:
         from ..classes import load_table
