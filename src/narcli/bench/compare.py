@@ -189,12 +189,14 @@ def compare(
     Raises:
         NarError: of any kind.
     """
-    host = host or Host()
+    host, pictures = host or Host(), None
     for entrant in entrants:
         encoder = prompt_encoder(entrant.files, recipe.text_device or recipe.device, recipe.dtype, host.warn)
         if encoder is not None:
             encoder.encode(recipe.texts)
         pipeline = load_files(entrant.files, recipe.device, recipe.dtype, encoder, entrant.order)
+        if reference is not None and pictures is None:
+            pictures = reference_of(reference, pipeline.size[0], host.warn)
         settings = pipeline.settings(**recipe.sampling)
         samples = planned(recipe, pipeline)
         results, bits, likeliest = _drawn(pipeline, samples, settings, max(batch_sizes))
@@ -205,9 +207,7 @@ def compare(
             ]
             spent = [_seconds(pipeline, batch, settings) for _ in range(repeats + 1)]
             seconds[size] = statistics.median(spent[1:])
-        own = None
-        if reference is not None:
-            own = _own_class(results, reference_of(reference, pipeline.size[0], host.warn))
+        own = _own_class(results, pictures) if pictures is not None else None
         order = pipeline.order
         yield Outcome(
             order.name, entrant.model, len(order.passes), order.widest, order.cells, seconds, bits, likeliest,
