@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
 import narcli
 from narcli import memory
+from narcli.bench import machine
 from narcli.checkpoints.config import read_config
 from narcli.checkpoints.convert import convert
 from narcli.checkpoints.formats.families import identify
 from narcli.checkpoints.load import load_tokenizer, load_transformer
+from narcli.cli import app
 from narcli.errors import CheckpointError, UsageError
 from narcli.hub.catalog import MODELS
 from narcli.hub.sizes import networks_of
@@ -379,3 +383,35 @@ def test_rows_have_the_released_sizes(name, parameters):
     places = networks.transformer.decoding_order.cells
     cache = 2 * networks.transformer.layers * networks.transformer.dim * places * 4
     assert needed.sampling - small.sampling >= cache and small.sampling > cache
+
+
+def test_a_model_of_scales_is_measured(tmp_path):
+    words = [
+        "bench",
+        "--model",
+        str(DATA / "var.pth"),
+        "--tokenizer",
+        str(DATA / "var_vae.pth"),
+        "--repeats",
+        "1",
+    ]
+    done = CliRunner().invoke(app, [*words, "--batch-sizes", "1,2", "--dtype", "float32", "--json"])
+    assert done.exit_code == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert [(case["order"], case["batch_size"], case["passes"]) for case in document["cases"]] == [
+        ("var", 1, 4), ("var", 2, 4),
+    ]  # fmt: skip
+    assert all(case["share_of_limit"] > 0 for case in document["cases"])
+
+
+def test_the_limit_counts_what_the_network_computes(released):
+    model = released["var"][0]
+    settings = SamplingSettings(cfg_scale=1.5)
+    slow = machine.Limits(read=1e30, products=1.0)
+    least = machine.limit(model, model.config.decoding_order, 1, settings, slow)
+    with FlopCounterMode(display=False) as counter:
+        list(generate(model, torch.tensor([0]), [0], settings))
+    products = ("mm", "addmm", "bmm")
+    counts = counter.get_flop_counts()["Global"].items()
+    counted = sum(count for op, count in counts if str(op).removeprefix("aten.") in products)
+    assert counted == pytest.approx(least, rel=0.15)
