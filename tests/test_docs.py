@@ -23,6 +23,7 @@ from narcli.cli import app
 from narcli.cli.models import MAKES
 from narcli.hub import catalog as registry
 from narcli.media import metadata
+from narcli.order import named
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(narcli.__file__).parents[1]
@@ -107,6 +108,17 @@ def test_the_table_of_models_is_the_registry():
 def test_the_table_of_fields_is_the_schema():
     found = FIELDS.search(REPEATING.read_text("utf-8"))
     assert found and found[0] == table_of_fields(), "run: python tests/test_docs.py"
+
+
+def test_the_passes_of_orders_are_those_of_the_orders():
+    page = (ROOT / "docs" / "orders.md").read_text("utf-8")
+    rows = re.findall(r"^\| `([\w:]+)` \|(.*)\|(.*)\|(.*)\|$", page, re.MULTILINE)
+    assert len(rows) == 8
+    for name, *cells in rows:
+        for side, cell in zip((16, 24, 32), cells, strict=True):
+            if numbers := re.findall(r"\d+", cell):
+                order = named(name, (side, side))
+                assert [len(order.passes), order.cells][: len(numbers)] == list(map(int, numbers))
 
 
 def test_the_exit_codes_are_listed():

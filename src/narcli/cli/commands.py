@@ -62,7 +62,8 @@ class _Command(TyperCommand):
 app = typer.Typer(
     name="narcli",
     cls=_Commands,
-    help="Run, see, measure and train next-neighbor autoregressive (NAR) image and video models.",
+    help="Run, see, measure, compare and train autoregressive image and video models: next-neighbor ones"
+    " (NAR) and those that they are compared with.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,  # plain help: rich would double the start-up time

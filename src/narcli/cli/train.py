@@ -16,7 +16,7 @@ from ..training.recipe import FRAMES, ClassRecipe, Recipe, TextRecipe, Tokenizer
 from .console import Console
 from .options import Json, Quiet, whole_numbers
 
-app = typer.Typer(help="Train a tokenizer, then a NAR model on its tokens.", no_args_is_help=True)
+app = typer.Typer(help="Train a tokenizer, then a model on its tokens.", no_args_is_help=True)
 
 Data = Annotated[
     Path,
@@ -209,7 +209,7 @@ def nar(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a class-conditional NAR transformer with teacher forcing."""
+    """Train a class-conditional transformer of NAR's or another order, with teacher forcing."""
     if start:
         refuse_beside_start(
             context, "tokenizer", "dim", "layers", "heads", "ffn", "order", "position", "classes"
