@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..checkpoints.config import CONFIG, read_config
+from ..checkpoints.config import CONFIG, RESULT, read_config
 from ..devices import release
 from ..encoding import prompt_encoder
 from ..errors import UsageError
@@ -108,7 +108,8 @@ def enter(
         sizes = transformer_config(path, grid=files.model.model.grid)
         beside = path / CONFIG if path.is_dir() else path.with_name(CONFIG)
         training = dict(read_config(beside).training) if beside.is_file() else {}
-        known.append((sizes, Entrant(sizes.order, files.model.model.name, files, training)))
+        called = path.parent.name if path.name == RESULT else files.model.model.name
+        known.append((sizes, Entrant(sizes.order, called, files, training)))
     entrants = []
     for order in orders or [sizes.order for sizes, _ in known]:
         for sizes, entrant in known:

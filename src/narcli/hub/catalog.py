@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.formats import transformer
 from ..checkpoints.formats.transformer import RELEASED_DEFAULTS
 from ..checkpoints.formats.var import DEFAULTS as VAR
 from ..order import SIDES
@@ -70,7 +71,7 @@ IMAGE, TEXT, VIDEO = (RELEASED_DEFAULTS[kind] for kind in DEFAULT_KINDS)
 #: What the released text models were trained with.
 TEXT_ENCODER_OF_RELEASED = "flan-t5-xl"
 #: Settings of PAR's and of LlamaGen's scripts where they are not NAR's.
-PAR = {"cfg_scale": 1.5}
+PAR = transformer.PAR.defaults["image"]
 RASTER_TEXT = {"cfg_scale": 7.5, "top_k": 1000}
 _SIZES = {  # by the names of the papers: layers, attention heads, width, hidden size of the SwiGLU
     "B": (12, 12, 768, 2048), "L": (24, 16, 1024, 2816), "XL": (36, 20, 1280, 3584),

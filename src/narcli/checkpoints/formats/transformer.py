@@ -280,6 +280,8 @@ PAR = replace(
     recognise={"tok_embeddings.weight", "spe_tok_embeddings.special_embeddings.weight"}.issubset,
     rename=partial(rename, RASTER_HEAD),
     dropped={ROTARY_TABLE: "the table of rotary positions, which is computed"},
+    clue="spe_tok_embeddings",
+    defaults={"image": {"cfg_scale": 1.5}},
 )
 RASTER_VIDEO = replace(
     NARCLI,
@@ -293,4 +295,6 @@ LLAMAGEN = replace(
     words="a LlamaGen model (raster order)",
     recognise=lambda names: "tok_embeddings.weight" in names,
     infer=partial(infer, order="raster"),
+    clue="",
+    defaults=RELEASED_DEFAULTS,
 )
