@@ -359,7 +359,7 @@ def test_the_tightest_control_group_bounds_what_is_available(monkeypatch):
 
 def test_every_released_model_can_be_estimated():
     for row in MODELS.values():
-        assert networks_of(row).runs == (row.kind in ("image", "text", "video")), row.name
+        assert networks_of(row).runs == (row.kind in ("image", "text", "video", "frames")), row.name
 
 
 def test_what_no_memory_holds_is_refused_before_the_download_and_what_fits_is_named(hub):

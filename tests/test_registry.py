@@ -57,6 +57,9 @@ def test_there_is_a_row_for_every_released_model():
         "FoundationVision/var",
         "peizesun/llamagen_t2i",
         "hywang66/LARP-L-long-tokenizer",
+        "hywang66/LARP-L-long-AR",
+        "hywang66/LARP-L-long-AR-FP",
+        "Epiphqny/PAR",
         "google/flan-t5-xl",
     }
     for row in MODELS.values():
@@ -346,9 +349,7 @@ def test_the_text_model_is_converted_and_trained_on_with_its_tokenizer(tmp_path)
 def test_smaller_models_are_told_from_the_largest_to_the_built_in_one():
     large = MODELS["nar-xl-t2i-512"]
     assert catalog.smaller_models(large, lambda row: True) == ["nar-xl-t2i-256", "emoji-text"]
-    images = catalog.smaller_models(
-        MODELS["nar-xl-256"], lambda row: row.name != "nar-l-256" and not row.name.startswith("var-")
-    )
+    images = catalog.smaller_models(MODELS["nar-xl-256"], lambda row: row.name != "nar-l-256")
     assert images == ["nar-xxl-256", "nar-m-256", "nar-b-256", "emoji"]
 
 

@@ -252,6 +252,11 @@ def tokenizer_kind(kind: str) -> str:
 
 
 def smaller_models(model: Model, fits: Callable[[Model], bool]) -> list[str]:
-    """Names of known models of the same kind that fit, the largest first, built-in ones last; not itself."""
-    rows = [row for row in MODELS.values() if row.kind == model.kind and row.name != model.name and fits(row)]
+    """Names of models of the same kind and family that fit, the largest first, then built-in ones; not itself."""
+
+    def alike(row: Model) -> bool:
+        family = row.path is not None or row.name.split("-")[0] == model.name.split("-")[0]
+        return row.kind == model.kind and family and row.name != model.name
+
+    rows = [row for row in MODELS.values() if alike(row) and fits(row)]
     return [row.name for row in sorted(rows, key=lambda row: (row.path is None, row.size or 0), reverse=True)]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import UsageError
-from . import cache
+from . import cache, selection
 from .catalog import MODELS, Model
 from .resolve import companions, resolve
 
@@ -45,7 +45,7 @@ def plan_removal(names: Sequence[str]) -> Removal:
             raise UsageError(f"{model.name} is not on this machine.", "`narcli models list` shows what is.")
     parts = [part for model in models for part in companions(model)]
     going = {model.repo: model for model in models}
-    staying = [row for row in MODELS.values() if row.repo not in going and cache.is_cached(row)]
+    staying = [row for row in MODELS.values() if row.repo not in going and _is_here(row)]
     whole = {model.repo for model, name in zip(models, names, strict=True) if name == model.repo}
 
     def needed_by(model: Model) -> list[str]:
@@ -71,6 +71,11 @@ def plan_removal(names: Sequence[str]) -> Removal:
         else:
             going[part.repo] = part
     return Removal([(model, cache.held(model)) for model in going.values()], kept)
+
+
+def _is_here(model: Model) -> bool:
+    """Tell if the cache holds the model's own file, of a repository that may hold others."""
+    return cache.is_cached(model) and (model.file is None or bool(selection.chosen(model)))
 
 
 def remove(removal: Removal) -> Iterator[tuple[Model, int]]:
