@@ -242,9 +242,7 @@ def _numbered(file: Path) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", file.name)]
 
 
-def encode_samples(
-    samples: Sequence[Sample], tokenizer: Tokenizer, config: NetworkConfig
-) -> list[Sample]:
+def encode_samples(samples: Sequence[Sample], tokenizer: Tokenizer, config: NetworkConfig) -> list[Sample]:
     """Encode the given frames of samples, each clip once; recorded codes are checked.
 
     Args:

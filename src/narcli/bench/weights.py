@@ -107,7 +107,10 @@ def network_for(order: str, sizes: NetworkConfig) -> NetworkConfig:
     """
     if order == PLAIN:
         if sizes.order != NAR:
-            raise UsageError("`plain` is NAR's released algorithm, and this model is none of NAR's.")
+            raise UsageError(
+                f"The order {PLAIN} is NAR's released algorithm, and this model decodes in {sizes.order}.",
+                f"Measure {sizes.order}.",
+            )
         return sizes
     own = "raster" if parse_name(order)[0] == "zipar" else order
     if own == sizes.order:

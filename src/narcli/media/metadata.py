@@ -150,7 +150,7 @@ RUN = (
     ),
     Field(
         "sampling",
-        ("the five sampling settings", _is_sampling),
+        ("the sampling settings; `more_smooth` where it is true", _is_sampling),
         "the settings that drew the tokens",
         tuple(_SETTINGS),
     ),

@@ -119,7 +119,7 @@ def decode(
     tokens = torch.from_numpy(array.reshape(-1)).long()
     if about["sampling"].get("more_smooth"):
         raise UsageError(
-            f"{path} was smoothed (more_smooth), and its tokens alone do not decode to the picture.",
+            f"{path} was made with `more_smooth`, and its tokens alone do not decode to the picture.",
             "Make the picture again from its class, seed and model.",
         )
     shape = grid if len(order.panels) == 1 else (order.cells,)

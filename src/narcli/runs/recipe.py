@@ -28,7 +28,7 @@ SAMPLING = tuple(each.name for each in fields(SamplingSettings))
 LOOKS = ("scale", "frames", "fps", "quality")  # recorded under these names
 #: Fields that only runs of one kind have.
 ONLY = {
-    "image": ("prompts", "text_encoder", "text_device", "text_dtype", "sheet"),
+    "image": ("prompts", "text_encoder", "text_device", "text_dtype", "sheet", "more_smooth"),
     "video": ("frames_from", "frames", "fps", "format", "quality"),
 }
 CHOICES: Mapping[str, tuple[str | None, ...]] = {
