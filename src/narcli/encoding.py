@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError, NarError
-from .hub.sources import EncoderFiles
+from .hub.sources import EncoderFiles, Files
 from .media import atomic
 from .media.atomic import write_atomic
 from .media.ffmpeg import read_clip
@@ -207,6 +207,24 @@ def prune(most: int = MAX_CACHED) -> None:
 
 
 # --- given frames --------------------------------------------------------------------------------
+
+
+def prompt_encoder(
+    files: Files, device: str = "auto", dtype: str = "auto", warn: Callable[[str], object] = warnings.warn
+) -> PromptEncoder | None:
+    """Make the encoder of the prompts of a model of images from text; None for other models.
+
+    Raises:
+        CheckpointError: a file that cannot be used, or of a model that takes no text.
+    """
+    from .checkpoints.load import transformer_config
+
+    if files.encoder is None:
+        return None
+    sizes = transformer_config(files.model.path, kind="text", grid=files.model.model.grid)
+    return PromptEncoder(
+        files.encoder, sizes.condition_tokens, sizes.caption_dim, device, encoder_dtype(dtype), warn
+    )
 
 
 def read_given(path: str | Path) -> GivenFrames:

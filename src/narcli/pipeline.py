@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .checkpoints.load import load_tokenizer, load_transformer, transformer_config
+from .checkpoints.load import load_tokenizer, load_transformer
 from .classes import ClassEntry, ClassTable
-from .decoding import Clip, Decodes, _check_grid, hash_tokens
+from .decoding import Clip, Decodes, check_pair, hash_tokens
 from .devices import choose_device, choose_dtype, dtype_name, memory_guard, release
-from .encoding import PromptEncoder, encode_samples, encoder_dtype, read_given
-from .errors import CheckpointError, MemoryLimitError, UsageError
+from .encoding import PromptEncoder, encode_samples, prompt_encoder, read_given
+from .errors import MemoryLimitError, UsageError
 from .hub.check import classes_of
 from .hub.sizes import Networks
 from .hub.sources import Files, choose
@@ -106,22 +106,6 @@ def load(
     return load_files(files, device, dtype, encoder, order)
 
 
-def prompt_encoder(
-    files: Files, device: str = "auto", dtype: str = "auto", warn: Callable[[str], object] = warnings.warn
-) -> PromptEncoder | None:
-    """Make the encoder of the prompts of a model of images from text; None for other models.
-
-    Raises:
-        CheckpointError: a file that cannot be used, or of a model that takes no text.
-    """
-    if files.encoder is None:
-        return None
-    sizes = transformer_config(files.model.path, kind="text", grid=files.model.model.grid)
-    return PromptEncoder(
-        files.encoder, sizes.condition_tokens, sizes.caption_dim, device, encoder_dtype(dtype), warn
-    )
-
-
 def load_files(
     files: Files,
     device: str = "auto",
@@ -158,19 +142,9 @@ def load_networks(
     )
     sizes = transformer.config = transformer.config.decoded_in(order)
     tokenizer = load_tokenizer(files.tokenizer.path, dtype=dtype, device=device, keep=True)
-    if tokenizer.config.codebook_size != sizes.vocab_size:
-        raise CheckpointError(
-            f"{files.model.path} draws from {sizes.vocab_size} codes, "
-            f"and the tokenizer {files.tokenizer.path} has {tokenizer.config.codebook_size}.",
-            "They do not belong together; give the right `tokenizer`.",
-        )
-    _check_grid(f"{files.model.path} draws", sizes.grid, tokenizer, files.tokenizer.path)
-    if isinstance(transformer, VARTransformer) != isinstance(tokenizer, MultiscaleTokenizer):
-        alone = "model" if isinstance(transformer, VARTransformer) else "tokenizer"
-        raise CheckpointError(
-            f"Of {files.model.path} and {files.tokenizer.path} only the {alone} is of scales, as VAR's are.",
-            "They do not belong together; give the right `tokenizer`.",
-        )
+    check_pair(
+        files.model.path, sizes.decoding_order, tokenizer.config, files.tokenizer.path, sizes.vocab_size
+    )
     if isinstance(transformer, VARTransformer) and isinstance(tokenizer, MultiscaleTokenizer):
         transformer.use(tokenizer)
     return transformer, tokenizer

@@ -14,9 +14,10 @@ import torch
 from .. import __version__
 from ..checkpoints.config import CONFIG, read_config
 from ..devices import release
+from ..encoding import prompt_encoder
 from ..errors import UsageError
 from ..hub.sources import Files, choose
-from ..pipeline import Pipeline, load_files, prompt_encoder
+from ..pipeline import Pipeline, load_files
 from ..results import Result
 from ..runs.plan import Host, classes_in
 from ..runs.recipe import Recipe
@@ -105,6 +106,7 @@ def enter(
         files = source.fetch(offline=recipe.offline, progress=host.progress, approve=host.approve)
         path = files.model.path
         sizes = transformer_config(path, grid=files.model.model.grid)
+        SamplingSettings(**recipe.sampling).check(sizes.fixed)
         beside = path / CONFIG if path.is_dir() else path.with_name(CONFIG)
         training = dict(read_config(beside).training) if beside.is_file() else {}
         known.append((sizes, Entrant(sizes.order, files.model.model.name, files, training)))

@@ -22,7 +22,7 @@ from ..kernels import draw, prepare, prepare_tokenizer
 from ..models.network import Network
 from ..models.tokenizer import Tokenizer
 from ..models.transformer import NARTransformer
-from ..order import Order, named
+from ..order import Order
 from ..pipeline import load_networks
 from ..sampling import generate
 from ..settings import PLAIN, SamplingSettings
@@ -119,7 +119,7 @@ def measure(
             loads[key] += [perf_counter() - began] * bool(repeat)
             own = model.config.decoding_order
             for order, size in mine:
-                walk = own if plain else named(order, own.sizes)
+                walk = own if plain else model.config.decoded_in(order).decoding_order
                 case = model, None if plain else walk, tokenizer, size, settings, None if plain else one
                 if not repeat:
                     forget_peak(device)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, UsageError
+from ..order import NAME
 from ..rules import Rule, check, number, one_of, sizes_of, whole
 from ..settings import MAX_SAMPLES, SEEDS, GivenFrames, SamplingSettings
 
@@ -157,7 +158,7 @@ RUN = (
     Field("grid", sizes_of(3, 4096, 2**18), "sizes of the token grid"),
     Field(
         "order",
-        _matching("nar|raster|var|(zipar|par):[0-9]{1,6}", "the name of an order"),
+        _matching(NAME, "the name of an order"),
         "decoding order of the tokens; `nar` where it is missing",
         ("order",),
     ),

@@ -311,8 +311,8 @@ class Recipe:
         names = {each.name for each in fields(cls)} - {*PARTS, "frontier", *SUBJECTS}
         plain = {name: about[name] for name in names if name in about}
         exact = {name: about[name] for name in ("revision", "pins", "text_dtype") if name in about}
-        if "model" in given:  # which has an order of its own
-            plain.pop("order", None)
+        if "model" in given and not about.get("order", "").startswith("zipar"):
+            plain.pop("order", None)  # the model has an order of its own
         return cls(**(plain | made | exact | given))
 
 
