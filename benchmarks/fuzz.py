@@ -1,12 +1,13 @@
 """Throw damaged and hostile files at everything of narcli that reads files of others.
 
-    python benchmarks/fuzz.py [--checkpoints 20000] [--media 5000] [--seed 0] [--jobs 2] [--only CASE]
+    python benchmarks/fuzz.py [--checkpoints 20000] [--media 5000] [--of TEXT] [--seed 0] [--jobs 2]
+        [--only CASE]
 
-Checkpoints are released pickles, safetensors and ``config.json`` (of narcli folders, LARP, T5, and beside
-released files), and pickles that would run something; media are PNG, GIF, WebP, MP4, saved tokens and
-documents of ``--json``. Files are damaged as bytes, or in the terms of their format, so that they get past
-its first checks. Each case follows from the seed and its number alone; ``--only`` repeats one and
-keeps its file. Anything but a success or a NarError is a finding: another exception, a crash, more than
+Checkpoints are released pickles, safetensors and ``config.json`` (of all families, of narcli folders and
+T5, and beside released files), and pickles that would run something; media are PNG, GIF, WebP, MP4, saved
+tokens and documents of ``--json``. Files are damaged as bytes, or in the terms of their format, so that
+they get past its first checks. Each case follows from the seed and its number alone; ``--only`` repeats one
+and keeps its file. Anything but a success or a NarError is a finding: another exception, a crash, more than
 ``--limit`` seconds, more memory than ``GROWTH``, or something that was run. Prints findings and one JSON
 line, where ``ways`` counts the different sentences of refusal; exits with 1 if there are findings.
 """
@@ -46,6 +47,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
+from narcli.checkpoints.containers import read_tensors
+from narcli.checkpoints.convert import convert
 from narcli.checkpoints.formats.transformer import IMAGE_HEADS, VIDEO_HEADS, released_names
 from narcli.checkpoints.load import load_tokenizer, load_transformer, transformer_config
 from narcli.checkpoints.save import save_model
@@ -61,6 +64,7 @@ from narcli.runs.repeat import Trust, recipe_of, recorded
 
 ADDRESSES = 2**32  # bytes that a worker may map besides what it has at its start: more than it may fill
 GROWTH = 2**28  # bytes that one input may fill
+DATA = Path(__file__).parents[1] / "tests" / "data"
 CANARY = "canary"  # a file that hostile pickles would make in the working folder
 
 #: What no file may bring about, among the events that Python audits. (Opening for writing is watched too.)
@@ -183,9 +187,9 @@ def checkpoints(scratch: Path) -> list[Original]:
             ("config.json", read_tokenizer),
         )
     ]
-    data = Path(__file__).parents[1] / "tests" / "data"
-    larp = {"config.json": (data / "larp.config.json").read_bytes()}
-    larp["model.safetensors"] = (data / "larp.safetensors").read_bytes()
+    found += [*peers(scratch), *var_files(scratch)]
+    larp = {"config.json": (DATA / "larp.config.json").read_bytes()}
+    larp["model.safetensors"] = (DATA / "larp.safetensors").read_bytes()
     found += [Original("LARP", larp, target, read_tokenizer, 16) for target in larp]
     letters = ByT5Tokenizer(extra_ids=0)
     t5 = T5EncoderModel(
@@ -200,6 +204,72 @@ def checkpoints(scratch: Path) -> list[Original]:
             files = {f"{number}.pt": content}
             found.append(Original(f"{name} {where}", files, f"{number}.pt", read_model, 1, False))
     return found
+
+
+#: Golden files of LlamaGen, PAR, ZipAR (in a wrapper of training) and LARP-AR, each with its sizes.
+PEERS = {
+    "LlamaGen": ("peers/llamagen_c2i.pt", "peers/llamagen_c2i.json"),
+    "LlamaGen of text": ("peers/llamagen_t2i.pt", "peers/llamagen_t2i.json"),
+    "LlamaGen in a wrapper": ("peers/zipar_c2i.pt", "peers/zipar_c2i.json"),
+    "PAR": ("peers/par_4x.pt", "peers/par_4x.json"),
+    "LARP-AR": ("video-peers/larp_ar.safetensors", "video-peers/larp_ar.config.json"),
+    "frame prediction": ("video-peers/larp_ar_fp.safetensors", "video-peers/larp_ar_fp.config.json"),
+}
+
+
+def peers(scratch: Path) -> Iterator[Original]:
+    """Models of other systems as released, their ``config.json``, and narcli folders of them."""
+    for name, (file, config) in PEERS.items():
+        target = f"m{Path(file).suffix}"
+        files = {"config.json": (DATA / config).read_bytes(), target: (DATA / file).read_bytes()}
+
+        def read(folder: Path, _: Path, target: str = target) -> None:
+            read_model(folder, folder / target)
+
+        yield Original(name, files, target, read_model, 16)
+        yield Original(name, files, "config.json", read, 12)
+        made = scratch / f"own {name}"
+        source = scratch / f"released {name}"
+        source.mkdir()
+        for each, content in files.items():
+            (source / each).write_bytes(content)
+        save_model(made, transformer=load_transformer(source / target))
+        yield Original(f"{name}, narcli folder", files_of(made), "config.json", read_model, 8)
+        yield Original(f"{name}, narcli folder", files_of(made), "model.safetensors", read_model, 8)
+
+
+def var_files(scratch: Path) -> Iterator[Original]:
+    """Transformers and tokenizers of VAR, checkpoints of its training, and a narcli folder."""
+    place = DATA / "var"
+    model, vae, both = ((place / name).read_bytes() for name in ("var.pth", "var_vae.pth", "var_saln.pth"))
+    sizes = b'{"patch_nums": [1, 2, 3, 4], "depth": 3, "embed_dim": 64, "num_heads": 4, "num_classes": 10}'
+
+    def read_beside(folder: Path, _: Path) -> None:
+        read_model(folder, folder / "m.pth")
+
+    def read_alone(_: Path, file: Path) -> None:
+        load_tokenizer(file)
+
+    yield Original("VAR", {"m.pth": model}, "m.pth", read_model, 20)
+    yield Original("VAR", {"m.pth": model, "config.json": sizes}, "config.json", read_beside, 20)
+    tensors = {name: each.contiguous() for name, each in read_tensors(place / "var.pth").items()}
+    yield Original("VAR, safetensors", {"m.safetensors": save(tensors)}, "m.safetensors", read_model, 20)
+    yield Original("VAR's tokenizer", {"m.pth": vae}, "m.pth", read_alone, 16)
+    tensors = {name: each.contiguous() for name, each in read_tensors(place / "var_vae.pth").items()}
+    name = "VAR's tokenizer, safetensors"
+    yield Original(name, {"m.safetensors": save(tensors)}, "m.safetensors", read_alone, 16)
+    files = {"m.pth": both, "config.json": b'{"num_heads": 3}'}
+    yield Original("VAR, training checkpoint", files, "m.pth", read_model, 16)
+    yield Original("VAR, training checkpoint", files, "config.json", read_beside, 8)
+    yield Original("VAR's tokenizer, training checkpoint", {"m.pth": both}, "m.pth", read_alone, 16)
+    folder = convert(place / "var.pth", scratch / "own VAR", tokenizer=place / "var_vae.pth")
+    for target, read in (
+        ("config.json", read_model),
+        ("config.json", read_tokenizer),
+        ("model.safetensors", read_model),
+        ("tokenizer.safetensors", read_tokenizer),
+    ):
+        yield Original("VAR, narcli folder", files_of(folder), target, read, 12)
 
 
 def hostile() -> Iterator[tuple[str, bytes]]:
@@ -315,6 +385,7 @@ VALUES: list[Any] = [
     *(None, True, False, 0, 1, -1, 2, 3, 7, 64, 1000, 4096, 10**5, 2**24, 2**31, 2**63, 10**20, -(10**20)),
     *(0.0, 1.5, -2.5, 1e308, 1e-308, "", "x", "\x1b[2J", "../..", "/etc/passwd", "\ud800", "x" * 5000, "0"),
     *([], {}, [None], [[]], [0], [-1], [2**62, 2**62], [1, 1, 1], {"x": {}}, ["x"] * 50, [1] * 1000),
+    *("nar", "raster", "zipar:3", "par:4", "var", "var:1-2-4", "frames", [1, 2, 4], [4, 2], [64] * 16),
     *("F32", "I64", "F8_E4M3", "BOOL", "t5", "float16", "os.system", [0, 2**63], [8, 0], [2**32] * 2),
 ]
 
@@ -524,7 +595,9 @@ ABOUT: dict[str, Any] = {}  # the settings that a file of narcli holds
 class Plan:
     """All cases: case ``number`` is an original and its damaged version."""
 
-    def __init__(self, count_checkpoints: int, count_media: int, seed: int, scratch: Path) -> None:
+    def __init__(
+        self, count_checkpoints: int, count_media: int, seed: int, scratch: Path, of: str = ""
+    ) -> None:
         self.counts, self.seed = (count_checkpoints, count_media), seed
         self.groups = [
             checkpoints(scratch) if count_checkpoints else [],
@@ -533,6 +606,7 @@ class Plan:
         for original in self.groups[1]:
             if original.target == "a.json":
                 ABOUT.update(read_metadata(scratch / "small.png"))
+        self.groups = [[o for o in group if of in o.name] for group in self.groups]
         self.pools = [[o.files[o.target] for o in group] for group in self.groups]
         self.codes = [code for _, code in hostile() if len(code) < 1000]
 
@@ -677,6 +751,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoints", type=int, default=20_000)
     parser.add_argument("--media", type=int, default=5_000)
+    parser.add_argument("--of", default="", help="only files whose name has this text, such as VAR")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument(
@@ -686,7 +761,7 @@ def main() -> int:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="narcli-fuzz-") as folder:
         scratch = Path(folder)
-        plan = Plan(given.checkpoints, given.media, given.seed, scratch)
+        plan = Plan(given.checkpoints, given.media, given.seed, scratch, given.of)
         if given.only is None:
             summary = run(plan, given.jobs, given.limit, scratch)
             print(json.dumps(summary))

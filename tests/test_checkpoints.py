@@ -197,7 +197,7 @@ def test_the_tokenizer_sizes_are_inferred(tmp_path):
 
 
 def test_tokenizer_and_model_are_not_taken_for_each_other():
-    assert "image tokenizer, not a NAR model" in refused(DATA / "vq.pt")
+    assert "image tokenizer, not a transformer" in refused(DATA / "vq.pt")
     assert "`model`" in refused(DATA / "c2i.pt", load_tokenizer)
     assert "video tokenizer (LARP)" in refused(DATA / "larp.safetensors", load_tokenizer)
     assert "video tokenizer (LARP)" in refused(DATA / "larp.safetensors")

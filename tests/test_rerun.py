@@ -392,7 +392,7 @@ LIES = [
     ({"model": KNOWN}, 2, f"commit {'0' * 40} of chenfeng1271/NAR-imagenet-256-B, which is not on"),
     ({"class": {"id": 10**9, "name": "x", "label": 0}}, 2, "There is no class"),
     ({"kind": "text"}, 4, "expected 'image' or 'video'"),
-    ({"sampling": {"cfg_scale": 1}}, 4, "expected the five sampling settings"),
+    ({"sampling": {"cfg_scale": 1}}, 4, "expected the sampling settings"),
     (
         {"sampling": dict.fromkeys(("cfg_scale", "cfg_interval", "temperature", "top_k", "top_p"), True)},
         4,

@@ -328,7 +328,7 @@ def test_a_damaged_transformer_is_refused_by_the_files_own_names(tmp_path, chang
         ("var.pth", "var10_vae.pth", "draws from 64 codes, and the tokenizer .* has 96"),
         ("var_vae.pth", "var_vae.pth", "is a multi-scale image tokenizer"),
         ("var.pth", "var.pth", "is a VAR model, not a tokenizer"),
-        ("var.pth", "../vq.pt", "is for pictures|only the model is of scales|codes, and the tokenizer"),
+        ("var.pth", "../vq.pt", "in the scales of VAR, and the tokenizer .* is for grids without scales"),
     ],
 )
 def test_wrong_pairs_are_refused(model, tokenizer, words):

@@ -16,21 +16,44 @@ from .checkpoints.load import load_tokenizer
 from .devices import choose_device, choose_dtype, memory_guard
 from .errors import CheckpointError
 from .kernels import prepare_tokenizer
-from .models.tokenizer import Tokenizer
+from .models.multiscale import MultiscaleConfig, MultiscaleTokenizer
+from .models.tokenizer import Tokenizer, TokenizerConfig
 from .order import NAR, Order, format_grid, named
 from .settings import DECODED_TOGETHER
 
 Clip = tuple[Image.Image, ...]
 
 
-def _check_grid(who: str, grid: tuple[int, ...], tokenizer: Tokenizer, path: Path) -> None:
+def check_pair(
+    who: object, order: Order, tokenizer: TokenizerConfig, where: object, codes: int | None = None
+) -> None:
+    """Check that a tokenizer decodes the tokens of a model.
+
+    Args:
+        who: the model, for messages.
+        order: of the tokens.
+        tokenizer: sizes of the tokenizer.
+        where: its name or path, for messages.
+        codes: number of codes that the model draws from; None leaves it open.
+
+    Raises:
+        CheckpointError: they do not belong together.
+    """
+    hint = "They do not belong together; give the right `tokenizer`."
+    scaled = order.name.startswith("var")
     try:
-        tokenizer.config.clip_size(grid)
+        if scaled != isinstance(tokenizer, MultiscaleConfig):
+            raise ValueError("grids without scales" if scaled else "the scales of VAR")
+        tokenizer.clip_size(order.sizes)
     except ValueError as error:
+        what = f"grids of {format_grid(order.sizes)} tokens" + " in the scales of VAR" * scaled
         raise CheckpointError(
-            f"{who} grids of {format_grid(grid)} tokens, and the tokenizer {path} is for {error}.",
-            "They do not belong together; give the right `tokenizer`.",
+            f"{who} draws {what}, and the tokenizer {where} is for {error}.", hint
         ) from None
+    if codes not in (None, tokenizer.codebook_size):
+        raise CheckpointError(
+            f"{who} draws from {codes} codes, and the tokenizer {where} has {tokenizer.codebook_size}.", hint
+        )
 
 
 def load_decoder(
@@ -52,8 +75,11 @@ def load_decoder(
     with memory_guard("Try `dtype=bfloat16`."):
         tokenizer = load_tokenizer(path, dtype=choose_dtype(dtype, place), device=place, keep=True)
         prepare_tokenizer(tokenizer)
-    _check_grid("The tokens are", grid, tokenizer, path)
-    return TokenDecoder(tokenizer, named(order, grid))
+    drawn_in = named(order, grid)
+    check_pair("The model of the tokens", drawn_in, tokenizer.config, path)
+    if isinstance(tokenizer, MultiscaleTokenizer):
+        tokenizer.sides = tuple(side for side, _ in drawn_in.panels)
+    return TokenDecoder(tokenizer, drawn_in)
 
 
 class Decodes(ABC):

@@ -209,6 +209,24 @@ def prune(most: int = MAX_CACHED) -> None:
 # --- given frames --------------------------------------------------------------------------------
 
 
+def prompt_encoder(
+    files: Files, device: str = "auto", dtype: str = "auto", warn: Callable[[str], object] = warnings.warn
+) -> PromptEncoder | None:
+    """Make the encoder of the prompts of a model of images from text; None for other models.
+
+    Raises:
+        CheckpointError: a file that cannot be used, or of a model that takes no text.
+    """
+    from .checkpoints.load import transformer_config
+
+    if files.encoder is None:
+        return None
+    sizes = transformer_config(files.model.path, kind="text", grid=files.model.model.grid)
+    return PromptEncoder(
+        files.encoder, sizes.condition_tokens, sizes.caption_dim, device, encoder_dtype(dtype), warn
+    )
+
+
 def read_given(path: str | Path) -> GivenFrames:
     """Read the first ``GIVEN`` frames of a clip, or all of a shorter one.
 
@@ -285,21 +303,3 @@ def _encode(frames: GivenFrames, tokenizer: Tokenizer, grid: tuple[int, ...]) ->
     with torch.inference_mode():
         codes = tokenizer.encode_given((black + levels * (white - black)).to(weight), length)
     return GivenFrames(frames.name, len(pictures), codes=tuple(codes[0].tolist()))
-
-
-def prompt_encoder(
-    files: Files, device: str = "auto", dtype: str = "auto", warn: Callable[[str], object] = warnings.warn
-) -> PromptEncoder | None:
-    """Make the encoder of the prompts of a model of images from text; None for other models.
-
-    Raises:
-        CheckpointError: a file that cannot be used, or of a model that takes no text.
-    """
-    if files.encoder is None:
-        return None
-    from .checkpoints.load import transformer_config
-
-    sizes = transformer_config(files.model.path, kind="text", grid=files.model.model.grid)
-    return PromptEncoder(
-        files.encoder, sizes.condition_tokens, sizes.caption_dim, device, encoder_dtype(dtype), warn
-    )

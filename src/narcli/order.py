@@ -408,49 +408,57 @@ def scales(sides: tuple[int, ...]) -> Order:
             sources = tuple((Source(k, 0, 1.0),) for k in range(len(cells)))
             yield Pass(cells, sources, feeds, 0, share)
 
-    return Order(panels[-1], "var", panels, HEADS[:1], rule)
+    name = "var" if SIDES.get(sides[-1]) == sides else f"var:{'-'.join(map(str, sides))}"
+    return Order(panels[-1], name, panels, HEADS[:1], rule)
 
 
-#: Sides of VAR's grids by the last of them.
+#: Sides of VAR's grids by the last of them, which the name ``var`` means.
 SIDES = {16: (1, 2, 3, 4, 5, 6, 8, 10, 13, 16), 32: (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)}
+MAX_SCALES = 32
 #: Names of all orders, for messages.
 NAMES = "nar, raster, zipar:8, par:4, var"
-_NAME = re.compile("(nar|raster|var)|(zipar|par):([0-9]{1,6})", re.ASCII)
+#: Pattern of the names.
+NAME = f"nar|raster|var|(zipar|par):[0-9]{{1,6}}|var:[0-9]{{1,4}}(-[0-9]{{1,4}}){{0,{MAX_SCALES - 1}}}"
 
 
-def parse_name(name: str) -> tuple[str, int]:
-    """Parse ``"zipar:8"`` as ``("zipar", 8)``; an order without a number has 0.
+def parse_name(name: str) -> tuple[str, tuple[int, ...]]:
+    """Parse ``"zipar:8"`` as ``("zipar", (8,))``; an order without numbers has none.
 
     Raises:
         UsageError: an unknown name.
     """
-    match = _NAME.fullmatch(name)
-    if match is None:
+    if re.fullmatch(NAME, name, re.ASCII) is None:
         raise UsageError(f"There is no order {name[:40]!r}.", f"Choose one of {NAMES}.")
-    return match[1] or match[2], int(match[3] or 0)
+    kind, _, numbers = name.partition(":")
+    return kind, tuple(map(int, numbers.split("-"))) if numbers else ()
 
 
 def named(name: str, sizes: tuple[int, ...]) -> Order:
     """Make an order by its name.
 
     Args:
-        name: ``nar``, ``raster``, ``zipar:W`` (window W), ``par:N`` (N regions) or ``var``.
+        name: ``nar``, ``raster``, ``zipar:W`` (window W), ``par:N`` (N regions), ``var``, or
+            ``var:1-2-4`` with other sides than the released models'.
         sizes: of the grid; of ``var`` the last one.
 
     Raises:
         UsageError: an unknown name, or a grid that the order does not take.
     """
-    kind, number = parse_name(name)
+    kind, numbers = parse_name(name)
     if kind == "var":
-        if len(_checked(sizes)) != 2 or sizes[0] != sizes[1] or sizes[0] not in SIDES:
+        sides = numbers or SIDES.get(_checked(sizes)[-1], (0,))
+        if sizes != (max(sides),) * 2 or sides[-1] != max(sides):
             raise UsageError(
-                f"VAR has no scales up to the grid {format_grid(sizes)}.",
-                f"Its last grids are {' and '.join(format_grid((side, side)) for side in SIDES)}.",
+                f"{name} has no scales up to the grid {format_grid(sizes)}.",
+                f"The last grids of var are {' and '.join(format_grid((side, side)) for side in SIDES)}; "
+                "var:1-2-4 names other sides.",
             )
-        return scales(SIDES[sizes[0]])
+        return scales(sides)
     if kind == "zipar":
-        return zipar(sizes, number)
-    return regions(sizes, number) if kind == "par" else raster(sizes) if kind == "raster" else neighbor(sizes)
+        return zipar(sizes, *numbers)
+    return (
+        regions(sizes, *numbers) if kind == "par" else raster(sizes) if kind == "raster" else neighbor(sizes)
+    )
 
 
 def _checked(sizes: tuple[int, ...]) -> tuple[int, ...]:

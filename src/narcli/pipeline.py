@@ -23,10 +23,10 @@ from torch import Tensor
 from . import __version__
 from .checkpoints.load import load_tokenizer, load_transformer
 from .classes import ClassEntry, ClassTable
-from .decoding import Clip, Decodes, _check_grid, hash_tokens
+from .decoding import Clip, Decodes, check_pair, hash_tokens
 from .devices import choose_device, choose_dtype, dtype_name, memory_guard, release
 from .encoding import PromptEncoder, encode_samples, prompt_encoder, read_given
-from .errors import CheckpointError, MemoryLimitError, UsageError
+from .errors import MemoryLimitError, UsageError
 from .hub.check import classes_of
 from .hub.sizes import Networks
 from .hub.sources import Files, choose
@@ -142,19 +142,9 @@ def load_networks(
     )
     sizes = transformer.config = transformer.config.decoded_in(order)
     tokenizer = load_tokenizer(files.tokenizer.path, dtype=dtype, device=device, keep=True)
-    if tokenizer.config.codebook_size != sizes.vocab_size:
-        raise CheckpointError(
-            f"{files.model.path} draws from {sizes.vocab_size} codes, "
-            f"and the tokenizer {files.tokenizer.path} has {tokenizer.config.codebook_size}.",
-            "They do not belong together; give the right `tokenizer`.",
-        )
-    _check_grid(f"{files.model.path} draws", sizes.grid, tokenizer, files.tokenizer.path)
-    if isinstance(transformer, VARTransformer) != isinstance(tokenizer, MultiscaleTokenizer):
-        alone = "model" if isinstance(transformer, VARTransformer) else "tokenizer"
-        raise CheckpointError(
-            f"Of {files.model.path} and {files.tokenizer.path} only the {alone} is of scales, as VAR's are.",
-            "They do not belong together; give the right `tokenizer`.",
-        )
+    check_pair(
+        files.model.path, sizes.decoding_order, tokenizer.config, files.tokenizer.path, sizes.vocab_size
+    )
     if isinstance(transformer, VARTransformer) and isinstance(tokenizer, MultiscaleTokenizer):
         transformer.use(tokenizer)
     return transformer, tokenizer

@@ -106,6 +106,7 @@ def enter(
         files = source.fetch(offline=recipe.offline, progress=host.progress, approve=host.approve)
         path = files.model.path
         sizes = transformer_config(path, grid=files.model.model.grid)
+        SamplingSettings(**recipe.sampling).check(sizes.fixed)
         beside = path / CONFIG if path.is_dir() else path.with_name(CONFIG)
         training = dict(read_config(beside).training) if beside.is_file() else {}
         called = path.parent.name if path.name == RESULT else files.model.model.name

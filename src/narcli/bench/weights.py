@@ -107,13 +107,17 @@ def network_for(order: str, sizes: NetworkConfig) -> NetworkConfig:
     """
     if order == PLAIN:
         if sizes.order != NAR:
-            raise UsageError("The order plain is NAR's released algorithm, and this model is not of NAR.")
+            raise UsageError(
+                f"The order {PLAIN} is NAR's released algorithm, and this model decodes in {sizes.order}.",
+                f"Measure {sizes.order}.",
+            )
         return sizes
-    own = "raster" if parse_name(order)[0] == "zipar" else order
-    if own == sizes.order:
+    kind, _ = parse_name(order)
+    own = "raster" if kind == "zipar" else order
+    if own == sizes.order or kind == "var":
         sizes.decoded_in(order)
         return sizes
-    if own == "var" or not isinstance(sizes, TransformerConfig) or sizes.condition == "frames":
+    if not isinstance(sizes, TransformerConfig) or sizes.condition == "frames":
         raise UsageError(
             f"The order {order} cannot run a model of the order {sizes.order}.", f"Measure {sizes.order}."
         )

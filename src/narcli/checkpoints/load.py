@@ -37,7 +37,11 @@ MAX_INDEX = 2**24  # bytes of the index of a model in shards
 
 #: By section of a config.json: file of a narcli folder, name in messages, advice where another is wanted.
 _PARTS = {
-    "transformer": (MODEL, "a NAR model", "Give it as `model`; `tokenizer` takes the tokenizer."),
+    "transformer": (
+        MODEL,
+        "a transformer that narcli runs",
+        "Give it as `model`; `tokenizer` takes the tokenizer.",
+    ),
     "tokenizer": (TOKENIZER, "a tokenizer", "Give it as `tokenizer`; `model` takes the transformer."),
 }
 _MAKES = {
@@ -221,7 +225,9 @@ def _expect(file: Path, tensors: Mapping[str, Tensor], part: str) -> Format:
     format = identify(tensors)
     if format.part == part:
         return format
-    hint = _PARTS[format.part][2] if format.part else format.hint
+    if not format.part and format.hint:
+        raise CheckpointError(f"{file} is {format.words}, which narcli does not run.", format.hint)
+    hint = _PARTS[format.part][2] if format.part else "`narcli models list` shows the families."
     raise CheckpointError(f"{file} is {format.words}, not {_PARTS[part][1]}.", hint)
 
 

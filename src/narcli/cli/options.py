@@ -53,8 +53,8 @@ class FrontierMode(str, Enum):
 ClipFormat = Enum("ClipFormat", {name: name for name in FORMATS}, type=str)  # type: ignore[misc]
 
 
-def _check_device(name: str) -> str:
-    if not re.fullmatch("auto|cpu|mps|cuda(:[0-9]{1,3})?", name):
+def _check_device(name: str | None) -> str | None:
+    if name and not re.fullmatch("auto|cpu|mps|cuda(:[0-9]{1,3})?", name):
         raise UsageError(
             f"There is no device {name[:40]!r}.", "Choose auto, cpu, mps, cuda, or cuda:1 and so on."
         )
@@ -120,7 +120,10 @@ Seed = Annotated[
 MODELS_OWN = "the model's"
 CfgScale = Annotated[
     float | None,
-    typer.Option(help="Guidance scale; 1 or less is no guidance.", show_default=MODELS_OWN),
+    typer.Option(
+        help="Guidance scale; 1 or less is no guidance. VAR counts from 0: 0 is none, 1.5 its default.",
+        show_default=MODELS_OWN,
+    ),
 ]
 CfgInterval = Annotated[
     int | None,
@@ -139,6 +142,10 @@ TopP = Annotated[
     typer.Option(
         help="Draw from the most likely tokens of this total probability; 1 is all.", show_default=MODELS_OWN
     ),
+]
+MoreSmooth = Annotated[
+    bool | None,
+    typer.Option("--more-smooth", help="Mix codes near the drawn ones, for smoother pictures; VAR only."),
 ]
 BatchSize = Annotated[
     int | None,
@@ -166,7 +173,6 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the
 OrderOption = Annotated[
     str | None,
     typer.Option(
-        "--order",
         metavar="NAME",
         help="Decoding order; zipar:W decodes a raster model with ZipAR.",
         show_default=MODELS_OWN,
@@ -181,7 +187,7 @@ Device = Annotated[
     str,
     typer.Option(
         metavar="DEVICE",
-        callback=lambda name: name and _check_device(name),
+        callback=_check_device,
         help="Device: auto, cpu, cuda, cuda:1 ... or mps.",
     ),
 ]
@@ -189,7 +195,7 @@ TextDevice = Annotated[
     str | None,
     typer.Option(
         metavar="DEVICE",
-        callback=lambda name: name and _check_device(name),
+        callback=_check_device,
         help="Device of the text encoder; with --prompt.",
         show_default="--device",
     ),
@@ -202,33 +208,29 @@ DtypeOption = Annotated[
 
 Frames = Annotated[
     int | None,
-    typer.Option(
-        "--frames", help="Number of frames to keep, the first ones.", show_default="all the model's"
-    ),
+    typer.Option(help="Number of frames to keep, the first ones.", show_default="all the model's"),
 ]
-Fps = Annotated[float | None, typer.Option("--fps", help="Frames per second.", show_default=f"{FPS:g}")]
+Fps = Annotated[float | None, typer.Option(help="Frames per second.", show_default=f"{FPS:g}")]
 Format = Annotated[
     ClipFormat | None,
     typer.Option(
-        "--format",
         help="Format of the clips; frames is a folder of PNGs.",
         show_default="by --output, or mp4",
     ),
 ]
 Quality = Annotated[
     int | None,
-    typer.Option("--quality", help="Quality of mp4 and webp, 0 to 100.", show_default=f"{QUALITY}"),
+    typer.Option(help="Quality of mp4 and webp, 0 to 100.", show_default=f"{QUALITY}"),
 ]
 
 # --- what comes out -------------------------------------------------------------------------------
 
 Frontier = Annotated[
-    FrontierFormat, typer.Option("--frontier", help="Picture of the decoding frontier; png is a filmstrip.")
+    FrontierFormat, typer.Option(help="Picture of the decoding frontier; png is a filmstrip.")
 ]
 FrontierModeOption = Annotated[
     FrontierMode | None,
     typer.Option(
-        "--frontier-mode",
         help="Uncover the finished picture, or decode the tokens of every step.",
         show_default="reveal",
     ),
@@ -299,6 +301,7 @@ ROWS = (
     Row("temperature", Temperature, None, DRAWING),
     Row("top_k", TopK, None, DRAWING),
     Row("top_p", TopP, None, DRAWING),
+    Row("more_smooth", MoreSmooth, None, DRAWING, IMAGE),
     Row("model", Model, None, MODEL),
     Row("tokenizer", Tokenizer, None, MODEL),
     Row("text_encoder", TextEncoder, None, MODEL, IMAGE),

@@ -11,9 +11,9 @@ import typer
 from ..errors import NarError, UsageError
 from ..media.metadata import SCHEMA, runs_of
 from ..media.textfiles import expand
-from ..order import NAR, named
+from ..order import NAR
 from ..runs import repeat
-from ..runs.orders import check_size, default_name, write_order
+from ..runs.orders import default_name, shown, write_order
 from ..runs.orders import document as order_document
 from ..runs.subjects import require
 from . import options
@@ -94,7 +94,7 @@ def _recipe(path: Path, about: About, trust: Trust, given: Sequence[str]) -> Rec
     """Make the recipe of a file, overridden by options; None for a file of ``visualize-order``."""
     if about.get("command") == "visualize-order":
         require(path, about, "grid")
-        check_size(tuple(about["grid"]))
+        shown(about.get("order", NAR), tuple(about["grid"]))
         if other := [name for name in given if name not in _ORDER]:
             raise UsageError(f"{path} shows an order, to which `{other[0]}` does not apply.", "Drop it.")
         return None
@@ -123,7 +123,7 @@ def _verify(path: Path, before: Sequence[Recorded], run: Finished, session: Sess
 
 def _draw_order(path: Path, about: About, chosen: Mapping[str, Any], session: Session) -> None:
     """Write a picture of ``visualize-order`` again."""
-    order = named(about.get("order", NAR), tuple(about["grid"]))
+    order = shown(about.get("order", NAR), tuple(about["grid"]))
     name = f"{default_name(order)}{path.suffix.lower()}"
     output = chosen["output"] or name
     if output.endswith("/") or expand(output).is_dir():

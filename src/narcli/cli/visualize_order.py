@@ -13,8 +13,8 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
-from ..order import NAMES, NAR, Order, named, parse_grid
-from ..runs.orders import check_size, document, write_order
+from ..order import NAMES, NAR, Order, parse_grid
+from ..runs.orders import document, shown, write_order
 from ..viz.style import EMPTY, FRONTIER, RGB, caption, headline, plane_names, step_colors
 from .console import Console, has_color, is_terminal
 from .options import Json, Overwrite, Quiet
@@ -39,20 +39,19 @@ def visualize_order(
     if overwrite and output is None:
         raise UsageError("--overwrite needs a file to write.", "Add --output FILE.")
     sizes = parse_grid(grid)
-    check_size(sizes)
-    shown = named(order, sizes)
+    chosen = shown(order, sizes)
     console = Console(quiet)
-    path = None if output is None else write_order(shown, output, overwrite=overwrite)
+    path = None if output is None else write_order(chosen, output, overwrite=overwrite)
     if as_json:
-        console.json(document(shown, with_cells=path is None) | ({"file": str(path)} if path else {}))
+        console.json(document(chosen, with_cells=path is None) | ({"file": str(path)} if path else {}))
     elif path is not None:
-        console.note(headline(shown))
+        console.note(headline(chosen))
         console.result(path)
     elif is_terminal(sys.stdout) and not quiet:
-        animate(shown)
-        console.result(headline(shown))
+        animate(chosen)
+        console.result(headline(chosen))
     else:
-        for line in plain_lines(shown):
+        for line in plain_lines(chosen):
             console.result(line)
 
 

@@ -252,7 +252,7 @@ def tokenizer_kind(kind: str) -> str:
 
 
 def smaller_models(model: Model, fits: Callable[[Model], bool]) -> list[str]:
-    """Names of models of the same kind and family that fit, the largest first, then built-in ones; not itself."""
+    """Names of models of its kind and family that fit, the largest first, then built-in ones; not itself."""
 
     def alike(row: Model) -> bool:
         family = row.path is not None or row.name.split("-")[0] == model.name.split("-")[0]

@@ -87,6 +87,10 @@ class Source:
             here = model.copy
             own = EncoderFiles(replace(model, here=here), own=True)
             return Found(model, tokenizer, None, here is None or not known(own))
+        if self.model.path is not None:  # no encoder is fetched for a model of another kind
+            from ..checkpoints.load import transformer_config
+
+            transformer_config(self.model.path, kind="text", grid=self.model.grid)
         other = self.encoder or resolve(TEXT_ENCODER_OF_RELEASED, "text-encoder")
         pin = self.pins.get("text_encoder")
         located = locate(other, revision=pin, offline=offline, estimate=estimate)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, UsageError
+from ..order import NAME
 from ..rules import Rule, check, number, one_of, sizes_of, whole
 from ..settings import MAX_SAMPLES, SEEDS, GivenFrames, SamplingSettings
 
@@ -150,14 +151,14 @@ RUN = (
     ),
     Field(
         "sampling",
-        ("the five sampling settings", _is_sampling),
+        ("the sampling settings; `more_smooth` where it is true", _is_sampling),
         "the settings that drew the tokens",
         tuple(_SETTINGS),
     ),
     Field("grid", sizes_of(3, 4096, 2**18), "sizes of the token grid"),
     Field(
         "order",
-        _matching("nar|raster|var|(zipar|par):[0-9]{1,6}", "the name of an order"),
+        _matching(NAME, "the name of an order"),
         "decoding order of the tokens; `nar` where it is missing",
         ("order",),
     ),

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..order import NAR, Order, named
+from ..order import NAR, Order, named, parse_name
 from .network import Weights
 from .plan import Rotary
 
@@ -80,12 +80,13 @@ class TransformerConfig:
         """
         if order in (None, self.order):
             return self
-        named(order, self.grid)
-        if self.order != "raster" or not order.startswith("zipar:"):
+        kind, _ = parse_name(order)
+        if self.order != "raster" or kind != "zipar":
             raise UsageError(
                 f"`order` is {order}, and this model decodes in the order {self.order}.",
-                "Leave `order` out. Models of raster order, such as llamagen-b-256, also take zipar:W.",
+                f"Give `order={self.order}`. Raster models, such as llamagen-b-256, take zipar:W too.",
             )
+        named(order, self.grid)
         return replace(self, order=order)
 
     @property

@@ -49,7 +49,6 @@ class VARConfig:
     unguided: ClassVar[float] = 0.0
     fixed: ClassVar[Mapping[str, float]] = {"cfg_interval": -1}
     kind: ClassVar[Kind] = "image"
-    order: ClassVar[str] = "var"
     condition: ClassVar[Literal["class"]] = "class"
     condition_tokens: ClassVar[int] = 0
     caption_dim: ClassVar[int] = 0
@@ -70,14 +69,20 @@ class VARConfig:
         """Scale by scale, from the smallest."""
         return scales(self.sides)
 
+    @property
+    def order(self) -> str:
+        """Name of the order: ``var``, or with the sides if these are not the released ones."""
+        return self.decoding_order.name
+
     def decoded_in(self, order: str | None) -> VARConfig:
         """Return the sizes unchanged.
 
         Raises:
-            UsageError: an order other than ``var``.
+            UsageError: an order other than its own.
         """
-        if order not in (None, self.order):
-            raise UsageError(f"`order` is {order}, and this model decodes scale by scale.", "Leave it out.")
+        if order not in (None, "var", self.order):
+            message = f"`order` is {order}, and this model decodes scale by scale, in the order {self.order}."
+            raise UsageError(message, f"Give `order={self.order}`.")
         return self
 
     @property
@@ -207,8 +212,7 @@ class VARTransformer(Network):
             padding: None; class ids have none.
             order: None, or the network's own.
         """
-        c, plan, rows = self.config, self.plan(order), len(condition)
-        weight = self.position
+        c, plan, rows, weight = self.config, self.plan(order), len(condition), self.position
         room = torch.empty(c.cache_shape(rows, plan.length), dtype=weight.dtype, device=weight.device)
         modulation, final = self._modulation(condition)
         total = torch.zeros(samples, c.code_dim, *c.grid, device=weight.device)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .. import memory
+from ..checkpoints.load import transformer_config
+from ..decoding import check_pair
 from ..devices import choose_device, choose_dtype, dtype_name
 from ..hub.cache import free_disk
-from ..hub.locate import check_disk
+from ..hub.locate import Located, check_disk
 from ..hub.sizes import networks_of
 from ..limits import available
+from ..models.blocks import Kind
 from ..order import NAR, named
 from ..settings import SamplingSettings
 from .filenames import check_fit, suffix_of
@@ -40,6 +42,10 @@ class Budget:
             self.networks = replace(self.networks, transformer=sizes.decoded_in(recipe.order))
         here = self.found.model.copy  # its config.json may say more than the Hub does
         row = here.model if here else self.found.model.model
+        if here is not None and sizes is not None and sizes.kind != recipe.model_kind:
+            transformer_config(
+                here.path, kind=cast("Kind", recipe.model_kind), grid=row.grid
+            )  # says what it makes
         settings = SamplingSettings(**{**row.defaults, **recipe.sampling})
         sizes = self.networks.transformer
         self.guided = settings.guided(0, sizes.unguided if sizes else 1.0)
@@ -90,19 +96,18 @@ class Budget:
             )  # fmt: skip
 
     def check_fit(self) -> None:
-        """Compare recipe and model before the download, if sizes are known and belong together.
-
-        Files that do not belong together, or are of another kind, are refused on loading.
+        """Compare recipe, model and tokenizer before the download, as far as their sizes are known.
 
         Raises:
             UsageError: recipe and model do not fit.
+            CheckpointError: model and tokenizer do not belong together.
         """
         model, tokenizer, recipe = self.networks.transformer, self.networks.tokenizer, self.plan.recipe
         if model is None or tokenizer is None or model.kind != recipe.model_kind:
             return
-        if model.vocab_size == tokenizer.codebook_size:
-            with suppress(ValueError):
-                check_fit(recipe, model.decoding_order, tokenizer)
+        who, where = (_place(part) for part in (self.found.model, self.found.tokenizer or self.found.model))
+        check_pair(who, model.decoding_order, tokenizer, where, model.vocab_size)
+        check_fit(recipe, model.decoding_order, tokenizer)
 
     def document(self) -> dict[str, Any]:
         """Return the budget as JSON; null stands for values that are unknown before the download."""
@@ -136,6 +141,11 @@ class Budget:
             "largest_frontier": order.widest if order else None,
             "files": [str(path) for path in outputs.names] if outputs else None,
         }
+
+
+def _place(part: Located) -> object:
+    """Return the path of a model on this machine, or its name."""
+    return part.copy.path if part.copy else part.model.name
 
 
 def files_of(recipe: Recipe, samples: int, suffix: str) -> memory.Files:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -109,17 +108,17 @@ def decode(
     require(path, about, "kind", "narcli", "model", "tokenizer", "sampling", "grid", "steps", "seed")
     require(path, about, "tokens_sha256")
     grid, subject = tuple(about["grid"]), entry_of(about, path)
-    if len(grid) != _AXES[about["kind"]] or prod(grid) > MAX_CELLS:
+    order = named(about.get("order", NAR), grid)
+    if len(grid) != _AXES[about["kind"]] or order.cells > MAX_CELLS:
         raise CheckpointError(
             f"{path} is of a {format_grid(grid)} grid, which no {about['kind']} has.",
             "Get the original file.",
         )
-    order = named(about.get("order", NAR), grid)
     array = read_tokens(path)
     tokens = torch.from_numpy(array.reshape(-1)).long()
     if about["sampling"].get("more_smooth"):
         raise UsageError(
-            f"{path} was smoothed (more_smooth), and its tokens alone do not decode to the picture.",
+            f"{path} was made with `more_smooth`, and its tokens alone do not decode to the picture.",
             "Make the picture again from its class, seed and model.",
         )
     shape = grid if len(order.panels) == 1 else (order.cells,)

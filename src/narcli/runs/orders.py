@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..errors import UsageError
-from ..order import Order, format_grid, order_rows
+from ..order import Order, format_grid, named, order_rows
 from ..viz.style import comparison
 
 if TYPE_CHECKING:
@@ -21,17 +21,19 @@ MAX_DRAWN, MAX_SIDE = 2**18, 2048  # cells in all, and along one side
 SCALE_SECONDS = 0.4  # that an animation shows each of a few scales
 
 
-def check_size(sizes: tuple[int, ...]) -> None:
-    """Refuse grids that are too large to show.
+def shown(name: str, sizes: tuple[int, ...]) -> Order:
+    """Make an order to show, as ``order.named``.
 
     Raises:
-        UsageError: the grid is too large; the message has the limit.
+        UsageError: the grid is too large, and the message has the limit; or as ``order.named``.
     """
-    if prod(sizes) > MAX_DRAWN or max(sizes) > MAX_SIDE:
+    order = named(name, sizes)
+    if order.cells > MAX_DRAWN or max(sizes) > MAX_SIDE:
         raise UsageError(
             f"A {format_grid(sizes)} grid is too large to show.",
             f"Sizes go up to {MAX_SIDE}, with {MAX_DRAWN:,} cells in all.",
         )
+    return order
 
 
 def document(order: Order, *, with_cells: bool = True) -> dict[str, Any]:

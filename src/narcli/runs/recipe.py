@@ -28,7 +28,7 @@ SAMPLING = tuple(each.name for each in fields(SamplingSettings))
 LOOKS = ("scale", "frames", "fps", "quality")  # recorded under these names
 #: Fields that only runs of one kind have.
 ONLY = {
-    "image": ("prompts", "text_encoder", "text_device", "text_dtype", "sheet"),
+    "image": ("prompts", "text_encoder", "text_device", "text_dtype", "sheet", "more_smooth"),
     "video": ("frames_from", "frames", "fps", "format", "quality"),
 }
 CHOICES: Mapping[str, tuple[str | None, ...]] = {
@@ -311,7 +311,7 @@ class Recipe:
         names = {each.name for each in fields(cls)} - {*PARTS, "frontier", *SUBJECTS}
         plain = {name: about[name] for name in names if name in about}
         exact = {name: about[name] for name in ("revision", "pins", "text_dtype") if name in about}
-        if "model" in given and not str(plain.get("order")).startswith("zipar"):
+        if "model" in given and not about.get("order", "").startswith("zipar"):
             plain.pop("order", None)  # the model has an order of its own
         return cls(**(plain | made | exact | given))
 

@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import CheckpointError, NarError, UsageError
 from ..hub import catalog, resolve
 from ..media.metadata import FIELDS, unpack_tokens
-from ..order import NAR, format_grid, named
+from ..order import NAR, Order, format_grid, named
 from .recipe import Recipe
 from .sinks import Finished
 from .subjects import SUBJECTS, require, subject_of
@@ -224,12 +224,12 @@ class Recorded:
     """Tokens of a sample as a file records them.
 
     Args:
-        grid: sizes of their grid.
+        order: order that they were drawn in.
         sha256: their hash.
         tokens: the tokens in raster order; None if the file has the hash only.
     """
 
-    grid: tuple[int, ...]
+    order: Order
     sha256: str
     tokens: tuple[int, ...] | None
 
@@ -268,8 +268,7 @@ def recorded(path: Path, about: About) -> list[Recorded]:
         raise CheckpointError(f"{path} holds hashes of more samples than it is of.", "Get the original file.")
     order = named(about.get("order", NAR), tuple(about["grid"]))
     return [
-        Recorded(order.sizes, each["tokens_sha256"], unpack_tokens(path, each, order.cells))
-        for each in samples
+        Recorded(order, each["tokens_sha256"], unpack_tokens(path, each, order.cells)) for each in samples
     ]
 
 
@@ -287,9 +286,11 @@ def compare(path: Path, before: Sequence[Recorded], run: Finished) -> Iterator[V
     order = named(run.common.get("order", NAR), tuple(run.common["grid"]))
     for then, now, sample in zip(before, run.documents, run.samples, strict=False):
         where = f"{path}, {sample.entry}, seed {sample.seed}" if len(before) > 1 else f"{path}"
-        if then.grid != order.sizes:
-            here = format_grid(order.sizes)
-            yield Verdict(False, None, f"{where}: its grid is {format_grid(then.grid)}, and here {here}.")
+        if then.order.panels != order.panels:
+            what, old, here = "grid", format_grid(then.order.sizes), format_grid(order.sizes)
+            if old == here:
+                what, old, here = "order", then.order.name, order.name
+            yield Verdict(False, None, f"{where}: its {what} is {old}, and here {here}.")
         elif then.sha256 == now["tokens_sha256"]:
             yield Verdict(True, [], f"{where}: the tokens are equal, all {order.cells}.")
         elif then.tokens is None or (after := unpack_tokens(path, now, order.cells)) is None:

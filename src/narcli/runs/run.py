@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..encoding import all_cached, encode_samples
+from ..encoding import all_cached, encode_samples, prompt_encoder
 from ..hub.sources import Files
 from ..settings import Sample
 from .plan import Host, plan
@@ -66,7 +66,6 @@ class Loader:
             NarError: as ``pipeline.load``.
         """
         with clock.timed("import"):
-            from ..encoding import prompt_encoder
             from ..pipeline import load_files
         dtype = recipe.text_dtype or recipe.dtype
         encoder = prompt_encoder(files, recipe.text_device or recipe.device, dtype, host.warn)

@@ -16,8 +16,8 @@ from ..checkpoints import config as configs
 from ..checkpoints.formats.transformer import RULES as TRANSFORMER
 from ..checkpoints.formats.vq import RULES as VQ
 from ..errors import UsageError
-from ..order import NAR, named
-from .start import check_output, check_sizes, load_start, own_encoder, vq_tokenizer, warn_of_untrained
+from ..order import NAR
+from . import start as starts
 
 if TYPE_CHECKING:
     from ..models.blocks import TransformerConfig
@@ -27,13 +27,8 @@ if TYPE_CHECKING:
     from .loop import TrainSettings
 
     #: The network that goes on, the tokenizer, sizes, class names, and default sampling settings.
-    Plan = tuple[
-        NARTransformer | None,
-        VQTokenizer,
-        TransformerConfig,
-        str | Sequence[str] | None,
-        Mapping[str, float],
-    ]
+    Table = str | Sequence[str] | None
+    Plan = tuple[NARTransformer | None, VQTokenizer, TransformerConfig, Table, Mapping[str, float]]
 
 FRAMES = 4  # frames of a slice of clips, as in the released video models
 
@@ -127,7 +122,7 @@ class TokenizerRecipe(Recipe):
             NarError: the loss is not finite, or the disk is full.
             KeyboardInterrupt: after a signal; the last whole step's state is written first.
         """
-        check_output(self.output, self.data)
+        starts.check_output(self.output, self.data)
         from ..checkpoints.save import check_saveable, save_model
         from .data import load_pictures
         from .tokenizer import psnr, train_tokenizer
@@ -138,10 +133,10 @@ class TokenizerRecipe(Recipe):
             raise UsageError(
                 f"`frames` is {self.frames}, and {str(self.data)!r} holds no clips.", "Leave it out."
             )
-        start = vq_tokenizer(self.start) if self.start else None
+        start = starts.vq_tokenizer(self.start) if self.start else None
         if start is None:
             config = self._config(pictures)
-            check_sizes(VQ, asdict(config))
+            starts.check_sizes(VQ, asdict(config))
         else:
             config = start.config
         grid_of(pictures, config)
@@ -226,7 +221,7 @@ class ClassRecipe(NARRecipe):
 
     def run(self, tell: Callable[[str], object] = warnings.warn, quiet: bool = False) -> None:
         """Train, and save the result; arguments and errors as in ``TokenizerRecipe.run``."""
-        check_output(self.output, self.data)
+        starts.check_output(self.output, self.data)
         import torch
 
         from ..checkpoints.save import check_saveable, save_model
@@ -236,19 +231,17 @@ class ClassRecipe(NARRecipe):
 
         pictures = load_pictures(self.data, self.size, tell).loops(self.loop_starts)
         if pictures.item_labels is None:
-            raise UsageError(
-                f"The pictures in {str(self.data)!r} have no classes.",
-                "Put them into folders named by class.",
-            )
+            message = f"The pictures in {str(self.data)!r} have no classes."
+            raise UsageError(message, "Put them into folders named by class.")
         start, vq, config, table, defaults = (self._go_on if self.start else self._begin)(pictures)
-        settings = self.settings(muon=self.muon, compile=self.compile)
-        warn_of_untrained(pictures, config.num_classes, tell)
+        starts.warn_of_untrained(pictures, config.num_classes, tell)
         check_saveable(self.result, config, vq.config, table, defaults)
         record = None if self.start else training_record(pictures, vq, config, vars(self))
         tokens, labels = tokenize(pictures, vq, self.output), torch.from_numpy(pictures.item_labels)
         model = train_nar(
-            tokens, labels, vq, config, settings, self.output, start, loop_starts=self.loop_starts,
-            dropout=self.dropout, token_noise=self.token_noise, rollouts=self.rollouts, quiet=quiet,
+            tokens, labels, vq, config, self.settings(muon=self.muon, compile=self.compile), self.output,
+            start, loop_starts=self.loop_starts, dropout=self.dropout, token_noise=self.token_noise,
+            rollouts=self.rollouts, quiet=quiet,
         )  # fmt: skip
         save_model(
             self.result, transformer=model, tokenizer=vq, classes=table, defaults=defaults,
@@ -260,7 +253,8 @@ class ClassRecipe(NARRecipe):
 
         assert self.start
         folder = configs.result_of(self.start)
-        start, vq, known = load_start(folder, ["video" if pictures.frames else "image"], pictures, self.data)
+        kinds = ["video" if pictures.frames else "image"]
+        start, vq, known = starts.load_start(folder, kinds, pictures, self.data)
         if start.config.num_classes < pictures.num_classes:
             raise UsageError(
                 f"{folder} has {start.config.num_classes} classes, the labels {pictures.num_classes}.",
@@ -276,32 +270,21 @@ class ClassRecipe(NARRecipe):
         return start, vq, start.config, known.classes, known.defaults
 
     def _begin(self, pictures: Pictures) -> Plan:
-        from ..classes import load_table
         from ..models.blocks import TransformerConfig, ffn_dim
         from .tokens import grid_of
 
         assert self.tokenizer
         if pictures.frames and self.position == "rotary":
             raise UsageError("`position` is rotary, which has two axes; clips have three.", "Leave it out.")
-        count = len(load_table(self.classes)) if self.classes else pictures.num_classes
-        if count < pictures.num_classes:
-            raise UsageError(
-                f"The table {self.classes} has {count} classes, the labels {pictures.num_classes}."
-            )
-        if not self.classes and count > configs.MAX_CLASSES:
-            raise UsageError(
-                f"The labels of {str(self.data)!r} reach {count - 1:,}, "
-                f"expected below {configs.MAX_CLASSES:,}.",
-                "Number the classes from 0.",
-            )
-        vq = vq_tokenizer(self.tokenizer)
+        count = starts.count_classes(pictures, self.classes, self.data)
+        vq = starts.vq_tokenizer(self.tokenizer)
+        starts.check_order(self.order, grid := grid_of(pictures, vq.config))
         config = TransformerConfig(
-            grid_of(pictures, vq.config), self.dim, self.layers, self.heads, vq.config.codebook_size,
+            grid, self.dim, self.layers, self.heads, vq.config.codebook_size,
             self.ffn or ffn_dim(self.dim, 64), num_classes=count,
             position=self.position or ("absolute" if pictures.frames else "rotary"), order=self.order,
         )  # fmt: skip
-        check_sizes(TRANSFORMER, asdict(config))
-        named(self.order, config.grid)
+        starts.check_sizes(TRANSFORMER, asdict(config))
         table = self.classes or pictures.names or [f"class {n}" for n in range(count)]
         return None, vq, config, table, {"cfg_scale": 2.0}
 
@@ -353,7 +336,7 @@ class TextRecipe(NARRecipe):
 
     def run(self, tell: Callable[[str], object] = warnings.warn, quiet: bool = False) -> None:
         """Train, and save the result; arguments and errors as in ``TokenizerRecipe.run``."""
-        check_output(self.output, self.data)
+        starts.check_output(self.output, self.data)
         import numpy as np
         import torch
 
@@ -366,21 +349,23 @@ class TextRecipe(NARRecipe):
         start, defaults = configs.result_of(self.start), {"cfg_scale": 2.0}
         pictures = load_pictures(self.data, tell=tell)
         captions = load_captions(self.data, len(pictures))
-        blocks, vq, known = load_start(start, ["image", "text"], pictures, self.data)
+        blocks, vq, known = starts.load_start(start, ["image", "text"], pictures, self.data)
         own, caption_tokens = None, self.caption_tokens
         if known.kind == "text":
             most, defaults = blocks.config.condition_tokens, dict(known.defaults)
             caption_tokens = min(caption_tokens, most) if self.text_encoder else most
-            own = own_encoder(self.text_encoder or start / configs.TEXT_ENCODER, blocks.config.caption_dim)
+            own = starts.own_encoder(
+                self.text_encoder or start / configs.TEXT_ENCODER, blocks.config.caption_dim
+            )
         elif self.text_encoder:
-            own = own_encoder(self.text_encoder)
+            own = starts.own_encoder(self.text_encoder)
         encoder_steps = 0 if own else self.encoder_steps
         settings = self.settings(muon=self.muon, compile=self.compile)
         sizes = replace(
             blocks.config, condition="text", num_classes=0, condition_tokens=caption_tokens,
             caption_dim=own.width if own else self.encoder_dim,
         )  # fmt: skip
-        check_sizes(TRANSFORMER, asdict(sizes))
+        starts.check_sizes(TRANSFORMER, asdict(sizes))
         check_saveable(self.result, sizes, vq.config, defaults=defaults)
         tokens = tokenize(pictures, vq, self.output)
         torch.manual_seed(self.seed)

@@ -11,7 +11,7 @@ from ..checkpoints import config
 from ..checkpoints.formats.format import ModelConfig
 from ..errors import CheckpointError, UsageError
 from ..hub.resolve import lender
-from ..order import format_grid
+from ..order import format_grid, named, parse_name
 from ..rules import Rule
 
 if TYPE_CHECKING:
@@ -49,7 +49,10 @@ def load_start(
         )
     model, other = load_transformer(folder, kind=cast("Kind", known.kind)), lender(folder)
     if not isinstance(model, NARTransformer):
-        raise CheckpointError(f"{folder} is no NAR model, expected one.", "narcli trains NAR models only.")
+        raise CheckpointError(
+            f"{folder} is a VAR model, which narcli does not train.",
+            "Start from a model of the order nar, raster or par:N.",
+        )
     vq = vq_tokenizer(other.path if other and other.path else folder)
     if vq.config.codebook_size != model.config.vocab_size:
         raise CheckpointError(
@@ -90,6 +93,19 @@ def own_encoder(path: Path, width: int | None = None) -> T5Encoder:
     return encoder
 
 
+def check_order(order: str, grid: tuple[int, ...]) -> None:
+    """Refuse an order that models are not trained in, or that a grid does not have.
+
+    Raises:
+        UsageError: not ``nar``, ``raster`` or ``par:N``, or as ``order.named``.
+    """
+    kind, _ = parse_name(order)
+    if kind in ("zipar", "var"):
+        hint = "Train raster: such a model takes zipar:W." if kind == "zipar" else "Train another order."
+        raise UsageError(f"`order` is {order}, expected nar, raster or par:N.", hint)
+    named(order, grid)
+
+
 def check_sizes(rules: Mapping[str, Rule], sizes: Mapping[str, Any]) -> None:
     """Refuse a network that narcli's own format could not hold.
 
@@ -101,18 +117,42 @@ def check_sizes(rules: Mapping[str, Rule], sizes: Mapping[str, Any]) -> None:
             raise UsageError(f"{name} is {sizes[name]}, expected {expected}.")
 
 
+def count_classes(pictures: Pictures, table: str | None, data: Path) -> int:
+    """Count the classes of a new model: those of a class table, or of the labels.
+
+    Raises:
+        UsageError: more labels than the table has, or than a model may have.
+    """
+    from ..classes import load_table
+
+    count = len(load_table(table)) if table else pictures.num_classes
+    if count < pictures.num_classes:
+        raise UsageError(
+            f"The table {table} has {count} classes, the labels {pictures.num_classes}.",
+            "Give another table, or none.",
+        )
+    if not table and count > config.MAX_CLASSES:
+        raise UsageError(
+            f"The labels of {str(data)!r} reach {count - 1:,}, expected below {config.MAX_CLASSES:,}.",
+            "Number the classes from 0.",
+        )
+    return count
+
+
 def vq_tokenizer(path: Path) -> VQTokenizer:
     """Load a tokenizer of the kind that is trained here, in float32.
 
     Raises:
-        UsageError: it is a LARP tokenizer.
+        UsageError: it is a tokenizer of another family.
     """
     from ..checkpoints.load import load_tokenizer
+    from ..models.larp import LARPTokenizer
     from ..models.vq import VQTokenizer
 
     vq = load_tokenizer(path)
     if not isinstance(vq, VQTokenizer):
-        raise UsageError(f"{path} is a LARP tokenizer.", "Expected one of `narcli train tokenizer`.")
+        family = "a LARP tokenizer" if isinstance(vq, LARPTokenizer) else "a multi-scale tokenizer (VAR's)"
+        raise UsageError(f"{path} is {family}.", "Expected one of `narcli train tokenizer`.")
     return vq
 
 

@@ -271,8 +271,7 @@ VIDEO = replace(
 VIDEO_FRAMES = Format(
     "a NAR model of frame prediction",
     lambda names: VIDEO.recognise(names) and not any(name.startswith("cls_embedding") for name in names),
-    hint="Its released code hides the given frames from the network, so narcli does not run it; "
-    "larp-ar-k600 goes on from frames.",
+    hint="Its released code hides the given frames from the network; larp-ar-k600 goes on from frames.",
 )
 PAR = replace(
     NARCLI,

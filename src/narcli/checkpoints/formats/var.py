@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import CheckpointError
+from ...order import MAX_SCALES
 from ...rules import MAX_CELLS, Rule, check, sizes_of, whole
 from .format import Contents, Fields, Format, agree
 
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 
 _FLAG: Rule = ("true or false", lambda v: type(v) is bool)
 _SIDES: Rule = (
-    f"a list of 1 to 64 sides of squares, the largest last, of at most {MAX_CELLS} cells in all",
+    f"a list of 1 to {MAX_SCALES} sides of squares, the largest last, of at most {MAX_CELLS} cells in all",
     lambda v: (
         isinstance(v, list | tuple)
-        and 1 <= len(v) <= 64
+        and 1 <= len(v) <= MAX_SCALES
         and all(type(n) is int and 1 <= n <= v[-1] for n in v)
         and sum(n * n for n in v) <= MAX_CELLS
     ),
