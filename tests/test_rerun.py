@@ -707,8 +707,8 @@ def test_tokens_that_are_not_what_they_say_are_refused(run, here, monkeypatch):
     lie = {"code": 5, "grid": [256, 256], "tokens_sha256": sha(large)}
     for dtype, needed in (("float32", 0.6), ("bfloat16", 0.4)):
         assert f"needs about {needed} GB" in refused(large, dtype=dtype, frontier="none", **lie)
-    monkeypatch.setattr("narcli.memory.available", lambda device: 7 * 10**8)
-    assert "--frontier none (0.6 GB)" in refused(large, dtype="float32", **lie)  # 511 frames take more
+    monkeypatch.setattr("narcli.memory.available", lambda device: 45 * 10**7)
+    assert "--frontier none (0.4 GB)" in refused(large, dtype="bfloat16", **lie)  # 100 frames take more
     save_file({"weights": tokens}, "x.safetensors", {"narcli": json.dumps(about)})
     assert run("decode", "x.safetensors").exit_code == 4
     assert run("decode", "a.png").exit_code == 4
