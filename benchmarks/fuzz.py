@@ -598,7 +598,7 @@ class Plan:
     def __init__(
         self, count_checkpoints: int, count_media: int, seed: int, scratch: Path, of: str = ""
     ) -> None:
-        self.counts, self.seed = (count_checkpoints, count_media), seed
+        self.seed = seed
         self.groups = [
             checkpoints(scratch) if count_checkpoints else [],
             media(scratch) if count_media else [],
@@ -607,6 +607,10 @@ class Plan:
             if original.target == "a.json":
                 ABOUT.update(read_metadata(scratch / "small.png"))
         self.groups = [[o for o in group if of in o.name] for group in self.groups]
+        self.counts = tuple(
+            count if group else 0
+            for count, group in zip((count_checkpoints, count_media), self.groups, strict=True)
+        )
         self.pools = [[o.files[o.target] for o in group] for group in self.groups]
         self.codes = [code for _, code in hostile() if len(code) < 1000]
 

@@ -170,7 +170,7 @@ def test_frame_prediction_of_nar_is_refused_by_name():
         ("par_4x", "zipar:2", "decodes in the order par:4"),
         ("par_4x", "raster", "decodes in the order par:4"),
         ("llamagen_c2i", "par:4", "decodes in the order raster"),
-        ("llamagen_c2i", "zipar:8", "window is 8 on the grid 8x8, expected .*2 to 7"),
+        ("llamagen_c2i", "zipar:8", "window is 8 on the grid 8x8, expected 2 to 7"),
         ("llamagen_c2i", "zipar", "no order 'zipar'"),
         ("llamagen_c2i", "diagonal", "no order 'diagonal'"),
         ("larp_ar", "zipar:8", "ZipAR does not decode the grid 1x1x32"),

@@ -322,6 +322,14 @@ def test_a_damaged_transformer_is_refused_by_the_files_own_names(tmp_path, chang
         load_transformer(tmp_path / "var.pth")
 
 
+@pytest.mark.parametrize("sides", [[1, "4"], [1, [4]], ["x"], [], [4, 2], [0, 4], [True], [1] * 33, 4])
+def test_sides_that_are_none_are_refused(tmp_path, sides):
+    shutil.copy(DATA / "var.pth", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"patch_nums": sides}))
+    with pytest.raises(CheckpointError, match=r"patch_nums is .*, expected a list of 1 to 32 sides"):
+        load_transformer(tmp_path / "var.pth")
+
+
 @pytest.mark.parametrize(
     ("model", "tokenizer", "words"),
     [

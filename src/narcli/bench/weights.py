@@ -114,10 +114,10 @@ def network_for(order: str, sizes: NetworkConfig) -> NetworkConfig:
         return sizes
     kind, _ = parse_name(order)
     own = "raster" if kind == "zipar" else order
-    if own == sizes.order or kind == "var":
+    if own == sizes.order or (kind == "var" and sizes.order.startswith("var")):
         sizes.decoded_in(order)
         return sizes
-    if not isinstance(sizes, TransformerConfig) or sizes.condition == "frames":
+    if kind == "var" or not isinstance(sizes, TransformerConfig) or sizes.condition == "frames":
         raise UsageError(
             f"The order {order} cannot run a model of the order {sizes.order}.", f"Measure {sizes.order}."
         )

@@ -23,7 +23,8 @@ _SIDES: Rule = (
     lambda v: (
         isinstance(v, list | tuple)
         and 1 <= len(v) <= MAX_SCALES
-        and all(type(n) is int and 1 <= n <= v[-1] for n in v)
+        and all(type(n) is int for n in v)
+        and 1 <= min(v) <= max(v) == v[-1]
         and sum(n * n for n in v) <= MAX_CELLS
     ),
 )
