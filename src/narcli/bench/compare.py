@@ -278,7 +278,7 @@ def _own_class(results: Sequence[Result], reference: Pictures) -> float:
     import numpy as np
 
     assert reference.labels is not None
-    known = torch.from_numpy(np.ascontiguousarray(reference.images)).flatten(1).float()
+    known = torch.from_numpy(np.array(reference.images)).flatten(1).float()
     squares, hits = known.square().sum(1), 0
     for result in results:
         pixels = torch.from_numpy(np.array(result.frames[0])).flatten().float()
