@@ -393,7 +393,7 @@ def test_a_model_of_the_other_kind_is_refused(
 
 def test_tokenizers_that_do_not_fit_are_refused(run, here, tiny_video, larp, tmp_path_factory):
     result = run("--class", 2, "--tokenizer", larp[1], "--frames", 16)
-    assert result.exit_code == 4 and "draws from 96 codes" in result.stderr
+    assert result.exit_code == 4 and "is for clips of 8 tokens" in result.stderr
     folder = tmp_path_factory.mktemp("wide")
     said = json.loads((larp[1] / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(said | {"frame_num": 8}))

@@ -407,7 +407,7 @@ def test_a_model_of_scales_is_measured(tmp_path):
     assert done.exit_code == 0, done.stderr
     document = json.loads(done.stdout)
     assert [(case["order"], case["batch_size"], case["passes"]) for case in document["cases"]] == [
-        ("var", 1, 4), ("var", 2, 4),
+        ("var:1-2-3-4", 1, 4), ("var:1-2-3-4", 2, 4),
     ]  # fmt: skip
     assert all(case["share_of_limit"] > 0 for case in document["cases"])
 
