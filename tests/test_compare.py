@@ -58,6 +58,12 @@ def reference(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """Files are written to a folder of the test."""
+    monkeypatch.chdir(tmp_path)
+
+
 def run(*arguments, code=0):
     result = CliRunner().invoke(app, ["compare", *map(str, arguments)])
     assert result.exit_code == code, (result.stderr, result.exception)
