@@ -190,3 +190,13 @@ def test_a_reference_without_labels_is_refused_before_anything_is_drawn(models, 
     np.save(tmp_path / "images.npy", np.zeros((2, 8, 8, 3), np.uint8))
     result = run(*given(models, "nar"), *QUICK, "--reference", tmp_path, "-o", tmp_path / "a.png", code=2)
     assert "no labelled pictures" in result.stderr and not (tmp_path / "a.png").exists()
+
+
+def test_a_drawn_seed_is_that_of_all_orders(models):
+    words = ["--class", "a", "--repeats", 1, "--batch-sizes", "1", "--dtype", "float32", "--json"]
+    document = json.loads(run(*given(models, "raster"), "--orders", "raster,zipar:2", *words).stdout)
+    (sample,) = document["samples"]
+    for each in document["orders"]:
+        pipeline = narcli.load(models["raster"], dtype="float32", order=each["order"])
+        (result,) = pipeline.images("a", sample["seed"])
+        assert each["tokens_sha256"] == [result.metadata["tokens_sha256"]]

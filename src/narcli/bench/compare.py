@@ -201,6 +201,7 @@ def compare(
             pictures = reference_of(reference, pipeline.size[0], host.warn)
         settings = pipeline.settings(**recipe.sampling)
         samples = planned(recipe, pipeline)
+        recipe = replace(recipe, seed=samples[0].seed)  # a drawn seed is drawn once
         results, bits, likeliest = _drawn(pipeline, samples, settings, max(batch_sizes))
         seconds = {}
         for size in batch_sizes:
