@@ -49,7 +49,7 @@ class NetworkConfig(Protocol):
 
     @property
     def kind(self) -> Any:
-        """Kind of a model of these sizes: ``image``, ``text`` or ``video``."""
+        """Kind of a model of these sizes: ``image``, ``text``, ``video`` or ``frames``."""
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -65,7 +65,7 @@ class NetworkConfig(Protocol):
 
     @property
     def condition(self) -> Any:
-        """What the network takes: ``class`` or ``text``."""
+        """Condition that the network takes: ``class``, ``text`` or ``frames``."""
 
     @property
     def condition_tokens(self) -> int:
