@@ -14,7 +14,7 @@ from ..hub.resolve import default_model, resolve
 from ..media.textfiles import expand
 from ..order import NAMES, parse_name
 from ..runs.recipe import Recipe
-from . import options
+from . import options, rows
 from .image import prompts_of
 from .report import Session
 
@@ -49,8 +49,8 @@ Reference = Annotated[
 ]
 
 
-@options.takes(
-    [row for row in options.of("image") if row.name not in _LEFT_OUT],
+@rows.takes(
+    [row for row in rows.of("image") if row.name not in _LEFT_OUT],
     ("models", Models, None),
     ("orders", Orders, None),
     ("batch_sizes", BatchSizes, "1,8"),
@@ -81,7 +81,7 @@ def compare(
     prompts = prompts_of(chosen, session.console)
     wanted: Sequence[str] = models or [default_model("text" if prompts else "image")]
     kind: Any = "video" if resolve(wanted[0], None).kind == "video" else "image"
-    recipe = Recipe(kind=kind, prompts=prompts, **options.fields_of(chosen) | {"output": None})
+    recipe = Recipe(kind=kind, prompts=prompts, **rows.fields_of(chosen) | {"output": None})
     path = resolve_outputs(
         chosen["output"], [{}], default="narcli-compare", overwrite=chosen["overwrite"]
     ).paths[0]
@@ -106,9 +106,9 @@ def compare(
             outcomes.append(outcome)
             advance()
     document = bench.document(outcomes, entrants, recipe, dtype, device.type)
-    rows = [(label(outcome), [result.middle for result in outcome.results]) for outcome in outcomes]
+    labelled = [(label(outcome), [result.middle for result in outcome.results]) for outcome in outcomes]
     about = {"command": "compare", "narcli": document["narcli"], "measured": document}
-    made = write_png(path, labelled_sheet(rows), about, overwrite=chosen["overwrite"])
+    made = write_png(path, labelled_sheet(labelled), about, overwrite=chosen["overwrite"])
     document["file"] = str(made)
     if not session.as_json:
         show(outcomes)

@@ -9,7 +9,7 @@ import typer
 
 from ..allocator import keep_memory
 from ..media.textfiles import expand
-from . import options
+from . import rows
 from .report import Session
 
 #: Options of ``image`` and ``video`` that do not change the tokens.
@@ -22,9 +22,7 @@ _TOKENS = Annotated[
 ]
 
 
-@options.takes(
-    [row for row in options.ROWS if row.name in _DECODING], ("tokens", _TOKENS, ...), optional=True
-)
+@rows.takes([row for row in rows.ROWS if row.name in _DECODING], ("tokens", _TOKENS, ...), optional=True)
 def decode(tokens: list[Path], **chosen: Any) -> None:
     """Decode saved tokens to pictures or clips, without drawing them again.
 
@@ -33,7 +31,7 @@ def decode(tokens: list[Path], **chosen: Any) -> None:
     from ..media.readers import read_metadata
 
     session = Session.of(chosen)
-    trust = options.trust_of(chosen, session.console)
+    trust = rows.trust_of(chosen, session.console)
     keep_memory()
     abouts = [read_metadata(path) for path in tokens]
     from ..runs.decode import Decoders

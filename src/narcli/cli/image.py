@@ -8,12 +8,12 @@ from typing import Any
 from ..errors import UsageError
 from ..prompts import Prompt, collect
 from ..runs.recipe import Recipe
-from . import options
+from . import rows
 from .console import Console
 from .report import Session
 
 
-@options.takes(options.of("image"))
+@rows.takes(rows.of("image"))
 def image(**chosen: Any) -> None:
     """Make pictures of classes or prompts.
 
@@ -21,7 +21,7 @@ def image(**chosen: Any) -> None:
     """
     session = Session.of(chosen)
     prompts = prompts_of(chosen, session.console)
-    session.run(Recipe(kind="image", prompts=prompts, **options.fields_of(chosen)))
+    session.run(Recipe(kind="image", prompts=prompts, **rows.fields_of(chosen)))
 
 
 def prompts_of(chosen: Mapping[str, Any], console: Console) -> Sequence[Prompt]:

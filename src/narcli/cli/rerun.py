@@ -16,7 +16,7 @@ from ..runs import repeat
 from ..runs.orders import default_name, shown, write_order
 from ..runs.orders import document as order_document
 from ..runs.subjects import require
-from . import options
+from . import rows
 from .image import prompts_of
 from .report import Session
 
@@ -47,7 +47,7 @@ _VERIFY = Annotated[
 ]
 
 
-@options.takes(options.ROWS, ("files", _FILES, ...), ("verify", _VERIFY, False), optional=True)
+@rows.takes(rows.ROWS, ("files", _FILES, ...), ("verify", _VERIFY, False), optional=True)
 def rerun(files: list[Path], verify: bool, **chosen: Any) -> None:
     """Make files again from their metadata.
 
@@ -57,14 +57,14 @@ def rerun(files: list[Path], verify: bool, **chosen: Any) -> None:
     from ..media.readers import read_metadata
 
     session = Session.of(chosen)
-    given = [name for name, value in chosen.items() if options.is_given(value)]
+    given = [name for name, value in chosen.items() if rows.is_given(value)]
     if verify and session.dry_run:
         raise UsageError("`verify` compares tokens, and `dry_run` draws none.", "Drop one of them.")
     if verify and (named := [name for name in _SAMPLES if name in given]):
         raise UsageError(f"`verify` compares the same samples; `{named[0]}` makes others.", "Drop one.")
     abouts = [(path, about) for path in files for about in runs_of(read_metadata(path))]
     prompts = prompts_of(chosen, session.console)
-    trust = options.trust_of(chosen, session.console, prompts)
+    trust = rows.trust_of(chosen, session.console, prompts)
     recipes = [_recipe(path, about, trust, given) for path, about in abouts]
     repeat.check_many(files, recipes, trust)
     recorded = [repeat.recorded(path, about) if verify else [] for path, about in abouts]
@@ -100,7 +100,7 @@ def _recipe(path: Path, about: About, trust: Trust, given: Sequence[str]) -> Rec
         return None
     if "command" not in about:
         require(path, about, "kind")
-        names = {row.name for row in options.of(about["kind"])}
+        names = {row.name for row in rows.of(about["kind"])}
         if other := [name for name in given if name not in names]:
             raise UsageError(f"`{other[0]}` is not for {about['kind']}s.", "Drop it.")
     return repeat.recipe_of(path, about, trust)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from ..runs.recipe import Recipe
-from . import options
+from . import rows
 from .report import Session
 
 
-@options.takes(options.of("video"))
+@rows.takes(rows.of("video"))
 def video(**chosen: Any) -> None:
     """Make video clips of classes, or go on from the first frames of clips.
 
     An animation of their decoding order is written beside them.
     """
-    Session.of(chosen).run(Recipe(kind="video", **options.fields_of(chosen)))
+    Session.of(chosen).run(Recipe(kind="video", **rows.fields_of(chosen)))
