@@ -116,17 +116,10 @@ def test_the_limit_is_reading_for_one_sample_and_computing_for_many():
     c = model.config
     weights = c.total_layers * (4 * c.dim**2 + 3 * c.dim * c.ffn_dim) + 2 * c.dim * c.vocab_size
     slow_memory = machine.Limits(read=1.0, products=1e30)
-    assert (
-        machine.limit(model, model.config.decoding_order, 1, settings, slow_memory)
-        == len(c.decoding_order.steps) * weights * 4
-    )
-    assert machine.limit(model, model.config.decoding_order, 8, settings, slow_memory) == machine.limit(
-        model, model.config.decoding_order, 1, settings, slow_memory
-    )
+    assert machine.limit(model, 1, settings, slow_memory) == len(c.decoding_order.steps) * weights * 4
+    assert machine.limit(model, 8, settings, slow_memory) == machine.limit(model, 1, settings, slow_memory)
     slow_products = machine.Limits(read=1e30, products=1.0)
-    once, eight = (
-        machine.limit(model, model.config.decoding_order, size, settings, slow_products) for size in (1, 8)
-    )
+    once, eight = (machine.limit(model, size, settings, slow_products) for size in (1, 8))
     assert eight == pytest.approx(8 * once)
     # What torch counts of the real run, attention left out on both sides for its many forms.
     with FlopCounterMode(display=False) as counter:
@@ -173,10 +166,10 @@ def test_where_the_peak_cannot_begin_anew_it_is_said_to_be_the_processs(monkeypa
 def test_loading_is_measured_from_a_file(wide, monkeypatch):
     loaded, load = [], measure.load_networks
 
-    def slow(files, device, dtype):
+    def slow(files, *how):
         loaded.append(files.model.path.name)
         time.sleep(0.2)
-        return load(files, device, dtype)
+        return load(files, *how)
 
     monkeypatch.setattr(measure, "load_networks", slow)
     cases = measured(wide, ["nar", "raster", "plain"], [1, 2])
@@ -191,7 +184,7 @@ def test_random_weights_are_read_from_a_file_that_goes_away(tiny_rows):
         with weights.model_files(row, None, torch.bfloat16) as made:
             files = made["nar"]
             path = files.model.path
-            model, tokenizer = measure.load_ready(files, CPU, torch.bfloat16, plain=True)
+            model, tokenizer = measure.load_ready(files, CPU, torch.bfloat16, "plain")
             assert path.is_dir() and files.model.model.kind == row.kind
             assert files.model.model.defaults == row.defaults
             assert model.config == sizes.released_config(row) and tokenizer.config.codebook_size == 16384
@@ -305,8 +298,8 @@ def test_orders_are_measured_with_networks_of_their_own(wide):
     assert [cases[order].passes for order in orders] == [7, 16, 12, 7]
     with weights.model_files(resolve(wide, None), None, torch.float32, orders) as files:
         assert files["raster"] is files["zipar:2"] is not files["par:4"] is not files["nar"]
-        networks = [measure.load_ready(files[order], CPU, torch.float32, False)[0].config for order in orders]
-    assert [config.order for config in networks] == ["nar", "raster", "raster", "par:4"]
+        networks = [measure.load_ready(files[order], CPU, torch.float32, order)[0].config for order in orders]
+    assert [config.order for config in networks] == orders
     assert [config.total_layers for config in networks] == [3, 2, 2, 2]
 
 
@@ -331,7 +324,7 @@ def test_the_limit_counts_what_each_order_feeds():
     for order in ("raster", "zipar:2", "par:4"):
         model = network((4, 4), order="raster" if order == "zipar:2" else order)
         model.config = model.config.decoded_in(order)
-        limits[order] = machine.limit(model, model.config.decoding_order, 1, settings, slow)
+        limits[order] = machine.limit(model, 1, settings, slow)
         with FlopCounterMode(display=False) as counter:
             list(generate(model, torch.tensor([0]), [0], settings))
         counts = counter.get_flop_counts()["Global"].items()

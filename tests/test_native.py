@@ -85,8 +85,15 @@ def test_a_product_is_that_of_the_rounded_inputs_and_no_row_depends_on_another(d
 
 KINDS = pytest.mark.parametrize(
     "sizes",
-    [{}, {"grid": (3, 4, 6), "position": "absolute"}, {"grid": (24, 3)}, TEXT, {"dim": 56}],
-    ids=["images", "videos", "long", "text", "narrow heads"],
+    [
+        {},
+        {"grid": (3, 4, 6), "position": "absolute"},
+        {"grid": (24, 3)},
+        TEXT,
+        {"dim": 56},
+        {"order": "zipar:3"},
+    ],
+    ids=["images", "videos", "long", "text", "narrow heads", "scattered"],
 )
 
 

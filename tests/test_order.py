@@ -233,7 +233,7 @@ def test_every_place_sees_itself_and_nothing_that_is_fed_later(order):
             assert feed.slot < feed.sees <= order.slots
             assert NONE <= feed.place < order.cells and NONE <= feed.learned < max(order.learned, 1)
             assert (feed.token == NONE) or (feed.learned == NONE)
-        if not order.has_holes:
+        if not order.is_scattered:
             assert all(set(range(feed.sees)) <= written for feed in step.feeds)
 
 
@@ -293,7 +293,7 @@ def test_zipar_feeds_a_substitute_at_the_end_of_the_row_above_and_its_token_when
     # Row 1 is complete after pass 9, and the token takes the substitute's slot.
     (feed,) = [feed for feed in order.passes[10].feeds if feed.slot == 9]
     assert (feed.token, feed.place) == (9, 9)
-    assert order.has_holes and not raster((4, 5)).has_holes
+    assert order.is_scattered and not raster((4, 5)).is_scattered
     # Row 3 begins two passes after row 2 and takes the newest token of row 1, cell (1, 3).
     assert [f.token for f in order.passes[order.step_of[15]].feeds if f.place == 14] == [8]
 

@@ -162,12 +162,14 @@ class Order:
         return 1 + max((feed.slot for step in self.passes for feed in step.feeds), default=NONE)
 
     @cached_property
-    def has_holes(self) -> bool:
-        """True if a place attends to a slot that nothing was written to."""
-        written: set[int] = set()
+    def is_scattered(self) -> bool:
+        """True if passes do not fill the slots from the first to the last, so that some may be seen empty."""
+        filled = 0
         for step in self.passes:
-            written.update(feed.slot for feed in step.feeds)
-            if any(feed.sees > len(written) for feed in step.feeds):
+            if [feed.slot for feed in step.feeds] != list(range(filled, filled + len(step.feeds))):
+                return True
+            filled += len(step.feeds)
+            if step.feeds and max(feed.sees for feed in step.feeds) != filled:
                 return True
         return False
 

@@ -20,7 +20,6 @@ from ..kernels.native import NativeLinear, can_run
 from ..kernels.packed import PackedLinear, can_pack, multiply
 from ..limits import sizes_told
 from ..models.network import Network
-from ..order import Order
 from ..settings import SamplingSettings
 
 
@@ -74,12 +73,12 @@ def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
     return Limits(memory.numel() * 4 / best(memory.sum), 2 * 2048**3 / seconds)
 
 
-def limit(model: Network, order: Order, batch_size: int, settings: SamplingSettings, limits: Limits) -> float:
+def limit(model: Network, batch_size: int, settings: SamplingSettings, limits: Limits) -> float:
     """Least seconds for the tokens: for each pass the longer of reading weights and computing."""
     c, itemsize, most = model.config, model.weight_dtype.itemsize, 2 * batch_size
     w = c.weights
     seconds = max(w.once * itemsize / limits.read, 2 * most * w.once / limits.products)
-    for index, step in enumerate(order.passes):
+    for index, step in enumerate(c.decoding_order.passes):
         guided = settings.scale(step.clock, step.share, c.unguided) > 1
         rows = most if guided else batch_size
         fed, keys = len(step.feeds), c.condition_tokens + max((feed.sees for feed in step.feeds), default=0)

@@ -10,7 +10,6 @@ import copy
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -22,7 +21,6 @@ from ..kernels import draw, prepare, prepare_tokenizer
 from ..models.network import Network
 from ..models.tokenizer import Tokenizer
 from ..models.transformer import NARTransformer
-from ..order import Order
 from ..pipeline import load_networks
 from ..sampling import generate
 from ..settings import PLAIN, SamplingSettings
@@ -106,30 +104,25 @@ def measure(
     """
     one = 1 if device.type == "cpu" else None
     keys = [(order, size) for size in batch_sizes for order in files]
-    loaded = {order: (order == PLAIN, about.model.path) for order, about in files.items()}
     times: dict[tuple[str, int], list[tuple[list[float], float]]] = {key: [] for key in keys}
-    loads: dict[tuple[bool, Path], list[float]] = {key: [] for key in sorted(set(loaded.values()))}
+    loads: dict[str, list[float]] = {order: [] for order in files}
     watched: dict[tuple[str, int], tuple[int | None, float]] = {}
     for repeat in range(repeats + 1):
-        for key in loads:
-            mine = [(order, size) for order, size in keys if loaded[order] == key]
-            plain = key[0]
+        for order in files:
             began = perf_counter()
-            model, tokenizer = load_ready(files[mine[0][0]], device, dtype, plain)
-            loads[key] += [perf_counter() - began] * bool(repeat)
-            own = model.config.decoding_order
-            for order, size in mine:
-                walk = own if plain else model.config.decoded_in(order).decoding_order
-                case = model, None if plain else walk, tokenizer, size, settings, None if plain else one
+            model, tokenizer = load_ready(files[order], device, dtype, order)
+            loads[order] += [perf_counter() - began] * bool(repeat)
+            for size in batch_sizes:
+                case = model, tokenizer, size, settings, order == PLAIN, None if order == PLAIN else one
                 if not repeat:
                     forget_peak(device)
-                elif (order, size) == mine[0]:
+                elif size == batch_sizes[0]:
                     _run(*case)
                 timed = _run(*case)
                 if repeat:
                     times[order, size].append(timed)
                 else:
-                    watched[order, size] = peak_bytes(device), limit(model, walk, size, settings, limits)
+                    watched[order, size] = peak_bytes(device), limit(model, size, settings, limits)
                 advance()
             del model, tokenizer, case
             release(device)
@@ -142,18 +135,18 @@ def measure(
                 order, size, len(steps), steps[0], statistics.mean(steps[1:] or [0.0]),
                 statistics.median(sum(steps) for steps, _ in samples),
                 statistics.median(decode for _, decode in samples),
-                least, statistics.median(loads[loaded[order]]), peak,
+                least, statistics.median(loads[order]), peak,
             )
         )  # fmt: skip
     return cases
 
 
 def load_ready(
-    files: Files, device: torch.device, dtype: torch.dtype, plain: bool
+    files: Files, device: torch.device, dtype: torch.dtype, order: str
 ) -> tuple[Network, Tokenizer]:
-    """Load both networks, packed as in a run, or ``plain`` ones copied into memory."""
-    networks = load_networks(files, device, dtype)
-    if plain:
+    """Load both networks, packed for an order as in a run, or those of ``plain`` copied into memory."""
+    networks = load_networks(files, device, dtype, None if order == PLAIN else order)
+    if order == PLAIN:
         networks = copy.deepcopy(networks)  # the first pass should not read the file
     else:
         networks = prepare(networks[0]), networks[1]
@@ -165,20 +158,20 @@ def load_ready(
 @torch.inference_mode()
 def _run(
     model: Network,
-    order: Order | None,
     tokenizer: Tokenizer,
     size: int,
     settings: SamplingSettings,
+    plain: bool,
     decoded_at_once: int | None,
 ) -> tuple[list[float], float]:
     """Run one batch; return the seconds of each pass, and of decoding.
 
     Args:
         model: the transformer.
-        order: order to sample in; None is the plain algorithm.
         tokenizer: decodes the tokens.
         size: samples of the batch.
         settings: of sampling.
+        plain: run the plain algorithm.
         decoded_at_once: samples decoded together; None is all.
     """
     c, device = model.config, device_of(model)
@@ -190,11 +183,11 @@ def _run(
     steps, tokens = [], torch.zeros(size, c.decoding_order.cells, dtype=torch.int64, device=device)
     began = perf_counter()
     walk: Iterator[Any]
-    if order is None:
+    if plain:
         assert isinstance(model, NARTransformer)
         walk = generate_plain(model, condition, range(size), settings)
     else:
-        walk = generate(model, condition, range(size), settings, order=order, draw=draw)
+        walk = generate(model, condition, range(size), settings, draw=draw)
     for step in walk:
         tokens[:, list(step.cells)] = step.tokens
         synchronize(device)

@@ -41,9 +41,7 @@ def prepare(network: Network) -> Network:
     if type(network) is not NARTransformer:
         return network
     weight = network.token_embedding.weight
-    # The compiled layers fill their slots from the first to the last.
-    holes = network.config.decoding_order.has_holes
-    if not holes and native.can_fuse(network.config, weight.dtype, weight.device):
+    if native.can_fuse(network.config, weight.dtype, weight.device):
         return native.NativeTransformer(network)
     if weight.device.type == "cpu" and packed.can_pack(weight.dtype):
         return packed.PackedTransformer(network)
@@ -64,8 +62,7 @@ def prepare_tokenizer(tokenizer: Tokenizer) -> None:
 
 def cache_numbers(config: NetworkConfig, rows: int, dtype: torch.dtype, device: torch.device) -> int:
     """Count the numbers of the keys and values that a prepared transformer of these sizes keeps."""
-    holes = config.decoding_order.has_holes
-    if isinstance(config, TransformerConfig) and not holes and native.can_fuse(config, dtype, device):
+    if isinstance(config, TransformerConfig) and native.can_fuse(config, dtype, device):
         return prod(native.cache_shape(config, rows, config.slots))
     return prod(config.cache_shape(rows, config.slots))
 

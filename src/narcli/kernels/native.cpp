@@ -173,8 +173,10 @@ struct Step {
     long room, cache_layer;  // positions that the cache has, and its elements from layer to layer
     void* cache;             // of each sample and head the keys, then the values, both as panels
     const float *cos, *sin;  // (fed, head_dim), of `rotated`, or null
-    const uint8_t* seen;     // (batch, fed, past + fed) by its strides, or null
+    const uint8_t* seen;     // (batch, fed, known) by its strides, or null
     long seen_batch, seen_query;
+    long known;              // leading positions that are attended to
+    const int64_t* slots;    // (fed,) positions of what is fed, or null: those from `past` on, the last ones known
 };
 }
 
@@ -201,7 +203,8 @@ template <typename T> struct Memory {
     T *keys, *values;
     long width, room;
 
-    void store(long at, long c, __m512 key, __m512 value) {  // columns from c on, of position `at`
+    // Columns from c on, of position `at`. Alone: what is stored at the position beside it stays.
+    void store(long at, long c, __m512 key, __m512 value, bool alone) {
         // Side by side in a panel are one float32 or two bfloat16: moved as an int in both formats.
         int units[LANES];
         put((T*)units, key, 0xffff);
@@ -210,10 +213,11 @@ template <typename T> struct Memory {
         float* place = (float*)values + (c / PANEL * room + at) / UNIT<T> * PANEL + c % PANEL;
         if constexpr (UNIT<T> == 1) {
             put(place, value, 0xffff);
-        } else {  // the second of two positions leaves the first as it is
-            __m512i bits = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(value));
-            if (at % 2) bits = _mm512_or_si512(_mm512_slli_epi32(bits, 16), _mm512_loadu_si512(place));
-            _mm512_storeu_si512(place, bits);
+        } else {  // the second of two positions leaves the first as it is, which else clears the second
+            const __m512i bits = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(value));
+            const __m512i pair = at % 2 ? _mm512_slli_epi32(bits, 16) : bits;
+            const __mmask32 own = at % 2 ? 0xaaaaaaaa : alone ? 0x55555555 : 0xffffffff;
+            _mm512_mask_storeu_epi16(place, own, pair);
         }
     }
 };
@@ -263,7 +267,7 @@ void attend(long rows, const T* q, long ldq, const Memory<T>& memory, long known
 template <typename T>
 void attention(const Step& s, long sample, long head, const float* qkv, T* cache, T* to, long ldt,
                const Scratch<T>& scratch) {
-    const long width = s.dim / s.heads, known = s.past + s.fed, ldq = stride(width);
+    const long width = s.dim / s.heads, known = s.known, ldq = stride(width);
     T* keys = cache + (sample * s.heads + head) * s.room * (width + round_up(width, PANEL));
     Memory<T> memory{keys, keys + s.room * width, width, s.room};
     for (long i = 0; i < s.fed; ++i) {
@@ -277,7 +281,7 @@ void attention(const Step& s, long sample, long head, const float* qkv, T* cache
                 q = rotated(q, cos, sin), k = rotated(k, cos, sin);
             }
             put(scratch.q + i * ldq + c, q, m);
-            memory.store(s.past + i, c, k, get(row + 2 * s.dim + c, m));
+            memory.store(s.slots ? s.slots[i] : s.past + i, c, k, get(row + 2 * s.dim + c, m), s.slots);
         }
     }
     for (long begin = 0; begin < s.fed; begin += QUERIES)
@@ -287,7 +291,7 @@ void attention(const Step& s, long sample, long head, const float* qkv, T* cache
 }
 
 template <typename T> int forward(const Step& s, const Layer* layers, float* x, float* states) {
-    const long rows = s.batch * s.fed, lda = stride(s.dim), ldh = stride(s.ffn), known = s.past + s.fed;
+    const long rows = s.batch * s.fed, lda = stride(s.dim), ldh = stride(s.ffn), known = s.known;
     const long own = Scratch<T>::bytes(s.fed * stride(s.dim / s.heads), known);
     const long shared = round_up(rows * (lda * 2 + ldh) * sizeof(T) + rows * 3 * s.dim * 4, 64);
     char* memory = (char*)aligned_alloc(64, shared + own * s.threads);
@@ -364,7 +368,7 @@ int attend_all(long batch, long n, long heads, long width, const T* qkv, T* out,
             for (long j = 0; j < n; ++j)
                 for (long c = 0; c < width; c += LANES) {
                     const T* key = qkv + (start + j) * 3 * dim + dim + column + c;
-                    memory.store(j, c, get(key, first(width - c)), get(key + dim, first(width - c)));
+                    memory.store(j, c, get(key, first(width - c)), get(key + dim, first(width - c)), false);
                 }
             for (long begin = 0; begin < n; begin += QUERIES)
                 attend(std::min(QUERIES, n - begin), qkv + (start + begin) * 3 * dim + column, 3 * dim, memory, n,

@@ -45,7 +45,8 @@ class _Step(ctypes.Structure):
         *((name, ctypes.c_long) for name in ("batch", "fed", "past", "layers", "dim", "heads", "ffn")),
         *((name, ctypes.c_long) for name in ("outputs", "threads", "room", "cache_layer")),
         *((name, ctypes.c_void_p) for name in ("cache", "cos", "sin", "seen")),
-        *((name, ctypes.c_long) for name in ("seen_batch", "seen_query")),
+        *((name, ctypes.c_long) for name in ("seen_batch", "seen_query", "known")),
+        ("slots", ctypes.c_void_p),
     ]
 
 
@@ -203,12 +204,15 @@ class NativeTransformer(NARTransformer):
         seen: int,
         mask: Tensor | None,
     ) -> Tensor:
-        """Run all layers as the plain network does, in float32; slots must follow those in use."""
-        assert isinstance(slots, slice) and slots.stop == seen
+        """Run all layers as the plain network does, in float32."""
         c, (batch, fed, dim) = self.config, x.shape
         x = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
         states = x.new_empty(batch, fed, len(self.heads), dim)
-        step = _Step(batch, fed, slots.start, c.total_layers, dim, c.heads, c.ffn_dim)
+        first = slots.start if isinstance(slots, slice) else 0
+        step = _Step(batch, fed, first, c.total_layers, dim, c.heads, c.ffn_dim)
+        step.known = seen
+        if not isinstance(slots, slice):
+            step.slots = slots.data_ptr()
         step.outputs, step.threads, tensors = states.shape[2], torch.get_num_threads(), cache.tensors
         step.room, step.cache_layer, step.cache = tensors.shape[4], tensors.stride(0), tensors.data_ptr()
         if rotary is not None:

@@ -34,7 +34,7 @@ class PassPlan:
         learned: (n,) rows of the learned embeddings, ``NONE`` for tokens; None if only tokens are fed.
         positions: (n,) row of each in a table of positions, condition first.
         rotary: tables of these positions; None without rotary positions.
-        slots: slots of keys and values, condition included: a slice, or (n,) indices.
+        slots: slots of keys and values, condition included: a slice, or (n,) indices of a scattered order.
         seen: leading slots that any fed place attends to, condition included.
         mask: (n, seen) bool, true for a visible slot; None if all places see all.
     """
@@ -101,7 +101,6 @@ class Plan:
             slots = [first + feed.slot for feed in step.feeds]
             sees = torch.tensor([first + feed.sees for feed in step.feeds], dtype=torch.int64)
             seen = int(sees.max()) if len(sees) else first
-            row_of_slots = slots == list(range(slots[0], slots[0] + len(slots))) if slots else True
             plans.append(
                 PassPlan(
                     self._to(torch.tensor(step.cells)),
@@ -110,9 +109,9 @@ class Plan:
                     *self._fed(step.feeds),
                     self._to(torch.tensor(places, dtype=torch.int64) + first),
                     self._tables(places),
-                    slice(slots[0] if slots else first, slots[-1] + 1 if slots else first)
-                    if row_of_slots
-                    else self._to(torch.tensor(slots)),
+                    self._to(torch.tensor(slots))
+                    if self.order.is_scattered
+                    else slice(min(slots, default=first), max(slots, default=first - 1) + 1),
                     seen,
                     None if bool((sees == seen).all()) else self._to(torch.arange(seen) < sees[:, None]),
                 )

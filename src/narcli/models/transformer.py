@@ -149,7 +149,7 @@ class NARTransformer(Network):
         """
         plan, (rows, length, _) = self.plan(order), condition.shape
         cache = Cache(self.empty_cache(rows, plan.length), padding)
-        if plan.order.has_holes:
+        if plan.order.is_scattered:
             cache.tensors.zero_()
         x = condition
         if self.config.position == "absolute":
