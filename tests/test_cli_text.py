@@ -247,8 +247,14 @@ def test_parts_of_an_encoder_are_fetched_whole():
     model = catalog.MODELS["flan-t5-xl"]
     parts = [f"model-0000{k}-of-00002.safetensors" for k in (1, 2)]
     pickles = ["pytorch_model.bin.index.json", *(f"pytorch_model-0000{k}-of-00002.bin" for k in (1, 2))]
-    small = ["config.json", "tokenizer_config.json", "tokenizer.json", "spiece.model"]
-    others = ["tf_model-00001-of-00002.h5", "flax_model.msgpack", "README.md", "generation_config.json"]
+    small = ["config.json", "tokenizer_config.json", "tokenizer.json"]
+    others = [
+        "spiece.model",
+        "tf_model-00001-of-00002.h5",
+        "flax_model.msgpack",
+        "README.md",
+        "generation_config.json",
+    ]
     whole = [*small, "model.safetensors.index.json", *parts, *pickles, *others]
     assert choose(model, whole) == [*small, "model.safetensors.index.json", *parts]
     assert choose(model, [name for name in whole if name != parts[1]]) == [*small, *pickles]

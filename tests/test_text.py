@@ -1,9 +1,11 @@
 """Text to image: the encoder, padding, the cache of encoded prompts, and the released code's tokens."""
 
+import base64
 import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import warnings
@@ -156,6 +158,10 @@ def remove_tokenizer(folder):
     (folder / "tokenizer.json").unlink()
 
 
+def keep_spiece_only(folder):
+    (folder / "tokenizer.json").rename(folder / "spiece.model")
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -164,7 +170,8 @@ def remove_tokenizer(folder):
         (drop_part, "lacks 1 tensors, such as encoder.final_layer_norm.weight"),
         (remove_part, "cannot be loaded"),
         (cut_part, "cannot be loaded"),
-        (remove_tokenizer, "has no tokenizer"),
+        (remove_tokenizer, "has no tokenizer.json"),
+        (keep_spiece_only, "has only spiece.model"),
     ],
 )
 def test_damaged_encoders_are_refused(flan, tmp_path, damage, says):
@@ -305,6 +312,30 @@ def test_tokenizers_that_make_a_text_grow_are_refused(flan, tmp_path, monkeypatc
         T5Encoder.load(folder)
 
 
+def charsmap(replacement):
+    """sentencepiece's table in which "a" becomes another text: a search tree of 256 units, and the text."""
+    units = [0] * 256
+    units[0] = 0x80 << 10  # offset of the children: "a" is at 0x80 ^ 0x61
+    units[0x80 ^ 0x61] = 1 << 10 | 1 << 8 | 0x61  # its label, and a leaf one place away
+    return struct.pack("<257I", 1024, *units) + replacement + b"\0"
+
+
+def test_a_table_of_characters_may_not_make_a_long_text_of_one(flan, tmp_path):
+    def load(replacement):
+        folder = shutil.copytree(flan, tmp_path / f"flan{len(replacement)}")
+        said = json.loads((folder / "tokenizer.json").read_text())
+        table = base64.b64encode(charsmap(replacement)).decode()
+        said["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": table}
+        (folder / "tokenizer.json").write_text(json.dumps(said))
+        return T5Encoder.load(folder)
+
+    encoder = load(b"b")
+    assert encoder.tokenizer("red a").input_ids == encoder.tokenizer("red b").input_ids
+    load(b"b" * 256)
+    with pytest.raises(CheckpointError, match="a character by 257 bytes, expected at most 256"):
+        load(b"b" * 257)
+
+
 def test_the_normalizer_of_a_t5_loads(flan, tmp_path):
     folder = shutil.copytree(flan, tmp_path / "flan")
     said = json.loads((folder / "tokenizer.json").read_text())
@@ -336,7 +367,7 @@ def test_a_panic_of_a_tokenizer_is_a_fault_of_its_file_and_an_interrupt_is_not(f
         def fail(*_, error=error):
             raise error("called unwrap")
 
-        name = "_read_tokenizer" if where == "load" else "split"
+        name = "read_tokenizer" if where == "load" else "split"
         monkeypatch.setattr(f"narcli.checkpoints.text_encoder.{name}", fail)
         with pytest.raises(expected):
             T5Encoder.load(flan) if where == "load" else encoder.encode("a", 7)

@@ -8,8 +8,6 @@ other prompts.
 from __future__ import annotations
 
 import copy
-import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,10 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import CheckpointError, first_line, is_shortage
-from ..media.textfiles import check_regular, read_bytes, read_json, read_text
+from ..media.textfiles import read_json
 from ..rules import Rule, check, number, one_of, whole
 from .containers import read_tensors
 from .pickles import NUMBERS
+from .text_tokenizer import read_tokenizer, tokenizer_files
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ def _read(folder: Path) -> tuple[Any, dict[str, Tensor], Any]:
     """Return the network on the device ``meta``, its tensors, and the tokenizer."""
     with _quiet():
         try:
-            return *_network(folder), _read_tokenizer(folder)
+            return *_network(folder), read_tokenizer(folder)
         except CheckpointError:
             raise
         except BaseException as error:  # transformers and what it builds on have many
@@ -175,8 +174,6 @@ _DETAILS: Mapping[str, tuple[Rule, Any]] = {
     "feed_forward_proj": (one_of(*("relu", "gelu", "gelu_new", "silu"),
                                  *("gated-relu", "gated-gelu", "gated-gelu_new", "gated-silu")), "relu"),
 }  # fmt: skip
-MAX_STEPS, MAX_PIECES = 12, 4  # of a tokenizer: steps of a part, and pieces of a template
-MAX_TOKENIZER = 2**26  # bytes of tokenizer.json or spiece.model
 
 
 def read_sizes(folder: Path) -> dict[str, Any]:
@@ -223,7 +220,7 @@ def read_sizes(folder: Path) -> dict[str, Any]:
 def _network(folder: Path) -> tuple[Any, dict[str, Tensor]]:
     """Return the network on the device ``meta``, and its tensors: memory-mapped, all of them, checked."""
     sizes = read_sizes(folder)
-    _tokenizer_files(folder)
+    tokenizer_files(folder)
     from transformers import T5Config, T5EncoderModel
 
     sizes.pop("dtype", None)
@@ -287,94 +284,6 @@ def _weights(folder: Path) -> list[Path]:
         f"The text encoder in {folder} cannot be loaded: it has no model.safetensors or pytorch_model.bin.",
         "Get the folder again, whole, as transformers saved it.",
     )
-
-
-def _tokenizer_files(folder: Path) -> tuple[dict[str, Any], Path | None]:
-    """Return the used keys of tokenizer_config.json, and the vocabulary's file; None for bytes."""
-    config = folder / "tokenizer_config.json"
-    options = read_json(config) if os.path.lexists(config) else {}
-    check(config, "", {"extra_ids": whole(0, 1000)}, options)
-    if options.get("tokenizer_class") == "ByT5Tokenizer":
-        return {"extra_ids": options.get("extra_ids", 125)}, None
-    tokens = {}
-    for name in ("eos_token", "pad_token", "unk_token"):
-        token = options.get(name)
-        token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str) and 0 < len(token) <= 100 and token.isprintable():
-            tokens[name] = token
-    for vocabulary in (folder / "tokenizer.json", folder / "spiece.model"):
-        if os.path.lexists(vocabulary):
-            check_regular(vocabulary)
-            return tokens, vocabulary
-    raise CheckpointError(  # transformers would silently use an empty vocabulary
-        f"The text encoder in {folder} has no tokenizer (tokenizer.json or spiece.model).",
-        "Get the folder again, whole, as transformers saved it.",
-    )
-
-
-def _read_tokenizer(folder: Path) -> Any:
-    """Build the tokenizer from its vocabulary, ignoring everything else in the folder."""
-    options, vocabulary = _tokenizer_files(folder)
-    if vocabulary is None:
-        from transformers import ByT5Tokenizer
-
-        return ByT5Tokenizer(**options)
-    if vocabulary.name == "tokenizer.json":
-        from tokenizers import Tokenizer
-        from transformers import PreTrainedTokenizerFast
-
-        text = read_text(vocabulary, "a tokenizer", MAX_TOKENIZER)
-        _check_growth(vocabulary, text)
-        return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text), **options)
-    from transformers import T5Tokenizer
-
-    read_bytes(vocabulary, MAX_TOKENIZER, "a tokenizer")
-    return T5Tokenizer(**T5Tokenizer.convert_to_native_format(vocab_file=str(vocabulary)), **options)
-
-
-def _check_growth(path: Path, text: str) -> None:
-    """Refuse a tokenizer whose steps could make a text, or its tokens, grow without bound.
-
-    Raises:
-        CheckpointError: more than ``MAX_STEPS`` steps or pieces in a row, or a replacement by longer text.
-    """
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        return  # the tokenizer's own reader reports the fault
-    parts = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
-    for name in parts if isinstance(document, dict) else ():
-        steps, waiting = 0, [document.get(name)]
-        while waiting:
-            part = waiting.pop()
-            if isinstance(part, list):
-                steps += len(part)
-                waiting += part
-            elif isinstance(part, dict):
-                waiting += [value for key, value in part.items() if key != "special_tokens"]
-                _check_replacement(path, part)
-                for template in (part.get("single"), part.get("pair")):
-                    if isinstance(template, list) and len(template) > MAX_PIECES:
-                        steps = MAX_STEPS + 1
-            if steps > MAX_STEPS:
-                raise CheckpointError(
-                    f"{path}: {name} has more than {MAX_STEPS} steps, or {MAX_PIECES} pieces in a template.",
-                    "A T5's has a few. Get the original file again.",
-                )
-
-
-def _check_replacement(path: Path, step: Mapping[str, Any]) -> None:
-    """Refuse a replacement of text by longer text; a regular expression matches one character or more."""
-    pattern, content = step.get("pattern"), step.get("content")
-    if not isinstance(content, str):
-        return
-    match = pattern.get("String") if isinstance(pattern, dict) else pattern
-    if len(content) > (len(match) if isinstance(match, str) else 1):
-        shown = next(iter(pattern.values()), "") if isinstance(pattern, dict) else pattern
-        raise CheckpointError(
-            f"{path} replaces {ascii(shown)[:40]} by {ascii(content)[:40]}, expected no longer text.",
-            "A T5's replaces spaces by one character. Get the original file again.",
-        )
 
 
 @contextmanager

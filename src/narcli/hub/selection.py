@@ -116,7 +116,6 @@ def choose(model: Model, names: Iterable[str]) -> list[str]:
 ENCODER_FILES = (
     CONFIG,
     *("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json"),
-    "spiece.model",
 )
 
 
