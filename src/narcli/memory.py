@@ -95,6 +95,7 @@ class Files:
         frontier: ``gif``, ``mp4``, ``png`` or ``none``.
         partials: whether the frontier's frames are decoded from the tokens of each step.
         sheet: whether all samples go on a contact sheet.
+        labels: whether there are labels on it.
     """
 
     samples: int = 1
@@ -104,6 +105,7 @@ class Files:
     frontier: str = "none"
     partials: bool = False
     sheet: bool = False
+    labels: bool = False
 
 
 def estimate(
@@ -173,7 +175,7 @@ def _held(otherwise: int) -> int:
 def _files(files: Files, tokenizer: TokenizerConfig, order: Order, batch_size: int) -> tuple[int, int]:
     """Bytes of finished samples, and of what is on its way to a file; arithmetic on pixels."""
     from .viz.frontier import frame_pixels, shown_samples, shown_steps
-    from .viz.sheets import auto_scale
+    from .viz.sheets import auto_scale, labelled_pixels
 
     try:
         frames, height, width = tokenizer.clip_size(order.sizes)
@@ -200,7 +202,8 @@ def _files(files: Files, tokenizer: TokenizerConfig, order: Order, batch_size: i
         writing.append(partials + kinds.get(files.frontier, RGB * one))
     if files.sheet:
         kept = files.samples
-        writing.append(round(files.samples * (RGB + DETAIL) * large) + RGB * large)
+        each = labelled_pixels(width * scale, height * scale) if files.labels else large
+        writing.append(round(files.samples * (RGB + DETAIL) * each) + RGB * large)
     return RGB * pixels * frames * min(files.samples, kept + batch_size), max(writing)
 
 
@@ -334,7 +337,7 @@ def _lighter(files: Files | None) -> list[tuple[str, Files]]:
     options = [
         ("`frontier=none`", replace(files, frontier="none")),
         ("`scale=1`", replace(files, scale=1)),
-        ("no `sheet`", replace(files, sheet=False)),
+        ("no `sheet`", replace(files, sheet=False, labels=False)),
     ]
     return [(words, fewer) for words, fewer in options if fewer != files]
 

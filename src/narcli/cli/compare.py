@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _LEFT_OUT = {
     *("model", "revision", "order", "batch_size", "frontier", "frontier_mode", "grid", "frames_from"),
-    *("save_tokens", "no_metadata", "scale", "dry_run"),
+    *("save_tokens", "no_metadata", "scale", "dry_run", "sweep", "labels"),
 }
 Models = Annotated[
     list[str] | None,
@@ -106,7 +106,7 @@ def compare(
             outcomes.append(outcome)
             advance()
     document = bench.document(outcomes, entrants, recipe, dtype, device.type)
-    labelled = [(label(outcome), [result.middle for result in outcome.results]) for outcome in outcomes]
+    labelled = [(label(outcome), [(result.middle, ()) for result in outcome.results]) for outcome in outcomes]
     about = {"command": "compare", "narcli": document["narcli"], "measured": document}
     made = write_png(path, labelled_sheet(labelled), about, overwrite=chosen["overwrite"])
     document["file"] = str(made)

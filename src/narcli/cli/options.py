@@ -137,6 +137,14 @@ MoreSmooth = Annotated[
     bool | None,
     typer.Option("--more-smooth", help="Mix codes near the drawn ones, for smoother pictures; VAR only."),
 ]
+Sweep = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=V,V,...",
+        help="Values of a setting, such as temperature=0.3,0.6: one labelled sheet instead of pictures, its "
+        "rows; given twice, also its columns.",
+    ),
+]
 BatchSize = Annotated[
     int | None,
     typer.Option(
@@ -216,7 +224,10 @@ Quality = Annotated[
 # --- what comes out -------------------------------------------------------------------------------
 
 Frontier = Annotated[
-    FrontierFormat, typer.Option(help="Picture of the decoding frontier; png is a filmstrip.")
+    FrontierFormat | None,
+    typer.Option(
+        help="Picture of the decoding frontier; png is a filmstrip.", show_default=FrontierFormat.gif.value
+    ),
 ]
 FrontierModeOption = Annotated[
     FrontierMode | None,
@@ -226,6 +237,9 @@ FrontierModeOption = Annotated[
     ),
 ]
 Grid = Annotated[bool, typer.Option("--grid", help="Also write a contact sheet of all pictures.")]
+Labels = Annotated[
+    bool, typer.Option("--labels", help="Write class or prompt, and seed, on the contact sheet.")
+]
 Scale = Annotated[
     int | None,
     typer.Option(

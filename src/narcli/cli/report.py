@@ -203,6 +203,7 @@ def _print_budget(console: Console, about: Mapping[str, Any]) -> None:
         + (f"; {bytes_text(there)} available" if there is not None else ""),
         "runs in": f"{about['dtype']} on {about['device']}"
         + (f", batches of {about['batch_size']}" if about["batch_size"] else ""),
+        "samples": unknown if about["samples_in_all"] is None else f"{about['samples_in_all']}",
         "steps": f"{about['steps']} instead of {about['cells']}" if about["steps"] else unknown,
         "largest frontier": f"{about['largest_frontier']} tokens" if about["steps"] else unknown,
         "files": unknown if about["files"] is None else "",

@@ -33,6 +33,7 @@ _SAMPLES = (
     "frames_from",
     "num",
     "seed",
+    "sweep",
 )  # options that make other samples
 _ORDER = {"output", "overwrite", "as_json", "quiet"}  # options of a picture of an order
 _FILES = Annotated[

@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import CheckpointError, UsageError
 from ..order import NAME
 from ..rules import Rule, check, number, one_of, sizes_of, whole
-from ..settings import MAX_SAMPLES, SEEDS, GivenFrames, SamplingSettings
+from ..settings import MAX_SAMPLES, MAX_SWEPT, SEEDS, GivenFrames, SamplingSettings, parse_sweep
 
 SCHEMA = "narcli.run/1"
 MAX_METADATA = 100_000  # bytes of JSON; also what fits one argument of a command line
@@ -27,7 +27,7 @@ DESCRIPTION = 0x010E  # EXIF's ImageDescription, which holds the settings in Web
 MAX_TEXT = 100_000  # characters
 MAX_DEPTH = 16  # of objects and lists inside one another
 MAX_TOKENS = 4096  # cells of a grid whose tokens are held in the metadata
-MAX_HASHES = 256  # samples whose hashes a file of several samples holds
+MAX_HASHES = MAX_SWEPT  # samples whose hashes a file of several samples holds
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,15 @@ def _is_sampling(value: Any) -> bool:
     return True
 
 
+def _is_sweep(value: Any) -> bool:
+    try:
+        return isinstance(value, dict) and {k: list(v) for k, v in parse_sweep(value).items()} == value
+    except UsageError:
+        return False
+
+
 _SETTINGS: Mapping[str, str] = SamplingSettings.__annotations__
+_SAMPLING: Rule = ("the sampling settings; `more_smooth` where it is true", _is_sampling)
 _NATURAL = whole(0, 2**63 - 1)
 _NAME = _text(300)
 _HASH = _matching("[0-9a-f]{64}", "64 hexadecimal digits")
@@ -112,6 +120,7 @@ _CLASS = _object(
     {"id": _NATURAL, "name": _NAME, "label": _NATURAL},
     {"stands_for": _NAME},
 )
+_ENTRY: Rule = ("an id, or an object with id, name and label", lambda v: _NATURAL[1](v) or _CLASS[1](v))
 _PROMPT = _object("an object with a prompt", {"prompt": _text()}, {"cleaned_prompt": _text()})
 _CODES: Mapping[str, Rule] = {
     "tokens_sha256": _HASH,
@@ -127,6 +136,7 @@ _SECONDS: Rule = (
     lambda v: isinstance(v, dict) and all(map(number(0, 1e9)[1], v.values())),
 )
 _ANY: Rule = ("anything", lambda v: True)
+_TRUE: Rule = ("true", lambda v: v is True)
 
 # --- the table -----------------------------------------------------------------------------------
 
@@ -149,12 +159,7 @@ RUN = (
         "the same of the text encoder, and the number format that it computed in",
         ("text_encoder",),
     ),
-    Field(
-        "sampling",
-        ("the sampling settings; `more_smooth` where it is true", _is_sampling),
-        "the settings that drew the tokens",
-        tuple(_SETTINGS),
-    ),
+    Field("sampling", _SAMPLING, "settings that drew the tokens; of a sweep the first", tuple(_SETTINGS)),
     Field("grid", sizes_of(3, 4096, 2**18), "sizes of the token grid"),
     Field(
         "order",
@@ -211,7 +216,7 @@ SAMPLE = (
     Field("frame", whole(0, 10**5), "number of the frame, from 0, in a folder of frames"),
 )
 _ALL = (
-    Field("classes", _list_of(_NATURAL), "ids of the classes", ("classes",)),
+    Field("classes", _list_of(_ENTRY), "ids; where there are labels each as `class`", ("classes",)),
     Field("prompts", _list_of(_PROMPT), "the prompts, as far as there is room", ("prompt", "prompt_file")),
     Field("prompts_in_all", whole(1, MAX_SAMPLES), "how many there were"),
     Field("frames_from", _list_of(_GIVEN), "`given_frames`, as far as there is room", ("frames_from",)),
@@ -227,14 +232,27 @@ _ALL = (
         "picture of the decoding frontier",
         ("frontier", "frontier_mode"),
     ),
-    Field("contact_sheet", ("true", lambda v: v is True), "all pictures on a sheet", ("grid",)),
+    Field("contact_sheet", _TRUE, "all pictures on a sheet", ("grid",)),
+    Field("labels", _TRUE, "class or prompt, and seed, above each picture of it", ("labels",)),
+    Field(
+        "sweep",
+        ("an object with the values of one or two settings", _is_sweep),
+        "values of the rows of a sheet, then of its columns; each combination draws all samples",
+        ("sweep",),
+    ),
+    Field(
+        "points",
+        _list_of(_SAMPLING, MAX_SWEPT),
+        "`sampling` of each combination, row by row; `samples_sha256` has all samples of the first, then of "
+        "the next",
+    ),
 )
 _DOCUMENT = (
     Field("files", _list_of(_text(), 3 * MAX_SAMPLES), "the files written"),
     Field(
         "samples",
-        _list_of(_object("a sample", {"seed": SAMPLE[5].rule}, {field.name: field.rule for field in SAMPLE})),
-        "fields of each sample, and its `file`",
+        _list_of(_object("a sample", {"seed": SAMPLE[5].rule}, {each.name: each.rule for each in SAMPLE})),
+        "fields of each sample, and its `file`; of a sweep instead its `sampling`",
     ),
     Field("seconds", _SECONDS, "time that each part took"),
     Field(
@@ -356,7 +374,7 @@ def lines(metadata: Mapping[str, Any]) -> list[str]:
             shown += [f"run {n}: {line}" for n, run in enumerate(value, 1) for line in lines(run)]
         elif name == "samples":
             shown.append(f"samples: {len(value)}")
-            shown += [f"  {_words(sample.get('file', ''))}: {_words(_brief(sample))}" for sample in value]
+            shown += [f"  {_words(each.get('file', 'sample'))}: {_words(_brief(each))}" for each in value]
         else:
             shown.append(f"{_words(name)}: {_words(value)}")
     return shown

@@ -16,7 +16,7 @@ from ..hub.sizes import networks_of
 from ..limits import available
 from ..models.blocks import Kind
 from ..order import NAR, named
-from ..settings import SamplingSettings
+from ..settings import SamplingSettings, points_of
 from .filenames import check_fit, suffix_of
 from .recipe import Recipe
 
@@ -46,16 +46,16 @@ class Budget:
             transformer_config(
                 here.path, kind=cast("Kind", recipe.model_kind), grid=row.grid
             )  # says what it makes
-        settings = SamplingSettings(**{**row.defaults, **recipe.sampling})
-        sizes = self.networks.transformer
-        self.guided = settings.guided(0, sizes.unguided if sizes else 1.0)
-        if sizes is not None:
-            settings.check(sizes.fixed)
+        points, sizes = points_of(recipe.ranges), self.networks.transformer
+        settings = [SamplingSettings(**{**row.defaults, **recipe.sampling, **point}) for point in points]
+        self.guided = any(each.guided(0, sizes.unguided if sizes else 1.0) for each in settings)
+        for each in settings:
+            each.check(sizes.fixed if sizes else {})
         # A text encoder elsewhere takes other memory.
         beside = recipe.text_device is None or choose_device(recipe.text_device).type == self.device.type
         self.encode = bool(recipe.prompts) and beside and self.found.encode
-        samples = len(plan.samples) if plan.samples is not None else recipe.num
-        self.files = files_of(recipe, samples, suffix_of(recipe, plan.outputs))
+        self.samples = len(points) * (len(plan.samples) if plan.samples is not None else recipe.num)
+        self.files = files_of(recipe, self.samples, suffix_of(recipe, plan.outputs))
 
     @cached_property
     def batch_size(self) -> int | None:
@@ -127,6 +127,7 @@ class Budget:
             "device": str(self.device),
             "dtype": dtype_name(self.dtype),
             "batch_size": self.batch_size,
+            "samples_in_all": self.samples if self.plan.samples is not None else None,
             "download": {
                 "bytes": sum(self.found.missing.values()),
                 "parts": self.found.missing,
@@ -155,7 +156,8 @@ def files_of(recipe: Recipe, samples: int, suffix: str) -> memory.Files:
         suffix=suffix,
         frames=recipe.frames,
         scale=recipe.scale,
-        frontier=recipe.frontier,
+        frontier=recipe.frontier or "none",
         partials=recipe.frontier_mode == "decode",
-        sheet=recipe.sheet,
+        sheet=recipe.sheet or bool(recipe.ranges),
+        labels=recipe.labels or bool(recipe.ranges),
     )

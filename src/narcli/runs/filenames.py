@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..order import Order
 
 FRONTIER = "_frontier"  # before the suffix of the file beside the first sample's
+SWEEP = "_sweep"  # before the suffix of the sheet of a sweep, named after the first sample
 SHEET = "_grid.png"  # ending of the contact sheet beside the pictures
 TOKENS = "_tokens.safetensors"  # ending of the tokens beside a sample
 
@@ -24,18 +25,21 @@ TOKENS = "_tokens.safetensors"  # ending of the tokens beside a sample
 def name_files(
     recipe: Recipe, samples: Sequence[Sample], model: str, reserved: Sequence[Path] = ()
 ) -> Outputs:
-    """Choose a file for each sample, and those of frontier and sheet beside the first one.
+    """Choose a file for each sample, and those of frontier and sheet beside the first one; one for a sweep.
 
     Raises:
         UsageError: an impossible name, or a setting that the files' format does not have.
         NarError: a folder that cannot be written to, or one of other files that would be overwritten.
     """
     named = [fields_of(sample.entry, sample.seed) | {"model": model} for sample in samples]
+    default = default_name(recipe.kind, named[0])
+    if recipe.ranges:
+        named, default = named[:1], f"{default}{SWEEP}"
     companions = [f"{FRONTIER}.{recipe.frontier}"] * (recipe.frontier != "none") + [SHEET] * recipe.sheet
     outputs = resolve_outputs(
         None if recipe.output is None else str(recipe.output),
         named,
-        default=default_name(recipe.kind, named[0]),
+        default=default,
         suffixes=_suffixes(recipe),
         companions=companions,
         beside=[TOKENS] * recipe.save_tokens,

@@ -12,7 +12,7 @@ from ..classes import ClassEntry, ClassTable, load_table
 from ..encoding import all_cached, read_given
 from ..hub.sources import Found, choose
 from ..media.names import Outputs
-from ..settings import GivenFrames, Sample, Subject, plan_samples
+from ..settings import GivenFrames, Sample, Subject, check_sweep, plan_samples
 from .filenames import name_files
 from .recipe import Entry, Recipe
 
@@ -41,8 +41,8 @@ class Plan:
     Args:
         recipe: its recipe.
         found: the model's files, on disk or at the Hub.
-        samples: its samples; None if only the loaded model tells its classes.
-        outputs: a file for each sample; None without ``samples``.
+        samples: its samples, of a sweep those of one point; None if only the loaded model tells its classes.
+        outputs: a file for each sample, or one for a sweep; None without ``samples``.
     """
 
     recipe: Recipe
@@ -103,6 +103,7 @@ def _name(
     if recipe.entries:
         entries = [entry for given in recipe.entries for entry in classes_in(table, given)]
     samples = plan_samples(entries, recipe.seed, recipe.num)
+    check_sweep(recipe.ranges, len(samples))
     return samples, name_files(recipe, samples, model, reserved)
 
 

@@ -18,9 +18,12 @@ from ..settings import (
     MAX_SCALE,
     GivenFrames,
     SamplingSettings,
+    Sweep,
     check_batch_size,
     check_scale,
     check_seeds,
+    check_sweep,
+    parse_sweep,
 )
 from .subjects import SUBJECTS, require, subject_of
 
@@ -28,7 +31,10 @@ SAMPLING = tuple(each.name for each in fields(SamplingSettings))
 LOOKS = ("scale", "frames", "fps", "quality")  # recorded under these names
 #: Fields that only runs of one kind have.
 ONLY = {
-    "image": ("prompts", "text_encoder", "text_device", "text_dtype", "sheet", "more_smooth"),
+    "image": (
+        *("prompts", "text_encoder", "text_device", "text_dtype", "more_smooth"),
+        *("sweep", "sheet", "labels"),
+    ),
     "video": ("frames_from", "frames", "fps", "format", "quality"),
 }
 CHOICES: Mapping[str, tuple[str | None, ...]] = {
@@ -84,6 +90,9 @@ class Recipe:
         num: samples of each class, prompt or clip.
         seed: seed of the first sample; later ones add 1. None draws one.
         cfg_scale, cfg_interval, temperature, top_k, top_p, more_smooth: as in ``SamplingSettings``.
+        sweep: values of one or two of these settings, such as ``{"temperature": (0.3, 0.6)}`` or
+            ``"temperature=0.3,0.6"``. Every combination draws the same samples, and one labelled sheet is
+            written instead of the pictures.
         batch_size: samples decoded together; None looks at the memory.
         model, tokenizer, text_encoder: names, Hub repositories, files or folders.
         revision: branch, tag or commit of the model's repository.
@@ -93,9 +102,11 @@ class Recipe:
             the model's.
         dtype, text_dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``; the text encoder's default is
             the model's.
-        frontier: picture of the decoding frontier: ``gif``, ``mp4``, ``png`` (a filmstrip) or ``none``.
+        frontier: picture of the decoding frontier: ``gif``, ``mp4``, ``png`` (a filmstrip) or ``none``; None
+            is ``none`` with a sweep, else ``gif``.
         frontier_mode: ``reveal`` uncovers the finished picture, ``decode`` decodes the tokens of every step.
         sheet: also write a contact sheet of all pictures.
+        labels: write class or prompt, and seed, above each picture of the contact sheet.
         scale: factor that enlarges pictures, 1 to 16; None enlarges small ones up to 256 pixels.
         frames: number of frames to keep of a made clip, the first ones.
         fps: frames per second, 0.1 to 240.
@@ -123,6 +134,7 @@ class Recipe:
     top_k: int | None = None
     top_p: float | None = None
     more_smooth: bool | None = None
+    sweep: str | Sequence[str] | Mapping[str, Any] | None = field(default=None, hash=False)
     batch_size: int | None = None
     model: str | Path | None = None
     tokenizer: str | Path | None = None
@@ -134,9 +146,10 @@ class Recipe:
     text_device: str | None = None
     dtype: str = "auto"
     text_dtype: str | None = None
-    frontier: Literal["gif", "mp4", "png", "none"] = "gif"
+    frontier: Literal["gif", "mp4", "png", "none"] | None = None
     frontier_mode: Literal["reveal", "decode"] | None = None
     sheet: bool = False
+    labels: bool = False
     scale: int | None = None
     frames: int | None = None
     fps: float | None = None
@@ -163,6 +176,9 @@ class Recipe:
         clips = (given,) if isinstance(given, str | Path | GivenFrames) else tuple(given or ())
         clips = tuple(str(clip) if isinstance(clip, Path) else clip for clip in clips)
         object.__setattr__(self, "frames_from", clips)
+        object.__setattr__(self, "sweep", parse_sweep(self.sweep))
+        if self.frontier is None:
+            object.__setattr__(self, "frontier", "none" if self.sweep else "gif")
         self._check()
 
     def _check(self) -> None:
@@ -181,7 +197,7 @@ class Recipe:
         for kind, names in ONLY.items():
             for name in names if kind != self.kind else ():
                 value = getattr(self, name)
-                if value is not None and value is not False and value != ():
+                if value is not None and value is not False and value != () and value != {}:
                     raise UsageError(f"`{name}` is not for {self.kind}s.", "Drop it.")
         settings = SamplingSettings(**self.sampling)
         if self.frames_from:
@@ -202,6 +218,7 @@ class Recipe:
                 message,
                 f"Give {ways}. `narcli classes --model NAME` lists the classes of a model.",
             )
+        self._check_sheets()
         if self.scale is not None:
             check_scale(self.scale)
         if self.frontier_mode is not None and self.frontier == "none":
@@ -215,6 +232,24 @@ class Recipe:
         if self.frames is not None and not (type(self.frames) is int and self.frames >= 1):
             raise UsageError(f"`frames` is {self.frames}, expected 1 or more.")
         check_pace(self.fps, self.quality)
+
+    def _check_sheets(self) -> None:
+        if self.labels and not self.sheet:
+            raise UsageError("`labels` goes with `sheet`.", "A sweep has labels by itself.")
+        check_sweep(self.ranges, self.num * max(1, len(self.texts)))
+        for name in self.ranges:
+            if (value := getattr(self, name)) is not None:
+                raise UsageError(f"`{name}` is {value}, and `sweep` varies it.", "Drop one of them.")
+        for name in ("sheet", "save_tokens", "frontier"):
+            if self.ranges and getattr(self, name) not in (False, "none"):
+                raise UsageError(
+                    f"`{name}` and `sweep` exclude each other: a sweep writes one sheet.", f"Drop `{name}`."
+                )
+
+    @property
+    def ranges(self) -> Sweep:
+        """Values of the settings that the sweep varies; empty without one."""
+        return cast("Sweep", self.sweep)
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -268,7 +303,9 @@ class Recipe:
                 about["frontier"]["mode"] = self.frontier_mode
         if self.sheet:
             about["contact_sheet"] = True
-        told = {"kind", *SUBJECTS, "pins", "frontier", "frontier_mode", "sheet"}
+        if self.ranges:
+            about["sweep"] = {name: list(values) for name, values in self.ranges.items()}
+        told = {"kind", *SUBJECTS, "pins", "frontier", "frontier_mode", "sheet", "sweep"}
         told |= {*PARTS, *SAMPLING}
         rest = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in told}
         plain = {each.name: each.default for each in fields(self)}
@@ -283,7 +320,8 @@ class Recipe:
             about: metadata with a ``kind``, and classes, prompts, given frames or samples.
             where: name of the source, for messages.
             given: fields that override it. A model also replaces tokenizer and text encoder; a class
-                replaces prompts or given frames; another format drops the quality.
+                replaces prompts or given frames; another format drops the quality; a sweep drops the values
+                of its settings, and sheet and frontier.
 
         Raises:
             CheckpointError: it does not say what it is of, or a field is not what it should be.
@@ -291,7 +329,9 @@ class Recipe:
         """
         require(where, about, "kind")
         check(where, "", _RULES, about)
-        made = _looks(about, given) | dict(about.get("sampling", {}))
+        ranges = {**about.get("sweep", {}), **parse_sweep(given.get("sweep"))}
+        sampling = about.get("sampling", {})
+        made = _looks(about, given) | {name: sampling[name] for name in sampling if name not in ranges}
         if not set(SUBJECTS) & set(given):
             subject, entries, seed, num = subject_of(about, where)
             made[subject] = entries
@@ -304,6 +344,8 @@ class Recipe:
         made |= {"frontier": frontier["format"], "frontier_mode": frontier.get("mode")}
         if given.get("frontier") == "none":
             made["frontier_mode"] = None
+        if given.get("sweep"):
+            made |= {"sheet": False, "labels": False, "frontier": "none", "frontier_mode": None}
         if "model" not in given:
             made |= _parts(about, given)
         if not {"model", "dtype", "text_encoder"} & set(given):

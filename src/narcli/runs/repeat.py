@@ -16,6 +16,7 @@ from ..errors import CheckpointError, NarError, UsageError
 from ..hub import catalog, resolve
 from ..media.metadata import FIELDS, unpack_tokens
 from ..order import NAR, Order, format_grid, named
+from ..settings import points_of, words_of
 from .recipe import Recipe
 from .sinks import Finished
 from .subjects import SUBJECTS, require, subject_of
@@ -109,7 +110,7 @@ def check_many(files: Sequence[Path], recipes: Sequence[Recipe | None], trust: T
                 or sum(len(each.split(",")) if isinstance(each, str) else 1 for each in recipe.entries)
             )
         subjects += count
-        samples += count * (1 if recipe is None else recipe.num)
+        samples += count * (1 if recipe is None else recipe.num * len(points_of(recipe.ranges)))
     if samples <= MANY or trust.yes or ("num" in trust.given and subjects == 1):
         return
     each = " for each class, prompt or clip" * (of_others and subjects == len(recipes))
@@ -264,7 +265,7 @@ def recorded(path: Path, about: About) -> list[Recorded]:
     if not samples or not all("tokens_sha256" in sample for sample in samples):
         raise CheckpointError(f"{path} holds no hash of its tokens.", "Leave `verify` out.")
     _, entries, _, num = subject_of(about, path)
-    if len(samples) > len(entries) * num:
+    if len(samples) > len(entries) * num * len(points_of(about.get("sweep", {}))):
         raise CheckpointError(f"{path} holds hashes of more samples than it is of.", "Get the original file.")
     order = named(about.get("order", NAR), tuple(about["grid"]))
     return [
@@ -284,8 +285,11 @@ def compare(path: Path, before: Sequence[Recorded], run: Finished) -> Iterator[V
         A ``Verdict`` for each sample.
     """
     order = named(run.common.get("order", NAR), tuple(run.common["grid"]))
-    for then, now, sample in zip(before, run.documents, run.samples, strict=False):
+    points = [f", {words_of(point)}" if point else "" for point in points_of(run.recipe.ranges)]
+    each = len(run.samples) // len(points)
+    for index, (then, now, sample) in enumerate(zip(before, run.documents, run.samples, strict=False)):
         where = f"{path}, {sample.entry}, seed {sample.seed}" if len(before) > 1 else f"{path}"
+        where += points[index // each]
         if then.order.panels != order.panels:
             what, old, here = "grid", format_grid(then.order.sizes), format_grid(order.sizes)
             if old == here:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..encoding import all_cached, encode_samples, prompt_encoder
 from ..hub.sources import Files
-from ..settings import Sample
+from ..settings import Sample, SamplingSettings, points_of
 from .plan import Host, plan
 from .recipe import Recipe
 from .sinks import Clock, Finished, FrontierDecoded, Sinks, Written
@@ -26,7 +27,7 @@ class Loaded:
 
     Args:
         pipeline: the model.
-        samples: samples to draw.
+        samples: samples to draw; of a sweep those of each point in turn.
         batch_size: samples decoded together.
     """
 
@@ -136,16 +137,36 @@ def run(
     if recipe.clips:
         with clock.timed("encode"):
             samples = encode_samples(samples, pipeline.tokenizer, pipeline.model.config)
-    settings = pipeline.settings(**recipe.sampling)
-    common = pipeline.metadata(settings)
-    sinks = Sinks(recipe, pipeline, samples, planned.outputs, common, clock)
+    points = [pipeline.settings(**recipe.sampling, **point) for point in points_of(recipe.ranges)]
+    drawn = list(samples) * len(points)
+    sinks = Sinks(recipe, pipeline, drawn, planned.outputs, pipeline.metadata(points[0]), clock)
     batch_size = spending.batch_size or 1
-    yield Loaded(pipeline, samples, batch_size)
+    yield Loaded(pipeline, drawn, batch_size)
     spent = dict(clock.seconds)
-    with closing(pipeline.run(samples, settings, batch_size, host.note)) as steps:
+    with closing(_draw(pipeline, samples, points, batch_size, host.note)) as steps:
         for progress in steps:
             clock.seconds |= {phase: spent.get(phase, 0.0) + more for phase, more in progress.seconds.items()}
             yield progress
             yield from sinks.write_all(progress.results)
     yield from sinks.write_companions()
     yield sinks.finished()
+
+
+def _draw(
+    pipeline: Pipeline,
+    samples: Sequence[Sample],
+    points: Sequence[SamplingSettings],
+    batch_size: int,
+    tell: Callable[[str], object],
+) -> Generator[Progress, None, None]:
+    """Draw the same samples with each of several settings, and count their batches and seconds as one run."""
+    batch, seconds = 0, dict[str, float]()
+    for left in range(len(points), 0, -1):
+        start, spent = batch, seconds
+        with closing(pipeline.run(samples, points[-left], batch_size, tell)) as steps:
+            for progress in steps:
+                batches = progress.batches
+                seconds = {phase: spent.get(phase, 0.0) + more for phase, more in progress.seconds.items()}
+                batch, total = start + progress.batch, start + batches * left
+                yield replace(progress, batch=batch, batches=total, seconds=seconds)
+        batch, batch_size = start + batches, ceil(len(samples) / batches)  # one that memory holds

@@ -17,10 +17,11 @@ from ..errors import NarError
 from ..media.metadata import MAX_HASHES, MAX_TOKENS, SCHEMA, about_given
 from ..media.names import Outputs
 from ..prompts import Prompt
-from ..settings import GivenFrames, Sample, Subject
+from ..settings import GivenFrames, Sample, SamplingSettings, Subject, points_of
 from .filenames import check_fit, format_of, suffix_of
 from .orders import write_animation
 from .recipe import Recipe
+from .sheets import draw_sheet
 
 if TYPE_CHECKING:
     from ..decoding import Clip, Decodes
@@ -76,11 +77,11 @@ class Finished:
 
     Args:
         recipe: its recipe.
-        samples: its samples, in the order of their files.
+        samples: its samples, in the order of their files; of a sweep those of each point in turn.
         files: paths that were written, folders of frames included.
         common: metadata of all files.
         frontier: metadata of the frontier; empty without one.
-        documents: metadata of each sample, with its ``file``.
+        documents: metadata of each sample, with its ``file``; of a sweep instead with its ``sampling``.
         order: decoding order of the tokens.
         seconds: time of each phase, and the ``total``.
     """
@@ -103,19 +104,19 @@ class Finished:
             **self.frontier,
             "samples": list(self.documents),
             "seconds": {phase: round(value, 3) for phase, value in self.seconds.items()},
-            **({"contact_sheet": True} if self.recipe.sheet else {}),
+            **about_sheet(self.recipe),
         }
 
 
 class Sinks:
-    """Writer of a run's samples, frontier and contact sheet.
+    """Writer of a run's samples, frontier and contact sheet, or of the sheet of a sweep.
 
     Args:
         recipe: recipe of the run.
         decoder: maker of the frames; it decodes partial tokens for the frontier.
         samples: samples in the order of their results.
-        outputs: a file for each sample.
-        common: metadata of the run.
+        outputs: a file for each sample, or one for a sweep.
+        common: metadata of the run; of a sweep with the settings of its first point.
         clock: clock that times decoding and writing.
 
     Raises:
@@ -169,19 +170,18 @@ class Sinks:
     def write_companions(self) -> Iterator[Written | FrontierDecoded]:
         """Write the frontier of the first samples, and the contact sheet of all."""
         from ..media.writers import write_png
-        from ..viz.sheets import contact_sheet
 
         if self.recipe.frontier != "none":
             path = yield from self._write_frontier(self.outputs.companions[0])
             self.files.append(path)
             yield Written(path)
-        if self.recipe.sheet:
+        if self.recipe.sheet or self.recipe.ranges:
+            path = self.outputs.names[-1]
             with self.clock.timed("write"):
                 pictures = [result.image for result in self._kept]
-                rows = len({sample.entry for sample in self.samples})
-                sheet = contact_sheet(pictures, rows, self.common["scale"])
-                about = None if self.recipe.no_metadata else self._about_all() | {"contact_sheet": True}
-                path = write_png(self.outputs.companions[-1], sheet, about, overwrite=self.recipe.overwrite)
+                sheet = draw_sheet(self.recipe, self.samples, pictures, self.common["scale"])
+                about = None if self.recipe.no_metadata else self._about_all() | about_sheet(self.recipe)
+                path = write_png(path, sheet, about, overwrite=self.recipe.overwrite)
             self.files.append(path)
             yield Written(path)
 
@@ -225,9 +225,9 @@ class Sinks:
         dropped = {"dropped": largest.get("cleaned_prompt", "")}  # recorded too if the prompt is cut
         tokens = {"tokens": "A" * 6 * min(self.decoder.order.cells, MAX_TOKENS)}
         encode_metadata(self.common | largest | dropped | tokens)
-        if self.outputs.companions:
+        if self.outputs.companions or self.recipe.ranges:
             hashes = ["0" * 64] * min(len(self.samples), MAX_HASHES)
-            encode_metadata(self._about_all() | {"samples_sha256": hashes})
+            encode_metadata(self._about_all() | {"samples_sha256": hashes} | about_sheet(self.recipe))
 
     def _write(self, result: Result) -> None:
         """Write one sample and, if wanted, its tokens."""
@@ -238,6 +238,10 @@ class Sinks:
         self._started += 1
         if len(self._kept) < self._kept_samples():
             self._kept.append(result)
+        if self.recipe.ranges:
+            shared = self.common.keys() - {"sampling"}
+            self.documents.append({key: own for key, own in result.metadata.items() if key not in shared})
+            return
         clip = tuple(enlarge(frame, self.common["scale"]) for frame in result.frames)
         path = self._write_sample(self.outputs.paths[index], clip, own)
         self.files.append(path)
@@ -309,7 +313,7 @@ class Sinks:
         """Return the number of samples to keep in memory for frontier and contact sheet."""
         from ..viz.frontier import shown_samples
 
-        if self.recipe.sheet:
+        if self.recipe.sheet or self.recipe.ranges:
             return len(self.samples)
         return 0 if self.recipe.frontier == "none" else shown_samples(self.decoder.order)
 
@@ -327,15 +331,29 @@ class Sinks:
         num = self._samples_of_each()
         hashes = [about["tokens_sha256"] for about in self.documents[:MAX_HASHES]]
         about: dict[str, Any] = {"seed": self.samples[0].seed, "num": num, "samples_sha256": hashes}
-        entries = [sample.entry for sample in self.samples[::num]]
-        classes = [entry.id for entry in entries if isinstance(entry, ClassEntry)]
-        if classes:
-            return self.common | about | {"classes": classes}
+        points = points_of(self.recipe.ranges)
+        entries = [sample.entry for sample in self.samples[: len(self.samples) // len(points) : num]]
+        if self.recipe.ranges:
+            settings = [SamplingSettings(**{**self.common["sampling"], **point}) for point in points]
+            about["points"] = [each.document() for each in settings]
+        if classes := [entry for entry in entries if isinstance(entry, ClassEntry)]:
+            from ..results import about_class
+
+            labelled = self.recipe.ranges or self.recipe.labels  # names as they were asked for
+            about["classes"] = [about_class(each) if labelled else each.id for each in classes]
+            return self.common | about
         name = "prompts" if isinstance(entries[0], Prompt) else "frames_from"
         each = [told.get("given_frames", told) for told in map(_about, entries)]
         sizes = list(accumulate(len(json.dumps(told)) for told in each))
         about |= {name: each[: bisect_right(sizes, MAX_SUBJECTS)], f"{name}_in_all": len(each)}
         return self.common | about
+
+
+def about_sheet(recipe: Recipe) -> dict[str, Any]:
+    """Return metadata of a contact sheet or of the sheet of a sweep; empty without one."""
+    if recipe.ranges:
+        return {"sweep": {name: list(values) for name, values in recipe.ranges.items()}}
+    return ({"contact_sheet": True} if recipe.sheet else {}) | ({"labels": True} if recipe.labels else {})
 
 
 def _about(entry: Subject) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import CheckpointError, UsageError
 from ..media.metadata import given_of
 from ..prompts import Prompt, parse_prompt
-from ..settings import GivenFrames
+from ..settings import GivenFrames, points_of
 
 SUBJECTS = ("classes", "prompts", "frames_from")  # fields of a recipe that say what to make
 
@@ -43,20 +43,23 @@ def subject_of(about: Mapping[str, Any], where: object) -> tuple[str, list[Any],
     listed = next((name for name in SUBJECTS if name in about), None)
     if "samples" in about:
         each, num = [(entry_of(sample, where), sample["seed"]) for sample in about["samples"]], 1
+        points = len(points_of(about.get("sweep", {})))
+        each, whole = each[: len(each) // points], each
         while num < len(each) and each[num] == (each[0][0], each[0][1] + num):
             num += 1
         entries = [entry for entry, _ in each[::num]]
-        if not each or each != [(entry, each[0][1] + k) for entry in entries for k in range(num)]:
+        made = [(entry, each[0][1] + k) for entry in entries for k in range(num)] if each else []
+        if not each or whole != made * points:
             raise CheckpointError(
                 f"The samples of {where} are not those of one run.", "Get the original file."
             )
         listed, seed = None, each[0][1]
     elif listed is not None:
-        entries, whole = [_listed(entry, where) for entry in about[listed]], about.get(f"{listed}_in_all", 0)
-        if len(entries) < whole:
+        entries, in_all = [_listed(entry, where) for entry in about[listed]], about.get(f"{listed}_in_all", 0)
+        if len(entries) < in_all:
             what = "clips" if listed == "frames_from" else listed
             raise CheckpointError(
-                f"{where} holds {len(entries)} of its {whole} {what}.", "Rerun the files of the samples."
+                f"{where} holds {len(entries)} of its {in_all} {what}.", "Rerun the files of the samples."
             )
     else:
         entries = [entry_of(about, where)]

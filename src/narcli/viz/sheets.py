@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
@@ -16,10 +17,14 @@ from PIL import Image, ImageCms, ImageDraw, ImageOps, UnidentifiedImageError
 from ..errors import CheckpointError, NarError, first_line
 from ..media.textfiles import expand, open_regular, unreadable
 from .board import _font, _text_width
-from .style import BACKGROUND, TEXT
+from .style import BACKGROUND, MUTED, RGB, TEXT
 
 SMALL = 256  # pixels; smaller pictures are enlarged by default
 GAP = 8  # pixels around and between the pictures of a sheet
+HEAD, LINE = 30, 18  # pixels of a title and of a label's line
+SIZE, SMALL_SIZE = 16, 13  # of their letters
+TITLE, LEAST = 640, 160  # pixels for a title, and for the labels of small pictures, at most
+LONGEST = 1000  # letters of a label that are looked at
 MAX_PIXELS = 2**27  # of a picture file
 #: Formats that are read, by Pillow's names; none that runs other programs.
 FORMATS = (
@@ -27,6 +32,8 @@ FORMATS = (
     *("PPM", "TGA", "JPEG2000", "ICO", "QOI"),
 )
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+#: Picture and the lines above it.
+Labelled = tuple[Image.Image, Sequence[str]]
 #: Formats whose frames belong to one picture: layers, sizes, or previews.
 STILL = ("MPO", "ICO")
 
@@ -200,35 +207,78 @@ def contact_sheet(images: Sequence[Image.Image], rows: int = 1, scale: int = 1) 
             much longer one way than the other.
         scale: factor by which each is enlarged, one at a time.
     """
-    across = len(images) // rows
-    if not rows / 3 <= across <= 3 * rows:
-        across = ceil(sqrt(len(images)))
+    columns = columns_of(len(images), rows)
     width, height = (scale * side for side in images[0].size)
-    down = ceil(len(images) / across)
-    sheet = Image.new("RGB", (GAP + across * (width + GAP), GAP + down * (height + GAP)), BACKGROUND)
+    down = ceil(len(images) / columns)
+    sheet = Image.new("RGB", (GAP + columns * (width + GAP), GAP + down * (height + GAP)), BACKGROUND)
     for index, image in enumerate(images):
-        y, x = divmod(index, across)
+        y, x = divmod(index, columns)
         sheet.paste(enlarge(image, scale), (GAP + x * (width + GAP), GAP + y * (height + GAP)))
     return sheet
 
 
-def labelled_sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
-    """Put rows of pictures on one sheet, each under its label, on a dark ground.
+def columns_of(count: int, rows: int) -> int:
+    """Return the columns of a contact sheet of ``count`` pictures in ``rows`` groups of equal length."""
+    columns = count // rows
+    return columns if rows / 3 <= columns <= 3 * rows else ceil(sqrt(count))
+
+
+def labelled_sheet(rows: Sequence[tuple[str, Sequence[Labelled]]], scale: int = 1) -> Image.Image:
+    """Put rows of pictures on one sheet, with labels, on a dark ground.
+
+    Labels are shortened to their place; line breaks and control characters in them are drawn as spaces.
 
     Args:
-        rows: label and pictures of each row; the pictures of a row are of one size.
+        rows: title above each row, which may be empty, and its pictures, each with the lines above it. The
+            pictures of a row are of one size. A row without pictures is a heading.
+        scale: factor by which each is enlarged, one at a time.
     """
-    head, size = 30, 16
-    widths = [GAP + sum(image.width + GAP for image in images) for _, images in rows]
-    width = max([*widths, *(_text_width(label, size) + 2 * GAP for label, _ in rows)])
-    height = GAP + sum(head + images[0].height + GAP for _, images in rows)
-    sheet, y = Image.new("RGB", (width, height), BACKGROUND), GAP
-    draw = ImageDraw.Draw(sheet)
-    for label, images in rows:
-        draw.text((GAP, y + head // 2), label, TEXT, _font(size), anchor="lm")
-        x, y = GAP, y + head
-        for image in images:
-            sheet.paste(image, (x, y))
-            x += image.width + GAP
-        y += images[0].height + GAP
+    labels = {line for _, pictures in rows for _, lines in pictures for line in lines}
+    least = min(max((_text_width(_plain(label), SMALL_SIZE) for label in labels), default=0), LEAST)
+    widths = [max([scale * image.width for image, _ in pictures] + [least]) for _, pictures in rows]
+    feet = [max((LINE * len(lines) for _, lines in pictures), default=0) for _, pictures in rows]
+    titles = [GAP + min(_text_width(_plain(title), SIZE), TITLE) for title, _ in rows]
+    across = [(each + GAP) * len(pictures) for each, (_, pictures) in zip(widths, rows, strict=True)]
+    width = GAP + max(*titles, *across)
+    heights = [
+        HEAD * bool(title) + (lines + scale * pictures[0][0].height + GAP if pictures else 0)
+        for lines, (title, pictures) in zip(feet, rows, strict=True)
+    ]
+    sheet, y = Image.new("RGB", (width, GAP + sum(heights)), BACKGROUND), GAP
+    for (title, pictures), each, lines, height in zip(rows, widths, feet, heights, strict=True):
+        if title:
+            sheet.paste(_line(title, width - 2 * GAP, HEAD, SIZE, TEXT), (GAP, y))
+        x, top = GAP, y + HEAD * bool(title)
+        for image, texts in pictures:
+            for index, text in enumerate(texts):
+                sheet.paste(_line(text, each, LINE, SMALL_SIZE, MUTED), (x, top + index * LINE))
+            sheet.paste(enlarge(image, scale), (x, top + lines))
+            x += each + GAP
+        y += height
     return sheet
+
+
+def labelled_pixels(width: int, height: int) -> int:
+    """Return the most pixels that a picture of a size takes on a sheet, with a title and two lines."""
+    return (max(width, LEAST) + GAP) * (HEAD + 2 * LINE + height + GAP)
+
+
+def _line(text: str, width: int, height: int, size: int, color: RGB) -> Image.Image:
+    """Draw a line of text in a box of its own, so that no letter reaches a picture."""
+    box = Image.new("RGB", (width, height), BACKGROUND)
+    ImageDraw.Draw(box).text((0, height // 2), shorten(text, width, size), color, _font(size), anchor="lm")
+    return box
+
+
+def shorten(text: str, width: int, size: int) -> str:
+    """Make one line of a text, and cut it with dots where it is wider than ``width`` pixels."""
+    line = _plain(text)
+    if len(text) <= LONGEST and _text_width(line, size) <= width:
+        return line
+    kept = bisect_right(range(len(line)), width, key=lambda n: _text_width(f"{line[:n]}...", size)) - 1
+    return f"{line[: max(kept, 0)].rstrip()}..."
+
+
+def _plain(text: str) -> str:
+    """Replace line breaks, control characters and marks of direction by spaces, in the first ``LONGEST``."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text[:LONGEST]).split())
