@@ -145,6 +145,14 @@ def test_pictures_go_by_their_numbers_and_short_clips_are_given_whole(here):
     )
 
 
+def test_digits_of_other_scripts_are_letters_of_names(here):
+    (here / "walk").mkdir()
+    for name, picture in zip(("10", "9", "\u0663" + "1", "\u0662"), shades(4), strict=True):
+        picture.save(here / "walk" / f"{name}.png")
+    found = read_given(here / "walk")
+    assert [np.asarray(picture)[0, 0, 2] // 40 for picture in found.pictures] == [1, 0, 3, 2]
+
+
 def test_several_clips_share_a_frontier_that_makes_them_again(model, here):
     for name, pictures in (("a", shades(2)), ("b", shades(3)[1:])):
         write_frames(here / name, pictures, None)
@@ -211,6 +219,8 @@ def test_recipes_survive_json_with_paths_and_with_codes():
         assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
         assert recipe.model_kind == "frames"
     assert Recipe(kind="video", frames_from=Path("a.mp4")).frames_from == ("a.mp4",)
+    with pytest.raises(UsageError, match="frames given from mine have no codes"):
+        Recipe(kind="video", frames_from=GivenFrames("mine", 1, tuple(shades(1)))).to_json()
 
 
 def test_python_takes_paths_and_pictures_of_its_own(model, here):
@@ -312,6 +322,11 @@ def test_sources_that_are_no_clips_are_refused_in_a_sentence(model, here):
     }.items():
         message = command("video", "--model", model, "--frames-from", source, code=4)
         assert words in message and len(message.splitlines()) <= 3, message
+
+
+def test_an_empty_path_is_not_the_present_folder(model, here):
+    shades(1)[0].save("one.png")
+    assert "--frames-from is empty" in command("video", "--model", model, "--frames-from", "", code=2)
 
 
 def test_damaged_codes_are_refused(model, made, here):

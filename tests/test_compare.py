@@ -2,6 +2,7 @@
 
 import json
 from math import log2
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import narcli
+from narcli.bench import compare as bench
 from narcli.bench.compare import difference, enter
 from narcli.checkpoints.load import load_tokenizer, load_transformer
 from narcli.checkpoints.save import save_model
 from narcli.cli import app
-from narcli.errors import UsageError
+from narcli.errors import NarError, UsageError
+from narcli.media import writers
 from narcli.media.readers import read_metadata
 from narcli.models.blocks import TransformerConfig
 from narcli.models.transformer import NARTransformer
@@ -190,6 +193,47 @@ def test_a_reference_without_labels_is_refused_before_anything_is_drawn(models, 
     np.save(tmp_path / "images.npy", np.zeros((2, 8, 8, 3), np.uint8))
     result = run(*given(models, "nar"), *QUICK, "--reference", tmp_path, "-o", tmp_path / "a.png", code=2)
     assert "no labelled pictures" in result.stderr and not (tmp_path / "a.png").exists()
+
+
+def test_each_order_says_its_settings_and_a_note_where_they_differ(models, tmp_path):
+    guided = save_model(
+        tmp_path / "guided", transformer=load_transformer(models["raster"]), classes=["a", "b"],
+        tokenizer=load_tokenizer(models["raster"]), defaults={"cfg_scale": 3.0},
+    )  # fmt: skip
+    words = [*given(models, "nar"), "--model", guided, *QUICK]
+    document = json.loads(run(*words, "--json").stdout)
+    assert [each["sampling"]["cfg_scale"] for each in document["orders"]] == [1.0, 3.0]
+    assert "own settings: cfg_scale 1.0 and 3.0." in run(*words).stderr
+    assert "own settings" not in run(*words, "--cfg-scale", 2).stderr
+
+
+def test_figures_are_printed_if_the_sheet_cannot_be_written(models, monkeypatch):
+    def full(*_, **__):
+        raise NarError("The disk is full.", "Free some space.")
+
+    monkeypatch.setattr(writers, "write_png", full)
+    result = run(*given(models, "nar"), *QUICK, "--json", code=1)
+    document = json.loads(result.stdout)
+    assert document["orders"][0]["passes"] == 7 and "file" not in document
+    assert "The disk is full" in result.stderr
+
+
+def test_a_sheet_of_more_samples_than_its_metadata_hold_is_written(models, monkeypatch):
+    for module in (bench, writers):
+        monkeypatch.setattr(module, "MAX_METADATA", 3000)
+    words = [*given(models, "nar", "raster"), "--class", "a", "--num", 20, "--seed", 3, *QUICK[6:]]
+    document = json.loads(run(*words, "--json").stdout)
+    assert len(document["samples"]) == len(document["orders"][0]["tokens_sha256"]) == 20
+    measured = read_metadata(Path(document["file"]))["measured"]
+    with Image.open(document["file"]) as sheet:  # a row goes on below after 16 pictures
+        assert sheet.width < 20 * 16 and sheet.height > 4 * 16
+    assert "samples" not in measured and "tokens_sha256" not in measured["orders"][0]
+    assert [each["passes"] for each in measured["orders"]] == [7, 16]
+
+
+def test_classes_of_references_say_nothing_of_prompts(reference):
+    words = ["--model", "emoji-text", "--prompt", "a red apple", "--reference", reference]
+    assert "--reference tells classes" in run(*words, code=2).stderr
 
 
 def test_a_drawn_seed_is_that_of_all_orders(models):

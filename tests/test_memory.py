@@ -184,7 +184,7 @@ def test_memory_grows_with_the_batch_and_shrinks_with_the_dtype():
     assert estimate(networks, torch.float32, 1, device="cuda").base == 0
 
 
-RELEASED = {"nar-b-256": 16, "nar-xl-t2i-512": 8, "nar-l-ucf101": 4}
+RELEASED = {"nar-b-256": 16, "nar-xl-t2i-512": 8, "nar-l-ucf101": 4, "llamagen-b-256": memory.SAMPLES}
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -429,7 +429,7 @@ def test_a_dry_run_says_what_would_happen_and_does_nothing(hub, tiny, tmp_path):
     many = json.loads(
         hub.narcli("image", *options[:4], *options[6:], "--json", "--num", "100", "--batch-size", "auto")
     )
-    assert about["batch_size"] == 3 and many["batch_size"] == memory.CELLS // 4
+    assert about["batch_size"] == 3 and many["batch_size"] == memory.SAMPLES
     text = hub.narcli("image", *options)
     assert "nothing" in text and "batches of 3" in text and "7 instead of 16" in text and "_s6.png" in text
     assert {path.name for path in tmp_path.iterdir()} - {path.name for path in before} == {"hf"}

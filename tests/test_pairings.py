@@ -15,6 +15,7 @@ from narcli.cli import app
 from narcli.media.readers import read_metadata
 from narcli.models.vq import VQConfig, VQTokenizer
 from narcli.order import MAX_SCALES, named, scales
+from narcli.viz import frontier
 
 DATA = Path(__file__).with_name("data")
 RELEASED = {
@@ -209,6 +210,9 @@ def test_a_run_is_shown_rehearsed_repeated_and_decoded(order, model, given):
     command(*words, "--save-tokens", "-o", "a.png")
     about = read_metadata(Path("a.png"))
     assert about["order"] == order and about["steps"] == rehearsed["steps"]
+    assert ("CFG scale: 1.5 (VAR's, from 0)," in Image.open("a.png").text["parameters"]) == (
+        model == "own-var"
+    )
     assert rehearsed["cells"] == named(order, tuple(about["grid"])).cells
     command("rerun", "a.png", "--model", model, "--verify", "-o", "b.png")
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
@@ -230,6 +234,57 @@ def test_a_smoothed_picture_is_made_again_and_its_tokens_are_not_decoded():
     command("rerun", "plain.png", "--model", "own-var", "--more-smooth", "-o", "c.png")
     assert Image.open("c.png").tobytes() == Image.open("a.png").tobytes()
     assert "--more-smooth" in command("decode", "a_tokens.safetensors", "--tokenizer", "own-var", code=2)
+
+
+def test_the_frontier_of_a_smoothed_picture_shows_the_mixtures(monkeypatch):
+    seen, draw = [], frontier.run_frames
+
+    def run_frames(order, clips, partials, **options):
+        seen.extend(clips[0].tobytes() for (clips,) in partials)
+        return draw(order, clips, partials, **options)
+
+    monkeypatch.setattr(frontier, "run_frames", run_frames)
+    words = "--model", "own-var", "--class", 1, "--dtype", "float32", "--scale", 1, "--seed", 3
+    command("image", *words, "--more-smooth", "-o", "a.png")
+    assert len(seen) == 4 and seen[-1] == Image.open("a.png").tobytes() and Path("a_frontier.gif").exists()
+
+
+KINDS = {
+    "vq": "image-tokenizer",
+    "var-vq/var_vae.pth": "image-tokenizer",
+    "larp": "video-tokenizer",
+    "llamagen": "image",
+    "llamagen-text": "text",
+    "larp-ar/larp_ar.safetensors": "video",
+    "frames": "frames",
+    "var": "image",
+    "own-var/tokenizer.safetensors": "image-tokenizer",
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_released_file_is_shown_and_verified_as_what_it_is(name):
+    shown = json.loads(command("models", "show", name, "--json"))
+    assert shown["kind"] == KINDS[name] and sum(shown["parameters"].values()) > 1000
+    checked = json.loads(command("models", "verify", name, "--json"))
+    assert checked["ok"] and [part["error"] for part in checked["models"]] == [None]
+
+
+def test_a_cut_tokenizer_is_damaged():
+    Path("cut.pt").write_bytes(Path("vq/vq.pt").read_bytes()[:-200])
+    result = CliRunner().invoke(app, ["models", "verify", "cut.pt"])
+    assert result.exit_code == 4 and "Damaged: cut." in result.stderr
+
+
+def test_steps_are_compared_with_raster_order_where_they_are_fewer():
+    for model, words in (("own-llamagen", "64, at most 1"), ("own-var", "4 instead of 16, at most 16")):
+        assert words in command("models", "show", model)
+        words = words.split(",")[0]
+        assert re.search(f"steps +{words}\n", command(*image(model, None, "--seed", 3, "--dry-run")))
+        result = CliRunner().invoke(app, [*map(str, image(model, None, "--seed", 3, "-o", "a.png"))])
+        assert f"seed 3: {words.replace(' ', ' steps ', 1) if ' ' in words else words + ' steps'}, " in (
+            result.stderr
+        )
 
 
 def test_tokens_are_decoded_by_a_tokenizer_of_their_family_only():

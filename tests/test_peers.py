@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from narcli.checkpoints.containers import read_tensors
 from narcli.checkpoints.load import load_tokenizer, load_transformer, transformer_config
 from narcli.errors import CheckpointError, UsageError
 from narcli.hub.catalog import MODELS
@@ -197,6 +198,14 @@ def test_a_grid_follows_from_the_name_or_the_table_of_positions(stem, name, grid
     shutil.copy(DATA / FILES[name], path)
     (tmp_path / "config.json").write_text('{"n_head": 4}')
     assert transformer_config(path).grid == grid
+
+
+def test_a_table_of_positions_begins_with_the_condition(tmp_path):
+    tensors = read_tensors(DATA / FILES["llamagen_t2i"])
+    table = torch.zeros(7 + 4, 8, 2)  # seven condition tokens and a grid of 2x2
+    torch.save({"model": {**tensors, "freqs_cis": table}}, tmp_path / "any.pt")
+    (tmp_path / "config.json").write_text('{"n_head": 4}')
+    assert transformer_config(tmp_path / "any.pt").grid == (2, 2)
 
 
 def test_a_model_keeps_its_order_in_a_narcli_folder(released, tmp_path):

@@ -24,6 +24,7 @@ from narcli.decoding import TokenDecoder
 from narcli.errors import CheckpointError, NarError, UsageError
 from narcli.hub.catalog import MODELS
 from narcli.media.clips import FORMATS
+from narcli.media.metadata import check_fields
 from narcli.media.names import Outputs
 from narcli.media.readers import read_metadata
 from narcli.models.vq import VQConfig
@@ -35,6 +36,13 @@ from narcli.runs.sinks import Clock, Finished, FrontierDecoded, Sinks, Written
 from narcli.settings import SEEDS, Sample
 
 BEFORE = Path(__file__).with_name("data") / "before"
+
+
+def test_files_of_large_raster_grids_can_be_read():
+    about = {"order": "raster", "grid": [512, 512], "steps": 2**18}
+    check_fields(Path("a.png"), about)
+    with pytest.raises(CheckpointError, match="steps is 262145"):
+        check_fields(Path("a.png"), about | {"steps": 2**18 + 1})
 
 
 @pytest.fixture

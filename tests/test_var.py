@@ -18,13 +18,14 @@ from narcli.checkpoints.config import read_config
 from narcli.checkpoints.convert import convert
 from narcli.checkpoints.formats.families import identify
 from narcli.checkpoints.load import load_tokenizer, load_transformer
+from narcli.checkpoints.save import save_model
 from narcli.cli import app
 from narcli.errors import CheckpointError, UsageError
 from narcli.hub.catalog import MODELS
 from narcli.hub.sizes import networks_of
 from narcli.kernels import prepare, prepare_tokenizer
 from narcli.kernels.packed import PackedLinear, TransposedUpsample, can_pack
-from narcli.models.multiscale import MultiscaleConfig, phi_of
+from narcli.models.multiscale import MultiscaleConfig, MultiscaleTokenizer, phi_of
 from narcli.models.var import MOST
 from narcli.sampling import SamplingSettings, filter_logits, generate, sample
 from narcli.viz.frontier import run_frames
@@ -251,6 +252,19 @@ def test_a_pipeline_makes_pictures_that_get_sharper_scale_by_scale(pipeline):
     assert len(run_frames(pipeline.order, clips, partials, holistic=True)) == 4
 
 
+def test_a_smoothed_picture_gets_sharper_scale_by_scale_too(pipeline):
+    assert pipeline.images(3, seed=1)[0].stages is None
+    results = pipeline.images([3, 5], seed=1, more_smooth=True, batch_size=2)
+    partials = list(
+        pipeline.partials([each.tokens for each in results], stages=[each.stages for each in results])
+    )
+    for index, result in enumerate(results):
+        shown = [clips[index][0].tobytes() for clips in partials]
+        assert len(set(shown)) == 4 and shown[-1] == result.image.tobytes()
+        (of_tokens,) = pipeline.decode(result.tokens[None])
+        assert of_tokens[0].tobytes() != result.image.tobytes()
+
+
 def test_scales_that_are_not_known_add_nothing(released):
     model, tokenizer, expected = released["var"]
     codes = torch.full_like(expected["tokens.cfg1"], -1)
@@ -342,6 +356,15 @@ def test_sides_that_are_none_are_refused(tmp_path, sides):
 def test_wrong_pairs_are_refused(model, tokenizer, words):
     with pytest.raises(CheckpointError, match=words):
         narcli.load(DATA / model, tokenizer=DATA / tokenizer)
+
+
+def test_codes_of_another_width_are_refused_in_a_sentence(tmp_path):
+    other = MultiscaleTokenizer(MultiscaleConfig(32, (1, 2), 1, 4, 64))
+    folder = save_model(tmp_path / "other", tokenizer=other)
+    with pytest.raises(
+        CheckpointError, match=r"takes codes of 8 numbers, and the tokenizer .*other has others"
+    ):
+        narcli.load(DATA / "var.pth", tokenizer=folder)
 
 
 def test_a_converted_folder_gives_the_same_pictures(pipeline, tmp_path):

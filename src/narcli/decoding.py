@@ -122,16 +122,25 @@ class Decodes(ABC):
         decoded = (self.tokenizer.decode_vectors(part, grid) for part in parts)
         return [clip for pixels in decoded for clip in to_clips(pixels, limits)]
 
-    def partials(self, tokens: Sequence[Tensor], steps: Sequence[int] | None = None) -> Iterator[list[Clip]]:
+    def partials(
+        self,
+        tokens: Sequence[Tensor],
+        steps: Sequence[int] | None = None,
+        stages: Sequence[Tensor] | None = None,
+    ) -> Iterator[list[Clip]]:
         """Decode, for each step of the order, the tokens so far: B times (N,) -> B clips a step.
 
         Args:
             tokens: of each sample.
             steps: indices of the steps to decode; None is all.
+            stages: ``Result.stages`` of each sample, which are decoded in place of the tokens.
         """
         known_at, stacked = torch.tensor(self.order.step_of), torch.stack(list(tokens))
         for step in range(len(self.order.steps)) if steps is None else steps:
-            yield self.decode(torch.where(known_at <= step, stacked, -1))
+            if stages is None:
+                yield self.decode(torch.where(known_at <= step, stacked, -1))
+            else:
+                yield self.decode_vectors(torch.stack([each[step] for each in stages]).to(self.device))
 
     @property
     def kind(self) -> str:

@@ -17,7 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import CheckpointError, NarError
+from .errors import CheckpointError, NarError, UsageError
 from .hub.sources import EncoderFiles, Files
 from .media import atomic
 from .media.atomic import write_atomic
@@ -234,10 +234,13 @@ def read_given(path: str | Path) -> GivenFrames:
         path: a video, an animation, a picture, or a folder of pictures in the order of their numbers.
 
     Raises:
+        UsageError: an empty path, which would mean the present folder.
         CheckpointError: no such file, no frames in it, or a damaged one.
     """
     from .viz.sheets import read_picture, read_pictures, suffixes
 
+    if path == "":
+        raise UsageError("`frames_from` is empty.", "Give a clip, or a folder of its frames as pictures.")
     path = expand(path)
     if path.is_dir():
         try:
@@ -257,7 +260,9 @@ def read_given(path: str | Path) -> GivenFrames:
 
 def _numbered(file: Path) -> list[str | int]:
     """Key that sorts ``2.png`` before ``10.png``."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", file.name)]
+    parts: list[str | int] = list(re.split("([0-9]+)", file.name))
+    parts[1::2] = map(int, parts[1::2])  # the others hold no digits of these
+    return parts
 
 
 def encode_samples(samples: Sequence[Sample], tokenizer: Tokenizer, config: NetworkConfig) -> list[Sample]:

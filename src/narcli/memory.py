@@ -47,6 +47,10 @@ WEBP = 48  # of one frame in Pillow's encoder
 #: With so many rows, twice as many under guidance, computing takes longer than reading the weights, on CPUs
 #: and on graphics cards, so that a larger batch has little to gain.
 CELLS = 256
+#: Samples of such a batch, at most, which counts in raster order. Each reads keys and values of its own. By
+#: the sizes of released models, 8 to 23 samples have as many bytes of them as there are weights. No sample
+#: is finished before all of its batch are.
+SAMPLES = 32
 ROOM = 0.8  # share of the available memory that a batch size chosen here fills: others use memory too
 
 
@@ -233,7 +237,8 @@ def choose_batch_size(
     The other arguments are those of ``estimate``.
     """
     assert networks.transformer is not None
-    most = min(max(1, CELLS // networks.transformer.decoding_order.widest), samples or CELLS)
+    widest = networks.transformer.decoding_order.widest
+    most = min(max(1, CELLS // widest), SAMPLES, samples or SAMPLES)
     if most == 1 or (free := available(device, own=not loaded)) is None:
         return most
 

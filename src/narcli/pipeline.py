@@ -26,7 +26,7 @@ from .classes import ClassEntry, ClassTable
 from .decoding import Clip, Decodes, check_pair, hash_tokens
 from .devices import choose_device, choose_dtype, dtype_name, memory_guard, release
 from .encoding import PromptEncoder, encode_samples, prompt_encoder, read_given
-from .errors import MemoryLimitError, UsageError
+from .errors import CheckpointError, MemoryLimitError, UsageError
 from .hub.check import classes_of
 from .hub.sizes import Networks
 from .hub.sources import Files, choose
@@ -146,7 +146,13 @@ def load_networks(
         files.model.path, sizes.decoding_order, tokenizer.config, files.tokenizer.path, sizes.vocab_size
     )
     if isinstance(transformer, VARTransformer) and isinstance(tokenizer, MultiscaleTokenizer):
-        transformer.use(tokenizer)
+        try:
+            transformer.use(tokenizer)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{files.model.path} takes {error}, and the tokenizer {files.tokenizer.path} has others.",
+                "They do not belong together; give the right `tokenizer`.",
+            ) from None
     return transformer, tokenizer
 
 
@@ -316,7 +322,7 @@ class Pipeline(Decodes):
         seconds: dict[str, float],
     ) -> Iterator[tuple[Step, Tensor, tuple[Result, ...]]]:
         """Yield each step of a batch, all tokens so far, and at the end the results; add to ``seconds``."""
-        order = self.order
+        order, stages = self.order, list[Tensor]()
         tokens = torch.full((len(batch), order.cells), -1)
         steps = generate(
             self.model, condition, [sample.seed for sample in batch], settings, padding, draw=draw
@@ -327,6 +333,8 @@ class Pipeline(Decodes):
                 began = perf_counter()
                 step = next(steps)
                 tokens[:, list(step.cells)] = step.tokens.cpu()
+                if step.vectors is not None:
+                    stages.append(step.vectors.cpu())
                 seconds["sample"] += perf_counter() - began
                 if index == len(order.steps) - 1:
                     del steps  # and with it the key/value cache
@@ -335,6 +343,9 @@ class Pipeline(Decodes):
                     seconds["decode"] += perf_counter() - began
                     common = self.metadata(settings)
                     results = tuple(map(self._result, batch, clips, tokens, [common] * len(batch)))
+                    if stages:
+                        each = zip(results, torch.stack(stages, 1), strict=True)
+                        results = tuple(replace(result, stages=own) for result, own in each)
             yield step, tokens.clone(), results
 
     def _condition(self, samples: Sequence[Sample], start: int, rows: int) -> tuple[Tensor, Tensor | None]:

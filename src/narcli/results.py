@@ -33,6 +33,7 @@ class Result:
         seed: seed of the sample.
         tokens: (N,) int64 on the CPU, raster order.
         metadata: all settings needed to make it again, as JSON.
+        stages: with ``more_smooth``, (steps, N, C) vectors of ``Step`` after each step; else None.
     """
 
     frames: Clip
@@ -40,6 +41,7 @@ class Result:
     seed: int
     tokens: Tensor
     metadata: dict[str, Any]
+    stages: Tensor | None = None
 
     def __repr__(self) -> str:
         width, height = self.frames[0].size
@@ -206,10 +208,11 @@ def describe(metadata: Mapping[str, Any]) -> str:
         row = metadata["class"]
         name = f"{row['stands_for']} ({row['name']})" if "stands_for" in row else row["name"]
         title = f"class {row['id']}, {name}"
+    from_zero = " (VAR's, from 0)" if metadata.get("order", "").startswith("var") else ""
     facts = {
         "Steps": metadata["steps"],
         "Seed": metadata["seed"],
-        "CFG scale": sampling["cfg_scale"],
+        "CFG scale": f"{sampling['cfg_scale']}{from_zero}",
         "CFG interval": sampling["cfg_interval"],
         "Temperature": sampling["temperature"],
         "Top-k": sampling["top_k"],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import log
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ..devices import release
 from ..encoding import prompt_encoder
 from ..errors import UsageError
 from ..hub.sources import Files, choose
+from ..media.metadata import MAX_METADATA
 from ..pipeline import Pipeline, load_files
 from ..results import Result
 from ..runs.plan import Host, classes_in
@@ -57,6 +59,7 @@ class Outcome:
         likeliest: share of draws that are the likeliest token, in [0, 1].
         own_class: share of samples whose nearest reference picture is of their class; None if not measured.
         results: the samples.
+        settings: settings that drew them.
     """
 
     order: str
@@ -69,6 +72,7 @@ class Outcome:
     likeliest: float
     own_class: float | None
     results: tuple[Result, ...]
+    settings: SamplingSettings
 
     def document(self) -> dict[str, Any]:
         """Return it as JSON."""
@@ -77,7 +81,8 @@ class Outcome:
             str(size): {"seconds": round(each, 4), "samples_per_second": round(size / each, 4)}
             for size, each in self.seconds.items()
         }
-        told |= {"bits": round(self.bits, 4), "likeliest": round(self.likeliest, 4), "batch_sizes": rates}
+        told |= {"sampling": self.settings.document(), "batch_sizes": rates}
+        told |= {"bits": round(self.bits, 4), "likeliest": round(self.likeliest, 4)}
         hashes = [result.metadata["tokens_sha256"] for result in self.results]
         own = {} if self.own_class is None else {"own_class": round(self.own_class, 4)}
         return told | own | {"tokens_sha256": hashes}
@@ -214,7 +219,7 @@ def compare(
         order = pipeline.order
         yield Outcome(
             order.name, entrant.model, len(order.passes), order.widest, order.cells, seconds, bits, likeliest,
-            own, results,
+            own, results, settings,
         )  # fmt: skip
         device = pipeline.device
         del pipeline
@@ -247,6 +252,21 @@ def document(
         **({"not_alike": why} if why else {}),
         "orders": [outcome.document() for outcome in outcomes],
     }
+
+
+def unequal(outcomes: Sequence[Outcome]) -> str:
+    """Name the settings in which the orders differ, ``cfg_scale 4.0 and 1.5``; "" where they are equal."""
+    each = [asdict(outcome.settings) for outcome in outcomes]
+    values = {name: list(dict.fromkeys(settings[name] for settings in each)) for name in each[0]}
+    return ", ".join(f"{name} {' and '.join(map(str, v))}" for name, v in values.items() if len(v) > 1)
+
+
+def brief(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the document of a comparison without its samples if a picture's metadata do not hold them."""
+    if len(json.dumps(document)) < MAX_METADATA - 1000:  # some are for the fields around it
+        return dict(document)
+    orders = [{name: each[name] for name in each if name != "tokens_sha256"} for each in document["orders"]]
+    return {name: document[name] for name in document if name != "samples"} | {"orders": orders}
 
 
 def _drawn(

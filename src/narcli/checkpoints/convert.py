@@ -36,7 +36,7 @@ def convert(
     """Convert a released file (or a narcli folder) into a narcli folder.
 
     Args:
-        source: a NAR model or a tokenizer.
+        source: a transformer or a tokenizer.
         folder: the folder to make; see ``save_model``.
         tokenizer: the tokenizer to put into the model's folder.
         config: a ``config.json`` for the source; by default the one beside it.

@@ -111,6 +111,19 @@ def transformer_config(
     return sizes
 
 
+def kind_of(path: str | Path) -> str:
+    """Return the kind of a model or tokenizer, by its tensors.
+
+    Raises:
+        CheckpointError: as ``load_transformer`` and ``load_tokenizer``.
+    """
+    _, _, tensors, _ = _open(Path(path), MODEL, None)
+    if identify(tensors).part == "tokenizer":
+        return load_tokenizer(path, dtype=None, device="meta").config.kind
+    kind: str = transformer_config(path).kind
+    return kind
+
+
 def _read_transformer(
     path: str | Path,
     kind: Kind | None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..allocator import keep_memory
+from ..errors import UsageError
 from ..hub.resolve import default_model, resolve
 from ..media.textfiles import expand
 from ..order import NAMES, parse_name
@@ -21,6 +22,7 @@ from .report import Session
 if TYPE_CHECKING:
     from ..bench.compare import Outcome
 
+ACROSS = 16  # pictures of a row of the sheet
 _LEFT_OUT = {
     *("model", "revision", "order", "batch_size", "frontier", "frontier_mode", "grid", "frames_from"),
     *("save_tokens", "no_metadata", "scale", "dry_run", "sweep", "labels"),
@@ -79,6 +81,8 @@ def compare(
         parse_name(name)
     session = Session.of(chosen)
     prompts = prompts_of(chosen, session.console)
+    if prompts and reference is not None:
+        raise UsageError("`reference` tells classes of pictures, and prompts have none.", "Leave it out.")
     wanted: Sequence[str] = models or [default_model("text" if prompts else "image")]
     kind: Any = "video" if resolve(wanted[0], None).kind == "video" else "image"
     recipe = Recipe(kind=kind, prompts=prompts, **rows.fields_of(chosen) | {"output": None})
@@ -106,16 +110,26 @@ def compare(
             outcomes.append(outcome)
             advance()
     document = bench.document(outcomes, entrants, recipe, dtype, device.type)
-    labelled = [(label(outcome), [(result.middle, ()) for result in outcome.results]) for outcome in outcomes]
-    about = {"command": "compare", "narcli": document["narcli"], "measured": document}
-    made = write_png(path, labelled_sheet(labelled), about, overwrite=chosen["overwrite"])
-    document["file"] = str(made)
+    pictures = [[(each.middle, ()) for each in outcome.results] for outcome in outcomes]
+    labelled = [
+        (label(outcome) if start == 0 else "", row[start : start + ACROSS])
+        for outcome, row in zip(outcomes, pictures, strict=True)
+        for start in range(0, len(row), ACROSS)
+    ]
+    about = {"command": "compare", "narcli": document["narcli"], "measured": bench.brief(document)}
     if not session.as_json:
         show(outcomes)
         if why is not None:
             session.console.note(f"Not trained alike: {why}.")
-        session.console.result(made)
-    session.console.json(document)
+        if settings := bench.unequal(outcomes):
+            session.console.note(f"Drawn under each model's own settings: {settings}.")
+    try:
+        made = write_png(path, labelled_sheet(labelled), about, overwrite=chosen["overwrite"])
+        document["file"] = str(made)
+        if not session.as_json:
+            session.console.result(made)
+    finally:  # figures are printed even if the sheet cannot be written
+        session.console.json(document)
 
 
 def label(outcome: Outcome) -> str:

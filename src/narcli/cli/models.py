@@ -17,6 +17,7 @@ from ..media.textfiles import expand
 from . import options
 from .console import Console, bytes_text, is_terminal
 from .options import Json, Overwrite
+from .report import steps_text
 
 app = typer.Typer(help="Fetch, show, check, remove and convert models.", no_args_is_help=True)
 
@@ -212,8 +213,7 @@ def show(
         "tokenizer": row.tokenizer,
         "text encoder": row.text_encoder,
         "parameters": ", ".join(f"{part} {_count(n)}" for part, n in parameters.items()),
-        "steps": order
-        and f"{len(order.steps)} instead of {order.cells}, at most {order.widest} tokens in one",
+        "steps": order and f"{steps_text(order)}, at most {order.widest} tokens in one",
         "memory": "; ".join(
             f"{dtype} {bytes_text(sizes['batch_size_1']['total'])}, "
             f"in batches of 8 {bytes_text(sizes['batch_size_8']['total'])}"

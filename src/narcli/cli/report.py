@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from ..runs.recipe import Recipe
 from .console import Console, bytes_text, is_terminal
 
 if TYPE_CHECKING:
+    from ..order import Order
     from ..runs.plan import Host
     from ..runs.run import Loader
     from ..runs.sinks import Finished
@@ -139,7 +140,7 @@ class Session:
         if self.as_json:
             self.documents.append(about)
         else:
-            _print_budget(self.console, about)
+            _print_budget(self.console, about, made.order)
         self.files += made.plan.outputs.names if made.plan.outputs else []
         made.check()
 
@@ -158,8 +159,13 @@ def summary(run: Finished) -> str:
     first, last = run.samples[0], run.samples[-1]
     made = str(first.entry) if len(run.samples) == 1 else f"{len(run.samples)} {run.recipe.noun}s"
     seeds = f"seed {first.seed}" if first.seed == last.seed else f"seeds {first.seed} to {last.seed}"
-    steps = f"{len(run.order.steps)} steps instead of {run.order.cells}"
-    return f"{made}, {seeds}: {steps}, {run.seconds['total']:.1f} s"
+    return f"{made}, {seeds}: {steps_text(run.order, ' steps')}, {run.seconds['total']:.1f} s"
+
+
+def steps_text(order: Order, noun: str = "") -> str:
+    """Return ``31 instead of 256``, the passes of an order and those of raster order if they are fewer."""
+    count, cells = len(order.steps), prod(order.sizes)
+    return f"{count}{noun}" + (f" instead of {cells}" if count < cells else "")
 
 
 class _Bars:
@@ -189,7 +195,7 @@ class _Bars:
             yield
 
 
-def _print_budget(console: Console, about: Mapping[str, Any]) -> None:
+def _print_budget(console: Console, about: Mapping[str, Any], order: Order | None) -> None:
     download, memory = about["download"], about["memory"]
     parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in download["parts"].items())
     unknown = "known once the model is here"
@@ -204,8 +210,8 @@ def _print_budget(console: Console, about: Mapping[str, Any]) -> None:
         "runs in": f"{about['dtype']} on {about['device']}"
         + (f", batches of {about['batch_size']}" if about["batch_size"] else ""),
         "samples": unknown if about["samples_in_all"] is None else f"{about['samples_in_all']}",
-        "steps": f"{about['steps']} instead of {about['cells']}" if about["steps"] else unknown,
-        "largest frontier": f"{about['largest_frontier']} tokens" if about["steps"] else unknown,
+        "steps": steps_text(order) if order else unknown,
+        "largest frontier": f"{order.widest} tokens" if order else unknown,
         "files": unknown if about["files"] is None else "",
     }
     for title, value in rows.items():

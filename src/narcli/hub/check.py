@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
-from ..checkpoints.config import TEXT_ENCODER
+from ..checkpoints.config import CONFIG, MODEL, TEXT_ENCODER, read_config
 from ..checkpoints.folder import has_own_encoder, has_own_tokenizer
-from ..checkpoints.load import load_tokenizer, load_transformer
+from ..checkpoints.load import kind_of, load_tokenizer, load_transformer
 from ..checkpoints.text_encoder import check_encoder
 from ..classes import ClassTable, load_table, table_for
 from ..errors import CheckpointError
 from ..models.blocks import Kind
 from .catalog import MODEL_KINDS, MODELS, Model
+from .resolve import complete
 
 
 def check_model(model: Model, path: Path, kind: Kind | None = None) -> None:
@@ -36,6 +39,18 @@ def check_model(model: Model, path: Path, kind: Kind | None = None) -> None:
             check_encoder(folder / TEXT_ENCODER)
     if model.kind.endswith("-tokenizer") or has_own_tokenizer(path):
         load_tokenizer(folder if has_own_tokenizer(path) else path, dtype=None, device="meta")
+
+
+def told(model: Model, path: Path) -> Model:
+    """Return a local model with the kind that its tensors tell, where no ``config.json`` states it.
+
+    Raises:
+        CheckpointError: a file that cannot be used.
+    """
+    config = (path.parent if path.name == MODEL else path) / CONFIG
+    if model.repo is not None or (os.path.lexists(config) and read_config(config).kind):
+        return model
+    return complete(replace(model, kind=kind_of(path), defaults={}), path)
 
 
 def classes_of(model: Model, path: Path, count: int) -> ClassTable:

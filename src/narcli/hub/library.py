@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -145,6 +145,7 @@ def describe(name: str | Path, *, revision: str | None = None, offline: bool = F
         CheckpointError: files that cannot be used.
     """
     from ..checkpoints.load import remark
+    from .check import told
     from .locate import locate
     from .sizes import networks_of
 
@@ -161,6 +162,8 @@ def describe(name: str | Path, *, revision: str | None = None, offline: bool = F
             warning = error.message
         else:
             found = located.here
+    if found is not None:
+        found = replace(found, model=told(found.model, found.path))
     return Description(
         found.model if found else model,
         found,
@@ -289,7 +292,7 @@ def verify(chosen: Inventory) -> Iterator[Checked]:
     Args:
         chosen: of one model ``inventory(name)``, of all ``inventory()``.
     """
-    from .check import check_model
+    from .check import check_model, told
 
     for model, revision in chosen.models:
         found, files, error = None, list[CheckedFile](), None
@@ -301,7 +304,7 @@ def verify(chosen: Inventory) -> Iterator[Checked]:
             if damaged := [file.path for file in files if not file.ok]:
                 error = f"{damaged[0]} is not what was downloaded: its hash differs."
             else:
-                check_model(found.model, found.path)
+                check_model(told(found.model, found.path), found.path)
         except CheckpointError as problem:
             error = problem.message
         yield Checked(model, None if revision == "main" else revision, found, files, error)
@@ -320,7 +323,7 @@ def convert(
     """Turn a released file into a narcli folder, and return the folder.
 
     Args:
-        file: a NAR model or a tokenizer.
+        file: a released transformer or tokenizer.
         folder: the folder to make.
         tokenizer: the tokenizer to put into the model's folder.
         config: a ``config.json`` for the file; None is the one beside it.

@@ -11,7 +11,7 @@ import torch
 
 from ..checkpoints import conversions
 from ..checkpoints.config import CONFIG, TEXT_ENCODER
-from ..checkpoints.folder import has_own_tokenizer
+from ..checkpoints.folder import has_own_encoder, has_own_tokenizer
 from ..checkpoints.formats.families import sizes_of
 from ..checkpoints.load import build, load_tokenizer, transformer_config
 from ..checkpoints.text_encoder import read_sizes
@@ -101,7 +101,7 @@ def networks_of(
     encoding = (0, torch.float32)
     if text is not None:
         encoding = _encoder(*_row_and_path(text))
-    elif row.kind == "text" and path is not None:
+    elif row.kind == "text" and path is not None and has_own_encoder(path):
         folder = path if path.is_dir() else path.parent
         encoding = _encoder(row, folder / TEXT_ENCODER)
     sizes = transformer_config(path, grid=row.grid) if path is not None else released_config(row)

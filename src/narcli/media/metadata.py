@@ -26,6 +26,7 @@ MAX_METADATA = 100_000  # bytes of JSON; also what fits one argument of a comman
 DESCRIPTION = 0x010E  # EXIF's ImageDescription, which holds the settings in WebP
 MAX_TEXT = 100_000  # characters
 MAX_DEPTH = 16  # of objects and lists inside one another
+MAX_GRID = 2**18  # cells of a grid
 MAX_TOKENS = 4096  # cells of a grid whose tokens are held in the metadata
 MAX_HASHES = MAX_SWEPT  # samples whose hashes a file of several samples holds
 
@@ -159,15 +160,20 @@ RUN = (
         "the same of the text encoder, and the number format that it computed in",
         ("text_encoder",),
     ),
-    Field("sampling", _SAMPLING, "settings that drew the tokens; of a sweep the first", tuple(_SETTINGS)),
-    Field("grid", sizes_of(3, 4096, 2**18), "sizes of the token grid"),
+    Field(
+        "sampling",
+        _SAMPLING,
+        "settings that drew the tokens, of a sweep the first; `cfg_scale` of the order `var` counts from 0",
+        tuple(_SETTINGS),
+    ),
+    Field("grid", sizes_of(3, 4096, MAX_GRID), "sizes of the token grid"),
     Field(
         "order",
         _matching(NAME, "the name of an order"),
         "decoding order of the tokens; `nar` where it is missing",
         ("order",),
     ),
-    Field("steps", whole(1, 3 * 4096), "decoding steps"),
+    Field("steps", whole(1, MAX_GRID), "decoding steps"),
     Field("device", one_of("cpu", "cuda", "mps"), "where the model ran", ("device",)),
     Field(
         "dtype",
@@ -187,7 +193,9 @@ RUN = (
         _object("an object of names", {"narcli": _NAME, "device": _NAME, "dtype": _NAME}),
         "what turned saved tokens into this file, where `narcli decode` did",
     ),
-    Field("measured", _ANY, "the measurements that a chart of `narcli bench` shows"),
+    Field(
+        "measured", _ANY, "the measurements behind a chart of `narcli bench` or a sheet of `narcli compare`"
+    ),
 )
 SAMPLE = (
     Field("class", _CLASS, "id as asked for, the model's name, row of its embedding", ("classes",)),

@@ -15,7 +15,7 @@ from ..hub.locate import Located, check_disk
 from ..hub.sizes import networks_of
 from ..limits import available
 from ..models.blocks import Kind
-from ..order import NAR, named
+from ..order import NAR, Order, named
 from ..settings import SamplingSettings, points_of
 from .filenames import check_fit, suffix_of
 from .recipe import Recipe
@@ -109,17 +109,17 @@ class Budget:
         check_pair(who, model.decoding_order, tokenizer, where, model.vocab_size)
         check_fit(recipe, model.decoding_order, tokenizer)
 
+    @property
+    def order(self) -> Order | None:
+        """Decoding order of the model; None if it is unknown before the download."""
+        row, sizes = self.found.model.model, self.networks.transformer
+        if sizes is not None:
+            return sizes.decoding_order
+        return named(row.sizes.get("order", NAR), row.grid) if row.grid else None
+
     def document(self) -> dict[str, Any]:
         """Return the budget as JSON; null stands for values that are unknown before the download."""
-        row, sizes = self.found.model.model, self.networks.transformer
-        order = (
-            sizes.decoding_order
-            if sizes
-            else named(row.sizes.get("order", NAR), row.grid)
-            if row.grid
-            else None
-        )
-        outputs = self.plan.outputs
+        row, order, outputs = self.found.model.model, self.order, self.plan.outputs
         return {
             "dry_run": True,
             "model": row.name,

@@ -285,11 +285,21 @@ class Recipe:
     # --- JSON ------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
-        """Write the recipe in the words of the metadata of files; most defaults are left out."""
+        """Write the recipe in the words of the metadata of files; most defaults are left out.
+
+        Raises:
+            UsageError: given frames without codes, such as pictures in memory.
+        """
         about: dict[str, Any] = {"schema": SCHEMA, "kind": self.kind}
         if self.prompts:
             about["prompts"] = [{"prompt": each.text, "cleaned_prompt": each.cleaned} for each in self.texts]
         elif self.clips:
+            for clip in self.clips:
+                if isinstance(clip, GivenFrames) and not clip.codes:
+                    raise UsageError(
+                        f"The frames given from {clip.name} have no codes, so JSON cannot hold them.",
+                        "Give a path, or the entry of a result.",
+                    )
             about["frames_from"] = [
                 about_given(clip) if isinstance(clip, GivenFrames) else clip for clip in self.clips
             ]

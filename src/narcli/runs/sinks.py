@@ -292,8 +292,9 @@ class Sinks:
         if self._mode == "decode":
             partials = []
             steps = frontier.shown_steps(order, still=self.recipe.frontier == "png")
+            stages = [result.stages for result in shown if result.stages is not None]
             with self.clock.timed("decode"):
-                decoded = self.decoder.partials([result.tokens for result in shown], steps)
+                decoded = self.decoder.partials([result.tokens for result in shown], steps, stages or None)
             for _ in steps:
                 with self.clock.timed("decode"):
                     partials.append(next(decoded))

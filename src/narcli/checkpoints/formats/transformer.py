@@ -202,7 +202,7 @@ def infer(contents: Contents, order: str = "") -> TransformerConfig:
     # A grid has an axis for each of NAR's heads; a clip has three, and a picture two.
     axes = len(stated["grid"]) if "grid" in stated else 2 if cells is None else 3
     axes = heads_there if order == NAR else axes
-    grid = stated.get("grid") or contents.grid or _grid(contents, order, cells, axes)
+    grid = stated.get("grid") or contents.grid or _grid(contents, found, cells, axes)
     if grid is None:
         raise CheckpointError(f"{file} does not say its token grid.", _GRID_HINT)
     if len(grid) != axes or (cells is not None and math.prod(grid) != cells) or math.prod(grid) > MAX_CELLS:
@@ -219,15 +219,16 @@ def infer(contents: Contents, order: str = "") -> TransformerConfig:
     return TransformerConfig(grid=tuple(grid), heads=heads, **found)
 
 
-def _grid(contents: Contents, order: str, cells: int | None, axes: int) -> tuple[int, ...] | None:
+def _grid(contents: Contents, found: Fields, cells: int | None, axes: int) -> tuple[int, ...] | None:
     """Return the grid of a file that does not state it, as far as it follows from the rest."""
+    order, first = found["order"], found["condition_tokens"]
     if cells is not None:
         return VIDEO_GRIDS.get(cells) or ((1, 1, cells) if order != NAR else None)
     if axes != 2:
         return None
     table = contents.tensors.get(ROTARY_TABLE)
-    if table is not None and table.dim() == 3 and len(table) > 1:  # rows of condition tokens and cells
-        return (math.isqrt(len(table) - 1),) * 2
+    if table is not None and table.dim() == 3 and len(table) > first:  # rows of condition tokens and cells
+        return (math.isqrt(len(table) - first),) * 2
     size = re.search("(?<![0-9])(256|384|512)(?![0-9])", contents.file.stem)
     if size and order != NAR:
         return (int(size[1]) // PIXELS,) * 2
