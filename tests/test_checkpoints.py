@@ -488,6 +488,15 @@ def test_larps_prior_is_skipped_by_name_and_nothing_else(larp_files):
     assert "lacks 1 tensors: bottleneck.in_linear.bias" in said
 
 
+def test_the_epsilon_of_larps_norms_is_a_field_of_its_config(larp_files, tmp_path):
+    path = larp_files({"block_norm_eps": 1e-5})
+    tokenizer = load_tokenizer(path)
+    assert {block.norm1.eps for block in tokenizer.decoder.blocks} == {1e-5}
+    assert tokenizer.final_layer.norm_final.eps == 1e-6
+    convert(path, tmp_path / "converted")
+    assert load_tokenizer(tmp_path / "converted").config.block_norm_eps == 1e-5
+
+
 def test_a_prior_is_larps_alone(tmp_path, vq):
     torch.save({"model": vq.state_dict() | {"prior_model.weight": torch.ones(3)}}, tmp_path / "vq.pt")
     assert "has unexpected 1 tensors: prior_model.weight" in refused(tmp_path / "vq.pt", load_tokenizer)
@@ -511,6 +520,7 @@ def test_a_prior_is_larps_alone(tmp_path, vq):
         ({"frame_num": "4"}, 'frame_num is "4", expected a whole number'),
         ({"use_decoder_patch_query_token_type_embed": False}, "is false, but the tensors say true"),
         ({"transformer_name": "transformer_encoder_fused"}, "transformer_encoder_fused"),
+        ({"block_norm_eps": 0}, "block_norm_eps is 0, expected a number"),
     ],
 )  # fmt: skip
 def test_a_larp_config_that_does_not_fit_its_tensors_is_refused_in_one_sentence(larp_files, config, expected):

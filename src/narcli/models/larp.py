@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .tokenizer import Tokenizer
 from .vq import Codebook
 
-NORM_EPS = 1e-6
+NORM_EPS = 1e-6  # of the last norm
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class LARPConfig:
         encoder_hidden_size, encoder_depth, encoder_num_heads: width, blocks and attention heads.
         decoder_hidden_size, decoder_depth, decoder_num_heads: width, blocks and attention heads.
         use_decoder_patch_query_token_type_embed: a learned vector is added to all patch queries.
+        block_norm_eps: epsilon of the norms in the blocks. The released code has that of the installed timm:
+            1e-5 when the released weights were trained, 1e-6 in later versions.
     """
 
     kind: ClassVar[str] = "video-tokenizer"
@@ -59,6 +61,7 @@ class LARPConfig:
     decoder_depth: int = 12
     decoder_num_heads: int = 12
     use_decoder_patch_query_token_type_embed: bool = True
+    block_norm_eps: float = 1e-6
 
     @property
     def encoder_patches(self) -> tuple[int, int, int]:
@@ -98,8 +101,8 @@ class LARPTokenizer(Tokenizer):
         super().__init__()
         self.config = c = config
         self.x_embedder = PatchEmbedding(c)
-        self.encoder = Encoder(c.encoder_hidden_size, c.encoder_depth, c.encoder_num_heads)
-        self.decoder = Encoder(c.decoder_hidden_size, c.decoder_depth, c.decoder_num_heads)
+        self.encoder = Encoder(c.encoder_hidden_size, c.encoder_depth, c.encoder_num_heads, c.block_norm_eps)
+        self.decoder = Encoder(c.decoder_hidden_size, c.decoder_depth, c.decoder_num_heads, c.block_norm_eps)
         self.bottleneck = Bottleneck(c)
         self.final_layer = FinalLayer(c)
         # Fixed sine tables or learned ones: files hold either.
@@ -177,9 +180,9 @@ class FinalLayer(nn.Module):
 class Encoder(nn.Module):
     """Transformer blocks over a context and queries; returns the queries."""
 
-    def __init__(self, dim: int, depth: int, heads: int) -> None:
+    def __init__(self, dim: int, depth: int, heads: int, eps: float) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(dim, heads, eps) for _ in range(depth))
 
     def forward(self, context: Tensor, queries: Tensor) -> Tensor:
         """Context (B, m, D) and queries (B, n, D) -> (B, n, D)."""
@@ -192,11 +195,11 @@ class Encoder(nn.Module):
 class Block(nn.Module):
     """A pre-norm block of the Vision Transformer."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, eps: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = Attention(dim, heads)
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = MLP(dim)
 
     def forward(self, x: Tensor) -> Tensor:

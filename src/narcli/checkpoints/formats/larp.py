@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import CheckpointError
-from ...rules import MAX_CELLS, Rule, check, one_of, whole
+from ...rules import MAX_CELLS, Rule, check, number, one_of, whole
 from .format import Contents, Fields, Format, agree
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ RULES: Mapping[str, Rule] = {
     **{f"{part}_depth": whole(1, 1000) for part in ("encoder", "decoder")},
     **{f"{part}_num_heads": whole(1, 1024) for part in ("encoder", "decoder")},
     "use_decoder_patch_query_token_type_embed": ("true or false", lambda v: type(v) is bool),
+    "block_norm_eps": number(1e-12, 1e-2),
 }
 
 #: Values in LARP's ``config.json`` of the only variant of the network that narcli has.
