@@ -17,11 +17,17 @@ from typer.testing import CliRunner
 import narcli
 from conftest import hold_at_most
 from narcli import cli, pipeline
+from narcli.classes import ClassEntry
 from narcli.cli import app
 from narcli.hub import locate as hub
 from narcli.media import writers
 from narcli.media.metadata import SCHEMA
 from narcli.media.readers import read_metadata
+from narcli.prompts import parse_prompt
+from narcli.runs.subjects import title_of
+from narcli.settings import Sample
+from narcli.viz.board import TITLE
+from narcli.viz.style import DARK, LIGHT
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(narcli.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 PROLOGUE = "import sys; sys.argv[0] = 'narcli'\nfrom narcli.cli import main\n"
@@ -72,7 +78,7 @@ def test_a_picture_and_its_frontier_are_written_and_named(run, here):
         assert picture.size == (256, 256)
         assert picture.text["parameters"].startswith("class 207, golden retriever (dog)\nSteps: 7, Seed: 42,")
     with Image.open(f"{stem}_frontier.gif") as animation:
-        assert animation.n_frames == 7
+        assert animation.n_frames == 7 + 1
 
 
 def test_a_seed_that_is_not_given_is_in_the_name_and_the_report(run, here):
@@ -146,6 +152,42 @@ def test_partial_pictures_are_decoded_only_on_request(run, monkeypatch):
     assert asked == []
     run("--class", "cat", "-n", 20, "--frontier-mode", "decode")
     assert asked == [16]
+
+
+@pytest.mark.parametrize("kind", ["gif", "png"])
+def test_a_light_frontier_is_light_and_made_again_so(run, tiny, here, kind):
+    options = ("--class", "cat", "--seed", 1, "--frontier", kind)
+    run(*options, "-o", "dark.png")
+    run(*options, "-o", "light.png", "--theme", "light")
+    about = [read_metadata(here / f"{theme}_frontier.{kind}")["frontier"] for theme in ("dark", "light")]
+    assert about == [{"format": kind, "mode": "reveal"}, {"format": kind, "mode": "reveal", "theme": "light"}]
+    for theme, color in (("dark", DARK.background), ("light", LIGHT.background)):
+        with Image.open(here / f"{theme}_frontier.{kind}") as picture:
+            assert picture.convert("RGB").getpixel((2, 2)) == color
+    result = CliRunner().invoke(
+        app, ["rerun", f"light_frontier.{kind}", "-o", "again.png", "--model", str(tiny)]
+    )
+    assert result.exit_code == 0, result.stderr
+    made = [here / f"{name}_frontier.{kind}" for name in ("light", "again")]
+    assert read_metadata(made[1])["frontier"] == read_metadata(made[0])["frontier"]
+    with Image.open(made[0]) as light, Image.open(made[1]) as again:
+        assert light.tobytes() == again.tobytes()
+
+
+def test_the_title_of_a_frontier_is_a_setting_that_no_metadata_leaves_out(run, here):
+    for name, options in (("with", ()), ("without", ("--no-metadata",))):
+        run("--class", "cat", "--seed", 1, "--frontier", "png", "-o", f"{name}.png", *options)
+    sizes = [Image.open(here / f"{name}_frontier.png").size for name in ("with", "without")]
+    assert sizes[0] == (sizes[1][0], sizes[1][1] + TITLE)
+
+
+def test_titles_say_what_the_samples_are_of():
+    prompts = [parse_prompt(text) for text in ("a red apple", "a dog", "a cat", "rain", "snow")]
+    assert title_of([Sample(prompts[0], 7)], "emoji-text") == ("a red apple", "seed 7", "emoji-text")
+    dog = ClassEntry(0, 207, "dog", "golden retriever")
+    assert title_of([Sample(dog, 2)], "emoji") == ("dog", "seed 2", "emoji")
+    samples = [Sample(prompt, seed) for prompt in prompts for seed in (3, 4)]
+    assert title_of(samples, "m") == ("a red apple, a dog, a cat and 2 more", "seeds 3 to 4", "m")
 
 
 def test_decoding_the_frontier_is_counted_as_decoding(run, monkeypatch):
@@ -275,6 +317,7 @@ MISUSE = [
     (["--class", 207, "--scale", 17], "--scale is 17", None),
     (["--class", 207, "--device", "gpu"], "no device 'gpu'", "cuda"),
     (["--class", 207, "--frontier", "none", "--frontier-mode", "decode"], "--frontier-mode", "Drop one"),
+    (["--class", 207, "--frontier", "none", "--theme", "light"], "--theme goes with a frontier", "Drop one"),
     (["--class", 207, "--revision", "main"], "--revision is for models of the Hub", "Leave"),
     (["--class", 207, "--tokenizer", "vq16-c2u"], "no model 'vq16-c2u'", "vq16-c2i"),
     (["--class", 207, "-o", "a.jpg"], "ends in '.jpg'", ".png"),

@@ -73,7 +73,7 @@ def test_a_clip_and_its_frontier_are_written_by_the_command_itself(tiny_video, h
     assert done.stdout.splitlines() == [f"{STEM}.mp4", f"{STEM}_frontier.gif"] == names(here)
     assert done.stderr.startswith("flying bat, seed 42: 8 steps instead of 32, ")
     with Image.open(f"{STEM}_frontier.gif") as animation:
-        assert animation.n_frames == 8
+        assert animation.n_frames == 8 + 1
 
 
 def test_the_mp4_is_what_players_open(run, pipe):

@@ -29,7 +29,7 @@ from narcli.cli import app, console, visualize_order
 from narcli.errors import CheckpointError, DeclinedError, HubError, MemoryLimitError, NarError, UsageError
 from narcli.media.readers import read_metadata
 from narcli.order import Order, named, parse_grid
-from narcli.viz.style import caption
+from narcli.viz.style import EMPTY, FRONTIER, caption, luminance
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(narcli.__file__).parents[1])}
 COMMAND = [
@@ -112,6 +112,18 @@ def test_raster_order_and_scales_print_no_number_without_news():
         (["--output", "x.webp"], "ends in '.webp'"),
         (["--output", "no/x.png"], "folder no does not exist"),
         (["--overwrite"], "needs a file"),
+        (["--theme", "light"], "--theme needs a file"),
+        (["--order", "nar,raster", "-o", "x.csv"], "is a table of one order, and 2 are given"),
+        (["--order", "nar,nar"], "'nar' is given twice"),
+        (["--order", "nar", "--order", "raster,nar"], "'nar' is given twice"),
+        (["--order", "nar,,raster"], "no order ''"),
+        (["--order", ",".join(f"zipar:{n}" for n in range(2, 20))], "There are 18 orders, expected 1 to 16"),
+        (["--order", "nar,par:16", "--grid", "4x16x16"], "4x16x16 cannot be cut into 16 regions"),
+        (["--order", "nar,mar", "--grid", "4x16x16"], "MAR does not decode the grid 4x16x16"),
+        (["--order", "maskgit:257"], "in 257 steps, expected 1 to 256"),
+        (["--order", "spiral"], "no order 'spiral'"),
+        (["--seed", "3"], "--seed is for mar, maskgit and sjd"),
+        (["--order", "nar,raster", "--grid", "500x500"], "too large to show"),
     ],
 )
 def test_misuse_exits_2_and_says_what_to_do(here, arguments, words):
@@ -122,6 +134,13 @@ def test_misuse_exits_2_and_says_what_to_do(here, arguments, words):
     assert message.startswith("error: ") and words in message
     assert hint.startswith("  ")
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_are_those_of_numpy(seed):
+    result = invoke("--order", "mar", "--seed", seed)
+    assert result.exit_code == 2
+    assert result.stderr == f"error: --seed is {seed}; seeds go from 0 to 4294967295.\n"
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -142,7 +161,10 @@ def test_pictures_are_written_with_their_settings(grid, suffix):
 def test_the_gif_has_a_frame_a_step():
     invoke("--grid", "4x6", "-o", "x.gif")
     with Image.open("x.gif") as gif:
-        assert gif.n_frames == 9
+        assert gif.n_frames == 9 + 1, "and one without anything bright"
+        gif.seek(9)
+        assert FRONTIER not in {color for _, color in gif.convert("RGB").getcolors(2**16)}
+        assert gif.info["duration"] == 2000
 
 
 def test_data_is_written_as_json_and_csv():
@@ -170,7 +192,7 @@ def test_data_of_scales_name_the_panel():
     assert (document["order"], document["steps"], document["raster_steps"]) == ("var", 10, 256)
 
 
-@pytest.mark.parametrize("order", ["raster", "zipar:4", "par:4", "var"])
+@pytest.mark.parametrize("order", ["raster", "zipar:4", "par:4", "var", "mar:5", "sjd"])
 @pytest.mark.parametrize("suffix", ["png", "gif", "mp4"])
 def test_pictures_of_every_order_are_made_again(order, suffix):
     grid = "16x16" if order == "var" else "8x8"
@@ -182,10 +204,90 @@ def test_pictures_of_every_order_are_made_again(order, suffix):
     assert Path(name).read_bytes() == Path(f"x.{suffix}").read_bytes()
 
 
+SEVERAL = "nar,raster,zipar:8,par:4,par:16,var,mar,maskgit,sjd"
+
+
+@pytest.mark.parametrize("suffix", ["png", "gif", "mp4"])
+def test_pictures_of_several_orders_are_made_again_with_their_seed_and_theme(suffix):
+    options = [
+        "--order",
+        "nar,raster",
+        "--order",
+        "maskgit",
+        "--grid",
+        "6x8",
+        "--seed",
+        "3",
+        "--theme",
+        "light",
+    ]
+    result = invoke(*options, "-o", f"x.{suffix}")
+    assert result.stdout == f"x.{suffix}\n", result.stderr
+    assert result.stderr.splitlines() == [
+        "nar: 13 passes, up to 6 cells", "raster: 48 passes, one cell each",
+        "maskgit (illustrative, seed 3): 8 passes, up to 9 cells",
+    ]  # fmt: skip
+    about = read_metadata(Path(f"x.{suffix}"))
+    assert (about["orders"], about["seed"], about["theme"]) == (["nar", "raster", "maskgit"], 3, "light")
+    assert "order" not in about
+    result = CliRunner().invoke(app, ["rerun", f"x.{suffix}"])
+    assert result.stdout == f"orders_6x8.{suffix}\n", result.stderr
+    assert Path(f"orders_6x8.{suffix}").read_bytes() == Path(f"x.{suffix}").read_bytes()
+    dark = CliRunner().invoke(app, ["rerun", f"x.{suffix}", "--theme", "dark", "-o", f"y.{suffix}", "--json"])
+    assert json.loads(dark.stdout)["runs"][0]["orders"] == about["orders"], dark.stderr
+    assert "theme" not in read_metadata(Path(f"y.{suffix}"))
+    Path("x.json").write_text(dark.stdout)
+    again = CliRunner().invoke(app, ["rerun", "x.json", "-o", f"z.{suffix}"])
+    assert again.stdout == f"z.{suffix}\n", again.stderr
+    assert Path(f"z.{suffix}").read_bytes() == Path(f"y.{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", ["svg", "pdf", "png", "json"])
+def test_all_orders_are_drawn_together(suffix):
+    assert invoke("--order", SEVERAL, "-o", f"x.{suffix}").exit_code == 0
+    data = Path(f"x.{suffix}").read_bytes()
+    assert data.startswith({"svg": b"<svg ", "pdf": b"%PDF-1.4", "png": b"\x89PNG", "json": b"{"}[suffix])
+    if suffix == "json":
+        document = json.loads(data)
+        each = document["schedules"]
+        assert [one["order"] for one in each] == document["orders"] == SEVERAL.split(",")
+        assert [one["steps"] for one in each][:8] == [31, 256, 144, 67, 31, 10, 64, 8]
+        assert [one.get("illustrative") for one in each] == [None] * 6 + [False, True, True]
+        assert all(len(one["cells"]) == (680 if one["order"] == "var" else 256) for one in each)
+
+
+def test_several_orders_are_a_table_in_a_terminal_and_in_a_pipe():
+    rows = [
+        "nar     31 passes, up to 16 cells",
+        "raster  256 passes, one cell each",
+        "mar     64 passes, up to 7 cells   seed 0",
+    ]
+    assert invoke("--order", "nar,raster,mar").stdout.splitlines() == rows
+    output, code = in_terminal("visualize-order", "--order", "nar,raster,mar")
+    assert code == 0 and output.splitlines() == rows
+    document = json.loads(invoke("--order", "nar,mar", "--seed", "7", "--json").stdout)
+    assert document["grid"] == [16, 16] and document["schedules"][1]["seed"] == document["seed"] == 7
+
+
+def test_a_sketch_is_shown_alone_as_any_order():
+    first, *rest = invoke("--order", "mar", "--grid", "4x4", "--seed", "2").stdout.splitlines()
+    assert first == "4x4 grid, mar (seed 2): 16 steps instead of 16 in raster order, up to 1 cell in parallel"
+    assert [int(n) - 1 for line in rest[1:5] for n in line.split()][:4] == [12, 9, 5, 10]
+    assert invoke("--order", "sjd", "-o", "x.csv").exit_code == 0
+    assert Path("x.csv").read_text().splitlines()[:2] == ["step,cell,y,x", "1,0,0,0"]
+
+
+def test_a_few_steps_are_shown_long_enough_to_be_seen():
+    for name, milliseconds in (("maskgit", 400), ("mar", 90), ("nar,raster", 90)):
+        invoke("--order", name, "-o", "x.gif", "--overwrite")
+        with Image.open("x.gif") as gif:
+            assert gif.info["duration"] == milliseconds
+
+
 def test_scales_are_shown_long_enough_to_be_seen():
     invoke("--order", "var", "-o", "x.gif")
     with Image.open("x.gif") as gif:
-        assert gif.n_frames == 10 and gif.info["duration"] == 400
+        assert gif.n_frames == 11 and gif.info["duration"] == 400
 
 
 def test_a_drawing_is_written():
@@ -318,10 +420,35 @@ def test_scales_stand_side_by_side_in_a_terminal_of_80_columns():
     assert cells[15][:-16] == [None] * 61
 
 
-@pytest.mark.parametrize(("color", "index"), [((255, 255, 255), 255), ((0, 0, 0), 232), ((255, 0, 0), 196)])
-def test_terminals_of_256_colours_get_the_nearest(monkeypatch, color, index):
+def xterm(index):
+    """Colour of an index of the cube or the grays of terminals with 256 colours."""
+    if index >= 232:
+        return (8 + 10 * (index - 232),) * 3
+    levels = (0, 95, 135, 175, 215, 255)
+    return tuple(levels[(index - 16) // power % 6] for power in (36, 6, 1))
+
+
+def test_the_ramp_of_256_colours_grows_lighter_and_is_told_from_all_else(monkeypatch):
     monkeypatch.delenv("COLORTERM", raising=False)
-    assert visualize_order._color_code(color, 48) == f"\x1b[48;5;{index}m"
+    for steps in (1, 2, 31, 256):
+        ramp, empty, frontier = visualize_order._palette(steps)
+        assert len(ramp) == steps and all(code.startswith("5;") for code in (*ramp, empty, frontier))
+        light = [luminance(xterm(int(code[2:]))) for code in ramp]
+        assert light == sorted(light) and len(set(ramp)) == min(steps, 9)
+        assert all(b - a < 0.13 for a, b in itertools.pairwise(light) if steps > 9)
+        blank, warm = (xterm(int(code[2:])) for code in (empty, frontier))
+        for color in (xterm(int(code[2:])) for code in ramp):
+            assert max(abs(a - b) for a, b in zip(color, blank, strict=True)) > 80
+            assert max(abs(a - b) for a, b in zip(color, warm, strict=True)) > 80
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    ramp, empty, frontier = visualize_order._palette(3)
+    assert (ramp[0], empty) == ("2;86;44;139", f"2;{EMPTY[0]};{EMPTY[1]};{EMPTY[2]}")
+    assert frontier == "2;255;209;102"
+
+
+def test_a_terminal_of_256_colours_shows_its_ramp():
+    output, code = in_terminal("visualize-order", "--grid", "4x4", environment={"COLORTERM": ""})
+    assert code == 0 and "48;5;221m" in output and "48;5;54m" in output and "48;2" not in output
 
 
 # --- the frame of all commands -------------------------------------------------------------------
@@ -591,7 +718,7 @@ def test_no_value_of_an_option_given_twice_is_lost():
 
 def test_all_lists_of_things_to_make_may_be_given_again():
     several = {option.opts[0] for _, option in OPTIONS if option.multiple}
-    assert several == {"--class", "--prompt", "--frames-from", "--model"} and len(OPTIONS) > 140
+    assert several == {"--class", "--prompt", "--frames-from", "--model", "--order"} and len(OPTIONS) > 140
 
 
 def test_a_switch_given_twice_is_given():

@@ -1,6 +1,8 @@
 """Pictures of the order and of a run say what the order says."""
 
+import re
 import xml.etree.ElementTree as ET
+import zlib
 
 import numpy as np
 import pytest
@@ -9,22 +11,28 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from narcli.order import Order, named, order_rows
-from narcli.viz.board import MARGIN, MAX_FRAMES, _Board, order_frames, order_image, order_svg
+from narcli.order.sketches import drawn
+from narcli.viz.board import MARGIN, TITLE, _Board
 from narcli.viz.frontier import COLUMNS, _Mosaic, filmstrip, frame_pixels, run_frames, shown_steps
 from narcli.viz.frontier import MAX_FRAMES as MAX_RUN_FRAMES
+from narcli.viz.orders import MAX_FRAMES, SIDE_MOVING, _Sheet, order_frames, order_image, order_pdf, order_svg
 from narcli.viz.style import (
     BACKGROUND,
     CHECKER,
+    DARK,
     EMPTY,
     FRONTIER,
+    LIGHT,
     caption,
     comparison,
     headline,
+    ink,
     luminance,
     ramp,
     step_colors,
     title,
 )
+from narcli.viz.vector import fitted, font, text_width
 
 grids = st.lists(st.integers(1, 7), min_size=1, max_size=3).map(tuple)
 SQUARE = Order((16, 16))
@@ -111,7 +119,7 @@ def test_the_picture_of_any_grid_shows_each_step_as_often_as_it_has_cells(sizes)
 def test_large_grids_are_drawn_in_bounded_size(sizes):
     assert max(order_image(Order(sizes)).size) < 1400
     frames = order_frames(Order(sizes))
-    assert len(frames) <= MAX_FRAMES
+    assert len(frames) <= MAX_FRAMES + 1
     assert max(frames[0].size) < 900
     assert has(frames[-1], EMPTY) == 0, "the last frame shows the last step"
 
@@ -121,8 +129,11 @@ def test_large_grids_are_drawn_in_bounded_size(sizes):
 def test_the_animation_lights_up_each_frontier(sizes):
     order = Order(sizes)
     frames = order_frames(order)
-    assert len(frames) == len(order.steps)
+    assert len(frames) == len(order.steps) + 1
     assert len({frame.size for frame in frames}) == 1
+    *frames, last = frames
+    assert not has(last, FRONTIER) and not has(last, EMPTY), "nothing is bright in the end"
+    assert all(has(last, color) for color in step_colors(len(order.steps)))
     board = _Board(order, width=480, height=480, largest=26)
     side = board.pitch - board.gap
     for s, frame in enumerate(frames):
@@ -153,7 +164,8 @@ def test_scales_are_equally_large_and_their_cells_finer_and_finer(side):
 
 
 def test_the_animation_of_scales_lights_up_one_after_the_other():
-    frames = order_frames(VAR)
+    *frames, last = order_frames(VAR)
+    assert not has(last, FRONTIER) and all(has(last, color) for color in step_colors(10))
     assert len(frames) == 10 and max(frames[0].size) < 1000
     colors = step_colors(10)
     for s, frame in enumerate(frames):
@@ -166,7 +178,7 @@ def test_the_animation_of_scales_lights_up_one_after_the_other():
 def test_the_hover_texts_of_every_order_name_what_predicts_a_cell(order):
     root = ET.fromstring(order_svg(order))
     space = "{http://www.w3.org/2000/svg}"
-    texts = [t.text for t in root.findall(f".//{space}g/{space}rect/{space}title")]
+    texts = [t.text for t in root.findall(f"{space}rect/{space}title")]
     assert len(texts) == order.cells and texts[0] == "step 1, cell 0, predicted from nothing"
     assert "(right)" not in "".join(texts), "the head serves all directions"
     assert {
@@ -183,13 +195,135 @@ def test_the_drawing_is_valid_xml_with_one_square_a_cell():
     order = Order((2, 3, 4))
     root = ET.fromstring(order_svg(order))
     space = "{http://www.w3.org/2000/svg}"
-    squares = root.findall(f".//{space}g/{space}rect")
+    squares = [square for square in root.findall(f"{space}rect") if square.find(f"{space}title") is not None]
     assert len(squares) == 24
     assert (
         squares[17].find(f"{space}title").text
         == "step 4, cell 17, predicted from 16 (right), 13 (down), 5 (back)"
     )
-    assert [t.text for t in root.findall(f".//{space}g/{space}text")][:2] == ["t = 0", "t = 1"]
+    words = [text.text for text in root.findall(f"{space}text")]
+    assert words[:2] == [title(order), comparison(order)] and {"t = 0", "t = 1", "7"} <= set(words)
+
+
+# --- of several orders ---------------------------------------------------------------------------
+
+NAMES = ("nar", "raster", "zipar:8", "par:4", "par:16", "var", "mar", "maskgit", "sjd")
+ALL = [drawn(name, (16, 16)) for name in NAMES]
+
+
+@pytest.mark.parametrize("count", range(2, 10))
+def test_orders_stand_side_by_side_each_with_its_own_steps(count):
+    orders = ALL[:count]
+    sheet, image = _Sheet(orders, DARK, 300), np.asarray(order_image(*orders))
+    assert image.shape[:2] == (sheet.drawing.height, sheet.drawing.width) and max(image.shape) < 1400
+    seen = np.zeros(image.shape[:2], int)
+    for (board, (x, y)), order in zip(sheet.parts, orders, strict=True):
+        assert board.order is order
+        seen[y : y + board.size[1], x : x + board.size[0]] += 1
+        colors = step_colors(len(order.steps))
+        for cell in range(0, order.cells, 7):
+            left, top, *_ = board.box(cell)
+            assert tuple(image[y + top, x + left]) == colors[order.step_of[cell]]
+    assert seen.max() == 1, "no board on another"
+
+
+def test_the_bars_tell_the_passes_at_one_scale():
+    orders = [drawn(name, (16, 16)) for name in ("nar", "raster", "par:4")]
+    sheet = _Sheet(orders, DARK, 300)
+    image = np.asarray(order_image(*orders))
+    for order, (x, _), bar in zip(orders, sheet.corners, sheet.bars, strict=True):
+        line = image[bar + 1, x : x + sheet.width]
+        assert (line != EMPTY).any(-1).sum() == round(sheet.width * len(order.steps) / 256)
+
+
+def test_the_animation_shows_all_orders_after_equally_many_passes():
+    orders = [drawn(name, (8, 8), 1) for name in ("nar", "raster", "par:4", "maskgit")]
+    frames, sheet = order_frames(*orders), _Sheet(orders, DARK, SIDE_MOVING)
+    assert len(frames) == 64 + 1 and len({frame.size for frame in frames}) == 1
+    for s, frame in enumerate(frames):
+        pixels = np.asarray(frame)
+        for (board, (x, y)), (left, _), bar in zip(sheet.parts, sheet.corners, sheet.bars, strict=True):
+            part = pixels[y : y + board.size[1], x : x + board.size[0]]
+            side = board.pitch - board.gap
+            lit = len(board.order.steps[s]) if s < board.count else 0
+            assert (part == FRONTIER).all(-1).sum() == lit * side**2
+            left_over = sum(map(len, board.order.steps[s + 1 :]))
+            assert (part == EMPTY).all(-1).sum() == left_over * side**2
+            line = pixels[bar + 1, left : left + sheet.width]
+            assert (line != EMPTY).any(-1).sum() == max(1, round(sheet.width * min(s + 1, board.count) / 64))
+            assert bool((line == FRONTIER).all(-1).any()) == (s < board.count)
+    assert not has(frames[-1], FRONTIER)
+
+
+def test_illustrative_orders_are_called_so_in_every_drawing():
+    words = [text.text for text in ET.fromstring(order_svg(*ALL)).iter("{http://www.w3.org/2000/svg}text")]
+    assert words.count("illustrative, seed 0") == 2 and words.count("seed 0") == 1
+    assert "10 passes, up to 256 cells, 680 in all" in words and "256 passes, one cell each" in words
+    assert title(ALL[-1]) == "16x16 decoding order, sjd (illustrative, seed 0)"
+    assert headline(ALL[6]).startswith("16x16 grid, mar (seed 0): 64 steps instead of 256")
+
+
+@pytest.mark.parametrize("orders", [ALL, [SQUARE], [Order((2, 3, 4))]], ids=["all", "one", "video"])
+def test_the_drawing_has_no_script_and_nothing_from_elsewhere(orders):
+    text = order_svg(*orders, theme=LIGHT)
+    root = ET.fromstring(text)
+    tags = {element.tag.partition("}")[2] for element in root.iter()}
+    assert tags == {"svg", "title", "rect", "text"}
+    names = {name for element in root.iter() for name in element.attrib}
+    assert not any(name.startswith("on") or "href" in name or name == "style" for name in names)
+    assert text.count("://") == 1, "the namespace"
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    image = order_image(*orders)
+    assert (width, height) == image.size, "as large as the picture"
+    for box in root.findall("{http://www.w3.org/2000/svg}rect")[1:]:
+        x, y, across, down = (float(box.attrib[name]) for name in ("x", "y", "width", "height"))
+        assert x >= 0 and x + across <= width and y >= 0 and y + down <= height and min(across, down) > 0
+
+
+def objects_of(pdf):
+    """The objects of a PDF, found by its table of places; streams are unpacked."""
+    start = int(re.search(rb"startxref\n(\d+)\n%%EOF\n$", pdf)[1])
+    count = int(re.match(rb"xref\n0 (\d+)\n", pdf[start:])[1])
+    table = pdf[start:].split(b"\n")[2 : 2 + count]
+    assert all(len(line) == 19 for line in table) and table[0] == b"0000000000 65535 f "
+    found = {}
+    for number, line in enumerate(table[1:], 1):
+        body = pdf[int(line[:10]) :]
+        assert body.startswith(b"%d 0 obj\n" % number)
+        body = body[: body.index(b"\nendobj\n")] if b"stream" not in body[:400] else body
+        found[number] = body
+        if match := re.match(rb"\d+ 0 obj\n<< /Length (\d+)[^>]*>>\nstream\n", body):
+            data = body[match.end() : match.end() + int(match[1])]
+            assert body[match.end() + int(match[1]) :].startswith(b"\nendstream\nendobj\n")
+            found[number] = zlib.decompress(data)
+    return found
+
+
+@pytest.mark.parametrize("orders", [ALL, [SQUARE]], ids=["all", "one"])
+def test_the_pdf_holds_each_cell_as_a_rectangle_and_its_font(orders):
+    pdf = order_pdf(*orders, theme=LIGHT)
+    assert pdf.startswith(b"%PDF-1.4\n") and pdf == order_pdf(*orders, theme=LIGHT)
+    found = objects_of(pdf)
+    page = found[4].decode("cp1252")
+    rectangles = re.findall(r"^([\d.]+) ([\d.]+) ([\d.]+) ([\d.]+) re f$", page, re.MULTILINE)
+    image = order_image(*orders)
+    assert tuple(map(float, rectangles[0][2:])) == image.size
+    squares = ET.fromstring(order_svg(*orders)).findall("{http://www.w3.org/2000/svg}rect")[1:]
+    assert len(squares) > sum(order.cells for order in orders)
+    assert rectangles[1:] == [tuple(box.attrib[k] for k in ("x", "y", "width", "height")) for box in squares]
+    assert f"/MediaBox [0 0 {0.75 * image.width:g} {0.75 * image.height:g}]".encode() in found[3]
+    texts = re.findall(r"\((.*?)\) Tj", page)
+    for order in orders:
+        assert (order.name in texts) == (len(orders) > 1)
+    assert ("illustrative, seed 0" in texts) == (len(orders) > 1)
+    assert found[7] == font(1000).font_bytes, "the font is embedded"
+    widths = list(map(int, re.search(rb"/Widths \[([\d ]+)\]", found[5])[1].split()))
+    assert len(widths) == 224 and widths[ord("n") - 32] == round(font(1000).getlength("n"))
+
+
+def test_texts_of_a_pdf_are_escaped():
+    order = Order((2, 2), name=r"a(b)\\")
+    assert rb"a\(b\)\\" in objects_of(order_pdf(order))[8]
 
 
 # --- of a run ------------------------------------------------------------------------------------
@@ -200,8 +334,10 @@ def test_frames_show_the_image_exactly_where_it_is_decoded(sizes, pixels):
     order, image = Order(sizes), noise(size=pixels)
     mosaic = _Mosaic(order, [(image,)])
     final = mosaic.arrange([(image,)])
-    frames = run_frames(order, [(image,)])
-    assert len(frames) == len(order.steps)
+    *frames, last = run_frames(order, [(image,)])
+    assert len(frames) == len(order.steps) and not has(last, FRONTIER)
+    *shown, held = (np.asarray(frame)[: -MARGIN - 40, -MARGIN - mosaic.width :] for frame in (*frames, last))
+    assert np.array_equal(shown[-1], held), "the last frame holds the same picture"
     rows, columns = (1, *sizes)[-2:]
     for s, frame in enumerate(frames):
         shown = np.asarray(frame)
@@ -248,6 +384,91 @@ def test_the_filmstrip_ends_with_the_finished_image():
     assert filmstrip(Order((2, 2)), [(noise(size=(64, 64)),)]).size[0] < strip.size[0]
 
 
+def test_the_filmstrip_begins_with_the_first_step():
+    strip = filmstrip(SQUARE, [(Image.new("RGB", (64, 64), (200, 10, 50)),)])
+    first = strip.crop((0, 0, MARGIN + 192 + 8, strip.height))
+    assert has(first, (200, 10, 50)) == 192 * 192 // 256 and has(first, EMPTY) > 100**2
+    assert not any(has(first, color) for color in step_colors(31))
+
+
+@pytest.mark.parametrize("draw", [lambda *a, **k: run_frames(*a, **k)[-1], filmstrip])
+@pytest.mark.parametrize("order", [SQUARE, CLIP], ids=["image", "video"])
+def test_a_title_stands_above_and_changes_nothing_below(draw, order):
+    clips = [colored_clip() if order is CLIP else (noise(size=(64, 64)),)]
+    plain, titled = draw(order, clips), draw(order, clips, title=("golden retriever", "seed 0", "emoji"))
+    assert titled.size == (plain.width, plain.height + TITLE)
+    assert np.array_equal(np.asarray(titled)[TITLE + MARGIN :], np.asarray(plain)[MARGIN:])
+    head = titled.crop((0, 0, titled.width, MARGIN + TITLE - 8))
+    assert has(head, DARK.text) > 50 and not has(plain.crop((0, 0, plain.width, MARGIN)), DARK.text)
+    size = clips[0][0].size
+    if draw is not filmstrip:
+        assert frame_pixels(order, 1, len(clips[0]), size) == titled.width * titled.height
+
+
+def test_titles_are_cut_where_the_picture_ends_and_keep_seed_and_model():
+    long = fitted(["a red apple on a table " * 9, "seed 4294967295", "nar-xxl-256"], 17, 500)
+    assert long.endswith("… · seed 4294967295 · nar-xxl-256") and long.startswith("a red apple on")
+    assert 440 < text_width(long, 17) <= 500
+    assert fitted(["dog", "seed 0", "emoji"], 17, 500) == "dog · seed 0 · emoji"
+    narrow = fitted(["dog", "seed 0", "a name of a model that is longer than all of the picture"], 17, 200)
+    assert narrow.startswith("dog · seed 0") and narrow.endswith("…") and text_width(narrow, 17) <= 200
+    assert fitted(["x"], 17, 0) == "…"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("café – “déjà vu”", "cafe - “deja vu”"),
+        ("食べ物 apple", "… apple"),
+        ("red\x1b[2J\napple\u202e", "red…[2J apple…"),
+        ("<script>&amp;", "<script>&amp;"),
+    ],
+)
+def test_titles_have_only_letters_of_the_font(text, line):
+    assert fitted([text], 17, 10_000) == line
+
+
+def test_the_light_theme_is_light_everywhere():
+    clips, size = [(noise(size=(64, 64)),)], (64, 64)
+    frames = run_frames(SQUARE, clips, title=["dog"], theme=LIGHT)
+    strip = filmstrip(SQUARE, clips, title=["dog"], theme=LIGHT)
+    sheets = (
+        order_image(SQUARE, theme=LIGHT),
+        order_frames(SQUARE, theme=LIGHT)[5],
+        order_frames(SQUARE, VAR, theme=LIGHT)[5],
+    )
+    for image in (frames[5], strip, *sheets):
+        assert has(image, LIGHT.background) > 0.1 * image.width * image.height
+        assert not any(has(image, color) for color in (EMPTY, FRONTIER, *CHECKER, DARK.muted))
+        ink_of_numbers = has(image, BACKGROUND) + has(image, DARK.text)
+        assert bool(ink_of_numbers) == (image is sheets[0])
+    assert has(frames[5], LIGHT.frontier) and has(frames[5], LIGHT.checker[0]) and has(frames[5], LIGHT.text)
+    assert not has(frames[-1], LIGHT.frontier)
+    assert size == clips[0][0].size
+
+
+@pytest.mark.parametrize("theme", [DARK, LIGHT], ids=["dark", "light"])
+def test_colours_can_be_told_apart_in_every_theme(theme):
+    def contrast(one, other):
+        low, high = sorted(_relative(color) + 0.05 for color in (one, other))
+        return high / low
+
+    assert contrast(theme.text, theme.background) > 12 and contrast(theme.muted, theme.background) > 4.5
+    for color in step_colors(31):
+        assert np.abs(np.subtract(color, theme.frontier)).max() > 80
+        assert np.abs(np.subtract(color, theme.empty)).max() > 50
+        assert contrast(ink(color), color) > 3.5
+    assert np.abs(np.subtract(theme.empty, theme.background)).max() > 10
+
+
+def _relative(color):
+    """Relative luminance of sRGB."""
+    parts = (np.array(color) / 255 + 0.055) / 1.055
+    return float(
+        np.where(np.array(color) > 10, parts**2.4, np.array(color) / 255 / 12.92) @ [0.2126, 0.7152, 0.0722]
+    )
+
+
 def test_what_cannot_be_shown_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         run_frames(SQUARE, [])
@@ -267,8 +488,10 @@ def test_what_cannot_be_shown_is_refused():
 @pytest.mark.parametrize("order", OTHERS, ids=lambda order: order.name)
 def test_every_order_uncovers_its_cells_in_evenly_spaced_steps(order):
     color = (200, 10, 50)
-    frames, steps = run_frames(order, [(Image.new("RGB", (64, 64), color),)]), shown_steps(order, still=False)
+    *frames, last = run_frames(order, [(Image.new("RGB", (64, 64), color),)])
+    steps = shown_steps(order, still=False)
     assert len(frames) == len(steps) == min(len(order.steps), MAX_RUN_FRAMES)
+    assert has(last, color) == 256 * 16 * 16 and not has(last, FRONTIER)
     assert (steps[0], steps[-1]) == (0, len(order.steps) - 1)
     strides = np.diff(steps)
     assert strides.min() >= 1 and strides.max() - strides.min() <= 1
@@ -279,7 +502,7 @@ def test_every_order_uncovers_its_cells_in_evenly_spaced_steps(order):
 def test_an_order_of_a_thousand_steps_is_shown_in_few_frames():
     order = named("raster", (32, 32))
     assert len(shown_steps(order, still=False)) == MAX_RUN_FRAMES
-    assert shown_steps(order, still=True) == [170, 341, 511, 682, 853, 1023]
+    assert shown_steps(order, still=True) == [0, 205, 409, 614, 818, 1023]
     assert len(shown_steps(Order((32, 32)), still=False)) == 63
 
 
@@ -291,7 +514,8 @@ def test_scales_sharpen_the_whole_picture_at_every_step(side, pixels, count):
     def clips(s):
         return [(Image.new("RGB", (pixels, pixels), (100 + s, 10, 20 * k)),) for k in range(count)]
 
-    frames = run_frames(order, clips(9), list(map(clips, range(10))))
+    *frames, last = run_frames(order, clips(9), list(map(clips, range(10))), title=["x"])
+    assert not has(last, FRONTIER) and has(last, (109, 10, 0)) == has(frames[-1], (109, 10, 0))
     assert len(frames) == 10 and frame_pixels(order, count, 1, (pixels, pixels)) == np.prod(frames[0].size)
     areas = [[has(frame, (100 + s, 10, 20 * k)) for k in range(count)] for s, frame in enumerate(frames)]
     assert len({area for step in areas for area in step}) == 1 and areas[0][0] > 180**2
@@ -316,7 +540,8 @@ def cells_by(order, s, t):
 
 
 def test_the_frames_of_a_slice_appear_where_its_cells_are_decoded():
-    frames = run_frames(CLIP, [colored_clip()])
+    *frames, last = run_frames(CLIP, [colored_clip()])
+    assert not has(last, FRONTIER)
     assert len(frames) == len(CLIP.steps) == 10
     whole = has(frames[-1], (200, 0, 50))
     assert whole >= 64**2
@@ -327,7 +552,7 @@ def test_the_frames_of_a_slice_appear_where_its_cells_are_decoded():
 
 
 def test_the_panel_of_a_slice_stands_above_its_frames():
-    frame = np.asarray(run_frames(CLIP, [colored_clip()])[-1])
+    frame = np.asarray(run_frames(CLIP, [colored_clip()])[-2])
     board = (frame == FRONTIER).all(-1) | np.isin(frame, step_colors(10)).all(-1)
     panels = np.flatnonzero(board[:-60].any(0))  # without the line that says the step
     starts = panels[np.flatnonzero(np.diff(panels, prepend=-99) > 10)]
@@ -338,6 +563,22 @@ def test_the_panel_of_a_slice_stands_above_its_frames():
         end = [*starts[1:], frame.shape[1]][f // 2]
         assert starts[f // 2] <= left < right < end
         assert at[:, 0].min() > np.argwhere(board[:-60])[:, 0].max()
+
+
+@pytest.mark.parametrize(("clips", "size"), [(1, (64, 64)), (1, (24, 24)), (4, (64, 64)), (2, (300, 200))])
+@pytest.mark.parametrize("sizes", [(4, 4, 4), (4, 16, 16), (1, 8, 8)])
+def test_the_frames_of_a_slice_are_as_wide_as_its_grid(sizes, clips, size):
+    order, clip = Order(sizes), colored_clip(frames=4 * sizes[0], size=size)
+    frame = np.asarray(run_frames(order, [clip] * clips)[-1])
+    grid = np.any([(frame == color).all(-1) for color in step_colors(len(order.steps))], axis=0)[:-60]
+    ends = np.flatnonzero(grid.any(0))
+    spans = np.split(ends, np.flatnonzero(np.diff(ends) > 10) + 1)
+    assert len(spans) == sizes[0]
+    for t, span in enumerate(spans):
+        colors = [image.getpixel((0, 0)) for image in clip[4 * t : 4 * t + 4]]
+        inside = np.flatnonzero(np.any([(frame == color).all(-1) for color in colors], axis=0)[:-60].any(0))
+        inside = inside[(inside >= span[0]) & (inside <= span[-1])]
+        assert abs((inside[-1] - inside[0]) - (span[-1] - span[0])) <= 4
 
 
 def test_four_clips_are_shown_each_in_a_row():
@@ -351,6 +592,7 @@ def test_four_clips_are_shown_each_in_a_row():
 def test_clips_of_holistic_tokens_are_never_hidden():
     partials = [[colored_clip(100 + s)] for s in range(10)]
     frames = run_frames(CLIP, [colored_clip()], partials, holistic=True)
+    assert not has(frames.pop(), FRONTIER)
     areas = [has(frame, (100 + s, 0, 50)) for s, frame in enumerate(frames)]
     assert areas[0] == areas[-1] >= 64**2
     assert not any(has(frame, CHECKER[0]) for frame in frames)

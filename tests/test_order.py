@@ -23,6 +23,7 @@ from narcli.order import (
     scales,
     zipar,
 )
+from narcli.order.sketches import Sketch, drawn, masked_counts, permutation
 
 grids = st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple)
 
@@ -352,3 +353,83 @@ def test_predecessors_are_what_is_fed():
 def test_regions_that_do_not_divide_the_grid_are_refused(sizes, count):
     with pytest.raises(UsageError, match="regions"):
         regions(sizes, count)
+
+
+# --- orders that are only drawn -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", GOLDEN["mar"], ids=lambda case: f"{case['grid'][0]}-{case['num_iter']}")
+def test_mar_decodes_the_permutation_of_its_released_code_from_the_end(case):
+    sizes, seed = tuple(case["grid"]), case["numpy_seed"]
+    assert permutation(prod(sizes), seed) == case["permutation"]
+    order = drawn(f"mar:{case['num_iter']}", sizes, seed)
+    assert list(order.step_of) == case["step_of"]
+    assert (order.seed, order.illustrative, order.note) == (seed, False, f"seed {seed}")
+
+
+@pytest.mark.parametrize("case", GOLDEN["masked_counts"])
+def test_masked_orders_decode_the_cells_of_the_cosine_schedule(case):
+    cells, steps = map(int, case.split("/"))
+    assert masked_counts(cells, steps) == GOLDEN["masked_counts"][case]
+    if (side := round(cells**0.5)) ** 2 == cells:
+        for kind in ("mar", "maskgit"):
+            order = drawn(f"{kind}:{steps}", (side, side), 3)
+            assert list(map(len, order.steps)) == GOLDEN["masked_counts"][case]
+
+
+@given(st.integers(1, 300), st.data())
+def test_each_masked_step_decodes_a_cell_and_none_is_left(cells, data):
+    steps = data.draw(st.integers(1, cells))
+    counts = masked_counts(cells, steps)
+    assert (len(counts), sum(counts), min(counts) >= 1) == (steps, cells, True)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["mar", "maskgit", "sjd"]),
+)
+def test_every_sketch_has_every_cell_once_and_is_that_of_its_seed(rows, columns, seed, name):
+    order = drawn(name, (rows, columns), seed)
+    assert isinstance(order, Sketch) and all(order.steps)
+    assert sorted(order.generation) == list(range(rows * columns))
+    assert order == drawn(name, (rows, columns), seed)
+    assert order.illustrative == (name != "mar") == order.note.startswith("illustrative")
+    assert "predecessors" not in order_rows(order)[0]
+    if name == "sjd":
+        assert list(order.generation) == list(range(rows * columns)) and order.widest <= 16
+
+
+def test_defaults_of_sketches_are_those_of_the_released_settings():
+    steps = {
+        name: [len(drawn(name, (side, side)).steps) for side in (4, 16, 32)] for name in ("mar", "maskgit")
+    }
+    assert steps == {"mar": [16, 64, 64], "maskgit": [8, 8, 12]}
+    assert drawn("sjd", (16, 16), 1).steps != drawn("sjd", (16, 16), 2).steps
+
+
+def test_other_names_are_those_of_orders():
+    assert drawn("zipar:2", (4, 5), 7) == zipar((4, 5), 2) and drawn("nar", (2, 3, 4)) == Order((2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "message", "hint"),
+    [
+        ("mar:17", (4, 4), "mar:17 decodes the grid 4x4 in 17 steps, expected 1 to 16", "at least one cell"),
+        ("maskgit:0", (4, 4), "in 0 steps, expected 1 to 16", "at least one cell"),
+        ("mar", (4, 16, 16), "MAR does not decode the grid 4x16x16", "two axes"),
+        ("maskgit", (9,), "MaskGIT does not decode the grid 9", "two axes"),
+        ("sjd", (1, 1, 1), "SJD does not decode the grid 1x1x1", "two axes"),
+        ("mar", (0, 4), "'0x4' has no decoding order", "16x16"),
+        ("mar:x", (4, 4), "no order 'mar:x'", "mar:64"),
+        ("sjd:4", (4, 4), "no order 'sjd:4'", "sjd takes none"),
+        ("spiral", (4, 4), "no order 'spiral'", "nar, raster, zipar:8, par:4, var, mar, maskgit, sjd"),
+        ("zipar:9", (4, 4), "window is 9", "raster order"),
+    ],
+)
+def test_sketches_refuse_with_the_value_and_what_to_do(name, sizes, message, hint):
+    with pytest.raises(UsageError) as raised:
+        drawn(name, sizes)
+    assert message in raised.value.message and hint in raised.value.hint

@@ -249,7 +249,7 @@ def test_a_pipeline_makes_pictures_that_get_sharper_scale_by_scale(pipeline):
     for index, result in enumerate(results):
         assert len(set(shown[index])) == 4 and shown[index][-1] == result.image.tobytes()
     clips = [result.frames for result in results]
-    assert len(run_frames(pipeline.order, clips, partials, holistic=True)) == 4
+    assert len(run_frames(pipeline.order, clips, partials, holistic=True)) == 4 + 1
 
 
 def test_a_smoothed_picture_gets_sharper_scale_by_scale_too(pipeline):

@@ -202,7 +202,8 @@ def _files(files: Files, tokenizer: TokenizerConfig, order: Order, batch_size: i
         decoded = files.partials or tokenizer.holistic or order.has_scales
         partials = RGB * pixels * frames * shown * steps * decoded
         one = frame_pixels(order, shown, frames, (width, height))
-        kinds = {"gif": (GIF * steps + COLORS) * one, "mp4": RGB * one * steps + _ffmpeg(one, steps)}
+        drawn = steps + 1  # the last one twice, without anything bright
+        kinds = {"gif": (GIF * drawn + COLORS) * one, "mp4": RGB * one * drawn + _ffmpeg(one, drawn)}
         writing.append(partials + kinds.get(files.frontier, RGB * one))
     if files.sheet:
         kept = files.samples

@@ -15,7 +15,7 @@ from .report import Session
 #: Options of ``image`` and ``video`` that do not change the tokens.
 _DECODING = {
     "tokenizer", "device", "dtype", "frames", "fps", "format", "quality", "scale", "frontier",
-    "frontier_mode", "output", "no_metadata", "overwrite", "as_json", "quiet", "offline", "yes",
+    "frontier_mode", "theme", "output", "no_metadata", "overwrite", "as_json", "quiet", "offline", "yes",
 }  # fmt: skip
 _TOKENS = Annotated[
     list[Path], typer.Argument(metavar="TOKENS...", parser=expand, help="Files that --save-tokens wrote.")

@@ -33,6 +33,13 @@ class FrontierFormat(str, Enum):
     none = "none"
 
 
+class Theme(str, Enum):
+    """Colours of a picture; ``light`` is for papers."""
+
+    dark = "dark"
+    light = "light"
+
+
 class FrontierMode(str, Enum):
     """Uncover the finished picture cell by cell, or decode the tokens known after each step."""
 
@@ -235,6 +242,9 @@ FrontierModeOption = Annotated[
         help="Uncover the finished picture, or decode the tokens of every step.",
         show_default="reveal",
     ),
+]
+ThemeOption = Annotated[
+    Theme | None, typer.Option(help="Colours of the frontier; light is for papers.", show_default="dark")
 ]
 Grid = Annotated[bool, typer.Option("--grid", help="Also write a contact sheet of all pictures.")]
 Labels = Annotated[

@@ -11,9 +11,8 @@ import typer
 from ..errors import NarError, UsageError
 from ..media.metadata import SCHEMA, runs_of
 from ..media.textfiles import expand
-from ..order import NAR
 from ..runs import repeat
-from ..runs.orders import default_name, shown, write_order
+from ..runs.orders import about_orders, default_name, shown_of, write_orders
 from ..runs.orders import document as order_document
 from ..runs.subjects import require
 from . import rows
@@ -35,7 +34,7 @@ _SAMPLES = (
     "seed",
     "sweep",
 )  # options that make other samples
-_ORDER = {"output", "overwrite", "as_json", "quiet"}  # options of a picture of an order
+_ORDER = {"output", "theme", "overwrite", "as_json", "quiet"}  # options of a picture of an order
 _FILES = Annotated[
     list[Path],
     typer.Argument(
@@ -94,8 +93,7 @@ def rerun(files: list[Path], verify: bool, **chosen: Any) -> None:
 def _recipe(path: Path, about: About, trust: Trust, given: Sequence[str]) -> Recipe | None:
     """Make the recipe of a file, overridden by options; None for a file of ``visualize-order``."""
     if about.get("command") == "visualize-order":
-        require(path, about, "grid")
-        shown(about.get("order", NAR), tuple(about["grid"]))
+        shown_of(path, about)
         if other := [name for name in given if name not in _ORDER]:
             raise UsageError(f"{path} shows an order, to which `{other[0]}` does not apply.", "Drop it.")
         return None
@@ -124,14 +122,22 @@ def _verify(path: Path, before: Sequence[Recorded], run: Finished, session: Sess
 
 def _draw_order(path: Path, about: About, chosen: Mapping[str, Any], session: Session) -> None:
     """Write a picture of ``visualize-order`` again."""
-    order = shown(about.get("order", NAR), tuple(about["grid"]))
-    name = f"{default_name(order)}{path.suffix.lower()}"
+    orders, theme = shown_of(path, about), about.get("theme", "dark")
+    if chosen["theme"] is not None:
+        theme = chosen["theme"].value
+    name = f"{default_name(orders)}{path.suffix.lower()}"
     output = chosen["output"] or name
     if output.endswith("/") or expand(output).is_dir():
         output = f"{output.rstrip('/')}/{name}"
-    made = write_order(order, output, overwrite=chosen["overwrite"], reserved=session.files)
+    made = write_orders(
+        orders,
+        output,
+        theme=theme,
+        overwrite=chosen["overwrite"],
+        reserved=session.files,
+    )
     session.files.append(made)
     if not session.as_json:
         session.console.result(made)
-    about = {"schema": SCHEMA, "command": "visualize-order"}
-    session.documents.append(about | order_document(order, with_cells=False) | {"file": str(made)})
+    about = {"schema": SCHEMA, **about_orders(orders, theme)}
+    session.documents.append(about | order_document(orders, with_cells=False) | {"file": str(made)})

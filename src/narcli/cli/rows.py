@@ -70,6 +70,7 @@ ROWS = (
     Row("scale", options.Scale, None, OUTPUT),
     Row("frontier", options.Frontier, None, OUTPUT),
     Row("frontier_mode", options.FrontierModeOption, None, OUTPUT),
+    Row("theme", options.ThemeOption, None, OUTPUT),
     Row("grid", options.Grid, False, OUTPUT, IMAGE),
     Row("labels", options.Labels, False, OUTPUT, IMAGE),
     Row("save_tokens", options.SaveTokens, False, OUTPUT),

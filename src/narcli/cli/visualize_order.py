@@ -13,11 +13,13 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
-from ..order import NAMES, NAR, Order, parse_grid
-from ..runs.orders import document, shown, write_order
-from ..viz.style import EMPTY, FRONTIER, RGB, caption, headline, plane_names, step_colors
+from ..order import NAR, Schedule, parse_grid
+from ..order.sketches import DRAWN_NAMES
+from ..runs.orders import document, shown, write_orders
+from ..settings import check_seeds
+from ..viz.style import EMPTY, FRONTIER, caption, facts, headline, label, plane_names, step_colors
 from .console import Console, has_color, is_terminal
-from .options import Json, Overwrite, Quiet
+from .options import Json, Overwrite, Quiet, Theme
 
 SECONDS = 3.0  # the longest animation in a terminal
 
@@ -26,39 +28,64 @@ def visualize_order(
     grid: Annotated[
         str, typer.Option("--grid", "-g", metavar="SIZES", help="Token grid, such as 16x16 or 4x16x16.")
     ] = "16x16",
-    order: Annotated[str, typer.Option(metavar="NAME", help=f"Decoding order: {NAMES}.")] = NAR,
+    order: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME,NAME,...", help=f"Decoding orders, side by side: {DRAWN_NAMES}; may be repeated."
+        ),
+    ] = [NAR],  # noqa: B006 (Typer takes a list)
+    seed: Annotated[int | None, typer.Option(help="Seed of mar, maskgit and sjd.", show_default="0")] = None,
+    theme: Annotated[
+        Theme | None, typer.Option(help="Colours; light is for papers.", show_default="dark")
+    ] = None,
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write a .png, .gif, .mp4, .svg, .json or .csv."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write a .png, .gif, .mp4, .svg, .pdf, .json or .csv."
+        ),
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show the order in which a token grid is decoded."""
-    if overwrite and output is None:
-        raise UsageError("--overwrite needs a file to write.", "Add --output FILE.")
+    """Show the decoding order of a token grid, or several side by side.
+
+    The orders of maskgit and sjd depend on a model too: they are drawn from the seed, and called
+    illustrative.
+    """
+    if output is None:
+        for name, given in (("overwrite", overwrite), ("theme", theme)):
+            if given:
+                raise UsageError(f"`{name}` needs a file to write.", "Add `output=FILE`.")
     sizes = parse_grid(grid)
-    chosen = shown(order, sizes)
+    check_seeds(seed, 1)
+    orders = shown([name.strip() for names in order for name in names.split(",")], sizes, seed or 0)
+    if seed is not None and not any(each.note for each in orders):
+        raise UsageError("`seed` is for mar, maskgit and sjd.", "Drop it, or show one of them.")
     console = Console(quiet)
-    path = None if output is None else write_order(chosen, output, overwrite=overwrite)
+    path = None
+    if output is not None:
+        path = write_orders(orders, output, theme=theme.value if theme else "dark", overwrite=overwrite)
     if as_json:
-        console.json(document(chosen, with_cells=path is None) | ({"file": str(path)} if path else {}))
+        console.json(document(orders, with_cells=path is None) | ({"file": str(path)} if path else {}))
     elif path is not None:
-        console.note(headline(chosen))
+        for each in orders:
+            console.note(headline(each) if len(orders) == 1 else f"{label(each)}: {facts(each)}")
         console.result(path)
+    elif len(orders) > 1:
+        console.table([(each.name, facts(each), each.note) for each in orders])
     elif is_terminal(sys.stdout) and not quiet:
-        animate(chosen)
-        console.result(headline(chosen))
+        animate(orders[0])
+        console.result(headline(orders[0]))
     else:
-        for line in plain_lines(chosen):
+        for line in plain_lines(orders[0]):
             console.result(line)
 
 
 # --- text ----------------------------------------------------------------------------------------
 
 
-def plain_lines(order: Order) -> Iterator[str]:
+def plain_lines(order: Schedule) -> Iterator[str]:
     """Lines of plain text: the step of each cell, then every step; neither where it is one after another."""
     yield headline(order)
     width = len(str(len(order.steps)))
@@ -72,7 +99,7 @@ def plain_lines(order: Order) -> Iterator[str]:
             yield caption(order, s)
 
 
-def _rows_of(order: Order, index: int) -> list[tuple[int, ...]]:
+def _rows_of(order: Schedule, index: int) -> list[tuple[int, ...]]:
     """Steps of the cells of a panel, row by row."""
     rows, columns = order.planes[index]
     start = order.starts[index]
@@ -82,7 +109,7 @@ def _rows_of(order: Order, index: int) -> list[tuple[int, ...]]:
 # --- a terminal ----------------------------------------------------------------------------------
 
 
-def animate(order: Order) -> None:
+def animate(order: Schedule) -> None:
     """Draw each step over the one before; a large grid is shown at a whole fraction.
 
     A terminal that is too small even for that gets no animation.
@@ -121,7 +148,7 @@ Square = tuple[int, int]  # the first and the last step of the cells that it sta
 Cells = list[list[Square | None]]  # None between panels, and below those that are lower than others
 
 
-def _layout(order: Order, columns: int, lines: int, color: bool) -> tuple[Cells, tuple[int, int], int]:
+def _layout(order: Schedule, columns: int, lines: int, color: bool) -> tuple[Cells, tuple[int, int], int]:
     """Fit the panels: their squares, (columns a square, squares a line), and cells along a square's side."""
     every = 1
     while True:
@@ -149,7 +176,7 @@ def _bands(widths: Sequence[int], room: int) -> list[list[int]]:
     return bands
 
 
-def _cells(order: Order, bands: Sequence[Sequence[int]], every: int) -> Cells:
+def _cells(order: Schedule, bands: Sequence[Sequence[int]], every: int) -> Cells:
     result: Cells = []
     for band in bands:
         if result:
@@ -164,7 +191,7 @@ def _cells(order: Order, bands: Sequence[Sequence[int]], every: int) -> Cells:
     return result
 
 
-def _squares(order: Order, index: int, every: int) -> Cells:
+def _squares(order: Schedule, index: int, every: int) -> Cells:
     """Join the cells of a panel to squares of ``every`` cells a side."""
     rows = _rows_of(order, index)
     result: Cells = []
@@ -182,13 +209,14 @@ def _draw(cells: Cells, s: int, steps: int, across: int, down: int, color: bool)
             marks = (" " if n is None else "." if n[0] > s else "#" if n[1] >= s else "+" for n in row)
             yield "".join(mark * across for mark in marks)
         return
-    colors = step_colors(steps)
+    colors, empty, frontier = _palette(steps)
 
     def paint(square: Square | None, ground: int) -> str:
         if square is None:
             return f"\x1b[{ground + 1}m"
         first, last = square
-        return _color_code(EMPTY if first > s else FRONTIER if last >= s else colors[first], ground)
+        color = empty if first > s else frontier if last >= s else colors[first]
+        return f"\x1b[{ground};{color}m"
 
     for top in range(0, len(cells), down):
         row, below = cells[top], cells[top + 1] if down == 2 and top + 1 < len(cells) else []
@@ -206,11 +234,14 @@ def _draw(cells: Cells, s: int, steps: int, across: int, down: int, color: bool)
         yield line + "\x1b[0m"
 
 
-def _color_code(color: RGB, ground: int) -> str:
-    """Set the foreground (38) or background (48), in the nearest of 256 colours where that is the limit."""
+#: Ramp, empty and frontier of terminals with 256 colours: the nearest would not grow lighter evenly.
+RAMP_256, EMPTY_256, FRONTIER_256 = (54, 55, 56, 26, 32, 38, 43, 79, 115), 235, 221
+
+
+def _palette(steps: int) -> tuple[list[str], str, str]:
+    """Colour codes of each step, of empty cells and of the frontier, as the terminal takes them."""
     if os.environ.get("COLORTERM", "").lower() in ("truecolor", "24bit"):
-        return f"\x1b[{ground};2;{color[0]};{color[1]};{color[2]}m"
-    r, g, b = (0 if c < 48 else 1 if c < 115 else (c - 35) // 40 for c in color)
-    gray = max(color) - min(color) < 20
-    index = 232 + min(23, max(0, (color[0] - 3) // 10)) if gray else 16 + 36 * r + 6 * g + b
-    return f"\x1b[{ground};5;{index}m"
+        true = [f"2;{r};{g};{b}" for r, g, b in (*step_colors(steps), EMPTY, FRONTIER)]
+        return true[:-2], true[-2], true[-1]
+    ramp = [f"5;{RAMP_256[s * len(RAMP_256) // steps]}" for s in range(steps)]
+    return ramp, f"5;{EMPTY_256}", f"5;{FRONTIER_256}"

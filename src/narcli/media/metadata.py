@@ -18,6 +18,7 @@ from typing import Any
 
 from ..errors import CheckpointError, UsageError
 from ..order import NAME
+from ..order.sketches import SKETCH
 from ..rules import Rule, check, number, one_of, sizes_of, whole
 from ..settings import MAX_SAMPLES, MAX_SWEPT, SEEDS, GivenFrames, SamplingSettings, parse_sweep
 
@@ -136,6 +137,8 @@ _SECONDS: Rule = (
     "an object of numbers",
     lambda v: isinstance(v, dict) and all(map(number(0, 1e9)[1], v.values())),
 )
+_ORDER = _matching(f"{NAME}|{SKETCH}", "the name of an order")
+_THEME = one_of("dark", "light")
 _ANY: Rule = ("anything", lambda v: True)
 _TRUE: Rule = ("true", lambda v: v is True)
 
@@ -169,9 +172,14 @@ RUN = (
     Field("grid", sizes_of(3, 4096, MAX_GRID), "sizes of the token grid"),
     Field(
         "order",
-        _matching(NAME, "the name of an order"),
+        _ORDER,
         "decoding order of the tokens; `nar` where it is missing",
         ("order",),
+    ),
+    Field(
+        "orders",
+        _list_of(_ORDER),
+        "orders that a picture of `narcli visualize-order` shows side by side",
     ),
     Field("steps", whole(1, MAX_GRID), "decoding steps"),
     Field("device", one_of("cpu", "cuda", "mps"), "where the model ran", ("device",)),
@@ -193,6 +201,7 @@ RUN = (
         _object("an object of names", {"narcli": _NAME, "device": _NAME, "dtype": _NAME}),
         "what turned saved tokens into this file, where `narcli decode` did",
     ),
+    Field("theme", _THEME, "colours of a picture of `narcli visualize-order`; dark where it is missing"),
     Field(
         "measured", _ANY, "the measurements behind a chart of `narcli bench` or a sheet of `narcli compare`"
     ),
@@ -236,9 +245,10 @@ _ALL = (
         _object(
             "an object with format and mode",
             {"format": one_of("gif", "mp4", "png"), "mode": one_of("reveal", "decode")},
+            {"theme": _THEME},
         ),
-        "picture of the decoding frontier",
-        ("frontier", "frontier_mode"),
+        "picture of the decoding frontier, with its `theme` if it is light",
+        ("frontier", "frontier_mode", "theme"),
     ),
     Field("contact_sheet", _TRUE, "all pictures on a sheet", ("grid",)),
     Field("labels", _TRUE, "class or prompt, and seed, above each picture of it", ("labels",)),

@@ -42,6 +42,7 @@ CHOICES: Mapping[str, tuple[str | None, ...]] = {
     "text_dtype": (None, *DTYPES),
     "frontier": ("gif", "mp4", "png", "none"),
     "frontier_mode": (None, "reveal", "decode"),
+    "theme": (None, "dark", "light"),
     "format": (None, *FORMATS),
 }
 PARTS = ("model", "tokenizer", "text_encoder")  # files of a model, in metadata
@@ -105,6 +106,7 @@ class Recipe:
         frontier: picture of the decoding frontier: ``gif``, ``mp4``, ``png`` (a filmstrip) or ``none``; None
             is ``none`` with a sweep, else ``gif``.
         frontier_mode: ``reveal`` uncovers the finished picture, ``decode`` decodes the tokens of every step.
+        theme: colours of the frontier: ``dark``, which None is, or ``light``.
         sheet: also write a contact sheet of all pictures.
         labels: write class or prompt, and seed, above each picture of the contact sheet.
         scale: factor that enlarges pictures, 1 to 16; None enlarges small ones up to 256 pixels.
@@ -148,6 +150,7 @@ class Recipe:
     text_dtype: str | None = None
     frontier: Literal["gif", "mp4", "png", "none"] | None = None
     frontier_mode: Literal["reveal", "decode"] | None = None
+    theme: Literal["dark", "light"] | None = None
     sheet: bool = False
     labels: bool = False
     scale: int | None = None
@@ -221,10 +224,11 @@ class Recipe:
         self._check_sheets()
         if self.scale is not None:
             check_scale(self.scale)
-        if self.frontier_mode is not None and self.frontier == "none":
-            raise UsageError(
-                "`frontier_mode` goes with a frontier, and `frontier` is none.", "Drop one of them."
-            )
+        for name in ("frontier_mode", "theme"):
+            if getattr(self, name) is not None and self.frontier == "none":
+                raise UsageError(
+                    f"`{name}` goes with a frontier, and `frontier` is none.", "Drop one of them."
+                )
         for name, expected in CHOICES.items():
             if getattr(self, name) not in expected:
                 words = ", ".join(value for value in expected if value is not None)
@@ -309,15 +313,15 @@ class Recipe:
         about["sampling"] = self.sampling
         if self.frontier != "none":
             about["frontier"] = {"format": self.frontier}
-            if self.frontier_mode is not None:
-                about["frontier"]["mode"] = self.frontier_mode
+            told = {"mode": self.frontier_mode, "theme": self.theme}
+            about["frontier"] |= {name: value for name, value in told.items() if value is not None}
         if self.sheet:
             about["contact_sheet"] = True
         if self.ranges:
             about["sweep"] = {name: list(values) for name, values in self.ranges.items()}
-        told = {"kind", *SUBJECTS, "pins", "frontier", "frontier_mode", "sheet", "sweep"}
-        told |= {*PARTS, *SAMPLING}
-        rest = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in told}
+        named = {"kind", *SUBJECTS, "pins", "frontier", "frontier_mode", "theme", "sheet", "sweep"}
+        named |= {*PARTS, *SAMPLING}
+        rest = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in named}
         plain = {each.name: each.default for each in fields(self)}
         about |= {"pins": dict(self.pins)} if self.pins else {}
         return about | {name: value for name, value in rest.items() if value != plain[name]}
@@ -351,16 +355,17 @@ class Recipe:
                 *_, seed, num = subject_of(about, where)
         made |= {"kind": about["kind"], "seed": seed, "num": num, "sheet": about.get("contact_sheet", False)}
         frontier = about.get("frontier", {"format": "none"})
-        made |= {"frontier": frontier["format"], "frontier_mode": frontier.get("mode")}
-        if given.get("frontier") == "none":
-            made["frontier_mode"] = None
+        shown = {"frontier_mode": frontier.get("mode"), "theme": frontier.get("theme")}
+        if given.get("frontier") == "none" or given.get("sweep"):
+            shown = dict.fromkeys(shown)
+        made |= {"frontier": frontier["format"], **shown}
         if given.get("sweep"):
-            made |= {"sheet": False, "labels": False, "frontier": "none", "frontier_mode": None}
+            made |= {"sheet": False, "labels": False, "frontier": "none"}
         if "model" not in given:
             made |= _parts(about, given)
         if not {"model", "dtype", "text_encoder"} & set(given):
             made["text_dtype"] = about.get("text_encoder", {}).get("dtype")
-        names = {each.name for each in fields(cls)} - {*PARTS, "frontier", *SUBJECTS}
+        names = {each.name for each in fields(cls)} - {*PARTS, "frontier", "theme", *SUBJECTS}
         plain = {name: about[name] for name in names if name in about}
         exact = {name: about[name] for name in ("revision", "pins", "text_dtype") if name in about}
         if "model" in given and not about.get("order", "").startswith("zipar"):

@@ -22,6 +22,7 @@ from .filenames import check_fit, format_of, suffix_of
 from .orders import write_animation
 from .recipe import Recipe
 from .sheets import draw_sheet
+from .subjects import title_of
 
 if TYPE_CHECKING:
     from ..decoding import Clip, Decodes
@@ -284,6 +285,7 @@ class Sinks:
         """Write the picture of the frontier and return its path."""
         from ..media.writers import write_png
         from ..viz import frontier
+        from ..viz.style import THEMES
 
         order, over = self.decoder.order, self.recipe.overwrite
         holistic = self.decoder.tokenizer.config.holistic
@@ -303,12 +305,16 @@ class Sinks:
         if not self.recipe.no_metadata:
             about = self._about_all() | self._about_frontier()
         clips = [result.frames for result in shown]
+        title = () if about is None else title_of(self.samples[: len(shown)], self.common["model"]["name"])
+        theme = THEMES[self.recipe.theme or "dark"]
         with self.clock.timed("write"):
             if self.recipe.frontier == "png":
-                strip = frontier.filmstrip(order, clips, partials, holistic=holistic)
+                strip = frontier.filmstrip(
+                    order, clips, partials, holistic=holistic, title=title, theme=theme
+                )
                 return write_png(path, strip, about, overwrite=over)
-            frames = frontier.run_frames(order, clips, partials, holistic=holistic)
-            return write_animation(path, order, frames, about, overwrite=over)
+            frames = frontier.run_frames(order, clips, partials, holistic=holistic, title=title, theme=theme)
+            return write_animation(path, [order], frames, about, overwrite=over)
 
     def _kept_samples(self) -> int:
         """Return the number of samples to keep in memory for frontier and contact sheet."""
@@ -322,7 +328,8 @@ class Sinks:
         """Return metadata of the frontier; empty without one."""
         if self.recipe.frontier == "none":
             return {}
-        return {"frontier": {"format": self.recipe.frontier, "mode": self._mode}}
+        theme = {"theme": self.recipe.theme} if self.recipe.theme not in (None, "dark") else {}
+        return {"frontier": {"format": self.recipe.frontier, "mode": self._mode, **theme}}
 
     def _samples_of_each(self) -> int:
         return self.samples[-1].seed - self.samples[0].seed + 1

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..classes import ClassEntry
 from ..errors import CheckpointError, UsageError
 from ..media.metadata import given_of
 from ..prompts import Prompt, parse_prompt
-from ..settings import GivenFrames, points_of
+from ..settings import GivenFrames, Sample, points_of
 
+TITLED = 3  # classes, prompts or clips that a title names
 SUBJECTS = ("classes", "prompts", "frames_from")  # fields of a recipe that say what to make
 
 
@@ -22,6 +24,20 @@ def require(where: object, about: Mapping[str, Any], *names: str) -> None:
     for name in names:
         if name not in about:
             raise CheckpointError(f"{where} does not say its {name}.", "Get the original file again.")
+
+
+def title_of(samples: Sequence[Sample], model: str) -> tuple[str, str, str]:
+    """Return words on samples for people: what they are of, their seeds, and their model's name.
+
+    A class has the model's name, as metadata of several samples do not tell what it was asked for as.
+    """
+    each = (sample.entry for sample in samples)
+    named = (entry.name if isinstance(entry, ClassEntry) else str(entry) for entry in each)
+    entries = list(dict.fromkeys(named))
+    what = ", ".join(entries[:TITLED]) + (f" and {more} more" if (more := len(entries[TITLED:])) else "")
+    seeds = [sample.seed for sample in samples]
+    first, last = min(seeds), max(seeds)
+    return what, f"seed {first}" if first == last else f"seeds {first} to {last}", model
 
 
 def subject_of(about: Mapping[str, Any], where: object) -> tuple[str, list[Any], int | None, int]:

@@ -1,132 +1,31 @@
-"""Pictures of an order, and the canvas that frontiers are drawn on."""
+"""The token grid as a board of squares, and the canvas that frontiers are drawn on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from html import escape
 from itertools import pairwise
 from math import ceil, sqrt
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from ..order import Order
-from .style import (
-    BACKGROUND,
-    EMPTY,
-    FRONTIER,
-    MUTED,
-    RGB,
-    TEXT,
-    caption,
-    comparison,
-    hexadecimal,
-    luminance,
-    plane_names,
-    step_colors,
-    title,
-)
+from ..order import Order, Schedule
+from .style import DARK, RGB, Theme, caption, ink, plane_names, step_colors
+from .vector import Box, Words, fitted, write
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
-
-
 Map = npt.NDArray[np.int64]  # (height, width)
 
-
 MARGIN = 24  # pixels around and between the parts of a picture
-
-
 SPACE = 12  # pixels between parts that stand one above the other
+TITLE = 30  # pixels of a title's line
 
 
-MAX_FRAMES = 200  # of an animation of the order; larger grids skip steps
-
-
-def order_image(order: Order) -> Image.Image:
-    """Draw the step of each cell as a colour, with its number if it fits."""
-    board = _Board(order, width=960, height=960, largest=40)
-    colors = step_colors(len(order.steps))
-    canvas = _Canvas([board.pixels(colors)], head=54, foot=40, least=_text_width(comparison(order), 14))
-    image = canvas.image()
-    draw = ImageDraw.Draw(image)
-    draw.text((MARGIN, MARGIN - 5), title(order), TEXT, _font(22))
-    draw.text((MARGIN, MARGIN + 26), comparison(order), MUTED, _font(14))
-    board.draw_labels(draw, canvas.places[0], colors)
-    _draw_legend(image, draw, colors)
-    return image
-
-
-def order_frames(order: Order) -> list[Image.Image]:
-    """Draw the board at each step, the frontier bright; at most ``MAX_FRAMES``, with the last step."""
-    steps = len(order.steps)
-    board = _Board(order, width=800 if order.has_scales else 480, height=480, largest=26)
-    canvas = _Canvas(
-        [board.pixels([EMPTY] * steps)], foot=50, least=_text_width(caption(order, steps - 1), 15)
-    )
-    frames = []
-    for s in spread_steps(order, MAX_FRAMES):
-        canvas.put(0, board.at(s))
-        frames.append(canvas.image(order, s))
-        board.draw_labels(ImageDraw.Draw(frames[-1]), canvas.places[0], None)
-    return frames
-
-
-def spread_steps(order: Order, most: int) -> list[int]:
-    """Choose at most ``most`` evenly spaced steps, the first and the last among them; all if they are few."""
-    steps = len(order.steps)
-    chosen: list[int] = np.unique(np.linspace(0, steps - 1, min(steps, most)).round().astype(int)).tolist()
+def spread(count: int, most: int) -> list[int]:
+    """Choose at most ``most`` evenly spaced numbers below ``count``, with the first and the last."""
+    chosen: list[int] = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
     return chosen
-
-
-def order_svg(order: Order) -> str:
-    """Draw the order as SVG; hovering over a cell shows its step and predecessors."""
-    board = _Board(order, width=960, height=960, largest=40)
-    colors = list(map(hexadecimal, step_colors(len(order.steps))))
-    dark = [luminance(color) > 0.5 for color in step_colors(len(order.steps))]
-    height, width = board.cells.shape
-    side = board.pitch - board.gap
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {max(width, 480) + 2 * MARGIN} '
-        f'{height + 54 + 2 * MARGIN}" font-family="system-ui, sans-serif">',
-        f"<title>{title(order)}: {escape(comparison(order))}</title>",
-        f'<rect width="100%" height="100%" fill="{hexadecimal(BACKGROUND)}"/>',
-        f'<text x="{MARGIN}" y="{MARGIN + 16}" font-size="22" fill="{hexadecimal(TEXT)}">'
-        f"{title(order)}</text>",
-        f'<text x="{MARGIN}" y="{MARGIN + 38}" font-size="14" fill="{hexadecimal(MUTED)}">'
-        f"{escape(comparison(order))}</text>",
-        f'<g transform="translate({MARGIN} {MARGIN + 54})" text-anchor="middle" '
-        f'font-size="{round(side * 0.42, 1)}">',
-    ]
-    for x, y, label in board.labels:
-        parts.append(
-            f'<text x="{x}" y="{y - 7}" font-size="13" text-anchor="start" fill="{hexadecimal(MUTED)}">'
-            f"{label}</text>"
-        )
-    for cell, s in enumerate(order.step_of):
-        x, y, across, down = board.box(cell)
-        parts.append(
-            f'<rect x="{x}" y="{y}" width="{across}" height="{down}" fill="{colors[s]}">'
-            f"<title>step {s + 1}, cell {cell}, predicted from {_origin(order, cell)}</title></rect>"
-        )
-        if board.numbered:
-            parts.append(
-                f'<text x="{x + side / 2}" y="{round(y + side * 0.65, 1)}" pointer-events="none" '
-                f'fill="{hexadecimal(BACKGROUND if dark[s] else TEXT)}">{s + 1}</text>'
-            )
-    return "\n".join([*parts, "</g>", "</svg>", ""])
-
-
-def _origin(order: Order, cell: int) -> str:
-    """Name the inputs that predict a cell, and the axis of each if there is a head for each."""
-    before = order.predecessors(cell)
-    if before:
-        named = len(order.heads) == len(order.sizes)
-        return ", ".join(f"{p.cell} ({p.head})" if named else str(p.cell) for p in before)
-    if order.step_of[cell] == 0:
-        return "nothing"
-    return "the smaller grids" if order.has_scales else "a learned token"
 
 
 class _Board:
@@ -136,20 +35,28 @@ class _Board:
 
     Args:
         order: of a grid of 1 to 3 axes.
+        theme: its colours.
         width, height: pixels it may take; exceeded only by grids with more cells than pixels.
         largest: the largest pitch (a cell and its gap), in pixels.
         across: panels in a row; None makes the rows near-square.
     """
 
     def __init__(
-        self, order: Order, *, width: int, height: int, largest: int, across: int | None = None
+        self,
+        order: Schedule,
+        theme: Theme = DARK,
+        *,
+        width: int,
+        height: int,
+        largest: int,
+        across: int | None = None,
     ) -> None:
         panels = order.planes
         rows, columns = panels[-1]
         across = across or ceil(len(panels) / 2 if order.has_scales else sqrt(len(panels)))
         down = ceil(len(panels) / across)
         room = (width // across // columns, height // down // rows)
-        self.order = order
+        self.order, self.theme = order, theme
         self.pitch = max(1, min(largest, *room))  # of the last panel
         least = 4 if order.has_scales else 5  # pixels of a pitch that has a gap
         self.gap = _gap(self.pitch, least)
@@ -174,7 +81,8 @@ class _Board:
                 self.labels.append((left, top, name))
         self.steps: Map = np.array([*order.step_of, -1])[self.cells]  # index -1, a gap, has step -1
         self.count = len(order.steps)
-        self.colors = np.array([*step_colors(self.count), BACKGROUND], np.uint8)
+        self.shades = step_colors(self.count)
+        self.colors = np.array([*self.shades, theme.background], np.uint8)
         self.numbered = not order.has_scales and self.pitch >= (24 if self.count > 99 else 18)
 
     def box(self, cell: int) -> tuple[int, int, int, int]:
@@ -184,33 +92,64 @@ class _Board:
         (x, width), (y, height) = columns[inside % len(columns)], rows[inside // len(columns)]
         return left + x, top + y, width, height
 
-    def pixels(self, colors: Sequence[RGB]) -> Pixels:
-        """Paint every cell in the colour of its step: (height, width, 3)."""
-        return np.array([*colors, BACKGROUND], np.uint8)[self.steps]
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.cells.shape[1], self.cells.shape[0]
 
     def at(self, s: int) -> Pixels:
-        """Paint step ``s``: decoded cells coloured, the frontier bright, the rest empty."""
+        """Paint step ``s``: decoded cells coloured, the frontier bright, the rest empty.
+
+        After the last step all cells are coloured, and none is bright.
+        """
         colors = self.colors.copy()
-        colors[s : self.count] = EMPTY
-        colors[s] = FRONTIER
+        colors[s : self.count] = self.theme.empty
+        if s < self.count:
+            colors[s] = self.theme.frontier
         pixels: Pixels = colors[self.steps]
         return pixels
 
-    def draw_labels(
-        self, draw: ImageDraw.ImageDraw, place: tuple[int, int], colors: Sequence[RGB] | None
-    ) -> None:
-        """Write the names of the panels and, given the colours of the steps, each cell's step."""
-        for x, y, label in self.labels:
-            draw.text((place[0] + x, place[1] + y - 7), label, MUTED, _font(13), anchor="ls")
-        if colors is None or not self.numbered:
-            return
-        share = 0.4 if self.count < 1000 else 0.35
-        font = _font(max(9, round((self.pitch - self.gap) * share)))
+    def names(self, place: tuple[int, int]) -> list[Words]:
+        """Names of the panels, for a board whose upper left corner is at ``place``."""
+        return [
+            Words(place[0] + x, place[1] + y - 7, name, 13, self.theme.muted) for x, y, name in self.labels
+        ]
+
+    def numbers(self, place: tuple[int, int]) -> list[Words]:
+        """The step of each cell, from 1, if the cells have room."""
+        if not self.numbered:
+            return []
+        size = max(9, round((self.pitch - self.gap) * (0.4 if self.count < 1000 else 0.35)))
+        words = []
         for cell, s in enumerate(self.order.step_of):
             x, y, width, height = self.box(cell)
-            ink = BACKGROUND if luminance(colors[s]) > 0.5 else TEXT
-            middle = (place[0] + x + width / 2, place[1] + y + height / 2)
-            draw.text(middle, str(s + 1), ink, font, anchor="mm")
+            middle, baseline = place[0] + x + width / 2, place[1] + y + height / 2 + 0.36 * size
+            words.append(Words(middle, baseline, str(s + 1), size, ink(self.shades[s]), True))
+        return words
+
+    def boxes(self, place: tuple[int, int]) -> list[Box]:
+        """A rectangle for each cell in the colour of its step; its tip tells step and predecessors."""
+        return [
+            Box(place[0] + x, place[1] + y, width, height, self.shades[s], _tip(self.order, cell))
+            for cell, s in enumerate(self.order.step_of)
+            for x, y, width, height in [self.box(cell)]
+        ]
+
+
+def _tip(order: Schedule, cell: int) -> str:
+    """Words on a cell: its step and the inputs that predict it, with the axis of each if heads differ."""
+    step = f"step {order.step_of[cell] + 1}, cell {cell}"
+    if not isinstance(order, Order):
+        return step
+    before = order.predecessors(cell)
+    if before:
+        named = len(order.heads) == len(order.sizes)
+        origin = ", ".join(f"{p.cell} ({p.head})" if named else str(p.cell) for p in before)
+    elif order.step_of[cell] == 0:
+        origin = "nothing"
+    else:
+        origin = "the smaller grids" if order.has_scales else "a learned token"
+    return f"{step}, predicted from {origin}"
 
 
 def _gap(pitch: float, least: int) -> int:
@@ -237,20 +176,31 @@ class _Canvas:
 
     Args:
         parts: pictures from left to right; ``put`` replaces them by others of the same size.
-        head, foot: pixels kept free above and below.
+        theme: colours.
+        title: texts above, the first cut to the width; none takes no room.
+        foot: pixels kept free below.
         gap: pixels between parts.
         least: the least width, without margins.
     """
 
     def __init__(
-        self, parts: Sequence[Pixels], *, head: int = 0, foot: int = 0, gap: int = MARGIN, least: int = 0
+        self,
+        parts: Sequence[Pixels],
+        theme: Theme = DARK,
+        *,
+        title: Sequence[str] = (),
+        foot: int = 0,
+        gap: int = MARGIN,
+        least: int = 0,
     ) -> None:
         height = max(part.shape[0] for part in parts)
-        width = sum(part.shape[1] for part in parts) + gap * (len(parts) - 1)
-        least = max(width, least)
+        width = max(least, sum(part.shape[1] for part in parts) + gap * (len(parts) - 1))
+        head = TITLE if title else 0
+        self.theme = theme
         self.pixels: Pixels = np.full(
-            (height + head + foot + 2 * MARGIN, least + 2 * MARGIN, 3), BACKGROUND, np.uint8
+            (height + head + foot + 2 * MARGIN, width + 2 * MARGIN, 3), theme.background, np.uint8
         )
+        self.title = [Words(MARGIN, MARGIN + 12, fitted(title, 17, width), 17, theme.text)] if title else []
         self.places: list[tuple[int, int]] = []  # (x, y)
         x = MARGIN
         for index, part in enumerate(parts):
@@ -262,41 +212,28 @@ class _Canvas:
         x, y = self.places[index]
         self.pixels[y : y + part.shape[0], x : x + part.shape[1]] = part
 
-    def image(self, order: Order | None = None, s: int = 0) -> Image.Image:
-        """Copy the canvas to an image; with an order, add caption and progress of step ``s``."""
-        image = Image.fromarray(self.pixels)
+    def image(self, order: Schedule | None = None, s: int = 0) -> Image.Image:
+        """Copy the canvas to an image; with an order, add caption and progress of step ``s``.
+
+        After the last step the progress is not bright.
+        """
+        image, theme = Image.fromarray(self.pixels), self.theme
+        draw = ImageDraw.Draw(image)
+        write(draw, self.title)
         if order is not None:
-            draw = ImageDraw.Draw(image)
+            over = s >= len(order.steps)
+            last = min(s, len(order.steps) - 1)
             left, right, bottom = MARGIN, image.width - MARGIN - 1, image.height - MARGIN
-            draw.text((left, bottom - 14), caption(order, s), TEXT, _font(15), anchor="ls")
-            draw.rectangle((left, bottom - 2, right, bottom), EMPTY)
-            done = sum(map(len, order.steps[: s + 1])) / order.cells
-            draw.rectangle((left, bottom - 2, left + round((right - left) * done), bottom), FRONTIER)
+            write(draw, [Words(left, bottom - 14, caption(order, last), 15, theme.text)])
+            draw.rectangle((left, bottom - 2, right, bottom), theme.empty)
+            end = left + round((right - left) * order.done[last] / order.cells)
+            draw.rectangle((left, bottom - 2, end, bottom), theme.muted if over else theme.frontier)
         return image
 
 
-def _draw_legend(image: Image.Image, draw: ImageDraw.ImageDraw, colors: Sequence[RGB]) -> None:
-    """Draw ``step 1 [ramp] 31`` in the lower left corner."""
-    y, font = image.height - MARGIN - 6, _font(13)
-    draw.text((MARGIN, y), "step 1", MUTED, font, anchor="lm")
-    left = MARGIN + _text_width("step 1", 13) + 10
-    bar = np.array([colors[k * len(colors) // 160] for k in range(160)], np.uint8)
-    image.paste(Image.fromarray(np.repeat(bar[None], 8, axis=0)), (left, y - 4))
-    draw.text((left + 170, y), str(len(colors)), MUTED, font, anchor="lm")
-
-
-def _widen(part: Pixels, width: int) -> Pixels:
+def _widen(part: Pixels, width: int, background: RGB) -> Pixels:
     """Widen a part to ``width`` pixels with background; leave a wider one."""
     extra = max(0, width - part.shape[1])
-    wide: Pixels = np.full((part.shape[0], part.shape[1] + extra, 3), BACKGROUND, np.uint8)
+    wide: Pixels = np.full((part.shape[0], part.shape[1] + extra, 3), background, np.uint8)
     wide[:, extra // 2 : extra // 2 + part.shape[1]] = part
     return wide
-
-
-@lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
-
-
-def _text_width(text: str, size: int) -> int:
-    return ceil(_font(size).getlength(text))

@@ -8,14 +8,10 @@ from math import ceil, sqrt
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..order import Order
-from .board import MARGIN, SPACE, Map, Pixels, _Board, _Canvas, _font, _text_width, _widen, spread_steps
-from .style import (
-    BACKGROUND,
-    CHECKER,
-    TEXT,
-    caption,
-)
+from ..order import Schedule
+from .board import MARGIN, SPACE, Map, Pixels, _Board, _Canvas, _widen, spread
+from .style import DARK, Theme, caption
+from .vector import Words, text_width, write
 
 MAX_IMAGES = 16  # samples of a run shown side by side
 
@@ -23,7 +19,7 @@ MAX_IMAGES = 16  # samples of a run shown side by side
 MAX_CLIPS = 4  # clips of a run shown, a row each
 
 
-MAX_FRAMES = 100  # of an animation of a run; longer orders skip steps
+MAX_FRAMES = 100  # of an animation of a run, besides the last; longer orders skip steps
 
 
 COLUMNS = 6  # steps of a filmstrip
@@ -32,28 +28,28 @@ COLUMNS = 6  # steps of a filmstrip
 Clip = Sequence[Image.Image]
 
 
-def shown_samples(order: Order) -> int:
+def shown_samples(order: Schedule) -> int:
     """Number of samples of a run that these pictures show."""
     return MAX_CLIPS if len(order.sizes) == 3 else MAX_IMAGES
 
 
-def shown_steps(order: Order, *, still: bool) -> list[int]:
-    """Evenly spaced steps, with the last, that ``run_frames`` or (``still``) a ``filmstrip`` shows."""
-    if not still:
-        return spread_steps(order, MAX_FRAMES)
-    steps = len(order.steps)
-    columns = min(steps, COLUMNS)
-    return [ceil((k + 1) * steps / columns) - 1 for k in range(columns)]
+def shown_steps(order: Schedule, *, still: bool) -> list[int]:
+    """Evenly spaced steps, the first and the last among them, that an animation or a ``still`` shows."""
+    return spread(len(order.steps), COLUMNS if still else MAX_FRAMES)
 
 
 def run_frames(
-    order: Order,
+    order: Schedule,
     clips: Sequence[Clip],
     partials: Sequence[Sequence[Clip]] | None = None,
     *,
     holistic: bool = False,
+    title: Sequence[str] = (),
+    theme: Theme = DARK,
 ) -> list[Image.Image]:
     """Draw a frame for each of ``shown_steps``: board, bright frontier, and the clips as far as decoded.
+
+    One more shows the finished clips, and nothing bright.
 
     Args:
         order: of a grid of one to three axes; cell (t, r, c) of (T, H, W) covers that block of the frames of
@@ -64,14 +60,16 @@ def run_frames(
             tokens known after each of ``shown_steps``, one list a step. Undecoded cells are empty in both.
         holistic: true if cells have no place in the frames. Then nothing is ever empty, as with an order
             that has scales; both need ``partials``.
+        title: texts above, such as class, seed and model; the first is cut to the width.
+        theme: colours.
 
     Raises:
         ValueError: no clip, different sizes, or ``partials`` without one list a step.
     """
-    scene = _Scene(order, clips, partials, holistic)
-    canvas = _Canvas(scene.parts(0), foot=50, least=_text_width(caption(order, len(order.steps) - 1), 15))
+    scene = _Scene(order, clips, partials, holistic, theme)
+    canvas = scene.canvas(title)
     frames = []
-    for s in scene.shown:
+    for s in [*scene.shown, len(order.steps)]:
         for index, part in enumerate(scene.parts(s)):
             canvas.put(index, part)
         frames.append(canvas.image(order, s))
@@ -79,8 +77,8 @@ def run_frames(
     return frames
 
 
-def frame_pixels(order: Order, samples: int, frames: int, size: tuple[int, int]) -> int:
-    """Number of pixels of a frame of ``run_frames``, known without the run.
+def frame_pixels(order: Schedule, samples: int, frames: int, size: tuple[int, int]) -> int:
+    """Number of pixels of a frame of ``run_frames`` with a title, known without the run.
 
     Args:
         order: of the grid.
@@ -89,40 +87,42 @@ def frame_pixels(order: Order, samples: int, frames: int, size: tuple[int, int])
         size: (width, height) of each frame.
     """
     blank = [[Image.new("RGB", size)] * frames] * samples
-    parts = _Scene(order, blank, [blank] * len(shown_steps(order, still=False)), False).parts(0)
-    least = _text_width(caption(order, len(order.steps) - 1), 15)
-    height, width, _ = _Canvas(parts, foot=50, least=least).pixels.shape
+    scene = _Scene(order, blank, [blank] * len(shown_steps(order, still=False)), False)
+    height, width, _ = scene.canvas(["x"]).pixels.shape
     return height * width
 
 
 def filmstrip(
-    order: Order,
+    order: Schedule,
     clips: Sequence[Clip],
     partials: Sequence[Sequence[Clip]] | None = None,
     *,
     holistic: bool = False,
+    title: Sequence[str] = (),
+    theme: Theme = DARK,
 ) -> Image.Image:
     """Draw a run in one still picture: evenly spaced steps from left to right, board and images of each.
 
     Steps of a video are wide and stand two in a row. Arguments and errors are those of ``run_frames``.
     """
-    scene = _Scene(order, clips, partials, holistic, still=True)
+    scene = _Scene(order, clips, partials, holistic, theme, still=True)
     steps, shown = len(order.steps), scene.shown
     across = 2 if scene.is_video else len(shown)
     rows = []
     for start in range(0, len(shown), across):
         in_row = shown[start : start + across]
         parts = [scene.column(s) for s in in_row]
-        canvas = _Canvas(parts, foot=30, gap=2 * MARGIN if len(order.planes) > 1 else 16)
+        gap = 2 * MARGIN if len(order.planes) > 1 else 16
+        canvas = _Canvas(parts, theme, title=() if start else title, foot=30, gap=gap)
         image = canvas.image()
         draw = ImageDraw.Draw(image)
         for s, (x, y), part in zip(in_row, canvas.places, parts, strict=True):
             place = (x + part.shape[1] // 2, image.height - MARGIN)
-            draw.text(place, f"step {s + 1}/{steps}", TEXT, _font(14), anchor="ms")
+            write(draw, [Words(*place, f"step {s + 1}/{steps}", 14, theme.text, True)])
             scene.label(draw, (x, y))
         rows.append(np.asarray(image))
     width = max(row.shape[1] for row in rows)
-    return Image.fromarray(np.concatenate([_widen(row, width) for row in rows]))
+    return Image.fromarray(np.concatenate([_widen(row, width, theme.background) for row in rows]))
 
 
 class _Scene:
@@ -134,12 +134,14 @@ class _Scene:
 
     def __init__(
         self,
-        order: Order,
+        order: Schedule,
         clips: Sequence[Clip],
         partials: Sequence[Sequence[Clip]] | None,
         holistic: bool,
+        theme: Theme = DARK,
         still: bool = False,
     ) -> None:
+        self.order, self.theme = order, theme
         self.shown = shown_steps(order, still=still)
         if partials is not None and len(partials) != len(self.shown):
             raise ValueError(f"partials: {len(partials)} lists for {len(self.shown)} steps")
@@ -152,35 +154,42 @@ class _Scene:
             slices, *sides = order.sizes
             panel = 112 if still else 208
             room, largest = slices * (panel + 16), max(1, panel // max(sides))
-            self.board = _Board(order, width=room, height=panel, largest=largest, across=slices)
+            self.board = _Board(order, theme, width=room, height=panel, largest=largest, across=slices)
             lefts = [left for left, _ in self.board.corners]
             width = self.board.cells.shape[1] - lefts[-1]
-            self.mosaic = _Mosaic(order, clips, width, lefts, holistic)
+            self.mosaic = _Mosaic(order, clips, theme, width, lefts, holistic)
         else:
             side = 224 if order.has_scales else 192  # the scales take as much
-            self.mosaic = _Mosaic(order, clips, side if still else None, holistic=holistic)
+            self.mosaic = _Mosaic(order, clips, theme, side if still else None, holistic=holistic)
             height = self.mosaic.height
             width = self.mosaic.width if still else height * (4 if order.has_scales else 3) // 2
-            self.board = _Board(order, width=width, height=height, largest=height)
+            self.board = _Board(order, theme, width=width, height=height, largest=height)
         self.final = self.mosaic.arrange(clips)
 
+    def canvas(self, title: Sequence[str]) -> _Canvas:
+        """Canvas of the parts, with room for the caption of a step."""
+        least = text_width(caption(self.order, len(self.order.steps) - 1), 15)
+        return _Canvas(self.parts(0), self.theme, title=title, foot=50, least=least)
+
     def parts(self, s: int) -> list[Pixels]:
-        """Parts of the picture of step ``s``, from left to right."""
+        """Parts of the picture of step ``s``, from left to right; of the finished one after the last."""
         return [self.column(s)] if self.is_video else [self.board.at(s), self._images(s)]
 
     def column(self, s: int) -> Pixels:
         """Stack the board above the images for step ``s``."""
         parts = [self.board.at(s), self._images(s)]
         width = max(part.shape[1] for part in parts)
-        space = np.full((SPACE, width, 3), BACKGROUND, np.uint8)
-        return np.concatenate([_widen(parts[0], width), space, _widen(parts[1], width)])
+        ground = self.theme.background
+        space = np.full((SPACE, width, 3), ground, np.uint8)
+        return np.concatenate([_widen(parts[0], width, ground), space, _widen(parts[1], width, ground)])
 
     def label(self, draw: ImageDraw.ImageDraw, place: tuple[int, int]) -> None:
         """Name the panels of the board or column at ``place``."""
-        self.board.draw_labels(draw, place, None)
+        write(draw, self.board.names(place))
 
     def _images(self, s: int) -> Pixels:
-        shown = self.final if self.partials is None else self.mosaic.arrange(self.partials[s])
+        partial = (self.partials or {}).get(s)  # none for the finished clips
+        shown = self.final if partial is None else self.mosaic.arrange(partial)
         return self.mosaic.at(s, shown)
 
 
@@ -190,16 +199,18 @@ class _Mosaic:
     Args:
         order: of the grid.
         clips: all of one size and length; only the first ``shown_samples`` are used.
-        side: pixels of the longer side of a block, for one image enlarged by whole factors only; None is
-            256 pixels and more.
+        theme: colours.
+        side: pixels of the longer side of a block; None is 256 pixels and more. Pictures are enlarged by
+            whole factors, frames of videos to the full side.
         lefts: left pixel of the block of each time slice.
         holistic: all pixels appear at once.
     """
 
     def __init__(
         self,
-        order: Order,
+        order: Schedule,
         clips: Sequence[Clip],
+        theme: Theme = DARK,
         side: int | None = None,
         lefts: Sequence[int] = (0,),
         holistic: bool = False,
@@ -217,7 +228,8 @@ class _Mosaic:
         if self.count == 1 and side is None:
             longest = min(max(longest, max(width, height)), 384)
         scale = longest / max(width, height)
-        scale = int(scale) if scale >= 1 else scale
+        if scale >= 1 and len(order.sizes) < 3:
+            scale = int(scale)
         self.tile = (max(1, round(width * scale)), max(1, round(height * scale)))  # (width, height)
         block = self.across * (self.tile[0] + self.gap) - self.gap
         self.width = lefts[-1] + max(block, side or 0) if slices > 1 else block
@@ -238,12 +250,13 @@ class _Mosaic:
                 self.places.append((sample, frame, top, left))
                 self.steps[top : top + self.tile[1], left : left + self.tile[0]] = appears
         checker = (np.arange(self.height)[:, None] // 8 + np.arange(self.width) // 8) % 2
-        self.empty: Pixels = np.array(CHECKER, np.uint8)[checker]
-        self.empty[self.steps < 0] = BACKGROUND
+        self.empty: Pixels = np.array(theme.checker, np.uint8)[checker]
+        self.background = theme.background
+        self.empty[self.steps < 0] = self.background
 
     def arrange(self, clips: Sequence[Clip]) -> Pixels:
         """Place the frames, resized to their tiles: (height, width, 3)."""
-        whole: Pixels = np.full((self.height, self.width, 3), BACKGROUND, np.uint8)
+        whole: Pixels = np.full((self.height, self.width, 3), self.background, np.uint8)
         for sample, frame, top, left in self.places:
             tile = clips[sample][frame].convert("RGB")
             if tile.size != self.tile:

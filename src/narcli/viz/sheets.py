@@ -16,8 +16,9 @@ from PIL import Image, ImageCms, ImageDraw, ImageOps, UnidentifiedImageError
 
 from ..errors import CheckpointError, NarError, first_line
 from ..media.textfiles import expand, open_regular, unreadable
-from .board import _font, _text_width
 from .style import BACKGROUND, MUTED, RGB, TEXT
+from .vector import font as _font
+from .vector import text_width as _text_width
 
 SMALL = 256  # pixels; smaller pictures are enlarged by default
 GAP = 8  # pixels around and between the pictures of a sheet

@@ -3,27 +3,30 @@
 An order is a list of passes. The network and the sampler execute passes and know no paradigm. The orders are
 the generators below, which ``named`` makes by name: ``neighbor`` (NAR, arXiv 2503.10696 section 3.1),
 ``raster`` (LlamaGen), ``zipar`` (ZipAR, arXiv 2412.04062), ``regions`` (PAR, arXiv 2412.15119) and ``scales``
-(VAR, arXiv 2404.02905). Pure Python, without tensors. Longer than 400 lines, since the data and all
-generators are read together.
+(VAR, arXiv 2404.02905). Pure Python, without tensors. ``schedule`` has what pictures show of an order, and
+``sketches`` the orders of systems that narcli does not run.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import isqrt, prod
 from typing import Any, NamedTuple
 
-from .errors import UsageError
+from ..errors import UsageError
+from .schedule import NAR as NAR
+from .schedule import Schedule as Schedule
+from .schedule import checked
+from .schedule import format_grid as format_grid
+from .schedule import order_rows as order_rows
+from .schedule import parse_grid as parse_grid
 
 #: Names of the axis heads, counted from the last axis: W, H, T.
 HEADS = ("right", "down", "back")
-#: Name of NAR's order.
-NAR = "nar"
 #: In a Feed: no cell, no position, no learned row. In a Source: the last condition token.
 NONE = -1
 
@@ -89,13 +92,11 @@ class Predecessor(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Order:
+class Order(Schedule):
     """A decoding order of a grid; ``Order(sizes)`` is NAR's own, as ``neighbor(sizes)``.
 
     Args:
-        sizes: grid sizes, one to three axes: ``(16, 16)`` = (H, W), ``(4, 16, 16)`` = (T, H, W).
-        name: name with its parameters, such as ``nar`` or ``zipar:8``.
-        panels: grids that pictures of the order show side by side; cells are numbered through all of them.
+        sizes, name, panels: as in ``Schedule``.
         heads: names of the axis heads that it reads, from the first.
         rule: generator of the passes; None is that of ``neighbor``.
         learned: number of learned embeddings that it feeds.
@@ -104,57 +105,21 @@ class Order:
         UsageError: no axes, more than three, or a size below 1.
     """
 
-    sizes: tuple[int, ...]
-    name: str = NAR
-    panels: tuple[tuple[int, ...], ...] = ()
     heads: tuple[str, ...] = ()
     rule: Callable[[], Iterator[Pass]] | None = field(default=None, compare=False, repr=False)
     learned: int = 0
 
     def __post_init__(self) -> None:
-        heads = HEADS[: len(_checked(self.sizes))]
-        object.__setattr__(self, "panels", self.panels or (self.sizes,))
-        object.__setattr__(self, "heads", self.heads or heads)
-
-    @property
-    def cells(self) -> int:
-        """Number of cells of all panels."""
-        return sum(map(prod, self.panels))
-
-    @property
-    def has_scales(self) -> bool:
-        """True if the panels are scales of one picture, so that each pass changes all of it."""
-        return len(self.panels) > 1
-
-    @cached_property
-    def planes(self) -> tuple[tuple[int, ...], ...]:
-        """(rows, columns) of each rectangle that pictures show: the scales, or else the slices of time."""
-        slices, *plane = (1, 1, *self.sizes)[-3:]
-        return self.panels if self.has_scales else (tuple(plane),) * slices
+        super().__post_init__()
+        object.__setattr__(self, "heads", self.heads or HEADS[: len(self.sizes)])
 
     @cached_property
     def passes(self) -> tuple[Pass, ...]:
         """All passes in order."""
         return tuple(self.rule() if self.rule is not None else _neighbor_passes(self.sizes))
 
-    @cached_property
-    def steps(self) -> tuple[tuple[int, ...], ...]:
-        """Flat cell indices that each pass decodes."""
+    def _steps(self) -> tuple[tuple[int, ...], ...]:
         return tuple(step.cells for step in self.passes)
-
-    @cached_property
-    def step_of(self) -> tuple[int, ...]:
-        """The pass that decodes each cell, by flat index."""
-        steps = [NONE] * self.cells
-        for index, cells in enumerate(self.steps):
-            for cell in cells:
-                steps[cell] = index
-        return tuple(steps)
-
-    @cached_property
-    def generation(self) -> tuple[int, ...]:
-        """All flat cell indices in the order in which they are decoded."""
-        return tuple(itertools.chain.from_iterable(self.steps))
 
     @cached_property
     def slots(self) -> int:
@@ -172,39 +137,6 @@ class Order:
             if step.feeds and max(feed.sees for feed in step.feeds) != filled:
                 return True
         return False
-
-    @cached_property
-    def strides(self) -> tuple[int, ...]:
-        """Distance in flat indices between neighbors along each axis."""
-        return tuple(prod(self.sizes[axis + 1 :]) for axis in range(len(self.sizes)))
-
-    @cached_property
-    def widest(self) -> int:
-        """Number of cells of the largest step."""
-        return max(map(len, self.steps))
-
-    @cached_property
-    def starts(self) -> tuple[int, ...]:
-        """Flat index of the first cell of each plane."""
-        return tuple(itertools.accumulate(map(prod, self.planes[:-1]), initial=0))
-
-    def plane_of(self, cell: int) -> tuple[int, int]:
-        """(index of its plane, flat index in the plane) of a cell."""
-        index = bisect_right(self.starts, cell) - 1
-        return index, cell - self.starts[index]
-
-    def coordinates(self, cell: int) -> tuple[int, ...]:
-        """Coordinates of a flat index: in the grid, or in its own panel if the order has scales.
-
-        Raises:
-            IndexError: the cell is outside the grid.
-        """
-        if not 0 <= cell < self.cells:
-            raise IndexError(f"cell {cell} is outside the grid {format_grid(self.sizes)}")
-        if self.has_scales:
-            plane, inside = self.plane_of(cell)
-            return divmod(inside, self.planes[plane][1])
-        return tuple(cell // stride % size for stride, size in zip(self.strides, self.sizes, strict=True))
 
     def head_axis(self, head: str) -> int:
         """Axis along which a head predicts: ``right`` is the last one.
@@ -225,6 +157,10 @@ class Order:
                 head = self.heads[source.head]
                 result.append(Predecessor(self.head_axis(head), token, head))
         return tuple(result)
+
+    def origins(self, cell: int) -> list[dict[str, Any]] | None:
+        """``predecessors`` as data."""
+        return [{"cell": p.cell, "head": p.head} for p in self.predecessors(cell)]
 
     @cached_property
     def _found_at(self) -> dict[int, tuple[int, int]]:
@@ -304,7 +240,7 @@ def zipar(sizes: tuple[int, ...], window: int) -> Order:
     Raises:
         UsageError: the grid has not two axes, or the window is out of range.
     """
-    if len(_checked(sizes)) != 2 or sizes[1] < 3:
+    if len(checked(sizes)) != 2 or sizes[1] < 3:
         raise UsageError(
             f"ZipAR does not decode the grid {format_grid(sizes)}.",
             "It takes two axes and at least 3 columns, such as 16x16.",
@@ -353,7 +289,7 @@ def regions(sizes: tuple[int, ...], count: int) -> Order:
         UsageError: the grid has not two axes, ``count`` is no square, or its root does not divide the sides.
     """
     side = isqrt(max(count, 0))
-    if len(_checked(sizes)) != 2 or count < 1 or side**2 != count or any(size % side for size in sizes):
+    if len(checked(sizes)) != 2 or count < 1 or side**2 != count or any(size % side for size in sizes):
         raise UsageError(
             f"The grid {format_grid(sizes)} cannot be cut into {count} regions.",
             "PAR takes 4, 9, 16 and other squares whose root divides both sides of a grid of two axes.",
@@ -398,7 +334,7 @@ def scales(sides: tuple[int, ...]) -> Order:
         UsageError: no sides, or one below 1.
     """
     panels = tuple((side, side) for side in sides)
-    _checked((min(sides, default=0), max(sides, default=0)))
+    checked((min(sides, default=0), max(sides, default=0)))
 
     def rule() -> Iterator[Pass]:
         total = 0
@@ -448,7 +384,7 @@ def named(name: str, sizes: tuple[int, ...]) -> Order:
     """
     kind, numbers = parse_name(name)
     if kind == "var":
-        sides = numbers or SIDES.get(_checked(sizes)[-1], (0,))
+        sides = numbers or SIDES.get(checked(sizes)[-1], (0,))
         if sizes != (max(sides),) * 2 or sides[-1] != max(sides):
             raise UsageError(
                 f"{name} has no scales up to the grid {format_grid(sizes)}.",
@@ -461,54 +397,3 @@ def named(name: str, sizes: tuple[int, ...]) -> Order:
     return (
         regions(sizes, *numbers) if kind == "par" else raster(sizes) if kind == "raster" else neighbor(sizes)
     )
-
-
-def _checked(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    if not 1 <= len(sizes) <= len(HEADS) or any(size < 1 for size in sizes):
-        raise UsageError(
-            f"The grid {format_grid(sizes)!r} has no decoding order.",
-            "Give one to three sizes of at least 1, such as 16x16 or 4x16x16.",
-        )
-    return sizes
-
-
-# --- grids and rows as text ----------------------------------------------------------------------
-
-
-def order_rows(order: Order) -> list[dict[str, Any]]:
-    """List the order as data: one row a cell, in decoding order.
-
-    Keys: ``step`` (from 1, as people see it), ``cell`` and ``coordinates`` (from 0), ``predecessors``
-    (each with ``cell`` and ``head``); ``panel`` (from 0) too if the order has scales.
-    """
-    return [
-        {
-            "step": s + 1,
-            "cell": cell,
-            **({"panel": order.plane_of(cell)[0]} if order.has_scales else {}),
-            "coordinates": list(order.coordinates(cell)),
-            "predecessors": [{"cell": p.cell, "head": p.head} for p in order.predecessors(cell)],
-        }
-        for s, cells in enumerate(order.steps)
-        for cell in cells
-    ]
-
-
-def format_grid(sizes: tuple[int, ...]) -> str:
-    """Format ``(4, 16, 16)`` as ``"4x16x16"``."""
-    return "x".join(map(str, sizes))
-
-
-def parse_grid(text: str) -> tuple[int, ...]:
-    """Parse ``"4x16x16"`` as ``(4, 16, 16)``.
-
-    Raises:
-        UsageError: the text is not one to three whole numbers of at least 1 joined by ``x``.
-    """
-    parts = text.lower().replace("×", "x").split("x")
-    if not 1 <= len(parts) <= len(HEADS) or not all(re.fullmatch("0{0,9}[1-9][0-9]{0,8}", p) for p in parts):
-        raise UsageError(
-            f"{text[:40]!r} is not a grid.",
-            "Give one to three sizes of at least 1 joined by x, such as 16x16 or 4x16x16.",
-        )
-    return tuple(map(int, parts))
