@@ -25,6 +25,7 @@ LEVELS = (
     {"checkpoints"},
     {"hub"},
     {"encoding", "decoding", "memory"},
+    {"outpaint"},
     {"results"},
     {"pipeline"},
     {"runs"},

@@ -127,6 +127,7 @@ class Decodes(ABC):
         tokens: Sequence[Tensor],
         steps: Sequence[int] | None = None,
         stages: Sequence[Tensor] | None = None,
+        given: Sequence[int] = (),
     ) -> Iterator[list[Clip]]:
         """Decode, for each step of the order, the tokens so far: B times (N,) -> B clips a step.
 
@@ -134,8 +135,10 @@ class Decodes(ABC):
             tokens: of each sample.
             steps: indices of the steps to decode; None is all.
             stages: ``Result.stages`` of each sample, which are decoded in place of the tokens.
+            given: flat indices of cells whose tokens are there from the beginning.
         """
         known_at, stacked = torch.tensor(self.order.step_of), torch.stack(list(tokens))
+        known_at[list(given)] = -1
         for step in range(len(self.order.steps)) if steps is None else steps:
             if stages is None:
                 yield self.decode(torch.where(known_at <= step, stacked, -1))

@@ -17,16 +17,18 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .classes import ClassTable
 from .errors import CheckpointError, NarError, UsageError
 from .hub.sources import EncoderFiles, Files
 from .media import atomic
 from .media.atomic import write_atomic
 from .media.ffmpeg import read_clip
 from .media.textfiles import expand, unreadable
-from .prompts import Prompt, shorten
-from .settings import GivenFrames, Sample
+from .prompts import Prompt, parse_prompt, shorten
+from .settings import GivenFrames, Sample, Subject
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
 
     from .checkpoints.text_encoder import Encoded
@@ -36,6 +38,14 @@ if TYPE_CHECKING:
 MAX_CACHED = 2**28  # bytes of the cache; the oldest go first
 GIVEN = 5  # frames that are given of a clip, as in LARP (arXiv 2410.21264, section 4)
 CHUNK = 1024  # prompts that are encoded and held in memory together
+#: Clips whose first frames are given.
+Clips = str | Path | GivenFrames | Sequence[str | Path | GivenFrames]
+#: By the condition of a model, an error for other subjects.
+_WANTED = {
+    "class": ("This model makes images of classes.", "Give classes=[207]."),
+    "text": ("This model makes images from text.", "Give prompts=['a red apple']."),
+    "frames": ("This model goes on from given frames.", "Give frames_from='clip.mp4'."),
+}
 
 
 class PromptEncoder:
@@ -206,7 +216,33 @@ def prune(most: int = MAX_CACHED) -> None:
     atomic.prune(cache_folder(), most)
 
 
-# --- given frames --------------------------------------------------------------------------------
+# --- subjects ------------------------------------------------------------------------------------
+
+
+def subjects_of(
+    condition: str,
+    table: ClassTable,
+    classes: int | str | Sequence[int | str] | None,
+    prompts: str | Sequence[str] | None,
+    frames_from: Clips | None,
+) -> Sequence[Subject]:
+    """Return the subjects that are given for a model of a condition: classes, prompts or given frames.
+
+    Raises:
+        UsageError: an unknown class, an unusable prompt, or subjects of another condition.
+        CheckpointError: a clip that cannot be read.
+    """
+    given = {"class": classes, "text": prompts, "frames": frames_from}
+    if [name for name, value in given.items() if value is not None] != [condition]:
+        raise UsageError(*_WANTED[condition])
+    if prompts is not None:
+        return [parse_prompt(text) for text in ([prompts] if isinstance(prompts, str) else prompts)]
+    if frames_from is not None:
+        clips = [frames_from] if isinstance(frames_from, str | Path | GivenFrames) else frames_from
+        return [clip if isinstance(clip, GivenFrames) else read_given(clip) for clip in clips]
+    assert classes is not None
+    chosen = [classes] if isinstance(classes, int | str) else classes
+    return [table.by_id(name) if isinstance(name, int) else table.lookup(name) for name in chosen]
 
 
 def prompt_encoder(
@@ -228,10 +264,27 @@ def prompt_encoder(
 
 
 def read_given(path: str | Path) -> GivenFrames:
-    """Read the first ``GIVEN`` frames of a clip, or all of a shorter one.
+    """Read the first ``GIVEN`` frames of a clip, or all of a shorter one; otherwise as ``read_frames``.
+
+    Raises:
+        UsageError: an empty path.
+    """
+    if path == "":
+        raise UsageError("`frames_from` is empty.", "Give a clip, or a folder of its frames as pictures.")
+    path = expand(path)
+    pictures = read_frames(path, GIVEN)
+    return GivenFrames(path.name or path.resolve().name, len(pictures), tuple(pictures))
+
+
+def read_frames(path: Path, most: int) -> list[Image.Image]:
+    """Read the first frames of a clip.
 
     Args:
         path: a video, an animation, a picture, or a folder of pictures in the order of their numbers.
+        most: frames to read at most.
+
+    Returns:
+        RGB pictures, at least one.
 
     Raises:
         UsageError: an empty path, which would mean the present folder.
@@ -239,23 +292,20 @@ def read_given(path: str | Path) -> GivenFrames:
     """
     from .viz.sheets import read_picture, read_pictures, suffixes
 
-    if path == "":
-        raise UsageError("`frames_from` is empty.", "Give a clip, or a folder of its frames as pictures.")
-    path = expand(path)
     if path.is_dir():
         try:
             files = [file for file in path.iterdir() if file.suffix.lower() in suffixes()]
         except OSError as error:
             raise unreadable(path, error) from None
-        files = sorted((file for file in files if file.name[0] != "."), key=_numbered)[:GIVEN]
+        files = sorted((file for file in files if file.name[0] != "."), key=_numbered)[:most]
         pictures = [read_picture(file, lambda note: None) for file in files]
     else:
-        pictures = read_pictures(path, GIVEN) or read_clip(path, GIVEN)
+        pictures = read_pictures(path, most) or read_clip(path, most)
     if not pictures:
         raise CheckpointError(
             f"The folder {path} holds no pictures.", "Give a clip, or a folder of its frames as pictures."
         )
-    return GivenFrames(path.name or path.resolve().name, len(pictures), tuple(pictures))
+    return pictures
 
 
 def _numbered(file: Path) -> list[str | int]:
@@ -295,16 +345,23 @@ def encode_samples(samples: Sequence[Sample], tokenizer: Tokenizer, config: Netw
 
 def _encode(frames: GivenFrames, tokenizer: Tokenizer, grid: tuple[int, ...]) -> GivenFrames:
     """Encode the middle of given frames as codes; at least one frame of a clip is left to be made."""
-    import numpy as np
     import torch
 
     from .viz.sheets import fit
 
     length, height, width = tokenizer.config.clip_size(grid)
     pictures = frames.pictures[: max(1, length - 1)]
-    pixels = np.stack([np.asarray(fit(picture, width, height)) for picture in pictures])
-    weight, (black, white) = next(tokenizer.parameters()), tokenizer.pixel_range
-    levels = torch.from_numpy(pixels).movedim(-1, 0)[None].float() / 255  # (1, 3, f, H, W)
+    pixels = to_pixels([fit(picture, width, height) for picture in pictures], tokenizer)
     with torch.inference_mode():
-        codes = tokenizer.encode_given((black + levels * (white - black)).to(weight), length)
+        codes = tokenizer.encode_given(pixels, length)
     return GivenFrames(frames.name, len(pictures), codes=tuple(codes[0].tolist()))
+
+
+def to_pixels(pictures: Sequence[Image.Image], tokenizer: Tokenizer) -> Tensor:
+    """Convert f RGB pictures of one size to what a tokenizer encodes: (1, 3, f, H, W)."""
+    import numpy as np
+    import torch
+
+    levels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).movedim(-1, 0)[None]
+    weight, (black, white) = next(tokenizer.parameters()), tokenizer.pixel_range
+    return (black + levels.float() / 255 * (white - black)).to(weight)

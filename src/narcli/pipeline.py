@@ -25,12 +25,13 @@ from .checkpoints.load import load_tokenizer, load_transformer
 from .classes import ClassEntry, ClassTable
 from .decoding import Clip, Decodes, check_pair, hash_tokens
 from .devices import choose_device, choose_dtype, dtype_name, memory_guard, release
-from .encoding import PromptEncoder, encode_samples, prompt_encoder, read_given
-from .errors import CheckpointError, MemoryLimitError, UsageError
+from .encoding import Clips, PromptEncoder, encode_samples, prompt_encoder, subjects_of
+from .errors import CheckpointError, MemoryLimitError
 from .hub.check import classes_of
 from .hub.sizes import Networks
 from .hub.sources import Files, choose
 from .kernels import draw, prepare, prepare_tokenizer
+from .media.inits import about_init
 from .media.metadata import MAX_TOKENS, about_given, pack_tokens
 from .memory import choose_batch_size
 from .models.blocks import Kind
@@ -39,31 +40,26 @@ from .models.network import Network
 from .models.tokenizer import Tokenizer
 from .models.var import VARTransformer
 from .order import Order
-from .prompts import Prompt, parse_prompt
+from .outpaint import encode, given_tokens
+from .prompts import Prompt
 from .results import Progress as Progress
 from .results import Result, about_class
 from .sampling import Step, generate
 from .settings import (
+    KEEPS,
     GivenFrames,
+    Init,
+    Keep,
+    Options,
     Sample,
     Sampling,
     SamplingSettings,
-    Subject,
     check_batch_size,
     plan_samples,
 )
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-#: Clips whose first frames are given.
-Clips = str | Path | GivenFrames | Sequence[str | Path | GivenFrames]
-#: By the condition of a model, an error for other subjects.
-_WANTED = {
-    "class": ("This model makes images of classes.", "Give classes=[207]."),
-    "text": ("This model makes images from text.", "Give prompts=['a red apple']."),
-    "frames": ("This model goes on from given frames.", "Give frames_from='clip.mp4'."),
-}
 
 
 def load(
@@ -192,10 +188,10 @@ class Pipeline(Decodes):
         prompts: str | Sequence[str] | None = None,
         frames_from: Clips | None = None,
         batch_size: int | None = None,
-        **settings: Unpack[Sampling],
+        **options: Unpack[Options],
     ) -> list[Result]:
         """Make pictures or, with a model of videos, clips; arguments and errors are those of ``steps``."""
-        given: Any = {"prompts": prompts, "frames_from": frames_from, "batch_size": batch_size, **settings}
+        given: Any = {"prompts": prompts, "frames_from": frames_from, "batch_size": batch_size, **options}
         steps = self.steps(classes, seed, num, **given)
         return [result for progress in steps for result in progress.results]
 
@@ -210,7 +206,7 @@ class Pipeline(Decodes):
         prompts: str | Sequence[str] | None = None,
         frames_from: Clips | None = None,
         batch_size: int | None = None,
-        **settings: Unpack[Sampling],
+        **options: Unpack[Options],
     ) -> Iterator[Progress]:
         """Make pictures or clips, reporting every decoding step.
 
@@ -223,17 +219,24 @@ class Pipeline(Decodes):
                 ``encoding.read_given`` reads them.
             batch_size: samples decoded together, at most; it changes speed and memory, not the samples. None
                 looks at the memory.
-            settings: fields of ``SamplingSettings``; the default is the model's.
+            options: fields of ``SamplingSettings``, by default the model's; ``init``, a picture or clip to go
+                on from, as ``outpaint.encode`` takes it; fields of ``Keep``, which say what is kept of it.
 
         Raises:
             UsageError: an unknown class, an unusable prompt, or a number out of range; raised at once.
-            CheckpointError: a clip that cannot be read; raised at once.
+            CheckpointError: a picture or clip that cannot be read; raised at once.
             MemoryLimitError, CheckpointError, HubError: while iterating.
         """
-        chosen = self.settings(**settings)
+        given: dict[str, Any] = dict(options)
+        init = given.pop("init", None)
+        keep = Keep(**{name: given.pop(name) for name in KEEPS if name in given})
+        chosen = self.settings(**given)
         chosen.check(self.model.config.fixed)
-        samples = plan_samples(self._entries(classes, prompts, frames_from), seed, num)
+        entries = subjects_of(self.model.config.condition, self.classes, classes, prompts, frames_from)
+        keep.check(init, frames_from is not None)
+        samples = plan_samples(entries, seed, num)
         samples = encode_samples(samples, self.tokenizer, self.model.config)
+        init = None if init is None else encode(init, keep, self.tokenizer, self.order)
         if batch_size is None:
             networks, dtype = Networks(self.model.config, self.tokenizer.config), self._dtype
             batch_size = choose_batch_size(
@@ -244,26 +247,7 @@ class Pipeline(Decodes):
                 guided=chosen.guided(0, self.model.config.unguided),
                 loaded=True,
             )
-        return self.run(samples, chosen, check_batch_size(batch_size))
-
-    def _entries(
-        self,
-        classes: int | str | Sequence[int | str] | None,
-        prompts: str | Sequence[str] | None,
-        frames_from: Clips | None,
-    ) -> Sequence[Subject]:
-        given = {"class": classes, "text": prompts, "frames": frames_from}
-        condition = self.model.config.condition
-        if [name for name, value in given.items() if value is not None] != [condition]:
-            raise UsageError(*_WANTED[condition])
-        if prompts is not None:
-            return [parse_prompt(text) for text in ([prompts] if isinstance(prompts, str) else prompts)]
-        if frames_from is not None:
-            clips = [frames_from] if isinstance(frames_from, str | Path | GivenFrames) else frames_from
-            return [clip if isinstance(clip, GivenFrames) else read_given(clip) for clip in clips]
-        assert classes is not None
-        chosen, table = [classes] if isinstance(classes, int | str) else classes, self.classes
-        return [table.by_id(name) if isinstance(name, int) else table.lookup(name) for name in chosen]
+        return self.run(samples, chosen, check_batch_size(batch_size), init=init)
 
     def settings(self, **given: Unpack[Sampling]) -> SamplingSettings:
         """Return the model's settings, replaced by those that are given and not None.
@@ -284,10 +268,12 @@ class Pipeline(Decodes):
         settings: SamplingSettings,
         batch_size: int,
         tell: Callable[[str], object] = warnings.warn,
+        init: Init | None = None,
     ) -> Generator[Progress, None, None]:
         """Decode samples batch by batch; ``steps`` calls it with everything chosen.
 
-        A batch that memory does not hold is halved, and so are later ones; ``tell`` gets a message.
+        A batch that memory does not hold is halved, and so are later ones; ``tell`` gets a message. The kept
+        tokens of ``init`` are those of every sample.
         """
         seconds = {"sample": 0.0, "decode": 0.0}
         start = number = 0
@@ -299,7 +285,7 @@ class Pipeline(Decodes):
                 seconds["encode"] = seconds.get("encode", 0.0) + perf_counter() - began
             batches = number + ceil((len(samples) - start) / batch_size)
             try:
-                for decoded in self._sample_batch(batch, condition, padding, settings, seconds):
+                for decoded in self._sample_batch(batch, condition, padding, settings, seconds, init):
                     yield Progress(number, batches, batch, *decoded, dict(seconds))
                     del decoded
             except MemoryLimitError:
@@ -320,13 +306,14 @@ class Pipeline(Decodes):
         padding: Tensor | None,
         settings: SamplingSettings,
         seconds: dict[str, float],
+        init: Init | None,
     ) -> Iterator[tuple[Step, Tensor, tuple[Result, ...]]]:
         """Yield each step of a batch, all tokens so far, and at the end the results; add to ``seconds``."""
         order, stages = self.order, list[Tensor]()
         tokens = torch.full((len(batch), order.cells), -1)
-        steps = generate(
-            self.model, condition, [sample.seed for sample in batch], settings, padding, draw=draw
-        )
+        given = None if init is None else given_tokens(init, order.cells).expand_as(tokens)
+        seeds = [sample.seed for sample in batch]
+        steps = generate(self.model, condition, seeds, settings, padding, given, draw=draw)
         for index in range(len(order.steps)):
             results: tuple[Result, ...] = ()
             with memory_guard("Free some memory, or try a smaller model or `dtype=bfloat16`."):
@@ -341,7 +328,7 @@ class Pipeline(Decodes):
                     began = perf_counter()
                     clips = self.decode(tokens) if step.vectors is None else self.decode_vectors(step.vectors)
                     seconds["decode"] += perf_counter() - began
-                    common = self.metadata(settings)
+                    common = self.metadata(settings, init)
                     results = tuple(map(self._result, batch, clips, tokens, [common] * len(batch)))
                     if stages:
                         each = zip(results, torch.stack(stages, 1), strict=True)
@@ -370,7 +357,7 @@ class Pipeline(Decodes):
     def _dtype(self) -> torch.dtype:
         return self.model.weight_dtype
 
-    def metadata(self, settings: SamplingSettings) -> dict[str, Any]:
+    def metadata(self, settings: SamplingSettings, init: Init | None = None) -> dict[str, Any]:
         """Return the metadata that all results of a run share."""
         return {
             "kind": self.kind,
@@ -378,6 +365,7 @@ class Pipeline(Decodes):
             "torch": torch.__version__,
             **self.source,
             "sampling": settings.document(),
+            **({"init": about_init(init)} if init else {}),
             "grid": list(self.grid),
             "order": self.order.name,
             "steps": len(self.order.steps),

@@ -220,5 +220,7 @@ def describe(metadata: Mapping[str, Any]) -> str:
         "Model": metadata["model"]["name"],
         "Version": f"narcli {metadata['narcli']}",
     }
+    if "init" in metadata:
+        facts["Init"] = metadata["init"]["source"]
     listed = ", ".join(f"{key}: {value}" for key, value in facts.items())
     return f"{title}\n{listed}"

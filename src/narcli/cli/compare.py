@@ -26,6 +26,7 @@ ACROSS = 16  # pictures of a row of the sheet
 _LEFT_OUT = {
     *("model", "revision", "order", "batch_size", "frontier", "frontier_mode", "grid", "frames_from"),
     *("save_tokens", "no_metadata", "scale", "dry_run", "sweep", "labels", "theme"),
+    *("init", "keep", "keep_mask", "keep_cells", "fit"),
 }
 Models = Annotated[
     list[str] | None,

@@ -12,7 +12,7 @@ import typer
 from ..errors import UsageError
 from ..media.clips import FORMATS, FPS, QUALITY
 from ..media.textfiles import expand
-from ..settings import check_batch_size
+from ..settings import FITS, check_batch_size
 
 
 class Dtype(str, Enum):
@@ -47,6 +47,7 @@ class FrontierMode(str, Enum):
     decode = "decode"
 
 
+Fit = Enum("Fit", {name: name for name in FITS}, type=str)  # type: ignore[misc]
 ClipFormat = Enum("ClipFormat", {name: name for name in FORMATS}, type=str)  # type: ignore[misc]
 
 
@@ -105,6 +106,35 @@ PromptFile = Annotated[
 FramesFrom = Annotated[
     list[str] | None,
     typer.Option(metavar="CLIP", help="Video, or folder of pictures, to go on from; may be repeated."),
+]
+Init = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Picture to go on from, or a clip with narcli video."),
+]
+Keep = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Share of --init to keep, the cells of the first passes.",
+        show_default="50%, of a clip half of the frames",
+    ),
+]
+KeepMask = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Keep the cells of --init where this picture is light."),
+]
+KeepCells = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="RANGES", help="Keep these rows and columns of cells, such as 0-3,0-15; may be repeated."
+    ),
+]
+KeepFrames = Annotated[
+    int | None, typer.Option(metavar="N", help="Keep the first frames of --init, a multiple of a token's.")
+]
+FitOption = Annotated[
+    Fit | None,
+    typer.Option(help="Crop --init to the model's shape, or pad it with white.", show_default="crop"),
 ]
 Num = Annotated[int, typer.Option("--num", "-n", help="Samples of each class, prompt or clip.")]
 Seed = Annotated[

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..allocator import keep_memory
+from ..media.inits import read_cells
 from ..media.metadata import SCHEMA
 from ..runs.recipe import Recipe
 from .console import Console, bytes_text, is_terminal
@@ -159,7 +160,10 @@ def summary(run: Finished) -> str:
     first, last = run.samples[0], run.samples[-1]
     made = str(first.entry) if len(run.samples) == 1 else f"{len(run.samples)} {run.recipe.noun}s"
     seeds = f"seed {first.seed}" if first.seed == last.seed else f"seeds {first.seed} to {last.seed}"
-    return f"{made}, {seeds}: {steps_text(run.order, ' steps')}, {run.seconds['total']:.1f} s"
+    steps = steps_text(run.order, " steps")
+    if init := run.common.get("init"):
+        steps += f", {len(read_cells(init['cells'], 'The run'))} given"
+    return f"{made}, {seeds}: {steps}, {run.seconds['total']:.1f} s"
 
 
 def steps_text(order: Order, noun: str = "") -> str:

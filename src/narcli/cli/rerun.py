@@ -30,6 +30,7 @@ _SAMPLES = (
     "prompt",
     "prompt_file",
     "frames_from",
+    "init",
     "num",
     "seed",
     "sweep",

@@ -17,7 +17,8 @@ from .console import Console
 
 F = TypeVar("F", bound=Callable[..., None])
 
-WHAT, DRAWING, MODEL, OUTPUT, BEHAVIOUR = "What to make", "Sampling", "Model", "Output", "Behaviour"
+WHAT, KEPT, DRAWING = "What to make", "Going on from a picture or clip", "Sampling"
+MODEL, OUTPUT, BEHAVIOUR = "Model", "Output", "Behaviour"
 BOTH, IMAGE, VIDEO = ("image", "video"), ("image",), ("video",)
 
 
@@ -47,6 +48,12 @@ ROWS = (
     Row("num", options.Num, 1, WHAT),
     Row("seed", options.Seed, None, WHAT),
     Row("frames", options.Frames, None, WHAT, VIDEO),
+    Row("init", options.Init, None, KEPT),
+    Row("keep", options.Keep, None, KEPT),
+    Row("keep_mask", options.KeepMask, None, KEPT),
+    Row("keep_cells", options.KeepCells, None, KEPT),
+    Row("keep_frames", options.KeepFrames, None, KEPT, VIDEO),
+    Row("fit", options.FitOption, None, KEPT),
     Row("cfg_scale", options.CfgScale, None, DRAWING),
     Row("cfg_interval", options.CfgInterval, None, DRAWING),
     Row("temperature", options.Temperature, None, DRAWING),

@@ -133,6 +133,17 @@ _GIVEN = _object(
     {"source": _NAME, "count": whole(1, 10**5), "tokens_sha256": _HASH},
     {"tokens": _CODES["tokens"]},
 )
+_RANGE = "[0-9]{1,6}(-[0-9]{1,6})?"
+_INIT = _object(
+    "an object with source, grid, cells and tokens_sha256",
+    {
+        "source": _NAME,
+        "grid": sizes_of(3, 4096, MAX_GRID),
+        "cells": _matching(f"{_RANGE}(,{_RANGE})*", "ranges of numbers"),
+        "tokens_sha256": _HASH,
+    },
+    {"sha256": _HASH, "tokens": _CODES["tokens"]},
+)
 _SECONDS: Rule = (
     "an object of numbers",
     lambda v: isinstance(v, dict) and all(map(number(0, 1e9)[1], v.values())),
@@ -168,6 +179,12 @@ RUN = (
         _SAMPLING,
         "settings that drew the tokens, of a sweep the first; `cfg_scale` of the order `var` counts from 0",
         tuple(_SETTINGS),
+    ),
+    Field(
+        "init",
+        _INIT,
+        "picture or clip that was given: name, hash of the file, kept cells in raster order, their tokens",
+        ("init", "keep", "keep_mask", "keep_cells", "keep_frames", "fit"),
     ),
     Field("grid", sizes_of(3, 4096, MAX_GRID), "sizes of the token grid"),
     Field(
@@ -351,19 +368,19 @@ def unpack_tokens(
         count = len(data) // size if cells is None else cells
         with suppress(struct.error):
             tokens = struct.unpack(f"<{count}{letter}", data)
-            if tokens and _hash(tokens) == sample.get("tokens_sha256"):
+            if tokens and hash_ids(tokens) == sample.get("tokens_sha256"):
                 return tokens
     raise CheckpointError(f"{path}: its tokens are not those of its hash.", "Get the original file.")
 
 
-def _hash(tokens: Sequence[int]) -> str:
+def hash_ids(tokens: Sequence[int]) -> str:
     """SHA-256 of tokens, as ``decoding.hash_tokens``."""
     return sha256(struct.pack(f"<{len(tokens)}i", *tokens)).hexdigest()
 
 
 def about_given(frames: GivenFrames) -> dict[str, Any]:
     """Return given frames, once encoded, as metadata."""
-    about = {"source": frames.name, "count": frames.count, "tokens_sha256": _hash(frames.codes)}
+    about = {"source": frames.name, "count": frames.count, "tokens_sha256": hash_ids(frames.codes)}
     return about | ({"tokens": pack_tokens(frames.codes)} if len(frames.codes) <= MAX_TOKENS else {})
 
 
@@ -385,7 +402,7 @@ def lines(metadata: Mapping[str, Any]) -> list[str]:
     for name, value in ordered(metadata).items():
         if name == "tokens":
             shown.append("tokens: in base64, not shown here")
-        elif name in ("given_frames", "frames_from"):
+        elif name in ("given_frames", "frames_from", "init"):
             each = value if isinstance(value, list) else [value]
             shown.append(f"{name}: {_words([_brief(given) for given in each])}")
         elif name == "runs":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..errors import UsageError
 from ..media.clips import BY_SUFFIX, FORMATS, ClipFormat
 from ..media.names import Outputs, default_name, fields_of, resolve_outputs
+from ..outpaint import check_keep
 from ..settings import Sample
 from .recipe import Recipe
 
@@ -93,6 +94,8 @@ def check_fit(recipe: Recipe, order: Order, tokenizer: TokenizerConfig) -> None:
             ),
             "Use `frontier_mode=decode`, or `frontier=none`.",
         )
+    if recipe.init is not None:
+        check_keep(recipe.init, recipe.keeping, order, tokenizer)
     made = tokenizer.clip_size(order.sizes)[0]
     if recipe.frames is not None and recipe.frames > made:
         raise UsageError(

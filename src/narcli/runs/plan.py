@@ -12,6 +12,7 @@ from ..classes import ClassEntry, ClassTable, load_table
 from ..encoding import all_cached, read_given
 from ..hub.sources import Found, choose
 from ..media.names import Outputs
+from ..outpaint import check_source
 from ..settings import GivenFrames, Sample, Subject, check_sweep, plan_samples
 from .filenames import name_files
 from .recipe import Entry, Recipe
@@ -78,6 +79,8 @@ def plan(
     kind = recipe.model_kind
     source = choose(kind, recipe.model, recipe.tokenizer, recipe.revision, recipe.text_encoder)
     source = replace(source, pins=recipe.pins)
+    if recipe.init is not None:
+        check_source(recipe.init, recipe.keeping, recipe.kind == "video", host.note)
     table = load_table([]) if recipe.prompts or recipe.clips else source.table
     named: tuple[Any, Any] = (None, None)
     if table is not None:  # a wrong class or clip is reported before the network is used

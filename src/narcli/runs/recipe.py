@@ -9,14 +9,18 @@ from typing import Any, Literal, cast
 
 from ..errors import UsageError
 from ..media.clips import BY_SUFFIX, FORMATS, check_pace
+from ..media.inits import about_init, init_of
 from ..media.metadata import FIELDS, SCHEMA, about_given
 from ..order import parse_name
 from ..prompts import Prompt, parse_prompt
 from ..rules import Rule, check
 from ..settings import (
     DTYPES,
+    KEEPS,
     MAX_SCALE,
     GivenFrames,
+    Init,
+    Keep,
     SamplingSettings,
     Sweep,
     check_batch_size,
@@ -35,7 +39,7 @@ ONLY = {
         *("prompts", "text_encoder", "text_device", "text_dtype", "more_smooth"),
         *("sweep", "sheet", "labels"),
     ),
-    "video": ("frames_from", "frames", "fps", "format", "quality"),
+    "video": ("frames_from", "keep_frames", "frames", "fps", "format", "quality"),
 }
 CHOICES: Mapping[str, tuple[str | None, ...]] = {
     "dtype": DTYPES,
@@ -59,12 +63,12 @@ _WHAT = {
     ),
 }
 
-_GIVEN = FIELDS["frames_from"].rule[1]
+_GIVEN, _INIT = FIELDS["frames_from"].rule[1], FIELDS["init"].rule[1]
 #: Rules for the JSON of a recipe; ``Recipe`` checks the rest.
 _RULES: Mapping[str, Rule] = {
     name: field.rule
     for name, field in FIELDS.items()
-    if name not in ("sampling", "classes", "frames_from", "frontier")
+    if name not in ("sampling", "classes", "frames_from", "init", "frontier")
 } | {
     "sampling": ("an object of numbers", lambda v: isinstance(v, dict) and set(v) <= set(SAMPLING)),
     "classes": ("a list", lambda v: isinstance(v, list)),
@@ -72,6 +76,7 @@ _RULES: Mapping[str, Rule] = {
         "a list of paths or given frames",
         lambda v: isinstance(v, list) and all(isinstance(e, str) or _GIVEN([e]) for e in v),
     ),
+    "init": ("a path, or a given picture", lambda v: isinstance(v, str) or _INIT(v)),
     "frontier": ("an object with its format", lambda v: isinstance(v, dict) and "format" in v),
     "pins": ("an object", lambda v: isinstance(v, dict)),
 }
@@ -88,6 +93,8 @@ class Recipe:
         classes: ids, names, several of them in a text (``"207,cat"``), or metadata of classes.
         prompts: texts to draw instead of classes; only for images.
         frames_from: clips, or folders of pictures, to go on from instead of classes; only for videos.
+        init: picture, or with videos a clip, to go on from: its file, or an ``Init``.
+        keep, keep_mask, keep_cells, keep_frames, fit: what is kept of it, as in ``Keep``.
         num: samples of each class, prompt or clip.
         seed: seed of the first sample; later ones add 1. None draws one.
         cfg_scale, cfg_interval, temperature, top_k, top_p, more_smooth: as in ``SamplingSettings``.
@@ -128,6 +135,12 @@ class Recipe:
     classes: Entry | Sequence[Entry] = ()
     prompts: str | Sequence[str | Prompt] = ()
     frames_from: str | Path | GivenFrames | Sequence[str | Path | GivenFrames] = ()
+    init: str | Path | Init | None = None
+    keep: float | str | None = None
+    keep_mask: str | Path | None = None
+    keep_cells: str | Sequence[str] = ()
+    keep_frames: int | None = None
+    fit: Literal["crop", "pad"] | None = None
     num: int = 1
     seed: int | None = None
     cfg_scale: float | None = None
@@ -166,7 +179,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Take one class, prompt or clip as several of one, and texts as prompts; then check."""
-        for name in (*PARTS, "output"):
+        for name in (*PARTS, "output", "init", "keep_mask"):
             if isinstance(path := getattr(self, name), Path):
                 object.__setattr__(self, name, str(path))
         classes, prompts = self.classes, self.prompts
@@ -182,6 +195,8 @@ class Recipe:
         object.__setattr__(self, "sweep", parse_sweep(self.sweep))
         if self.frontier is None:
             object.__setattr__(self, "frontier", "none" if self.sweep else "gif")
+        object.__setattr__(self, "keep", self.keeping.keep)
+        object.__setattr__(self, "keep_cells", self.keeping.keep_cells)
         self._check()
 
     def _check(self) -> None:
@@ -202,6 +217,7 @@ class Recipe:
                 value = getattr(self, name)
                 if value is not None and value is not False and value != () and value != {}:
                     raise UsageError(f"`{name}` is not for {self.kind}s.", "Drop it.")
+        self.keeping.check(self.init, bool(self.frames_from))
         settings = SamplingSettings(**self.sampling)
         if self.frames_from:
             settings.refuse_guidance()
@@ -271,6 +287,11 @@ class Recipe:
         return cast("tuple[str | GivenFrames, ...]", self.frames_from)
 
     @property
+    def keeping(self) -> Keep:
+        """Choice of the kept cells of ``init``."""
+        return Keep(**{name: getattr(self, name) for name in KEEPS})
+
+    @property
     def noun(self) -> str:
         """``picture`` or ``clip``."""
         return _WHAT[self.kind][0]
@@ -309,6 +330,8 @@ class Recipe:
             ]
         else:
             about["classes"] = list(self.entries)
+        if self.init is not None:
+            about["init"] = about_init(self.init) if isinstance(self.init, Init) else self.init
         about |= {part: {"name": name} for part in PARTS if (name := getattr(self, part)) is not None}
         about["sampling"] = self.sampling
         if self.frontier != "none":
@@ -319,7 +342,7 @@ class Recipe:
             about["contact_sheet"] = True
         if self.ranges:
             about["sweep"] = {name: list(values) for name, values in self.ranges.items()}
-        named = {"kind", *SUBJECTS, "pins", "frontier", "frontier_mode", "theme", "sheet", "sweep"}
+        named = {"kind", *SUBJECTS, "init", "pins", "frontier", "frontier_mode", "theme", "sheet", "sweep"}
         named |= {*PARTS, *SAMPLING}
         rest = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in named}
         plain = {each.name: each.default for each in fields(self)}
@@ -353,6 +376,8 @@ class Recipe:
             seed, num = about.get("seed"), about.get("num", 1)
             if "samples" in about:
                 *_, seed, num = subject_of(about, where)
+        if "init" not in given and "init" in about:
+            made["init"] = about["init"] if isinstance(about["init"], str) else init_of(about["init"], where)
         made |= {"kind": about["kind"], "seed": seed, "num": num, "sheet": about.get("contact_sheet", False)}
         frontier = about.get("frontier", {"format": "none"})
         shown = {"frontier_mode": frontier.get("mode"), "theme": frontier.get("theme")}
@@ -365,7 +390,9 @@ class Recipe:
             made |= _parts(about, given)
         if not {"model", "dtype", "text_encoder"} & set(given):
             made["text_dtype"] = about.get("text_encoder", {}).get("dtype")
-        names = {each.name for each in fields(cls)} - {*PARTS, "frontier", "theme", *SUBJECTS}
+        names = {each.name for each in fields(cls)} - {*PARTS, "frontier", "theme", "init", *SUBJECTS}
+        if set(KEEPS[:4]) & set(given):  # which exclude each other
+            names -= set(KEEPS[:4])
         plain = {name: about[name] for name in names if name in about}
         exact = {name: about[name] for name in ("revision", "pins", "text_dtype") if name in about}
         if "model" in given and not about.get("order", "").startswith("zipar"):

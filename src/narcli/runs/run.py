@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from ..encoding import all_cached, encode_samples, prompt_encoder
 from ..hub.sources import Files
-from ..settings import Sample, SamplingSettings, points_of
+from ..outpaint import encode
+from ..settings import Init, Sample, SamplingSettings, points_of
 from .plan import Host, plan
 from .recipe import Recipe
 from .sinks import Clock, Finished, FrontierDecoded, Sinks, Written
@@ -137,13 +138,17 @@ def run(
     if recipe.clips:
         with clock.timed("encode"):
             samples = encode_samples(samples, pipeline.tokenizer, pipeline.model.config)
+    init = None
+    if recipe.init is not None:
+        with clock.timed("encode"):
+            init = encode(recipe.init, recipe.keeping, pipeline.tokenizer, pipeline.order, host.note)
     points = [pipeline.settings(**recipe.sampling, **point) for point in points_of(recipe.ranges)]
-    drawn = list(samples) * len(points)
-    sinks = Sinks(recipe, pipeline, drawn, planned.outputs, pipeline.metadata(points[0]), clock)
+    drawn, common = list(samples) * len(points), pipeline.metadata(points[0], init)
+    sinks = Sinks(recipe, pipeline, drawn, planned.outputs, common, clock)
     batch_size = spending.batch_size or 1
     yield Loaded(pipeline, drawn, batch_size)
     spent = dict(clock.seconds)
-    with closing(_draw(pipeline, samples, points, batch_size, host.note)) as steps:
+    with closing(_draw(pipeline, samples, points, batch_size, host.note, init)) as steps:
         for progress in steps:
             clock.seconds |= {phase: spent.get(phase, 0.0) + more for phase, more in progress.seconds.items()}
             yield progress
@@ -158,12 +163,13 @@ def _draw(
     points: Sequence[SamplingSettings],
     batch_size: int,
     tell: Callable[[str], object],
+    init: Init | None,
 ) -> Generator[Progress, None, None]:
     """Draw the same samples with each of several settings, and count their batches and seconds as one run."""
     batch, seconds = 0, dict[str, float]()
     for left in range(len(points), 0, -1):
         start, spent = batch, seconds
-        with closing(pipeline.run(samples, points[-left], batch_size, tell)) as steps:
+        with closing(pipeline.run(samples, points[-left], batch_size, tell, init)) as steps:
             for progress in steps:
                 batches = progress.batches
                 seconds = {phase: spent.get(phase, 0.0) + more for phase, more in progress.seconds.items()}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..classes import ClassEntry
 from ..errors import NarError
+from ..media.inits import read_cells
 from ..media.metadata import MAX_HASHES, MAX_TOKENS, SCHEMA, about_given
 from ..media.names import Outputs
 from ..prompts import Prompt
@@ -288,7 +289,7 @@ class Sinks:
         from ..viz.style import THEMES
 
         order, over = self.decoder.order, self.recipe.overwrite
-        holistic = self.decoder.tokenizer.config.holistic
+        given = self._given()
         shown = self._kept[: frontier.shown_samples(order)]
         partials: list[list[Clip]] | None = None
         if self._mode == "decode":
@@ -296,7 +297,8 @@ class Sinks:
             steps = frontier.shown_steps(order, still=self.recipe.frontier == "png")
             stages = [result.stages for result in shown if result.stages is not None]
             with self.clock.timed("decode"):
-                decoded = self.decoder.partials([result.tokens for result in shown], steps, stages or None)
+                tokens = [result.tokens for result in shown]
+                decoded = self.decoder.partials(tokens, steps, stages or None, given)
             for _ in steps:
                 with self.clock.timed("decode"):
                     partials.append(next(decoded))
@@ -306,15 +308,18 @@ class Sinks:
             about = self._about_all() | self._about_frontier()
         clips = [result.frames for result in shown]
         title = () if about is None else title_of(self.samples[: len(shown)], self.common["model"]["name"])
-        theme = THEMES[self.recipe.theme or "dark"]
+        looks: Any = {"holistic": self.decoder.tokenizer.config.holistic, "given": given}
+        looks |= {"title": title, "theme": THEMES[self.recipe.theme or "dark"]}
         with self.clock.timed("write"):
             if self.recipe.frontier == "png":
-                strip = frontier.filmstrip(
-                    order, clips, partials, holistic=holistic, title=title, theme=theme
-                )
+                strip = frontier.filmstrip(order, clips, partials, **looks)
                 return write_png(path, strip, about, overwrite=over)
-            frames = frontier.run_frames(order, clips, partials, holistic=holistic, title=title, theme=theme)
+            frames = frontier.run_frames(order, clips, partials, **looks)
             return write_animation(path, [order], frames, about, overwrite=over)
+
+    def _given(self) -> Sequence[int]:
+        """Return the cells whose tokens were given."""
+        return read_cells(self.common["init"]["cells"], "The run") if "init" in self.common else ()
 
     def _kept_samples(self) -> int:
         """Return the number of samples to keep in memory for frontier and contact sheet."""

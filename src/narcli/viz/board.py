@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from math import ceil, sqrt
 
@@ -11,8 +11,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from ..order import Order, Schedule
-from .style import DARK, RGB, Theme, caption, ink, plane_names, step_colors
-from .vector import Box, Words, fitted, write
+from .style import DARK, RGB, Theme, caption, done, ink, plane_names, step_colors
+from .vector import Box, Words, fitted, text_width, write
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
 Map = npt.NDArray[np.int64]  # (height, width)
@@ -39,6 +39,7 @@ class _Board:
         width, height: pixels it may take; exceeded only by grids with more cells than pixels.
         largest: the largest pitch (a cell and its gap), in pixels.
         across: panels in a row; None makes the rows near-square.
+        given: flat indices of cells whose tokens were given.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class _Board:
         height: int,
         largest: int,
         across: int | None = None,
+        given: Collection[int] = (),
     ) -> None:
         panels = order.planes
         rows, columns = panels[-1]
@@ -80,6 +82,7 @@ class _Board:
             if name:
                 self.labels.append((left, top, name))
         self.steps: Map = np.array([*order.step_of, -1])[self.cells]  # index -1, a gap, has step -1
+        self.given = np.isin(self.cells, list(given))  # at each pixel
         self.count = len(order.steps)
         self.shades = step_colors(self.count)
         self.colors = np.array([*self.shades, theme.background], np.uint8)
@@ -98,7 +101,7 @@ class _Board:
         return self.cells.shape[1], self.cells.shape[0]
 
     def at(self, s: int) -> Pixels:
-        """Paint step ``s``: decoded cells coloured, the frontier bright, the rest empty.
+        """Paint step ``s``: decoded cells coloured, the frontier bright, given ones gray, others empty.
 
         After the last step all cells are coloured, and none is bright.
         """
@@ -107,6 +110,7 @@ class _Board:
         if s < self.count:
             colors[s] = self.theme.frontier
         pixels: Pixels = colors[self.steps]
+        pixels[self.given] = self.theme.given
         return pixels
 
     def names(self, place: tuple[int, int]) -> list[Words]:
@@ -181,6 +185,7 @@ class _Canvas:
         foot: pixels kept free below.
         gap: pixels between parts.
         least: the least width, without margins.
+        right: pixels kept free at the right of the title.
     """
 
     def __init__(
@@ -192,6 +197,7 @@ class _Canvas:
         foot: int = 0,
         gap: int = MARGIN,
         least: int = 0,
+        right: int = 0,
     ) -> None:
         height = max(part.shape[0] for part in parts)
         width = max(least, sum(part.shape[1] for part in parts) + gap * (len(parts) - 1))
@@ -200,7 +206,9 @@ class _Canvas:
         self.pixels: Pixels = np.full(
             (height + head + foot + 2 * MARGIN, width + 2 * MARGIN, 3), theme.background, np.uint8
         )
-        self.title = [Words(MARGIN, MARGIN + 12, fitted(title, 17, width), 17, theme.text)] if title else []
+        self.title = (
+            [Words(MARGIN, MARGIN + 12, fitted(title, 17, width - right), 17, theme.text)] if title else []
+        )
         self.places: list[tuple[int, int]] = []  # (x, y)
         x = MARGIN
         for index, part in enumerate(parts):
@@ -212,8 +220,8 @@ class _Canvas:
         x, y = self.places[index]
         self.pixels[y : y + part.shape[0], x : x + part.shape[1]] = part
 
-    def image(self, order: Schedule | None = None, s: int = 0) -> Image.Image:
-        """Copy the canvas to an image; with an order, add caption and progress of step ``s``.
+    def image(self, order: Schedule | None = None, s: int = 0, given: Collection[int] = ()) -> Image.Image:
+        """Copy the canvas to an image; with an order, add caption, legend and progress of step ``s``.
 
         After the last step the progress is not bright.
         """
@@ -224,11 +232,27 @@ class _Canvas:
             over = s >= len(order.steps)
             last = min(s, len(order.steps) - 1)
             left, right, bottom = MARGIN, image.width - MARGIN - 1, image.height - MARGIN
-            write(draw, [Words(left, bottom - 14, caption(order, last), 15, theme.text)])
+            write(draw, [Words(left, bottom - 14, caption(order, last, given), 15, theme.text)])
+            draw_given(draw, (right - given_width(given), bottom - 20), given, theme)
             draw.rectangle((left, bottom - 2, right, bottom), theme.empty)
-            end = left + round((right - left) * order.done[last] / order.cells)
+            end = left + round((right - left) * done(order, last, given) / order.cells)
             draw.rectangle((left, bottom - 2, end, bottom), theme.muted if over else theme.frontier)
         return image
+
+
+def given_width(given: Collection[int]) -> int:
+    """Pixels of the legend of given cells; 0 without any."""
+    return 18 + text_width(f"{len(given)} given", 13) if given else 0
+
+
+def draw_given(
+    draw: ImageDraw.ImageDraw, place: tuple[int, int], given: Collection[int], theme: Theme
+) -> None:
+    """Draw the legend of given cells, their shade and number, from the middle of its left edge."""
+    x, y = place
+    if given:
+        draw.rectangle((x, y - 5, x + 10, y + 5), theme.given)
+        write(draw, [Words(x + 18, y + 5, f"{len(given)} given", 13, theme.muted)])
 
 
 def _widen(part: Pixels, width: int, background: RGB) -> Pixels:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import ceil, sqrt
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from ..order import Schedule
-from .board import MARGIN, SPACE, Map, Pixels, _Board, _Canvas, _widen, spread
+from .board import MARGIN, SPACE, Map, Pixels, _Board, _Canvas, _widen, draw_given, given_width, spread
 from .style import DARK, Theme, caption
 from .vector import Words, text_width, write
 
@@ -44,6 +44,7 @@ def run_frames(
     partials: Sequence[Sequence[Clip]] | None = None,
     *,
     holistic: bool = False,
+    given: Collection[int] = (),
     title: Sequence[str] = (),
     theme: Theme = DARK,
 ) -> list[Image.Image]:
@@ -60,19 +61,21 @@ def run_frames(
             tokens known after each of ``shown_steps``, one list a step. Undecoded cells are empty in both.
         holistic: true if cells have no place in the frames. Then nothing is ever empty, as with an order
             that has scales; both need ``partials``.
+        given: flat indices of cells whose tokens were given. They have a shade of their own.
         title: texts above, such as class, seed and model; the first is cut to the width.
         theme: colours.
 
     Raises:
         ValueError: no clip, different sizes, or ``partials`` without one list a step.
     """
-    scene = _Scene(order, clips, partials, holistic, theme)
+    given = frozenset(given)
+    scene = _Scene(order, clips, partials, holistic, theme, given=given)
     canvas = scene.canvas(title)
     frames = []
     for s in [*scene.shown, len(order.steps)]:
         for index, part in enumerate(scene.parts(s)):
             canvas.put(index, part)
-        frames.append(canvas.image(order, s))
+        frames.append(canvas.image(order, s, given))
         scene.label(ImageDraw.Draw(frames[-1]), canvas.places[0])
     return frames
 
@@ -98,6 +101,7 @@ def filmstrip(
     partials: Sequence[Sequence[Clip]] | None = None,
     *,
     holistic: bool = False,
+    given: Collection[int] = (),
     title: Sequence[str] = (),
     theme: Theme = DARK,
 ) -> Image.Image:
@@ -105,7 +109,8 @@ def filmstrip(
 
     Steps of a video are wide and stand two in a row. Arguments and errors are those of ``run_frames``.
     """
-    scene = _Scene(order, clips, partials, holistic, theme, still=True)
+    given = frozenset(given)
+    scene = _Scene(order, clips, partials, holistic, theme, still=True, given=given)
     steps, shown = len(order.steps), scene.shown
     across = 2 if scene.is_video else len(shown)
     rows = []
@@ -113,9 +118,13 @@ def filmstrip(
         in_row = shown[start : start + across]
         parts = [scene.column(s) for s in in_row]
         gap = 2 * MARGIN if len(order.planes) > 1 else 16
-        canvas = _Canvas(parts, theme, title=() if start else title, foot=30, gap=gap)
+        head = () if start else title or [""] * bool(given)  # the legend stands beside the title
+        least = given_width(given)
+        canvas = _Canvas(parts, theme, title=head, foot=30, gap=gap, right=0 if start else least)
         image = canvas.image()
         draw = ImageDraw.Draw(image)
+        if not start:
+            draw_given(draw, (image.width - MARGIN - least, MARGIN + 6), given, theme)
         for s, (x, y), part in zip(in_row, canvas.places, parts, strict=True):
             place = (x + part.shape[1] // 2, image.height - MARGIN)
             write(draw, [Words(*place, f"step {s + 1}/{steps}", 14, theme.text, True)])
@@ -140,8 +149,9 @@ class _Scene:
         holistic: bool,
         theme: Theme = DARK,
         still: bool = False,
+        given: Collection[int] = (),
     ) -> None:
-        self.order, self.theme = order, theme
+        self.order, self.theme, self.given = order, theme, given
         self.shown = shown_steps(order, still=still)
         if partials is not None and len(partials) != len(self.shown):
             raise ValueError(f"partials: {len(partials)} lists for {len(self.shown)} steps")
@@ -154,21 +164,26 @@ class _Scene:
             slices, *sides = order.sizes
             panel = 112 if still else 208
             room, largest = slices * (panel + 16), max(1, panel // max(sides))
-            self.board = _Board(order, theme, width=room, height=panel, largest=largest, across=slices)
+            self.board = _Board(
+                order, theme, width=room, height=panel, largest=largest, across=slices, given=given
+            )
             lefts = [left for left, _ in self.board.corners]
             width = self.board.cells.shape[1] - lefts[-1]
-            self.mosaic = _Mosaic(order, clips, theme, width, lefts, holistic)
+            self.mosaic = _Mosaic(order, clips, theme, width, lefts, holistic, given)
         else:
             side = 224 if order.has_scales else 192  # the scales take as much
-            self.mosaic = _Mosaic(order, clips, theme, side if still else None, holistic=holistic)
+            self.mosaic = _Mosaic(
+                order, clips, theme, side if still else None, holistic=holistic, given=given
+            )
             height = self.mosaic.height
             width = self.mosaic.width if still else height * (4 if order.has_scales else 3) // 2
-            self.board = _Board(order, theme, width=width, height=height, largest=height)
+            self.board = _Board(order, theme, width=width, height=height, largest=height, given=given)
         self.final = self.mosaic.arrange(clips)
 
     def canvas(self, title: Sequence[str]) -> _Canvas:
         """Canvas of the parts, with room for the caption of a step."""
-        least = text_width(caption(self.order, len(self.order.steps) - 1), 15)
+        legend = given_width(self.given)
+        least = text_width(caption(self.order, len(self.order.steps) - 1), 15) + (legend and legend + SPACE)
         return _Canvas(self.parts(0), self.theme, title=title, foot=50, least=least)
 
     def parts(self, s: int) -> list[Pixels]:
@@ -204,6 +219,7 @@ class _Mosaic:
             whole factors, frames of videos to the full side.
         lefts: left pixel of the block of each time slice.
         holistic: all pixels appear at once.
+        given: cells whose pixels are there from the beginning.
     """
 
     def __init__(
@@ -214,6 +230,7 @@ class _Mosaic:
         side: int | None = None,
         lefts: Sequence[int] = (0,),
         holistic: bool = False,
+        given: Collection[int] = (),
     ) -> None:
         if not clips or len({(len(clip), image.size) for clip in clips for image in clip}) != 1:
             raise ValueError("clips of a run: at least one, all of one size and length")
@@ -235,6 +252,7 @@ class _Mosaic:
         self.width = lefts[-1] + max(block, side or 0) if slices > 1 else block
         self.height = self.down * (self.tile[1] + self.gap) - self.gap
         grid: Map = np.zeros(order.sizes, int) if holistic else np.array(order.step_of)
+        grid.reshape(-1)[list(given)] = 0
         y = np.arange(self.tile[1]) * rows // self.tile[1]
         x = np.arange(self.tile[0]) * columns // self.tile[0]
         self.steps: Map = np.full((self.height, self.width), -1)  # -1 between images

@@ -6,6 +6,7 @@ the decoding order look equally far apart; the frontier is the only warm colour.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 
@@ -19,6 +20,7 @@ CHECKER: tuple[RGB, RGB] = ((23, 27, 35), (31, 36, 46))  # where an image is not
 TEXT: RGB = (230, 233, 239)
 MUTED: RGB = (139, 147, 163)
 FRONTIER: RGB = (255, 209, 102)
+GIVEN: RGB = (164, 171, 184)  # a cell whose token was given
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Theme:
     text: RGB = TEXT
     muted: RGB = MUTED
     frontier: RGB = FRONTIER
+    given: RGB = GIVEN
 
 
 DARK = Theme()
@@ -41,6 +44,7 @@ LIGHT = Theme(
     text=(24, 28, 38),
     muted=(94, 102, 118),
     frontier=(240, 122, 16),
+    given=(124, 132, 148),
 )
 #: Themes by name; the first is the default.
 THEMES = {"dark": DARK, "light": LIGHT}
@@ -112,15 +116,24 @@ def facts(order: Schedule) -> str:
     return f"{passes}, {cells}" + (f", {order.cells} in all" if order.has_scales else "")
 
 
-def caption(order: Schedule, s: int) -> str:
-    """Caption of step ``s`` (from 0), such as ``step 12/31 · 12 cells in parallel · 78/256 done``."""
-    step, done = f"step {s + 1}/{len(order.steps)}", order.done[s]
+def caption(order: Schedule, s: int, given: Collection[int] = ()) -> str:
+    """Caption of step ``s`` (from 0), such as ``step 12/31 · 12 cells in parallel · 78/256 done``.
+
+    Cells whose tokens are ``given`` are done from the beginning; a step of these alone is called given.
+    """
+    step, reached = f"step {s + 1}/{len(order.steps)}", f"{done(order, s, given)}/{order.cells} done"
+    drawn = sum(cell not in given for cell in order.steps[s])
+    if not drawn:
+        return f"{step} · given · {reached}"
     if order.name == "raster":
         return f"{step} · one cell at a time"
-    cells = (
-        f"{format_grid(order.panels[s])} cells" if order.has_scales else _count(len(order.steps[s]), "cell")
-    )
-    return f"{step} · {cells} in parallel · {done}/{order.cells} done"
+    cells = f"{format_grid(order.panels[s])} cells" if order.has_scales else _count(drawn, "cell")
+    return f"{step} · {cells} in parallel · {reached}"
+
+
+def done(order: Schedule, s: int, given: Collection[int] = ()) -> int:
+    """Count the cells that are done after step ``s``, those ``given`` from the beginning included."""
+    return order.done[s] + sum(order.step_of[cell] > s for cell in given)
 
 
 def race_caption(order: Schedule, s: int) -> str:
