@@ -14,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the processors
 
 import torch
 
+import browser as chromium
 import narcli
 from hub_server import HubServer
 from narcli.checkpoints.save import save_model
@@ -121,6 +122,16 @@ def online(hub, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     return hub
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """Headless Chromium, one for all tests of pages."""
+    if not chromium.CHROMIUM or not chromium.DRIVER:
+        pytest.skip("no Chromium and chromedriver here: Debian's packages chromium and chromium-driver")
+    made = chromium.Browser(tmp_path_factory.mktemp("profile"))
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ LEVELS = (
     {"settings"},
     {"media", "viz", "models"},
     {"sampling"},
-    {"kernels"},
+    {"kernels", "records"},
     {"checkpoints"},
     {"hub"},
     {"encoding", "decoding", "memory"},

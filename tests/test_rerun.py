@@ -52,7 +52,7 @@ from test_cli_image import ENVIRONMENT, PROLOGUE, names
 #: What a run is told of this machine, and of where its files go: nothing that a file says.
 PLACE = {
     *("output", "overwrite", "as_json", "quiet", "offline", "yes", "batch_size", "text_device", "dry_run"),
-    *("save_tokens", "no_metadata"),
+    *("save_tokens", "record", "no_metadata"),
 }
 ZEROS = sha256(bytes(4 * 16)).hexdigest()  # of the tokens of a 4x4 grid
 picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))

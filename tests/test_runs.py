@@ -134,7 +134,7 @@ def test_a_recipe_comes_back_from_its_json(fields):
         ({"classes": 1, "num": 0}, "`num` is 0, expected 1 or more"),
         ({"classes": 1, "seed": -1}, "`seed` is -1; seeds go from 0"),
         ({"classes": 1, "dtype": "int8"}, "`dtype` is 'int8', expected auto, float32"),
-        ({"classes": 1, "frontier": "webp"}, "`frontier` is 'webp', expected gif, mp4, png, none."),
+        ({"classes": 1, "frontier": "webp"}, "`frontier` is 'webp', expected gif, mp4, png, html, none."),
         ({"classes": 1, "frontier_mode": "both"}, "`frontier_mode` is 'both', expected reveal, decode."),
         (
             {"classes": 1, "kind": "video", "quality": 1.5},

@@ -12,18 +12,20 @@ if TYPE_CHECKING:
     from .order import Order as Order
     from .pipeline import Pipeline as Pipeline
     from .pipeline import load as load
+    from .records import Record as Record
     from .results import Result as Result
     from .runs.recipe import Recipe as Recipe
     from .runs.run import run as run
 
 __version__ = "0.1.0"
-__all__ = ["NarError", "Order", "Pipeline", "Recipe", "Result", "__version__", "load", "run"]
+__all__ = ["NarError", "Order", "Pipeline", "Recipe", "Record", "Result", "__version__", "load", "run"]
 
 _HOMES = {
     "NarError": "errors",
     "Order": "order",
     "Pipeline": "pipeline",
     "Recipe": "runs.recipe",
+    "Record": "records",
     "Result": "results",
     "load": "pipeline",
     "run": "runs.run",

@@ -96,7 +96,7 @@ class Files:
         suffix: of their files; "" is a folder of PNGs.
         frames: written of each clip; None is all.
         scale: factor of enlarging; None chooses it by the size.
-        frontier: ``gif``, ``mp4``, ``png`` or ``none``.
+        frontier: ``gif``, ``mp4``, ``png``, ``html`` or ``none``.
         partials: whether the frontier's frames are decoded from the tokens of each step.
         sheet: whether all samples go on a contact sheet.
         labels: whether there are labels on it.

@@ -42,6 +42,7 @@ from .models.var import VARTransformer
 from .order import Order
 from .outpaint import encode, given_tokens
 from .prompts import Prompt
+from .records import Extent, Recorder, check_extent
 from .results import Progress as Progress
 from .results import Result, about_class
 from .sampling import Step, generate
@@ -220,7 +221,9 @@ class Pipeline(Decodes):
             batch_size: samples decoded together, at most; it changes speed and memory, not the samples. None
                 looks at the memory.
             options: fields of ``SamplingSettings``, by default the model's; ``init``, a picture or clip to go
-                on from, as ``outpaint.encode`` takes it; fields of ``Keep``, which say what is kept of it.
+                on from, as ``outpaint.encode`` takes it; fields of ``Keep``, which say what is kept of it;
+                ``record``, True or ``cells`` for results with a ``Record``, ``heads`` for one with the axis
+                heads apart.
 
         Raises:
             UsageError: an unknown class, an unusable prompt, or a number out of range; raised at once.
@@ -228,7 +231,7 @@ class Pipeline(Decodes):
             MemoryLimitError, CheckpointError, HubError: while iterating.
         """
         given: dict[str, Any] = dict(options)
-        init = given.pop("init", None)
+        init, extent = given.pop("init", None), check_extent(self.order, given.pop("record", None))
         keep = Keep(**{name: given.pop(name) for name in KEEPS if name in given})
         chosen = self.settings(**given)
         chosen.check(self.model.config.fixed)
@@ -247,7 +250,7 @@ class Pipeline(Decodes):
                 guided=chosen.guided(0, self.model.config.unguided),
                 loaded=True,
             )
-        return self.run(samples, chosen, check_batch_size(batch_size), init=init)
+        return self.run(samples, chosen, check_batch_size(batch_size), init=init, record=extent)
 
     def settings(self, **given: Unpack[Sampling]) -> SamplingSettings:
         """Return the model's settings, replaced by those that are given and not None.
@@ -269,11 +272,12 @@ class Pipeline(Decodes):
         batch_size: int,
         tell: Callable[[str], object] = warnings.warn,
         init: Init | None = None,
+        record: Extent = None,
     ) -> Generator[Progress, None, None]:
         """Decode samples batch by batch; ``steps`` calls it with everything chosen.
 
         A batch that memory does not hold is halved, and so are later ones; ``tell`` gets a message. The kept
-        tokens of ``init`` are those of every sample.
+        tokens of ``init`` are those of every sample; ``record`` is the extent of the results' records.
         """
         seconds = {"sample": 0.0, "decode": 0.0}
         start = number = 0
@@ -285,7 +289,7 @@ class Pipeline(Decodes):
                 seconds["encode"] = seconds.get("encode", 0.0) + perf_counter() - began
             batches = number + ceil((len(samples) - start) / batch_size)
             try:
-                for decoded in self._sample_batch(batch, condition, padding, settings, seconds, init):
+                for decoded in self._sample_batch(batch, condition, padding, settings, seconds, init, record):
                     yield Progress(number, batches, batch, *decoded, dict(seconds))
                     del decoded
             except MemoryLimitError:
@@ -307,13 +311,15 @@ class Pipeline(Decodes):
         settings: SamplingSettings,
         seconds: dict[str, float],
         init: Init | None,
+        record: Extent,
     ) -> Iterator[tuple[Step, Tensor, tuple[Result, ...]]]:
         """Yield each step of a batch, all tokens so far, and at the end the results; add to ``seconds``."""
         order, stages = self.order, list[Tensor]()
         tokens = torch.full((len(batch), order.cells), -1)
         given = None if init is None else given_tokens(init, order.cells).expand_as(tokens)
-        seeds = [sample.seed for sample in batch]
-        steps = generate(self.model, condition, seeds, settings, padding, given, draw=draw)
+        recorder = Recorder(order, len(batch), settings) if record is not None else None
+        seeds, heads = [sample.seed for sample in batch], record == "heads"
+        steps = generate(self.model, condition, seeds, settings, padding, given, draw=draw, heads=heads)
         for index in range(len(order.steps)):
             results: tuple[Result, ...] = ()
             with memory_guard("Free some memory, or try a smaller model or `dtype=bfloat16`."):
@@ -322,6 +328,8 @@ class Pipeline(Decodes):
                 tokens[:, list(step.cells)] = step.tokens.cpu()
                 if step.vectors is not None:
                     stages.append(step.vectors.cpu())
+                if recorder is not None:
+                    recorder.add(step)
                 seconds["sample"] += perf_counter() - began
                 if index == len(order.steps) - 1:
                     del steps  # and with it the key/value cache
@@ -333,6 +341,8 @@ class Pipeline(Decodes):
                     if stages:
                         each = zip(results, torch.stack(stages, 1), strict=True)
                         results = tuple(replace(result, stages=own) for result, own in each)
+                    if recorder is not None:
+                        results = tuple(map(Result.with_record, results, recorder.records()))
             yield step, tokens.clone(), results
 
     def _condition(self, samples: Sequence[Sample], start: int, rows: int) -> tuple[Tensor, Tensor | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from .media.clips import BY_SUFFIX, FORMATS
 from .media.names import clean_name, default_stem, fields_of
 from .media.textfiles import expand
 from .prompts import Prompt
+from .records import Record
 from .sampling import Step
 from .settings import GivenFrames, Sample, Subject, check_scale
 
@@ -34,6 +35,7 @@ class Result:
         tokens: (N,) int64 on the CPU, raster order.
         metadata: all settings needed to make it again, as JSON.
         stages: with ``more_smooth``, (steps, N, C) vectors of ``Step`` after each step; else None.
+        record: how sure the model was of each cell, if that was asked for; else None.
     """
 
     frames: Clip
@@ -42,11 +44,16 @@ class Result:
     tokens: Tensor
     metadata: dict[str, Any]
     stages: Tensor | None = None
+    record: Record | None = None
 
     def __repr__(self) -> str:
         width, height = self.frames[0].size
         frames = f", {len(self.frames)} frames" if len(self.frames) > 1 else ""
         return f"<Result: {str(self.entry)[:60]!r}, seed {self.seed}, {width}x{height}{frames}>"
+
+    def with_record(self, record: Record) -> Result:
+        """Return the result with a record, which gets its metadata."""
+        return replace(self, record=replace(record, metadata=self.metadata))
 
     @property
     def middle(self) -> Image.Image:

@@ -35,6 +35,8 @@ class Step:
         done: tokens of one sample decoded so far, this step's included.
         vectors: with ``more_smooth``, (B, N, C) for ``Tokenizer.decode_vectors``, since the tokens alone do
             not decode to the picture; else None.
+        heads: with ``heads``, float32 (B, n, H, V), the logits of each axis head alone, after guidance; those
+            of a head that does not predict a cell mean nothing. Else None.
     """
 
     index: int
@@ -43,6 +45,7 @@ class Step:
     logits: Tensor
     done: int
     vectors: Tensor | None = None
+    heads: Tensor | None = None
 
     def __repr__(self) -> str:
         return f"<Step {self.index}: {len(self.cells)} cells of {len(self.tokens)} samples>"
@@ -60,6 +63,7 @@ def generate(
     order: Order | None = None,
     draw: Draw | None = None,
     noise: Tensor | None = None,
+    heads: bool = False,
 ) -> Iterator[Step]:
     """Decode a batch, one pass at a time.
 
@@ -75,6 +79,7 @@ def generate(
         order: order of the model's grid; None is the order that it was trained in.
         draw: function that draws the tokens; None is ``draw_plain``.
         noise: (B, N, V) Gumbel noise of ``more_smooth``; None draws it from the seeds.
+        heads: also compute the logits of each axis head, which takes a projection each.
 
     Yields:
         A Step for each pass of the order.
@@ -115,7 +120,8 @@ def generate(
             mixture = smooth(logits, own.to(logits.device), step.share, settings)
             vectors = model.mix(state, index, mixture)
         done += len(step.cells)
-        yield Step(index, step.cells, tokens, logits, done, vectors)
+        apart = model.predict_heads(state, index, scale) if heads else None
+        yield Step(index, step.cells, tokens, logits, done, vectors, apart)
 
 
 def sample(

@@ -251,7 +251,7 @@ class Sampling(TypedDict, total=False):
 
 
 class Options(Sampling, total=False):
-    """Sampling settings, and what is kept of a given picture or clip, as keywords."""
+    """Sampling settings, what is kept of a given picture or clip, and what is recorded, as keywords."""
 
     init: Any
     keep: float | str | None
@@ -259,6 +259,7 @@ class Options(Sampling, total=False):
     keep_cells: str | Sequence[str]
     keep_frames: int | None
     fit: str | None
+    record: Any
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from .. import __version__
 from ..errors import NarError, UsageError
-from . import bench, classes, compare, decode, image, models, rerun, show, train, video, visualize_order
+from . import bench, classes, compare, decode, image, models, rerun, show, train, video, view, visualize_order
 from .console import ARGUMENTS, fail
 
 
@@ -79,6 +79,7 @@ app.command("video")(video.video)
 app.command("rerun")(rerun.rerun)
 app.command("decode")(decode.decode)
 app.command("show")(show.show)
+app.command("view")(view.view)
 app.command("bench")(bench.bench)
 app.command("compare")(compare.compare)
 app.command("visualize-order")(visualize_order.visualize_order)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ACROSS = 16  # pictures of a row of the sheet
 _LEFT_OUT = {
     *("model", "revision", "order", "batch_size", "frontier", "frontier_mode", "grid", "frames_from"),
-    *("save_tokens", "no_metadata", "scale", "dry_run", "sweep", "labels", "theme"),
+    *("save_tokens", "no_metadata", "scale", "dry_run", "sweep", "labels", "theme", "record"),
     *("init", "keep", "keep_mask", "keep_cells", "fit"),
 }
 Models = Annotated[

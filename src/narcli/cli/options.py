@@ -25,11 +25,12 @@ class Dtype(str, Enum):
 
 
 class FrontierFormat(str, Enum):
-    """Formats of the decoding frontier's picture; ``png`` is a filmstrip."""
+    """Formats of the decoding frontier's picture; ``png`` is a filmstrip, ``html`` a page to step through."""
 
     gif = "gif"
     mp4 = "mp4"
     png = "png"
+    html = "html"
     none = "none"
 
 
@@ -38,6 +39,13 @@ class Theme(str, Enum):
 
     dark = "dark"
     light = "light"
+
+
+class Extent(str, Enum):
+    """What a record holds: each cell, or the axis heads of each cell too."""
+
+    cells = "cells"
+    heads = "heads"
 
 
 class FrontierMode(str, Enum):
@@ -263,7 +271,8 @@ Quality = Annotated[
 Frontier = Annotated[
     FrontierFormat | None,
     typer.Option(
-        help="Picture of the decoding frontier; png is a filmstrip.", show_default=FrontierFormat.gif.value
+        help="Picture of the decoding frontier; png is a filmstrip, html a page to step through.",
+        show_default=FrontierFormat.gif.value,
     ),
 ]
 FrontierModeOption = Annotated[
@@ -300,6 +309,12 @@ Output = Annotated[
 SaveTokens = Annotated[
     bool,
     typer.Option("--save-tokens", help="Also write the tokens of each sample, for narcli decode."),
+]
+RecordOption = Annotated[
+    Extent | None,
+    typer.Option(
+        help="Also write how sure the model was of each token, for narcli view; heads: each axis head apart.",
+    ),
 ]
 NoMetadata = Annotated[
     bool, typer.Option("--no-metadata", help="Leave the settings out of the files; they cannot be rerun.")

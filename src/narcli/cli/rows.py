@@ -81,6 +81,7 @@ ROWS = (
     Row("grid", options.Grid, False, OUTPUT, IMAGE),
     Row("labels", options.Labels, False, OUTPUT, IMAGE),
     Row("save_tokens", options.SaveTokens, False, OUTPUT),
+    Row("record", options.RecordOption, None, OUTPUT),
     Row("no_metadata", options.NoMetadata, False, OUTPUT),
     Row("overwrite", options.Overwrite, False, OUTPUT),
     Row("as_json", options.Json, False, BEHAVIOUR),

@@ -41,7 +41,10 @@ def visualize_order(
     output: Annotated[
         str | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Write a .png, .gif, .mp4, .svg, .pdf, .json or .csv."
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write a .png, .gif, .mp4, .svg, .pdf, .html, .json or .csv.",
         ),
     ] = None,
     overwrite: Overwrite = False,

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import CheckpointError
 from ..rules import MAX_CELLS
 from ..settings import Init
-from .metadata import MAX_TOKENS, hash_ids, pack_tokens, unpack_tokens
+from .metadata import MAX_TOKENS, hash_of, pack_tokens, unpack_tokens
 
 
 def about_init(init: Init) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def about_init(init: Init) -> dict[str, Any]:
     about |= {
         "grid": list(init.grid),
         "cells": write_cells(init.cells),
-        "tokens_sha256": hash_ids(init.tokens),
+        "tokens_sha256": hash_of(init.tokens),
     }
     return about | ({"tokens": pack_tokens(init.tokens)} if len(init.tokens) <= MAX_TOKENS else {})
 

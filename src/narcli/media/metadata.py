@@ -261,7 +261,7 @@ _ALL = (
         "frontier",
         _object(
             "an object with format and mode",
-            {"format": one_of("gif", "mp4", "png"), "mode": one_of("reveal", "decode")},
+            {"format": one_of("gif", "mp4", "png", "html"), "mode": one_of("reveal", "decode")},
             {"theme": _THEME},
         ),
         "picture of the decoding frontier, with its `theme` if it is light",
@@ -368,19 +368,19 @@ def unpack_tokens(
         count = len(data) // size if cells is None else cells
         with suppress(struct.error):
             tokens = struct.unpack(f"<{count}{letter}", data)
-            if tokens and hash_ids(tokens) == sample.get("tokens_sha256"):
+            if tokens and hash_of(tokens) == sample.get("tokens_sha256"):
                 return tokens
     raise CheckpointError(f"{path}: its tokens are not those of its hash.", "Get the original file.")
 
 
-def hash_ids(tokens: Sequence[int]) -> str:
+def hash_of(tokens: Sequence[int]) -> str:
     """SHA-256 of tokens, as ``decoding.hash_tokens``."""
     return sha256(struct.pack(f"<{len(tokens)}i", *tokens)).hexdigest()
 
 
 def about_given(frames: GivenFrames) -> dict[str, Any]:
     """Return given frames, once encoded, as metadata."""
-    about = {"source": frames.name, "count": frames.count, "tokens_sha256": hash_ids(frames.codes)}
+    about = {"source": frames.name, "count": frames.count, "tokens_sha256": hash_of(frames.codes)}
     return about | ({"tokens": pack_tokens(frames.codes)} if len(frames.codes) <= MAX_TOKENS else {})
 
 

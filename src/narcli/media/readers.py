@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ MAX_PARTS = 100_000  # chunks or boxes read in a file
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Read the settings in a PNG, GIF, WebP, MP4, file of tokens, or document of --json.
+    """Read the settings in a PNG, GIF, WebP, MP4, page, file of tokens or record, or document of --json.
 
     A folder of frames has those of its first one. At most ``MAX_DOCUMENT`` bytes are read.
 
@@ -54,6 +55,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
                 text = _mp4_comment(file)
             elif start[8:10] == b'{"':
                 text = _safetensors_entry(file)
+            elif start.lower().startswith(b"<!doctype"):
+                text = _page_settings(file)
             elif start.lstrip()[:1] == b"{":
                 text = _document(path, file)
             else:
@@ -185,6 +188,14 @@ def _safetensors_entry(file: BinaryIO) -> str | None:
         return None
     except RecursionError as error:
         raise EOFError from error
+
+
+def _page_settings(file: BinaryIO) -> str | None:
+    """Read the element ``narcli`` near the beginning of a page."""
+    found = re.search(
+        rb'<script type="application/json" id="narcli">(.*?)</script>', file.read(3 * MAX_METADATA)
+    )
+    return found[1].decode() if found else None
 
 
 def _document(path: Path, file: BinaryIO) -> str | None:

@@ -277,7 +277,16 @@ def write_tokens(
     path: Path, tokens: npt.NDArray[np.int32], metadata: Metadata, *, overwrite: bool = False
 ) -> Path:
     """Write the tokens of a sample, int32 in the shape of their grid, with its settings (safetensors)."""
+    return write_arrays(path, {"tokens": tokens}, metadata, overwrite=overwrite)
+
+
+def write_arrays(
+    path: Path, arrays: Mapping[str, npt.NDArray[Any]], metadata: Metadata, *, overwrite: bool = False
+) -> Path:
+    """Write arrays of a sample by name, with its settings (safetensors)."""
+    import numpy as np
     from safetensors.numpy import save
 
-    data = save({"tokens": tokens}, {"narcli": encode_metadata(metadata)})
-    return write_atomic(path, data, overwrite=overwrite)
+    data = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    made = save(data, {"narcli": encode_metadata(metadata)})
+    return write_atomic(path, made, overwrite=overwrite)

@@ -160,6 +160,14 @@ class Network(nn.Module):
     def predict(self, state: Any, index: int, scale: float = 1.0) -> Tensor:
         """Compute the logits of the cells of pass ``index``: float32 (B, m, V)."""
 
+    def predict_heads(self, state: Any, index: int, scale: float = 1.0) -> Tensor:
+        """Compute the logits of each axis head alone for the cells of pass ``index``: (B, m, heads, V).
+
+        Raises:
+            NotImplementedError: the family has a single head.
+        """
+        raise NotImplementedError
+
     def mix(self, state: Any, index: int, mixture: Tensor) -> Tensor:
         """Go on from mixtures of codes instead of the tokens of pass ``index``.
 

@@ -195,14 +195,29 @@ class NARTransformer(Network):
         Returns:
             float32 (B, m, V), m cells in the order of the pass.
         """
+        return self.project(self._chosen(state, index, scale, state.plan.passes[index].weights))
+
+    def predict_heads(self, state: State, index: int, scale: float = 1.0) -> Tensor:
+        """Compute the logits of each axis head alone; arguments as ``predict``.
+
+        Returns:
+            float32 (B, m, heads, V). ``predict`` is their mean by the weights of the cell, up to rounding.
+        """
+        weights = state.plan.passes[index].weights
+        chosen = self._chosen(state, index, scale, torch.ones_like(weights))
+        ones = torch.eye(weights.shape[1], dtype=chosen.dtype, device=chosen.device)
+        return torch.stack([self.project(chosen * one[:, None]) for one in ones], 2)
+
+    def _chosen(self, state: State, index: int, scale: float, weights: Tensor) -> Tensor:
+        """Take guided hidden states that predict cells, times weights (m, heads): (B, m, heads, D)."""
         step = state.plan.passes[index]
         heads = torch.arange(step.sources.shape[1], device=state.hidden.device)
         hidden = state.hidden if scale > 1 else state.hidden[: state.samples]
-        chosen = hidden[:, step.sources, heads].float() * step.weights[..., None]  # (rows, m, heads, D)
+        chosen = hidden[:, step.sources, heads].float() * weights[..., None]  # (rows, m, heads, D)
         if scale > 1:
             conditional, unconditional = chosen.chunk(2)
             chosen = unconditional + scale * (conditional - unconditional)
-        return self.project(chosen.to(hidden.dtype))
+        return chosen.to(hidden.dtype)
 
     def forward_train(
         self, condition: Tensor, tokens: Tensor, padding: Tensor | None = None, order: Order | None = None

@@ -125,7 +125,7 @@ def decode(
     if array.shape != shape or hash_tokens(tokens) != about["tokens_sha256"]:
         raise CheckpointError(f"{path}: its tokens are not those of its hash.", "Get the original file.")
     recipe = _recipe(path, about, trust)
-    entry = _class(subject) if isinstance(subject, dict) else subject
+    entry = class_entry(subject) if isinstance(subject, dict) else subject
     samples = [Sample(entry, about["seed"])]
     outputs = name_files(recipe, samples, about["model"]["name"], reserved)
 
@@ -160,5 +160,6 @@ def _recipe(path: Path, about: Mapping[str, Any], trust: Trust) -> Recipe:
     return Recipe.from_json(told, str(path), **({"frontier": "gif"} | dict(trust.given)))
 
 
-def _class(about: Mapping[str, Any]) -> ClassEntry:
+def class_entry(about: Mapping[str, Any]) -> ClassEntry:
+    """Return the class of metadata."""
     return ClassEntry(about["label"], about["id"], about["name"], about.get("stands_for"))

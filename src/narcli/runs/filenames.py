@@ -21,6 +21,7 @@ FRONTIER = "_frontier"  # before the suffix of the file beside the first sample'
 SWEEP = "_sweep"  # before the suffix of the sheet of a sweep, named after the first sample
 SHEET = "_grid.png"  # ending of the contact sheet beside the pictures
 TOKENS = "_tokens.safetensors"  # ending of the tokens beside a sample
+RECORD = "_record.safetensors"  # ending of the record beside a sample
 
 
 def name_files(
@@ -43,7 +44,7 @@ def name_files(
         default=default,
         suffixes=_suffixes(recipe),
         companions=companions,
-        beside=[TOKENS] * recipe.save_tokens,
+        beside=[TOKENS] * recipe.save_tokens + [RECORD] * (recipe.record is not None),
         overwrite=recipe.overwrite,
         reserved=reserved,
     )
@@ -96,6 +97,12 @@ def check_fit(recipe: Recipe, order: Order, tokenizer: TokenizerConfig) -> None:
         )
     if recipe.init is not None:
         check_keep(recipe.init, recipe.keeping, order, tokenizer)
+    from ..records import check_extent
+    from ..viz.viewer import check_size
+
+    check_extent(order, recipe.record)
+    if recipe.frontier == "html":
+        check_size(order)
     made = tokenizer.clip_size(order.sizes)[0]
     if recipe.frames is not None and recipe.frames > made:
         raise UsageError(

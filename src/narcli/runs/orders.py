@@ -12,13 +12,15 @@ from .. import __version__
 from ..errors import UsageError
 from ..order import NAR, Order, Schedule, format_grid, order_rows
 from ..order.sketches import Sketch, drawn
-from ..viz.style import THEMES, comparison
+from ..viz.style import THEMES, comparison, title
 from .subjects import require
 
 if TYPE_CHECKING:
     from PIL import Image
 
-SUFFIXES = (".png", ".gif", ".mp4", ".svg", ".pdf", ".json", ".csv")
+    from ..viz.viewer import Shown
+
+SUFFIXES = (".png", ".gif", ".mp4", ".svg", ".pdf", ".html", ".json", ".csv")
 MAX_DRAWN, MAX_SIDE = 2**18, 2048  # cells in all, and along one side
 MAX_ORDERS = 16  # side by side
 #: Steps of an order that an animation shows slowly, and seconds of each; scales are always slow.
@@ -147,6 +149,11 @@ def write_orders(
             return atomic.write_atomic(path, drawing, overwrite=overwrite)
         case ".pdf":
             return atomic.write_atomic(path, pictures.order_pdf(*orders, theme=colors), overwrite=overwrite)
+        case ".html":
+            from ..viz.viewer import page
+
+            text = page(alone(orders), writers.encode_metadata(about), None if theme == "dark" else theme)
+            return atomic.write_atomic(path, text.encode(), overwrite=overwrite)
         case ".png":
             picture = pictures.order_image(*orders, theme=colors)
             words = "; ".join(
@@ -157,6 +164,23 @@ def write_orders(
         case _:
             frames = pictures.order_frames(*orders, theme=colors)
             return write_animation(path, orders, frames, about, overwrite=overwrite)
+
+
+def alone(orders: Schedules) -> list[Shown]:
+    """Prepare orders without a run for a page.
+
+    Raises:
+        UsageError: one has too many cells for a page, or there are too many.
+    """
+    from ..viz import viewer
+
+    if len(orders) > viewer.MAX_RUNS:
+        raise UsageError(
+            f"A page shows up to {viewer.MAX_RUNS} orders, and {len(orders)} are given.", "Name fewer."
+        )
+    for order in orders:
+        viewer.check_size(order)
+    return [viewer.Shown(order, title(order)) for order in orders]
 
 
 def write_animation(

@@ -44,7 +44,8 @@ ONLY = {
 CHOICES: Mapping[str, tuple[str | None, ...]] = {
     "dtype": DTYPES,
     "text_dtype": (None, *DTYPES),
-    "frontier": ("gif", "mp4", "png", "none"),
+    "frontier": ("gif", "mp4", "png", "html", "none"),
+    "record": (None, "cells", "heads"),
     "frontier_mode": (None, "reveal", "decode"),
     "theme": (None, "dark", "light"),
     "format": (None, *FORMATS),
@@ -110,8 +111,8 @@ class Recipe:
             the model's.
         dtype, text_dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``; the text encoder's default is
             the model's.
-        frontier: picture of the decoding frontier: ``gif``, ``mp4``, ``png`` (a filmstrip) or ``none``; None
-            is ``none`` with a sweep, else ``gif``.
+        frontier: picture of the decoding frontier: ``gif``, ``mp4``, ``png`` (a filmstrip), ``html`` (a page
+            to step through) or ``none``; None is ``none`` with a sweep, else ``gif``.
         frontier_mode: ``reveal`` uncovers the finished picture, ``decode`` decodes the tokens of every step.
         theme: colours of the frontier: ``dark``, which None is, or ``light``.
         sheet: also write a contact sheet of all pictures.
@@ -123,6 +124,8 @@ class Recipe:
         quality: quality of mp4 and webp, 0 to 100.
         output: file, folder, or template such as ``out/{class_name}_{seed}.png``.
         save_tokens: also write the tokens of each sample.
+        record: also write how sure the model was of each cell: ``cells``, or ``heads`` with the axis heads
+            apart; see ``records.Record``.
         no_metadata: leave the settings out of the files.
         overwrite: replace existing files; otherwise a number is added to the name.
         offline: never use the network.
@@ -161,7 +164,7 @@ class Recipe:
     text_device: str | None = None
     dtype: str = "auto"
     text_dtype: str | None = None
-    frontier: Literal["gif", "mp4", "png", "none"] | None = None
+    frontier: Literal["gif", "mp4", "png", "html", "none"] | None = None
     frontier_mode: Literal["reveal", "decode"] | None = None
     theme: Literal["dark", "light"] | None = None
     sheet: bool = False
@@ -173,6 +176,7 @@ class Recipe:
     quality: int | None = None
     output: str | Path | None = None
     save_tokens: bool = False
+    record: Literal["cells", "heads"] | None = None
     no_metadata: bool = False
     overwrite: bool = False
     offline: bool = False
@@ -226,11 +230,12 @@ class Recipe:
         check_seeds(self.seed, self.num)
         if self.batch_size is not None:
             check_batch_size(self.batch_size)
-        if self.save_tokens and self.no_metadata:
-            raise UsageError(
-                "`save_tokens` and `no_metadata` exclude each other: settings tell what the tokens mean.",
-                "Drop one of them.",
-            )
+        for name in ("save_tokens", "record"):
+            if getattr(self, name) and self.no_metadata:
+                raise UsageError(
+                    f"`{name}` and `no_metadata` exclude each other: settings tell what the tokens mean.",
+                    "Drop one of them.",
+                )
         if not subjects:
             _, message, ways = _WHAT[self.kind]
             raise UsageError(
@@ -260,8 +265,8 @@ class Recipe:
         for name in self.ranges:
             if (value := getattr(self, name)) is not None:
                 raise UsageError(f"`{name}` is {value}, and `sweep` varies it.", "Drop one of them.")
-        for name in ("sheet", "save_tokens", "frontier"):
-            if self.ranges and getattr(self, name) not in (False, "none"):
+        for name in ("sheet", "save_tokens", "record", "frontier"):
+            if self.ranges and getattr(self, name) not in (False, None, "none"):
                 raise UsageError(
                     f"`{name}` and `sweep` exclude each other: a sweep writes one sheet.", f"Drop `{name}`."
                 )
@@ -300,6 +305,11 @@ class Recipe:
     def model_kind(self) -> str:
         """Kind of model: ``image``, ``text``, ``video`` or ``frames``."""
         return "text" if self.prompts else "frames" if self.frames_from else self.kind
+
+    @property
+    def recorded(self) -> Literal["cells", "heads"] | None:
+        """Extent of the records that the run needs: those that it writes, or that a page shows."""
+        return self.record or ("cells" if self.frontier == "html" else None)
 
     @property
     def sampling(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ..encoding import all_cached, encode_samples, prompt_encoder
 from ..hub.sources import Files
 from ..outpaint import encode
+from ..records import Extent
 from ..settings import Init, Sample, SamplingSettings, points_of
 from .plan import Host, plan
 from .recipe import Recipe
@@ -148,7 +149,7 @@ def run(
     batch_size = spending.batch_size or 1
     yield Loaded(pipeline, drawn, batch_size)
     spent = dict(clock.seconds)
-    with closing(_draw(pipeline, samples, points, batch_size, host.note, init)) as steps:
+    with closing(_draw(pipeline, samples, points, batch_size, host.note, init, recipe.recorded)) as steps:
         for progress in steps:
             clock.seconds |= {phase: spent.get(phase, 0.0) + more for phase, more in progress.seconds.items()}
             yield progress
@@ -164,12 +165,13 @@ def _draw(
     batch_size: int,
     tell: Callable[[str], object],
     init: Init | None,
+    record: Extent,
 ) -> Generator[Progress, None, None]:
     """Draw the same samples with each of several settings, and count their batches and seconds as one run."""
     batch, seconds = 0, dict[str, float]()
     for left in range(len(points), 0, -1):
         start, spent = batch, seconds
-        with closing(pipeline.run(samples, points[-left], batch_size, tell, init)) as steps:
+        with closing(pipeline.run(samples, points[-left], batch_size, tell, init, record)) as steps:
             for progress in steps:
                 batches = progress.batches
                 seconds = {phase: spent.get(phase, 0.0) + more for phase, more in progress.seconds.items()}

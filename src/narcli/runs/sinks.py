@@ -6,7 +6,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from time import perf_counter
@@ -249,11 +249,15 @@ class Sinks:
         self.files.append(path)
         about = {key: value for key, value in result.metadata.items() if key not in self.common}
         self.documents.append({"file": str(path), **about})
-        for name in self.outputs.beside[index]:
+        over, beside = self.recipe.overwrite, iter(self.outputs.beside[index])
+        if self.recipe.save_tokens:
             order = self.decoder.order
             shape = order.sizes if len(order.panels) == 1 else (order.cells,)
             grid = result.tokens.reshape(shape).int().numpy()
-            self.files.append(write_tokens(name, grid, own, overwrite=self.recipe.overwrite))
+            self.files.append(write_tokens(next(beside), grid, own, overwrite=over))
+        if self.recipe.record is not None:
+            assert result.record is not None
+            self.files.append(replace(result.record, metadata=own).save(next(beside), overwrite=over))
 
     def _write_sample(self, path: Path, clip: Clip, own: dict[str, Any]) -> Path:
         """Write a picture, or the wanted frames of a clip; as PNGs if the encoder fails."""
@@ -292,7 +296,7 @@ class Sinks:
         given = self._given()
         shown = self._kept[: frontier.shown_samples(order)]
         partials: list[list[Clip]] | None = None
-        if self._mode == "decode":
+        if self._mode == "decode" and self.recipe.frontier != "html":
             partials = []
             steps = frontier.shown_steps(order, still=self.recipe.frontier == "png")
             stages = [result.stages for result in shown if result.stages is not None]
@@ -306,6 +310,8 @@ class Sinks:
         about = None
         if not self.recipe.no_metadata:
             about = self._about_all() | self._about_frontier()
+        if self.recipe.frontier == "html":
+            return self._write_page(path, shown, about)
         clips = [result.frames for result in shown]
         title = () if about is None else title_of(self.samples[: len(shown)], self.common["model"]["name"])
         looks: Any = {"holistic": self.decoder.tokenizer.config.holistic, "given": given}
@@ -320,6 +326,23 @@ class Sinks:
     def _given(self) -> Sequence[int]:
         """Return the cells whose tokens were given."""
         return read_cells(self.common["init"]["cells"], "The run") if "init" in self.common else ()
+
+    def _write_page(self, path: Path, shown: Sequence[Result], about: Mapping[str, Any] | None) -> Path:
+        """Write the page to step through the samples, and return its path."""
+        from ..media.atomic import write_atomic
+        from ..media.writers import encode_metadata
+        from ..viz.viewer import page
+        from .pages import MAX_SAMPLES
+        from .pages import shown as shown_on_page
+
+        with self.clock.timed("decode"):
+            runs = shown_on_page(
+                self.decoder, shown[:MAX_SAMPLES], partials=self._mode == "decode", told=about is not None
+            )
+        with self.clock.timed("write"):
+            told = "" if about is None else encode_metadata(about)
+            made = page(runs, told, self.recipe.theme).encode()
+            return write_atomic(path, made, overwrite=self.recipe.overwrite)
 
     def _kept_samples(self) -> int:
         """Return the number of samples to keep in memory for frontier and contact sheet."""
