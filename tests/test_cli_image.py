@@ -21,8 +21,8 @@ from narcli.classes import ClassEntry
 from narcli.cli import app
 from narcli.hub import locate as hub
 from narcli.media import writers
-from narcli.media.metadata import SCHEMA
 from narcli.media.readers import read_metadata
+from narcli.media.schema import SCHEMA
 from narcli.prompts import parse_prompt
 from narcli.runs.subjects import title_of
 from narcli.settings import Sample

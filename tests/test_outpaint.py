@@ -28,7 +28,7 @@ from narcli.media.readers import read_metadata
 from narcli.media.writers import write_frames, write_gif, write_mp4
 from narcli.order import named
 from narcli.sampling import SamplingSettings, draw_plain, sample, uniform_draws
-from narcli.settings import Init, Keep
+from narcli.settings.keep import Init, Keep
 from narcli.viz.frontier import filmstrip, run_frames
 from narcli.viz.style import FRONTIER, GIVEN, caption
 

@@ -41,8 +41,9 @@ from narcli.errors import CheckpointError, NarError, UsageError
 from narcli.hub.catalog import MODELS
 from narcli.hub.locate import fetch
 from narcli.media import readers, writers
-from narcli.media.metadata import FIELDS, RUN, SAMPLE, check_fields, lines, pack_tokens, unpack_tokens
+from narcli.media.metadata import check_fields, lines, pack_tokens, unpack_tokens
 from narcli.media.readers import read_metadata
+from narcli.media.schema import FIELDS, RUN, SAMPLE
 from narcli.media.writers import write_png
 from narcli.runs.decode import Decoders, decode
 from narcli.runs.filenames import format_of

@@ -28,9 +28,10 @@ from narcli.memory import Files, estimate
 from narcli.runs.plan import Host
 from narcli.runs.run import Loaded, budget, run
 from narcli.runs.sinks import Finished, Written
-from narcli.settings import MAX_SWEPT, SWEPT, SamplingSettings, parse_sweep, points_of, words_of
-from narcli.viz.board import _text_width
+from narcli.settings import SamplingSettings
+from narcli.settings.sweeps import MAX_SWEPT, SWEPT, parse_sweep, points_of, words_of
 from narcli.viz.sheets import GAP, HEAD, LINE, enlarge, labelled_sheet, shorten
+from narcli.viz.vector import text_width as _text_width
 from test_cli_image import ENVIRONMENT, names
 
 TWO = ("--sweep", "temperature=0.3,1.5", "--sweep", "cfg-scale=1,2,4")

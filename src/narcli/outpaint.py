@@ -16,7 +16,7 @@ from .encoding import read_frames, to_pixels
 from .errors import CheckpointError, UsageError, first_line
 from .media.textfiles import expand, open_regular
 from .order import Order, format_grid
-from .settings import Init, Keep
+from .settings.keep import Init, Keep
 
 if TYPE_CHECKING:
     import numpy as np

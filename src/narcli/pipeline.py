@@ -32,7 +32,8 @@ from .hub.sizes import Networks
 from .hub.sources import Files, choose
 from .kernels import draw, prepare, prepare_tokenizer
 from .media.inits import about_init
-from .media.metadata import MAX_TOKENS, about_given, pack_tokens
+from .media.metadata import about_given, pack_tokens
+from .media.schema import MAX_TOKENS
 from .memory import choose_batch_size
 from .models.blocks import Kind
 from .models.multiscale import MultiscaleTokenizer
@@ -46,18 +47,8 @@ from .records import Extent, Recorder, check_extent
 from .results import Progress as Progress
 from .results import Result, about_class
 from .sampling import Step, generate
-from .settings import (
-    KEEPS,
-    GivenFrames,
-    Init,
-    Keep,
-    Options,
-    Sample,
-    Sampling,
-    SamplingSettings,
-    check_batch_size,
-    plan_samples,
-)
+from .settings import GivenFrames, Options, Sample, Sampling, SamplingSettings, check_batch_size, plan_samples
+from .settings.keep import KEEPS, Init, Keep
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -12,7 +12,8 @@ import typer
 from ..errors import UsageError
 from ..media.clips import FORMATS, FPS, QUALITY
 from ..media.textfiles import expand
-from ..settings import FITS, check_batch_size
+from ..settings import check_batch_size
+from ..settings.keep import FITS
 
 
 class Dtype(str, Enum):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..allocator import keep_memory
 from ..media.inits import read_cells
-from ..media.metadata import SCHEMA
+from ..media.schema import SCHEMA
 from ..runs.recipe import Recipe
 from .console import Console, bytes_text, is_terminal
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import NarError, UsageError
-from ..media.metadata import SCHEMA, runs_of
+from ..media.metadata import runs_of
+from ..media.schema import SCHEMA
 from ..media.textfiles import expand
 from ..runs import repeat
 from ..runs.orders import about_orders, default_name, shown_of, write_orders

@@ -9,7 +9,8 @@ import typer
 
 from ..allocator import keep_memory
 from ..errors import UsageError
-from ..media.metadata import SCHEMA, runs_of
+from ..media.metadata import runs_of
+from ..media.schema import SCHEMA
 from ..media.textfiles import expand
 from . import rows
 from .console import bytes_text

@@ -7,8 +7,9 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..rules import MAX_CELLS
-from ..settings import Init
-from .metadata import MAX_TOKENS, hash_of, pack_tokens, unpack_tokens
+from ..settings.keep import Init
+from .metadata import hash_of, pack_tokens, unpack_tokens
+from .schema import MAX_TOKENS
 
 
 def about_init(init: Init) -> dict[str, Any]:

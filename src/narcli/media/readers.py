@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import CheckpointError
 from ..rules import MAX_CELLS
-from .metadata import DESCRIPTION, MAX_METADATA, SCHEMA, check_fields
+from .metadata import DESCRIPTION, MAX_METADATA, check_fields
+from .schema import SCHEMA
 from .textfiles import check_regular
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NarError
-from .metadata import DESCRIPTION, MAX_METADATA, SCHEMA, ordered
+from .metadata import DESCRIPTION, MAX_METADATA, ordered
+from .schema import SCHEMA
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,7 +16,8 @@ from ..hub.sizes import networks_of
 from ..limits import available
 from ..models.blocks import Kind
 from ..order import NAR, Order, named
-from ..settings import SamplingSettings, points_of
+from ..settings import SamplingSettings
+from ..settings.sweeps import points_of
 from .filenames import check_fit, suffix_of
 from .recipe import Recipe
 

@@ -17,8 +17,8 @@ from ..errors import CheckpointError, UsageError
 from ..hub import resolve
 from ..hub.locate import check_disk, locate
 from ..hub.sources import Files
-from ..media.metadata import RUN, SAMPLE
 from ..media.readers import read_tokens
+from ..media.schema import RUN, SAMPLE
 from ..order import NAR, Order, format_grid, named
 from ..results import Result
 from ..rules import MAX_CELLS
@@ -26,7 +26,8 @@ from ..settings import Sample
 from .budget import files_of
 from .filenames import name_files, suffix_of
 from .plan import Host
-from .recipe import LOOKS, Recipe
+from .recipe import Recipe
+from .recipe_json import LOOKS
 from .repeat import Trust, find_part, warn_of_others
 from .sinks import Clock, Finished, FrontierDecoded, Sinks, Written
 from .subjects import entry_of, require

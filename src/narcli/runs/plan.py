@@ -13,7 +13,8 @@ from ..encoding import all_cached, read_given
 from ..hub.sources import Found, choose
 from ..media.names import Outputs
 from ..outpaint import check_source
-from ..settings import GivenFrames, Sample, Subject, check_sweep, plan_samples
+from ..settings import GivenFrames, Sample, Subject, plan_samples
+from ..settings.sweeps import check_sweep
 from .filenames import name_files
 from .recipe import Entry, Recipe
 

@@ -14,9 +14,10 @@ from typing import Any
 
 from ..errors import CheckpointError, NarError, UsageError
 from ..hub import catalog, resolve
-from ..media.metadata import FIELDS, unpack_tokens
+from ..media.metadata import unpack_tokens
+from ..media.schema import FIELDS
 from ..order import NAR, Order, format_grid, named
-from ..settings import points_of, words_of
+from ..settings.sweeps import points_of, words_of
 from .recipe import Recipe
 from .sinks import Finished
 from .subjects import SUBJECTS, require, subject_of

@@ -13,7 +13,9 @@ from ..encoding import all_cached, encode_samples, prompt_encoder
 from ..hub.sources import Files
 from ..outpaint import encode
 from ..records import Extent
-from ..settings import Init, Sample, SamplingSettings, points_of
+from ..settings import Sample, SamplingSettings
+from ..settings.keep import Init
+from ..settings.sweeps import points_of
 from .plan import Host, plan
 from .recipe import Recipe
 from .sinks import Clock, Finished, FrontierDecoded, Sinks, Written

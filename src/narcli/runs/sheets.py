@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..prompts import shorten
-from ..settings import Sample, points_of, words_of
+from ..settings import Sample
+from ..settings.sweeps import points_of, words_of
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -36,6 +37,13 @@ def draw_sheet(
     labelled = [(picture, _label(sample)) for picture, sample in zip(pictures, samples, strict=True)]
     width = columns_of(len(pictures), rows)
     return labelled_sheet([("", labelled[at : at + width]) for at in range(0, len(labelled), width)], scale)
+
+
+def about_sheet(recipe: Recipe) -> dict[str, Any]:
+    """Return metadata of a contact sheet or of the sheet of a sweep; empty without one."""
+    if recipe.ranges:
+        return {"sweep": {name: list(values) for name, values in recipe.ranges.items()}}
+    return ({"contact_sheet": True} if recipe.sheet else {}) | ({"labels": True} if recipe.labels else {})
 
 
 def _swept(

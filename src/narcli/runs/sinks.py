@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 from ..classes import ClassEntry
 from ..errors import NarError
 from ..media.inits import read_cells
-from ..media.metadata import MAX_HASHES, MAX_TOKENS, SCHEMA, about_given
+from ..media.metadata import about_given
 from ..media.names import Outputs
+from ..media.schema import MAX_HASHES, MAX_TOKENS, SCHEMA
 from ..prompts import Prompt
-from ..settings import GivenFrames, Sample, SamplingSettings, Subject, points_of
+from ..settings import GivenFrames, Sample, SamplingSettings, Subject
+from ..settings.sweeps import points_of
 from .filenames import check_fit, format_of, suffix_of
 from .orders import write_animation
 from .recipe import Recipe
-from .sheets import draw_sheet
+from .sheets import about_sheet, draw_sheet
 from .subjects import title_of
 
 if TYPE_CHECKING:
@@ -383,13 +385,6 @@ class Sinks:
         sizes = list(accumulate(len(json.dumps(told)) for told in each))
         about |= {name: each[: bisect_right(sizes, MAX_SUBJECTS)], f"{name}_in_all": len(each)}
         return self.common | about
-
-
-def about_sheet(recipe: Recipe) -> dict[str, Any]:
-    """Return metadata of a contact sheet or of the sheet of a sweep; empty without one."""
-    if recipe.ranges:
-        return {"sweep": {name: list(values) for name, values in recipe.ranges.items()}}
-    return ({"contact_sheet": True} if recipe.sheet else {}) | ({"labels": True} if recipe.labels else {})
 
 
 def _about(entry: Subject) -> dict[str, Any]:

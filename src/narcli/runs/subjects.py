@@ -9,7 +9,8 @@ from ..classes import ClassEntry
 from ..errors import CheckpointError, UsageError
 from ..media.metadata import given_of
 from ..prompts import Prompt, parse_prompt
-from ..settings import GivenFrames, Sample, points_of
+from ..settings import GivenFrames, Sample
+from ..settings.sweeps import points_of
 
 TITLED = 3  # classes, prompts or clips that a title names
 SUBJECTS = ("classes", "prompts", "frames_from")  # fields of a recipe that say what to make
