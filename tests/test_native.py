@@ -314,6 +314,16 @@ def test_a_draw_is_that_of_torch(columns, top_k, temperature, scale, seed):
         assert ((between - u).abs() < 1e-5).all()
 
 
+@pytest.mark.parametrize("columns", [1, 15, 64, 1000])
+def test_the_kth_largest_value_is_that_of_a_sort(columns):
+    needs(torch.float32)
+    values = torch.randn(7, columns, generator=torch.Generator().manual_seed(columns)).round(decimals=1)
+    values[2], values[3, 0] = -torch.inf, torch.inf
+    ranked = values.sort(descending=True).values
+    for k in {1, (columns + 1) // 2, columns}:
+        assert torch.equal(native.kth_largest(values, k), ranked[:, k - 1 : k])
+
+
 def test_draws_have_the_probabilities_of_the_logits():
     needs(torch.float32)
     torch.manual_seed(0)

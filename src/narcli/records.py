@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError, UsageError
+from .kernels import kth_largest
 from .media.metadata import hash_of
 from .media.readers import read_metadata
 from .media.textfiles import check_regular, expand
@@ -300,8 +301,10 @@ def _summary(rows: Tensor, tokens: Tensor, settings: SamplingSettings) -> dict[s
     if cold:
         rows, own, top = rows - top[:, :1], own - top[:, :1], top - top[:, :1]
     scaled = rows / settings.divisor
-    if settings.top_k or settings.top_p < 1:
-        scaled = filter_logits(scaled, settings.top_k, settings.top_p)
+    if 0 < settings.top_k < scaled.shape[1]:
+        scaled.masked_fill_(scaled < kth_largest(scaled, settings.top_k), -torch.inf)
+    if settings.top_p < 1:
+        scaled = filter_logits(scaled, top_p=settings.top_p)
     shares = scaled.softmax(1)
     probabilities = shares.gather(1, codes)
     if cold or settings.top_k or settings.top_p < 1:

@@ -228,7 +228,7 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
             this, at least one token; 1 keeps all.
     """
     if 0 < top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < kth_largest(logits, top_k), -torch.inf)
+        logits = logits.masked_fill(logits < kth_largest_plain(logits, top_k), -torch.inf)
     if top_p < 1:
         ranked, indices = logits.sort(descending=True)
         probabilities = ranked.softmax(-1)
@@ -239,7 +239,7 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     return logits
 
 
-def kth_largest(values: Tensor, k: int) -> Tensor:
+def kth_largest_plain(values: Tensor, k: int) -> Tensor:
     """Find the k-th largest value of each row: (..., V) float32 -> (..., 1)."""
     if values.device.type != "cpu":
         return values.topk(k, sorted=False).values.amin(-1, keepdim=True)

@@ -21,7 +21,7 @@ from ..models.tokenizer import Tokenizer
 from ..models.transformer import NARTransformer
 from ..models.var import VARTransformer
 from ..models.vq import VQTokenizer
-from ..sampling import draw_plain, refuse_unless
+from ..sampling import draw_plain, kth_largest_plain, refuse_unless
 from ..settings import SamplingSettings
 from . import native, packed
 
@@ -75,3 +75,10 @@ def draw(logits: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:
         refuse_unless(tokens >= 0)
         return tokens
     return draw_plain(logits, uniform, settings)
+
+
+def kth_largest(values: Tensor, k: int) -> Tensor:
+    """Find the k-th largest value of each row, float32 (R, V) -> (R, 1); compiled if possible."""
+    if native.can_run(values.dtype, values.device):
+        return native.kth_largest(values, k)
+    return kth_largest_plain(values, k)

@@ -515,6 +515,24 @@ int narcli_draw(long rows, long columns, const float* logits, const float* unifo
     return 0;
 }
 
+// The k-th largest value of each row, k from 1 to `columns`.
+int narcli_kth_largest(long rows, long columns, const float* values, long k, float* out, long threads) {
+    const long own = round_up(columns, BLOCK) + 2 * LANES;
+    float* scratch = (float*)aligned_alloc(64, own * threads * 4);
+    if (!scratch) return 1;
+#pragma omp parallel num_threads((int)threads)
+    {
+        const Share share(rows);
+        float* mine = scratch + own * omp_get_thread_num();
+        for (long row = share.begin; row < share.end; ++row) {
+            memcpy(mine, values + row * columns, columns * 4);
+            out[row] = kth_largest(mine, columns, k);
+        }
+    }
+    free(scratch);
+    return 0;
+}
+
 int narcli_forward_float32(const Step* s, const Layer* layers, float* x, float* states) {
     return forward<float>(*s, layers, x, states);
 }

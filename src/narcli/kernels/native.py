@@ -78,6 +78,7 @@ def library() -> ctypes.CDLL | None:
             getattr(functions, f"narcli_forward_{name}").argtypes = [pointer] * 4
             getattr(functions, f"narcli_attend_{name}").argtypes = [*[long] * 4, pointer, pointer, long]
             getattr(functions, f"narcli_linear_{name}").argtypes = [*[long] * 3, *[pointer] * 3, long]
+        functions.narcli_kth_largest.argtypes = [long, long, pointer, long, pointer, long]
         functions.narcli_draw.argtypes = [long, long, pointer, pointer, ctypes.c_float, long, pointer, long]
     except (OSError, AttributeError):
         return None
@@ -289,6 +290,22 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int) -> Ten
     pointers = logits.data_ptr(), uniform.data_ptr(), temperature, kept, tokens.data_ptr()
     _call("narcli_draw", uniform.numel(), logits.shape[-1], *pointers, torch.get_num_threads())
     return tokens
+
+
+def kth_largest(values: Tensor, k: int) -> Tensor:
+    """Find the k-th largest value of each row, as ``sampling.kth_largest``; ``can_run`` must hold.
+
+    Args:
+        values: float32 (R, V), no NaN.
+        k: 1 to V.
+
+    Returns:
+        (R, 1) float32.
+    """
+    values, (rows, columns) = values.contiguous(), values.shape
+    out = values.new_empty(rows, 1)
+    _call("narcli_kth_largest", rows, columns, values.data_ptr(), k, out.data_ptr(), torch.get_num_threads())
+    return out
 
 
 def _call(function: str, *arguments: object) -> None:
