@@ -143,9 +143,9 @@ def test_partial_pictures_are_decoded_only_on_request(run, monkeypatch):
     asked = []
     original = pipeline.Pipeline.partials
 
-    def partials(self, tokens, steps):
+    def partials(self, tokens, *how):
         asked.append(len(tokens))
-        return original(self, tokens, steps)
+        return original(self, tokens, *how)
 
     monkeypatch.setattr(pipeline.Pipeline, "partials", partials)
     run("--class", "cat", "-n", 20)
@@ -193,9 +193,9 @@ def test_titles_say_what_the_samples_are_of():
 def test_decoding_the_frontier_is_counted_as_decoding(run, monkeypatch):
     original = pipeline.Pipeline.partials
 
-    def partials(self, tokens, steps):
+    def partials(self, tokens, *how):
         time.sleep(0.5)
-        return original(self, tokens, steps)
+        return original(self, tokens, *how)
 
     monkeypatch.setattr(pipeline.Pipeline, "partials", partials)
     seconds = json.loads(run("--class", "cat", "--frontier-mode", "decode", "--json").stdout)["seconds"]

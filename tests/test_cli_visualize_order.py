@@ -718,7 +718,8 @@ def test_no_value_of_an_option_given_twice_is_lost():
 
 def test_all_lists_of_things_to_make_may_be_given_again():
     several = {option.opts[0] for _, option in OPTIONS if option.multiple}
-    assert several == {"--class", "--prompt", "--frames-from", "--model", "--order"} and len(OPTIONS) > 140
+    what = {"--class", "--prompt", "--frames-from", "--keep-cells", "--sweep", "--model", "--order"}
+    assert several == what and len(OPTIONS) > 140
 
 
 def test_a_switch_given_twice_is_given():

@@ -22,7 +22,7 @@ from narcli import errors as errors_of_narcli
 from narcli.cli import app
 from narcli.cli.models import MAKES
 from narcli.hub import catalog as registry
-from narcli.media import metadata
+from narcli.media import schema
 from narcli.order import named
 
 ROOT = Path(__file__).parents[1]
@@ -71,7 +71,7 @@ def table_of_models():
 def table_of_fields():
     flags = {"classes": "class", "prompt_file": "prompt-file"}
     lines = [("field", "what it says", "expected", "options that it stands for"), ("---",) * 4]
-    for part, fields in metadata.PARTS.items():
+    for part, fields in schema.PARTS.items():
         lines.append((f"**{part}**", "", "", ""))
         for field in fields:
             options = " ".join(f"`--{flags.get(name, name).replace('_', '-')}`" for name in field.options)

@@ -366,7 +366,7 @@ def test_without_a_batch_size_it_is_what_memory_holds(plain, monkeypatch):
     def sizes(num):
         return {len(report.samples) for report in plain.steps(207, num=num) if report.step.index == 0}
 
-    assert sizes(3) == {3} and sizes(70) == {memory.CELLS // 4, 6}  # frontiers of up to 4 cells
+    assert sizes(3) == {3} and sizes(70) == {memory.SAMPLES, 6}
     monkeypatch.setattr(memory, "available", lambda device, own: 1)
     assert sizes(3) == {1}
 

@@ -207,7 +207,7 @@ def test_a_download_that_a_file_chose_is_refused_unless_allowed(tmp_path, monkey
 class Scales(TokenDecoder):
     """A decoder whose pictures grow lighter with each scale."""
 
-    def partials(self, tokens, steps=None, given=()):
+    def partials(self, tokens, steps=None, stages=None, given=()):
         for s in steps:
             yield [(Image.new("RGB", (256, 256), (20 * s, 100, 50)),) for _ in tokens]
 

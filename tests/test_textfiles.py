@@ -21,7 +21,7 @@ from narcli.media.textfiles import (
 )  # fmt: skip
 from narcli.models.vq import VQConfig, VQTokenizer
 from narcli.order import Order
-from narcli.runs.orders import write_order
+from narcli.runs.orders import write_orders
 
 
 @pytest.mark.parametrize("kind", ["a folder", "a named pipe", "a socket", "a device"])
@@ -109,10 +109,10 @@ def test_a_tilde_is_the_home_folder_and_nothing_else(tmp_path, monkeypatch):
     for make in (
         lambda: save_model("~/made", tokenizer=VQTokenizer(VQConfig(32, (1, 1), 1, 32, codebook_size=16))),
         lambda: load_tokenizer("~/made"),
-        lambda: write_order(Order((2, 2)), "~/order.json", overwrite=False),
-        lambda: write_order(Order((2, 2)), "~/folder/", overwrite=False),
+        lambda: write_orders([Order((2, 2))], "~/order.json", overwrite=False),
+        lambda: write_orders([Order((2, 2))], "~/folder/", overwrite=False),
     ):
         make()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "made", "order.json"]
     with pytest.raises(UsageError, match="no such user"):
-        write_order(Order((2, 2)), "~nobody-of-this-name/", overwrite=False)
+        write_orders([Order((2, 2))], "~nobody-of-this-name/", overwrite=False)

@@ -439,7 +439,7 @@ def test_the_limit_counts_what_the_network_computes(released):
     model = released["var"][0]
     settings = SamplingSettings(cfg_scale=1.5)
     slow = machine.Limits(read=1e30, products=1.0)
-    least = machine.limit(model, model.config.decoding_order, 1, settings, slow)
+    least = machine.limit(model, 1, settings, slow)
     with FlopCounterMode(display=False) as counter:
         list(generate(model, torch.tensor([0]), [0], settings))
     products = ("mm", "addmm", "bmm")

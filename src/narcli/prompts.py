@@ -193,7 +193,7 @@ def _html_text(text: str) -> str:
     from bs4 import BeautifulSoup
     from bs4.exceptions import ParserRejectedMarkup
 
-    with warnings.catch_warnings(), suppress(ParserRejectedMarkup, RecursionError):
+    with warnings.catch_warnings(), suppress(ParserRejectedMarkup, RecursionError, UnicodeError):
         warnings.simplefilter("ignore")  # about prompts that look like addresses, file names or XML
         return str(BeautifulSoup(text, "html.parser").text)
     return text

@@ -185,6 +185,7 @@ class NativeTransformer(NARTransformer):
             self.tensors += parts.values()  # the C++ records point to them
             self.layers[index] = nn.Identity()
         self.outputs = NativeLinear(joined_outputs(self))
+        self.train(plain.training)
 
     def empty_cache(self, rows: int, length: int) -> Tensor:
         """Allocate keys and values of ``length`` slots: (layers, 1, rows, ...)."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from ..encoding import all_cached, encode_samples, prompt_encoder
 from ..hub.sources import Files
 from ..outpaint import encode
-from ..records import Extent
 from ..settings import Sample, SamplingSettings
 from ..settings.keep import Init
 from ..settings.sweeps import points_of
@@ -22,6 +21,7 @@ from .sinks import Clock, Finished, FrontierDecoded, Sinks, Written
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline, Progress
+    from ..records import Extent
     from .budget import Budget
 
 
@@ -41,6 +41,8 @@ class Loaded:
 
 
 if TYPE_CHECKING:
+    from ..records import Extent
+
     Event = Loaded | Progress | Written | FrontierDecoded | Finished
 
 
