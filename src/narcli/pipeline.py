@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from itertools import islice
 from math import ceil
 from pathlib import Path
@@ -31,6 +32,8 @@ from .hub.check import classes_of
 from .hub.sizes import Networks
 from .hub.sources import Files, choose
 from .kernels import draw, prepare, prepare_tokenizer
+from .kernels.graphs import choose_runner
+from .kernels.program import Runner
 from .media.inits import about_init
 from .media.metadata import about_given, pack_tokens
 from .media.schema import MAX_TOKENS
@@ -46,7 +49,7 @@ from .prompts import Prompt
 from .records import Extent, Recorder, check_extent
 from .results import Progress as Progress
 from .results import Result, about_class
-from .sampling import Step, generate
+from .sampling import Step, generate, in_raster_order
 from .settings import GivenFrames, Options, Sample, Sampling, SamplingSettings, check_batch_size, plan_samples
 from .settings.keep import KEEPS, Init, Keep
 
@@ -156,6 +159,7 @@ class Pipeline(Decodes):
         source: metadata of the files: ``{"model": {...}, "tokenizer": {...}}``.
         load_seconds: time that loading took.
         encoder: encoder of prompts; None for models of classes.
+        runner: runs the passes; None is the best for the device, whose steps may have no logits.
     """
 
     model: Network
@@ -165,6 +169,7 @@ class Pipeline(Decodes):
     source: Mapping[str, Any] = field(default_factory=dict)
     load_seconds: float = 0.0
     encoder: PromptEncoder | None = None
+    runner: Runner | None = None
 
     def __repr__(self) -> str:
         name = str(self.source.get("model", {}).get("name", "a model"))[:60]
@@ -280,7 +285,9 @@ class Pipeline(Decodes):
                 seconds["encode"] = seconds.get("encode", 0.0) + perf_counter() - began
             batches = number + ceil((len(samples) - start) / batch_size)
             try:
-                for decoded in self._sample_batch(batch, condition, padding, settings, seconds, init, record):
+                for decoded in self._sample_batch(
+                    batch, condition, padding, settings, seconds, tell, init, record
+                ):
                     yield Progress(number, batches, batch, *decoded, dict(seconds))
                     del decoded
             except MemoryLimitError:
@@ -292,6 +299,7 @@ class Pipeline(Decodes):
             else:
                 start, number = start + len(batch), number + 1
                 continue
+            self._passes.clear()
             release(self.device)  # here, where the error no longer holds what was in use
 
     def _sample_batch(
@@ -301,22 +309,25 @@ class Pipeline(Decodes):
         padding: Tensor | None,
         settings: SamplingSettings,
         seconds: dict[str, float],
+        tell: Callable[[str], object],
         init: Init | None,
         record: Extent,
-    ) -> Iterator[tuple[Step, Tensor, tuple[Result, ...]]]:
-        """Yield each step of a batch, all tokens so far, and at the end the results; add to ``seconds``."""
-        order, stages = self.order, list[Tensor]()
-        tokens = torch.full((len(batch), order.cells), -1)
-        given = None if init is None else given_tokens(init, order.cells).expand_as(tokens)
-        recorder = Recorder(order, len(batch), settings) if record is not None else None
-        seeds, heads = [sample.seed for sample in batch], record == "heads"
-        steps = generate(self.model, condition, seeds, settings, padding, given, draw=draw, heads=heads)
+    ) -> Iterator[tuple[Step, Callable[[], Tensor], tuple[Result, ...]]]:
+        """Yield each step of a batch, a reader of tokens, and at the end the results; add to ``seconds``."""
+        order, drawn, stages = self.order, list[Tensor](), list[Tensor]()
+        given = None if init is None else given_tokens(init, order.cells).expand(len(batch), -1)
+        asked = self.model, condition, [sample.seed for sample in batch], settings, padding, given
+        recorder = None if record is None else Recorder(order, len(batch), settings)
+        if recorder is None:
+            steps = self._passes.generate(*asked, tell=tell)
+        else:
+            steps = generate(*asked, draw=draw, heads=record == "heads")
         for index in range(len(order.steps)):
             results: tuple[Result, ...] = ()
             with memory_guard("Free some memory, or try a smaller model or `dtype=bfloat16`."):
                 began = perf_counter()
                 step = next(steps)
-                tokens[:, list(step.cells)] = step.tokens.cpu()
+                drawn.append(step.tokens)
                 if step.vectors is not None:
                     stages.append(step.vectors.cpu())
                 if recorder is not None:
@@ -324,7 +335,7 @@ class Pipeline(Decodes):
                 seconds["sample"] += perf_counter() - began
                 if index == len(order.steps) - 1:
                     del steps  # and with it the key/value cache
-                    began = perf_counter()
+                    began, tokens = perf_counter(), in_raster_order(order, drawn)
                     clips = self.decode(tokens) if step.vectors is None else self.decode_vectors(step.vectors)
                     seconds["decode"] += perf_counter() - began
                     common = self.metadata(settings, init)
@@ -334,7 +345,7 @@ class Pipeline(Decodes):
                         results = tuple(replace(result, stages=own) for result, own in each)
                     if recorder is not None:
                         results = tuple(map(Result.with_record, results, recorder.records()))
-            yield step, tokens.clone(), results
+            yield step, partial(in_raster_order, order, drawn, index + 1), results
 
     def _condition(self, samples: Sequence[Sample], start: int, rows: int) -> tuple[Tensor, Tensor | None]:
         """Return condition and padding of a batch; encode prompts of later samples together with its own."""
@@ -348,6 +359,10 @@ class Pipeline(Decodes):
         upcoming = (entry for entry in later if isinstance(entry, Prompt))
         condition, padding = self.encoder.condition(prompts, upcoming)
         return condition.to(self.device, self._dtype), padding.to(self.device)
+
+    @cached_property
+    def _passes(self) -> Runner:
+        return self.runner or choose_runner(self.device)
 
     @property
     def order(self) -> Order:

@@ -231,16 +231,17 @@ class Recorder:
 
     def __init__(self, order: Order, samples: int, settings: SamplingSettings) -> None:
         self._order, self._samples, self._settings = order, samples, settings
-        self._waiting: list[Step] = []
+        self._waiting: list[tuple[Step, Tensor]] = []  # with its logits
         self._cells: list[int] = []
         self._parts: list[dict[str, Tensor]] = []
 
     @torch.inference_mode()
     def add(self, step: Step) -> None:
-        """Record a step; its axis heads too if it has them."""
-        self._waiting.append(step)
+        """Record a step, which has logits; its axis heads too if it has them."""
+        assert step.logits is not None
+        self._waiting.append((step, step.logits))
         last = step.done == self._order.cells
-        if last or sum(each.logits.numel() for each in self._waiting) >= TOGETHER:
+        if last or sum(logits.numel() for _, logits in self._waiting) >= TOGETHER:
             self._summarise()
 
     def records(self) -> list[Record]:
@@ -257,13 +258,13 @@ class Recorder:
         ]
 
     def _summarise(self) -> None:
-        steps, self._waiting = self._waiting, []
+        waiting, self._waiting = self._waiting, []
+        steps = [step for step, _ in waiting]
         self._cells += [cell for step in steps for cell in step.cells]
-        tokens, logits = steps[0].tokens, steps[0].logits
+        tokens, logits = steps[0].tokens, waiting[0][1]
         if len(steps) > 1:
-            tokens, logits = (
-                torch.cat(parts, 1) for parts in zip(*((s.tokens, s.logits) for s in steps), strict=True)
-            )
+            tokens = torch.cat([step.tokens for step in steps], 1)
+            logits = torch.cat([each for _, each in waiting], 1)
         made = summary(logits, tokens, self._settings)
         if all(step.heads is not None for step in steps):
             apart = torch.cat([step.heads for step in steps if step.heads is not None], 1)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,7 @@ class Progress:
         batches: number of batches, as planned now.
         samples: the B samples of the batch.
         step: the decoded step.
-        tokens: (B, N) int64, all tokens so far in raster order, -1 elsewhere.
+        read: tells ``tokens``.
         results: finished samples: the batch on its last step, none before.
         seconds: time of the run so far, on ``sample`` and on ``decode``.
     """
@@ -186,9 +187,17 @@ class Progress:
     batches: int
     samples: tuple[Sample, ...]
     step: Step
-    tokens: Tensor
+    read: Callable[[], Tensor]
     results: tuple[Result, ...]
     seconds: Mapping[str, float]
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """All tokens so far, (B, N) int64 on the CPU in raster order, -1 elsewhere.
+
+        Before the last step of a batch, a graphics card is waited for.
+        """
+        return self.read()
 
     def __repr__(self) -> str:
         return (

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
-from .models.network import Network
+from .models.network import Network, State
 from .order import Order
 from .settings import SamplingSettings as SamplingSettings
 
@@ -31,7 +31,8 @@ class Step:
         index: the step, from 0.
         cells: flat indices of its n cells, ascending.
         tokens: (B, n) int64.
-        logits: float32 (B, n, V) after guidance, before temperature and filters.
+        logits: float32 (B, n, V) after guidance, before temperature and filters; None where the step ran as a
+            part of a program, which keeps none.
         done: tokens of one sample decoded so far, this step's included.
         vectors: with ``more_smooth``, (B, N, C) for ``Tokenizer.decode_vectors``, since the tokens alone do
             not decode to the picture; else None.
@@ -42,7 +43,7 @@ class Step:
     index: int
     cells: tuple[int, ...]
     tokens: Tensor
-    logits: Tensor
+    logits: Tensor | None
     done: int
     vectors: Tensor | None = None
     heads: Tensor | None = None
@@ -89,21 +90,17 @@ def generate(
     """
     settings.check(model.config.fixed)
     order, draw = order or model.config.decoding_order, draw or draw_plain
-    passes, plan = order.passes, model.plan(order)
-    draws = uniform_draws(seeds, order.cells).to(condition.device)
-    context = torch.zeros(len(seeds), order.cells, dtype=torch.int64, device=condition.device)
-    given = None if given is None else given.to(condition.device)
-    scales = [settings.scale(step.clock, step.share, model.config.unguided) for step in passes]
-    last = max((index for index, scale in enumerate(scales) if scale > 1), default=-1)
-    # One by one: torch splits GELU over threads and rounds differently at the ends of a part.
-    rows = torch.cat([model.condition(one) for one in condition.split(1)])
-    if last >= 0:
-        unconditional = model.condition.unconditional(condition[:1])
-        rows = torch.cat([rows, unconditional.expand_as(rows)])
-        padding = None if padding is None else padding.repeat(2, 1)
-    state = model.start(rows, len(seeds), padding, order)
+    passes, plan, device = order.passes, model.plan(order), condition.device
+    # All in generation order, so that those of a pass lie side by side.
+    draws = uniform_draws(seeds, order.cells)[:, order.generation].to(device)
+    context = torch.zeros(len(seeds), order.cells, dtype=torch.int64, device=device)
+    given = None if given is None else given[:, order.generation].to(device)
+    noise = None if noise is None else noise[:, order.generation].to(device)
+    scales, last = guidance(settings, order, model.config.unguided)
+    padding = None if padding is None or not padding.any() else padding
+    state = start(model, condition, last >= 0, padding, order)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds] if settings.more_smooth else []
-    done, vectors = 0, None
+    vectors = None
     for index, (step, scale) in enumerate(zip(passes, scales, strict=True)):
         if step.feeds:
             if index > last:
@@ -117,11 +114,34 @@ def generate(
         context[:, cells] = tokens
         if settings.more_smooth:
             own = noise[:, cells] if noise is not None else gumbel_noise(generators, *logits.shape[1:])
-            mixture = smooth(logits, own.to(logits.device), step.share, settings)
+            mixture = smooth(logits, own.to(device), step.share, settings)
             vectors = model.mix(state, index, mixture)
-        done += len(step.cells)
         apart = model.predict_heads(state, index, scale) if heads else None
-        yield Step(index, step.cells, tokens, logits, done, vectors, apart)
+        yield Step(index, step.cells, tokens, logits, cells.stop, vectors, apart)
+
+
+def guidance(settings: SamplingSettings, order: Order, unguided: float) -> tuple[list[float], int]:
+    """Return the guidance scale of each pass, and the last pass whose scale is above 1; -1 if none is."""
+    scales = [settings.scale(step.clock, step.share, unguided) for step in order.passes]
+    return scales, max((index for index, scale in enumerate(scales) if scale > 1), default=-1)
+
+
+def start(model: Network, condition: Tensor, guided: bool, padding: Tensor | None, order: Order) -> State:
+    """Read the condition of a batch; with guidance also that of the unconditional rows.
+
+    Args:
+        condition, padding: as in ``generate``.
+        guided: whether a pass needs unconditional rows.
+        order: of the model's grid.
+    """
+    # One by one on a CPU: torch splits GELU over threads and rounds differently at the ends of a part.
+    parts = condition.split(1) if condition.device.type == "cpu" else [condition]
+    rows = torch.cat([model.condition(one) for one in parts])
+    if guided:
+        unconditional = model.condition.unconditional(condition[:1])
+        rows = torch.cat([rows, unconditional.expand_as(rows)])
+        padding = None if padding is None else padding.repeat(2, 1)
+    return model.start(rows, len(condition), padding, order)
 
 
 def sample(
@@ -136,9 +156,24 @@ def sample(
     draw: Draw | None = None,
 ) -> Tensor:
     """Sample all tokens of a batch, (B, N) int64 in raster order; arguments as in ``generate``."""
-    tokens = torch.empty(len(seeds), (order or model.config.decoding_order).cells, dtype=torch.int64)
-    for step in generate(model, condition, seeds, settings, padding, given, order=order, draw=draw):
-        tokens[:, list(step.cells)] = step.tokens.cpu()
+    steps = generate(model, condition, seeds, settings, padding, given, order=order, draw=draw)
+    return in_raster_order(order or model.config.decoding_order, [step.tokens for step in steps])
+
+
+def in_raster_order(order: Order, parts: Sequence[Tensor], passes: int | None = None) -> Tensor:
+    """Bring the tokens of the first passes to the CPU, with -1 for all other cells.
+
+    Args:
+        order: the order.
+        parts: (B, n) int64 of each pass.
+        passes: number of passes; None takes all parts.
+
+    Returns:
+        (B, N) int64.
+    """
+    known = torch.cat(tuple(parts[:passes]), 1).cpu()
+    tokens = torch.full((len(known), order.cells), -1)
+    tokens[:, order.generation[: known.shape[1]]] = known
     return tokens
 
 
@@ -183,23 +218,45 @@ def draw_plain(logits: Tensor, uniform: Tensor, settings: SamplingSettings) -> T
         (B, n) int64.
 
     Raises:
-        CheckpointError: NaN or infinite logits, checked on a CPU only.
+        CheckpointError: NaN or infinite logits.
     """
-    on_cpu = logits.device.type == "cpu"  # elsewhere the check would wait for the device
-    if settings.temperature == 0:
+    divisor = settings.divisor if settings.temperature else None
+    tokens, finite = choose(logits, uniform, divisor, settings.top_k, settings.top_p)
+    refuse_unless(finite)
+    return tokens
+
+
+def choose(
+    logits: Tensor,
+    uniform: Tensor,
+    divisor: float | Tensor | None,
+    top_k: int = 0,
+    top_p: float | Tensor = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Draw tokens without reading anything back from the device.
+
+    Args:
+        logits: float32 (B, n, V) after guidance.
+        uniform: (B, n) in [0, 1).
+        divisor: of the logits; None takes the most likely token.
+        top_k: as in ``filter_logits``.
+        top_p: as in ``filter_logits``.
+
+    Returns:
+        The tokens, (B, n) int64 below V, and bool (B, n): false where logits are NaN or infinite, so that the
+        token means nothing.
+    """
+    if divisor is None:
         tokens = logits.argmax(-1)
-        if on_cpu:
-            refuse_unless(logits.gather(-1, tokens[..., None]).isfinite())
-        return tokens
-    logits = (logits - logits.amax(-1, keepdim=True)).div_(settings.divisor)
-    logits = filter_logits(logits, settings.top_k, settings.top_p)
+        return tokens, logits.gather(-1, tokens[..., None]).squeeze(-1).isfinite()
+    logits = (logits - logits.amax(-1, keepdim=True)).div_(divisor)
+    logits = filter_logits(logits, top_k, top_p)
     cumulative = logits.softmax(-1).cumsum(-1)
     # Strictly below the last value, so that rounding never selects an excluded token.
     total = cumulative[..., -1]
-    if on_cpu:
-        refuse_unless(total.isfinite())
     target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target[..., None], right=True).squeeze(-1)
+    tokens = torch.searchsorted(cumulative, target[..., None], right=True).squeeze(-1)
+    return tokens.clamp_(max=logits.shape[-1] - 1), total.isfinite()
 
 
 def refuse_unless(finite: Tensor) -> None:
@@ -218,23 +275,23 @@ def refuse_unless(finite: Tensor) -> None:
         )
 
 
-def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+def filter_logits(logits: Tensor, top_k: int = 0, top_p: float | Tensor = 1.0) -> Tensor:
     """Set logits to minus infinity for every token that top-k or top-p excludes.
 
     Args:
         logits: (..., V).
         top_k: keep everything at least as large as the k-th largest; 0 keeps all.
         top_p: keep the shortest prefix of the remaining sorted tokens whose cumulative probability exceeds
-            this, at least one token; 1 keeps all.
+            this, at least one token; the number 1 keeps all.
     """
     if 0 < top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < kth_largest_plain(logits, top_k), -torch.inf)
-    if top_p < 1:
+    if isinstance(top_p, Tensor) or top_p < 1:
         ranked, indices = logits.sort(descending=True)
         probabilities = ranked.softmax(-1)
         # A token is dropped if those before it already exceed top_p.
         dropped = probabilities.cumsum(-1) - probabilities > top_p
-        dropped[..., 0] = False
+        dropped[..., 0].fill_(False)
         logits = logits.masked_fill(dropped.scatter(-1, indices, dropped), -torch.inf)
     return logits
 

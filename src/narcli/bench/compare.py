@@ -18,6 +18,7 @@ from ..devices import release
 from ..encoding import prompt_encoder
 from ..errors import UsageError
 from ..hub.sources import Files, choose
+from ..kernels.program import Runner
 from ..media.metadata import MAX_METADATA
 from ..pipeline import Pipeline, load_files
 from ..results import Result
@@ -276,8 +277,9 @@ def _drawn(
     results: list[Result] = []
     bits = hits = 0.0
     count = 0
-    for progress in pipeline.run(samples, settings, batch_size):
-        logits, tokens = progress.step.logits, progress.step.tokens.to(progress.step.logits.device)
+    for progress in replace(pipeline, runner=Runner()).run(samples, settings, batch_size):
+        logits, tokens = progress.step.logits, progress.step.tokens
+        assert logits is not None
         chosen = logits.log_softmax(-1).gather(-1, tokens[..., None])
         bits -= float(chosen.sum()) / log(2)
         hits += float((logits.argmax(-1) == tokens).sum())

@@ -150,8 +150,12 @@ class Block(nn.Module):
         if rotary is not None:
             qk = rotate(qk, *rotary)
         q, k, v = (part.transpose(1, 2) for part in (*qk.unbind(2), qkv[:, :, 2]))
-        attended = F.scaled_dot_product_attention(q, *store(k, v), attn_mask=mask)
-        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        keys, values = store(k, v)
+        if (wider := keys.shape[-1] - self.head_dim) > 0:  # of a ``FoldedCache``
+            q = F.pad(q, (0, wider), value=1.0)
+        scale = self.head_dim**-0.5
+        attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
+        x = x + self.out(attended[..., : self.head_dim].transpose(1, 2).flatten(2))
         return x + self.ffn(self.ffn_norm(x))
 
     def forward_train(self, x: Tensor, rotary: Rotary | None, mask: Tensor) -> Tensor:

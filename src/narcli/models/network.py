@@ -139,8 +139,13 @@ class Network(nn.Module):
         return next(self.parameters()).dtype
 
     @abstractmethod
-    def plan(self, order: Order | None = None) -> Plan:
-        """Return the tensors of an order, made once; None is the order that the network was trained in."""
+    def plan(self, order: Order | None = None, padded: bool = False) -> Plan:
+        """Return the tensors of an order, made once.
+
+        Args:
+            order: None is the order that the network was trained in.
+            padded: for passes after a condition with padding.
+        """
 
     @abstractmethod
     def start(
@@ -154,11 +159,18 @@ class Network(nn.Module):
 
     @abstractmethod
     def feed(self, state: Any, index: int, tokens: Tensor) -> None:
-        """Feed the places of pass ``index`` to the network, given tokens (B, N)."""
+        """Feed the places of pass ``index`` to the network, given tokens (B, N) in generation order."""
 
     @abstractmethod
-    def predict(self, state: Any, index: int, scale: float = 1.0) -> Tensor:
-        """Compute the logits of the cells of pass ``index``: float32 (B, m, V)."""
+    def predict(self, state: Any, index: int, scale: float | Tensor = 1.0) -> Tensor:
+        """Compute the logits of the cells of pass ``index``: float32 (B, m, V).
+
+        Args:
+            state: of the batch.
+            index: of the pass.
+            scale: guidance scale, which takes 2 B rows. A number is used when above 1, a tensor without axes
+                always: reading it would wait for the device.
+        """
 
     def predict_heads(self, state: Any, index: int, scale: float = 1.0) -> Tensor:
         """Compute the logits of each axis head alone for the cells of pass ``index``: (B, m, heads, V).

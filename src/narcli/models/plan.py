@@ -1,7 +1,8 @@
 """An order as index tensors, and the keys and values that its passes keep.
 
 A plan is made once for a network, an order and a device: nothing in the loop over passes computes a
-coordinate or moves an index to the device.
+coordinate or moves an index to the device. Tokens are numbered in generation order, so that those of a pass
+lie side by side.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ class PassPlan:
     """One pass as tensors.
 
     Args:
-        cells: (m,) flat indices of the cells that it decodes.
+        cells: the m cells that it decodes, in generation order.
         sources: (m, heads) index, among the feeds, that each head reads for a cell.
         weights: (m, heads) float32 share of that head, 0 if unused.
-        tokens: (n,) cells whose tokens are fed; any cell for a learned row.
+        tokens: (n,) cells whose tokens are fed, in generation order; any cell for a learned row.
         learned: (n,) rows of the learned embeddings, ``NONE`` for tokens; None if only tokens are fed.
         positions: (n,) row of each in a table of positions, condition first.
         rotary: tables of these positions; None without rotary positions.
@@ -39,7 +40,7 @@ class PassPlan:
         mask: (n, seen) bool, true for a visible slot; None if all places see all.
     """
 
-    cells: Tensor
+    cells: slice
     sources: Tensor
     weights: Tensor
     tokens: Tensor
@@ -81,6 +82,12 @@ class Plan:
         return self.condition_tokens + self.order.slots
 
     @cached_property
+    @torch.inference_mode(False)
+    def axes(self) -> Tensor:
+        """Indices of the axis heads, (heads,) int64."""
+        return self._to(torch.arange(self.axis_heads))
+
+    @cached_property
     def condition_rotary(self) -> Rotary | None:
         """Tables of the condition, whose cosine and sine are zero; None without rotary positions."""
         return self._tables([NONE] * self.condition_tokens)
@@ -89,7 +96,8 @@ class Plan:
     @torch.inference_mode(False)  # a network may be trained after it has sampled
     def passes(self) -> list[PassPlan]:
         """Tensors of each pass."""
-        plans, first = [], self.condition_tokens
+        plans, first, done = [], self.condition_tokens, 0
+        generated = {cell: index for index, cell in enumerate(self.order.generation)} | {NONE: 0}
         for step in self.order.passes:
             sources = torch.zeros(len(step.cells), self.axis_heads, dtype=torch.int64)
             weights = torch.zeros(len(step.cells), self.axis_heads)
@@ -99,23 +107,26 @@ class Plan:
                     weights[row, source.head] = source.weight
             places = [feed.place for feed in step.feeds]
             slots = [first + feed.slot for feed in step.feeds]
-            sees = torch.tensor([first + feed.sees for feed in step.feeds], dtype=torch.int64)
-            seen = int(sees.max()) if len(sees) else first
+            sees = [first + feed.sees for feed in step.feeds]
+            seen = max(sees, default=first)
             plans.append(
                 PassPlan(
-                    self._to(torch.tensor(step.cells)),
+                    slice(done, done + len(step.cells)),
                     self._to(sources),
                     self._to(weights),
-                    *self._fed(step.feeds),
+                    *self._fed([feed._replace(token=generated[feed.token]) for feed in step.feeds]),
                     self._to(torch.tensor(places, dtype=torch.int64) + first),
                     self._tables(places),
                     self._to(torch.tensor(slots))
                     if self.order.is_scattered
                     else slice(min(slots, default=first), max(slots, default=first - 1) + 1),
                     seen,
-                    None if bool((sees == seen).all()) else self._to(torch.arange(seen) < sees[:, None]),
+                    self._to(torch.arange(seen) < torch.tensor(sees)[:, None])
+                    if min(sees, default=seen) < seen
+                    else None,
                 )
             )
+            done += len(step.cells)
         return plans
 
     @cached_property
@@ -155,7 +166,8 @@ class Plan:
         """Cells whose tokens are fed, and the learned rows among them: (n,) int64 each."""
         tokens = torch.tensor([feed.token for feed in feeds], dtype=torch.int64)
         learned = torch.tensor([feed.learned for feed in feeds], dtype=torch.int64)
-        return self._to(tokens), self._to(learned) if bool((learned != NONE).any()) else None
+        fed_learned = any(feed.learned != NONE for feed in feeds)
+        return self._to(tokens), self._to(learned) if fed_learned else None
 
     def _tables(self, places: list[int]) -> Rotary | None:
         angles = self._angles(places)
@@ -212,8 +224,7 @@ class Cache:
     """
 
     def __init__(self, tensors: Tensor, padding: Tensor | None = None) -> None:
-        self.tensors = tensors
-        self.padding = padding if padding is not None and bool(padding.any()) else None
+        self.tensors, self.padding = tensors, padding
 
     def store(
         self, layer: int, keys: Tensor, values: Tensor, slots: slice | Tensor, seen: int
@@ -244,3 +255,40 @@ class Cache:
             return mask
         shown = ~F.pad(self.padding, (0, seen - self.padding.shape[1]))[:, None, None]
         return shown if mask is None else shown & mask
+
+
+class FoldedCache(Cache):
+    """Keys and values where one slot stands for a condition whose keys are all zero.
+
+    Such tokens have the score 0 for every query. So ``n`` of them that are not padding count as one with the
+    score ``log(n)`` and the mean of their values, and attention needs no mask. Keys are wider than queries by
+    ``WIDER`` numbers, which are zero but in that slot; queries are padded with ones.
+
+    Args:
+        tensors: (layers, 2, rows, heads, slots, head_dim + WIDER), zero; slot 0 is that of the condition.
+        padding: (rows, C) bool, true where a condition token is padding.
+    """
+
+    WIDER = 8  # two are needed; fast kernels take whole eights
+
+    def __init__(self, tensors: Tensor, padding: Tensor) -> None:
+        super().__init__(tensors)
+        shown = ~padding[:, None, :, None]
+        self._counts = shown.sum(2, keepdim=True).float().clamp(min=1e-30)  # (rows, 1, 1, 1)
+        self._shares = shown / self._counts
+
+    def store(
+        self, layer: int, keys: Tensor, values: Tensor, slots: slice | Tensor, seen: int
+    ) -> tuple[Tensor, Tensor]:
+        """Store as ``Cache.store``; those of the condition, at slots from 0 on, are returned as they are."""
+        stored, width = self.tensors[layer], keys.shape[-1]
+        if isinstance(slots, slice) and slots.start == 0:
+            score = self._counts[..., 0].log() * width**0.5
+            stored[0, :, :, :1, width] = score
+            # What is lost in rounding to few digits.
+            stored[0, :, :, :1, width + 1] = score - stored[0, :, :, :1, width].float()
+            stored[1, :, :, :1, :width] = (values.float() * self._shares).sum(2, keepdim=True)
+            return keys, values
+        stored[0, :, :, slots, :width] = keys
+        stored[1, :, :, slots, :width] = values
+        return stored[0, :, :, :seen], stored[1, :, :, :seen]

@@ -30,7 +30,7 @@ from .blocks import (
     hide_padding,
 )
 from .network import Network
-from .plan import Cache, Plan, Rotary
+from .plan import Cache, FoldedCache, Plan, Rotary
 
 
 @dataclass
@@ -72,7 +72,7 @@ class NARTransformer(Network):
         """Make a network from new parts, or from those of another network of the same sizes."""
         super().__init__()
         self.config = config
-        self._plans: dict[tuple[Order, torch.device], Plan] = {}
+        self._plans: dict[tuple[Order, torch.device, int], Plan] = {}
         if parts is not None:
             for name, part in [*parts.named_children(), *parts.named_parameters(recurse=False)]:
                 setattr(self, name, part)
@@ -117,16 +117,22 @@ class NARTransformer(Network):
         """The layers from the bottom up."""
         return [cast(Block, layer) for layer in self.layers]
 
-    def plan(self, order: Order | None = None) -> Plan:
-        """Return the tensors of an order, made once; None is the order that the network was trained in."""
+    def plan(self, order: Order | None = None, padded: bool = False) -> Plan:
+        """Return the tensors of an order, made once; a padded condition may be folded into one slot."""
         c, device = self.config, self.token_embedding.weight.device
-        order = order or c.decoding_order
-        if (order, device) not in self._plans:
+        key = order or c.decoding_order, device, 1 if padded and self.folds else c.condition_tokens
+        if key not in self._plans:
             rotary = c.head_dim if c.position == "rotary" else 0
-            self._plans[order, device] = Plan(
-                order, c.condition_tokens, len(self.heads), rotary, device, self.layout
-            )
-        return self._plans[order, device]
+            self._plans[key] = Plan(key[0], key[2], len(self.heads), rotary, device, self.layout)
+        return self._plans[key]
+
+    @property
+    def folds(self) -> bool:
+        """True if passes attend to a padded condition as to one slot, without a mask.
+
+        Its keys are zero, since rotary tables of the condition are. On a CPU little is gained.
+        """
+        return self.config.position == "rotary" and self.token_embedding.weight.device.type != "cpu"
 
     def start(
         self,
@@ -147,18 +153,24 @@ class NARTransformer(Network):
         Returns:
             The state from which ``predict`` reads the first pass.
         """
-        plan, (rows, length, _) = self.plan(order), condition.shape
-        cache = Cache(self.empty_cache(rows, plan.length), padding)
+        plan, (rows, length, _) = self.plan(order, padding is not None), condition.shape
+        cache: Cache
+        if padding is not None and self.folds:
+            *sizes, width = self.config.cache_shape(rows, plan.length)
+            cache = FoldedCache(condition.new_zeros(*sizes, width + FoldedCache.WIDER), padding)
+        else:
+            cache = Cache(self.empty_cache(rows, plan.length), padding)
         if plan.order.is_scattered:
             cache.tensors.zero_()
         x = condition
         if self.config.position == "absolute":
             x = x + self.position_embedding[:, :length].to(x.dtype)
         mask = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-        if cache.padding is not None:
-            mask = hide_padding(mask, cache.padding)
-        hidden = self.through(x, plan.condition_rotary, cache, slice(0, length), length, mask)
-        return State(plan, cache, samples, hidden)
+        if padding is not None:
+            mask = hide_padding(mask, padding)
+        rotary = self.plan(order).condition_rotary
+        hidden = self.through(x, rotary, cache, slice(0, length), length, mask)
+        return State(plan, cache, samples, hidden[:, -plan.condition_tokens :])
 
     def feed(self, state: State, index: int, tokens: Tensor) -> None:
         """Feed the places of a pass to the network.
@@ -166,7 +178,7 @@ class NARTransformer(Network):
         Args:
             state: of the batch; its cache and hidden states are updated.
             index: of the pass.
-            tokens: (B, N) int64 in raster order; cells that the pass feeds must be drawn.
+            tokens: (B, N) int64 in generation order; cells that the pass feeds must be drawn.
         """
         step = state.plan.passes[index]
         x = self._embed(tokens, step.tokens, step.learned)  # (B, n, D)
@@ -184,13 +196,13 @@ class NARTransformer(Network):
         rows = self.learned_embedding(learned.clamp(min=0)).to(x.dtype)
         return torch.where((learned == NONE)[:, None], x, rows)
 
-    def predict(self, state: State, index: int, scale: float = 1.0) -> Tensor:
+    def predict(self, state: State, index: int, scale: float | Tensor = 1.0) -> Tensor:
         """Compute the logits of a pass's cells from the last feeds.
 
         Args:
             state: of the batch.
             index: of the pass.
-            scale: guidance scale; used when above 1, which takes 2 B rows.
+            scale: guidance scale, as in ``Network.predict``.
 
         Returns:
             float32 (B, m, V), m cells in the order of the pass.
@@ -208,13 +220,14 @@ class NARTransformer(Network):
         ones = torch.eye(weights.shape[1], dtype=chosen.dtype, device=chosen.device)
         return torch.stack([self.project(chosen * one[:, None]) for one in ones], 2)
 
-    def _chosen(self, state: State, index: int, scale: float, weights: Tensor) -> Tensor:
+    def _chosen(self, state: State, index: int, scale: float | Tensor, weights: Tensor) -> Tensor:
         """Take guided hidden states that predict cells, times weights (m, heads): (B, m, heads, D)."""
         step = state.plan.passes[index]
-        heads = torch.arange(step.sources.shape[1], device=state.hidden.device)
-        hidden = state.hidden if scale > 1 else state.hidden[: state.samples]
-        chosen = hidden[:, step.sources, heads].float() * weights[..., None]  # (rows, m, heads, D)
-        if scale > 1:
+        guided = isinstance(scale, Tensor) or scale > 1
+        hidden = state.hidden if guided else state.hidden[: state.samples]
+        axes = state.plan.axes
+        chosen = hidden[:, step.sources, axes].float() * weights[..., None]  # (rows, m, heads, D)
+        if guided:
             conditional, unconditional = chosen.chunk(2)
             chosen = unconditional + scale * (conditional - unconditional)
         return chosen.to(hidden.dtype)

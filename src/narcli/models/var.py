@@ -180,8 +180,8 @@ class VARTransformer(Network):
         """The blocks from the bottom up."""
         return [cast(Block, block) for block in self.blocks]
 
-    def plan(self, order: Order | None = None) -> Plan:
-        """Return the tensors of the order, made once.
+    def plan(self, order: Order | None = None, padded: bool = False) -> Plan:
+        """Return the tensors of the order, made once; class ids have no padding.
 
         Raises:
             UsageError: an order that is not the network's own.
@@ -240,20 +240,20 @@ class VARTransformer(Network):
             x = block(x, state.modulation[layer][:rows], store)
         state.hidden = modulated(x, *state.final[:rows].unbind(2))
 
-    def predict(self, state: State, index: int, scale: float = 1.0) -> Tensor:
+    def predict(self, state: State, index: int, scale: float | Tensor = 1.0) -> Tensor:
         """Compute the logits of a scale, the one that was fed last.
 
         Args:
             state: of the batch.
             index: of the scale.
-            scale: guidance scale; used when above 1, which takes 2 B rows.
+            scale: guidance scale, as in ``Network.predict``.
 
         Returns:
             float32 (B, n, V).
         """
         assert state.hidden is not None
         hidden = state.hidden[: state.samples]
-        if scale > 1:  # the head is linear, so that guidance may come before it
+        if isinstance(scale, Tensor) or scale > 1:  # the head is linear, so that guidance may come before it
             conditional, unconditional = state.hidden.float().chunk(2)
             hidden = (unconditional + scale * (conditional - unconditional)).to(hidden.dtype)
         return self.head.output(hidden).float()
