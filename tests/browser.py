@@ -65,6 +65,7 @@ class Browser:
             deviceScaleFactor=1,
             mobile=mobile,
         )
+        self.tell("Emulation.setTouchEmulationEnabled", enabled=mobile, maxTouchPoints=1)  # no hovering
         media = [
             {"name": "prefers-color-scheme", "value": scheme},
             {"name": "prefers-reduced-motion", "value": "reduce"},
@@ -109,11 +110,16 @@ class Browser:
 
     def point(self, x, y, click=False):
         """Move the mouse to a place in the window, and click there."""
+        self._point("mouse", x, y, click)
+
+    def tap(self, x, y):
+        """Touch a place in the window."""
+        self._point("touch", x, y, True)
+
+    def _point(self, kind, x, y, press):
         actions = [{"type": "pointerMove", "x": round(x), "y": round(y), "duration": 0}]
-        actions += [{"type": kind, "button": 0} for kind in ("pointerDown", "pointerUp")] * click
-        self._act(
-            {"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}, "actions": actions}
-        )
+        actions += [{"type": done, "button": 0} for done in ("pointerDown", "pointerUp")] * press
+        self._act({"type": "pointer", "id": kind, "parameters": {"pointerType": kind}, "actions": actions})
 
     def _act(self, source):
         self._send("POST", f"{self.session}/actions", {"actions": [source]})

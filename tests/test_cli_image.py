@@ -20,6 +20,7 @@ from narcli import cli, pipeline
 from narcli.classes import ClassEntry
 from narcli.cli import app
 from narcli.hub import locate as hub
+from narcli.kernels import program
 from narcli.media import writers
 from narcli.media.readers import read_metadata
 from narcli.media.schema import SCHEMA
@@ -362,7 +363,7 @@ def test_running_out_of_memory_exits_5(run, here, monkeypatch):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         yield
 
-    monkeypatch.setattr(pipeline, "generate", explode)
+    monkeypatch.setattr(program, "generate", explode)
     result = run("--class", 207)
     assert result.exit_code == 5 and "smaller model" in result.stderr and names(here) == []
 
@@ -435,14 +436,14 @@ def test_a_model_of_another_kind_exits_with_what_to_do(run, here):
 # --- interruptions and full disks ----------------------------------------------------------------
 
 SLOW = """
-import time, narcli.pipeline as pipeline
-original = pipeline.generate
+import time, narcli.kernels.program as program
+original = program.generate
 def slow(*arguments, **options):
     for step in original(*arguments, **options):
         print("step", step.index, file=sys.stderr, flush=True)
         yield step
         time.sleep(0.3)
-pipeline.generate = slow
+program.generate = slow
 """
 
 

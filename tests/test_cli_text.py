@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import narcli
 from hub_server import HubServer
-from narcli import encoding
+from narcli import decoding, encoding
 from narcli.checkpoints.text_encoder import T5Encoder
 from narcli.cli import app, console
 from narcli.cli.console import LARGE, Console
@@ -160,13 +160,11 @@ def test_models_of_another_kind_are_refused(run, tiny, monkeypatch, tmp_path):
 
 def test_the_encoder_is_gone_before_the_model_is_loaded(run, monkeypatch):
     events = []
-    encode, load = T5Encoder.encode, narcli.pipeline.load_transformer
-    monkeypatch.setattr(T5Encoder, "encode", lambda *a: events.append("encode") or encode(*a))
-    monkeypatch.setattr(
-        narcli.pipeline, "load_transformer", lambda *a, **k: events.append("load") or load(*a, **k)
-    )
+    encode, load = T5Encoder.encode_all, decoding.load_transformer
+    monkeypatch.setattr(T5Encoder, "encode_all", lambda *a: events.append("encode") or encode(*a))
+    monkeypatch.setattr(decoding, "load_transformer", lambda *a, **k: events.append("load") or load(*a, **k))
     run("--prompt", "a", "--prompt", "b", "--frontier", "none")
-    assert events == ["encode", "encode", "load"]
+    assert events == ["encode", "load"]
 
 
 # --- downloads -----------------------------------------------------------------------------------

@@ -44,13 +44,13 @@ sys.meta_path.insert(0, Pausing())
     "load": ("import narcli.checkpoints.load; narcli.checkpoints.load._fill = pause\n", []),
     "sampling": (
         """
-import narcli.pipeline
-original = narcli.pipeline.generate
+import narcli.kernels.program
+original = narcli.kernels.program.generate
 def generate(*arguments, **options):
     for step in original(*arguments, **options):
         yield step
         pause()
-narcli.pipeline.generate = generate
+narcli.kernels.program.generate = generate
 """,
         [],
     ),

@@ -91,7 +91,7 @@ def by_hand(model, order, label, seed, settings, known):
             state = model.start(rows, 1, None, order)
             for earlier in range(index + 1):
                 if order.passes[earlier].feeds:
-                    model.feed(state, earlier, seen)
+                    model.feed(state, earlier, seen[:, order.generation])
             logits = model.predict(state, index)
         else:
             logits = model.forward_train(rows, seen, order=order)[:, list(step.cells)]

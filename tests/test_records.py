@@ -341,7 +341,8 @@ def test_the_command_writes_a_record_beside_each_picture(tiny, here):
 def test_axis_heads_are_refused_where_there_is_one_before_anything_is_drawn(tiny, here, monkeypatch):
     raster = small_transformer((4, 4), 497, order="raster")
     model = save_model(here / "raster", transformer=raster, tokenizer=load_tokenizer(tiny), classes="emoji")
-    monkeypatch.setattr("narcli.pipeline.generate", None)
+    for module in ("pipeline", "kernels.program"):
+        monkeypatch.setattr(f"narcli.{module}.generate", None)
     done = narcli_("image", "--class", 207, "--model", model, "--record", "heads")
     assert (
         done.exit_code == 2

@@ -40,6 +40,7 @@ from narcli.cli.video import video
 from narcli.errors import CheckpointError, NarError, UsageError
 from narcli.hub.catalog import MODELS
 from narcli.hub.locate import fetch
+from narcli.kernels import program
 from narcli.media import readers, writers
 from narcli.media.metadata import check_fields, lines, pack_tokens, unpack_tokens
 from narcli.media.readers import read_metadata
@@ -644,7 +645,7 @@ def test_tokens_become_the_same_picture_without_the_transformer(run, here, words
     assert about == read_metadata(here / name)
     tokens = load_file("a_tokens.safetensors")["tokens"]
     assert tokens.dtype == np.int32 and list(tokens.shape) == about["grid"]
-    monkeypatch.setattr(pipeline, "load_transformer", lambda *_, **__: pytest.fail("loaded a transformer"))
+    monkeypatch.setattr(decoding, "load_transformer", lambda *_, **__: pytest.fail("loaded a transformer"))
     again = run("decode", "a_tokens.safetensors", "--dtype", "float32", "-o", f"b{name[1:]}")
     assert again.exit_code == 0, again.stderr
     assert again.stdout.splitlines() == [f"b{name[1:]}", "b_frontier.gif"]
@@ -742,7 +743,8 @@ def no_sampling(monkeypatch):
     def generate(*_, **__):
         raise RuntimeError("sampled")
 
-    monkeypatch.setattr(pipeline, "generate", generate)
+    for module in (pipeline, program):
+        monkeypatch.setattr(module, "generate", generate)
 
 
 def test_prompts_that_no_file_could_hold_are_refused_at_once(run, here, no_sampling):

@@ -30,9 +30,10 @@ from narcli.media.readers import read_metadata
 from narcli.models.vq import VQConfig
 from narcli.order import named
 from narcli.results import Result
+from narcli.runs.events import Clock, Finished, FrontierDecoded, Written
 from narcli.runs.repeat import Trust, compare, recipe_of, recorded
 from narcli.runs.run import Loaded, Loader, budget, run
-from narcli.runs.sinks import Clock, Finished, FrontierDecoded, Sinks, Written
+from narcli.runs.sinks import Sinks
 from narcli.settings import SEEDS, Sample
 from narcli.viz.style import step_colors
 

@@ -25,9 +25,9 @@ from narcli.hub.sizes import networks_of
 from narcli.media.metadata import lines
 from narcli.media.readers import read_metadata
 from narcli.memory import Files, estimate
+from narcli.runs.events import Finished, Written
 from narcli.runs.plan import Host
 from narcli.runs.run import Loaded, budget, run
-from narcli.runs.sinks import Finished, Written
 from narcli.settings import SamplingSettings
 from narcli.settings.sweeps import MAX_SWEPT, SWEPT, parse_sweep, points_of, words_of
 from narcli.viz.sheets import GAP, HEAD, LINE, enlarge, labelled_sheet, shorten

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,12 +19,13 @@ from torch import Tensor
 
 import narcli
 from narcli import encoding
+from narcli.checkpoints import text_encoder
 from narcli.checkpoints.convert import convert
 from narcli.checkpoints.load import load_transformer
 from narcli.checkpoints.text_encoder import Encoded, T5Encoder, check_encoder, left_pad
 from narcli.encoding import PromptEncoder, cache_folder, prune, read_cached, write_cached
 from narcli.errors import CheckpointError, UsageError
-from narcli.hub.catalog import Model
+from narcli.hub.catalog import MODELS, Model
 from narcli.hub.locate import locate
 from narcli.hub.selection import Fetched
 from narcli.hub.sizes import networks_of
@@ -398,10 +400,10 @@ class Recorded:
 
     width = GOLDEN["caption_embeddings"].shape[2]
 
-    def encode(self, text, tokens):
-        row = int(text.split()[1])
+    def encode_all(self, texts, tokens):
         assert tokens == GOLDEN["caption_mask"].shape[1]
-        return Encoded(GOLDEN["caption_embeddings"][row, GOLDEN["caption_mask"][row] != 0])
+        rows = [int(text.split()[1]) for text in texts]
+        return [Encoded(GOLDEN["caption_embeddings"][n, GOLDEN["caption_mask"][n] != 0]) for n in rows]
 
 
 @pytest.mark.parametrize(
@@ -599,3 +601,32 @@ def test_transformers_is_imported_only_to_encode(tiny, tiny_text, tmp_path):
     }
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout.split() == ["False", "True", "False"], done.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_card_encodes_prompts_of_equal_length_together_in_groups_of_one_size(dtype, monkeypatch):
+    folder = MODELS["emoji-text"].path / "text_encoder"
+    encoder = T5Encoder.load(folder, dtype)
+    texts = ["a red apple", "a cat", "a big apple", "a dog", "a cat", "ice cream"]
+    alone, whole, shapes = [encoder.encode(text, 24) for text in texts], encoder.model.forward, []
+
+    def forward(*given, input_ids, **options):
+        shapes.append(tuple(input_ids.shape))
+        return whole(*given, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(encoder.model, "forward", forward)
+    lengths = [len(each.features) for each in alone]
+    for made, expected in zip(encoder.encode_all(texts, 24), alone, strict=True):
+        assert torch.equal(made.features, expected.features)  # one by one on a CPU
+    assert shapes == [(1, length) for length in sorted(lengths)]
+    shapes.clear()
+    monkeypatch.setattr(type(encoder.model), "device", SimpleNamespace(type="cuda"))
+    whole_tensor = torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda data, device: whole_tensor(data))
+    monkeypatch.setattr(text_encoder, "TOGETHER", 2)
+    together = encoder.encode_all(texts, 24)
+    assert {rows for rows, _ in shapes} == {2} and len(shapes) < len(texts)
+    for made, expected in zip(together, alone, strict=True):
+        assert made.dropped == expected.dropped
+        close = 1e-3 if dtype == torch.float32 else 0.1
+        torch.testing.assert_close(made.features, expected.features, rtol=0, atol=close)

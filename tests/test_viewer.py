@@ -19,6 +19,7 @@ from narcli.cli import app
 from narcli.errors import CheckpointError, UsageError
 from narcli.media.readers import read_metadata
 from narcli.order import NONE, Order, named
+from narcli.order.sketches import drawn
 from narcli.runs import pages
 from narcli.viz import viewer
 from narcli.viz.style import hexadecimal, ramp
@@ -185,7 +186,7 @@ def test_a_record_beside_a_picture_spares_the_model(tiny, here, monkeypatch):
     def never(*_, **__):
         raise AssertionError("a transformer was loaded")
 
-    monkeypatch.setattr("narcli.pipeline.load_transformer", never)
+    monkeypatch.setattr("narcli.decoding.load_transformer", never)
     for name in ("a.png", "a_tokens.safetensors", "a_record.safetensors"):
         done = narcli_("view", name, "--tokenizer", tiny, "-o", f"{name}.html")
         assert done.exit_code == 0, (name, done.output)
@@ -314,7 +315,9 @@ class Page:
     def __init__(self, browser, path, **how):
         self.browser, self.run = browser, browser.run
         browser.open(path, **how)
-        self.wait("return [...document.images].length === 0 && document.querySelector('.now') !== null")
+        self.wait(
+            "return document.images.length === 0 && document.querySelector('.of-cell')?.innerText.length > 0"
+        )
 
     def wait(self, script, seconds=5):
         end = time.monotonic() + seconds
@@ -381,7 +384,7 @@ def test_a_reader_steps_through_a_run_with_keys(open_page):
     page.browser.press(*["Right"] * 12, "Left")
     assert page.now() == "pass 12 of 31 · 78 of 256 cells, 30.5 % · raster order: 78 passes"
     listed = " ".join(f"({row}, {11 - row})" for row in range(12))
-    assert f"Pass 12 decodes 12 cells {listed}" in page.words("pass")
+    assert f"Pass 12 decodes 12 cells (row, column), counted from 0 {listed}" in page.words("pass")
     assert (
         page.color(3, 8, (16, 16))
         == [255, 209, 102]
@@ -402,7 +405,7 @@ def test_hovering_says_what_a_cell_was_predicted_from_and_a_click_keeps_it(open_
     page = open_page(run)
     page.browser.point(*page.cell(6, 7, (16, 16)))
     said = page.words("cell")
-    assert said.startswith("Cell (6, 7) Decoded in pass 14 of 31. Number 103 in raster order.")
+    assert said.startswith("Cell (6, 7) Decoded in pass 14 of 31. Cell 103 in raster order, counted from 0.")
     assert "Predicted from (6, 6), by the head right (5, 7), by the head down It sees all 91 cells" in said
     record = run.record
     assert (
@@ -423,7 +426,7 @@ def test_hovering_says_what_a_cell_was_predicted_from_and_a_click_keeps_it(open_
 
 def test_cells_are_reached_by_keys_alone(open_page):
     page = open_page(made_run("nar", (4, 4)))
-    page.run("document.querySelector('.pane canvas').focus()")
+    page.run("document.querySelector('.pane > canvas').focus()")
     page.browser.press("Right", "Right", "Down")
     assert page.words("cell").startswith("Cell (1, 1)")
     assert page.now().startswith("pass 7 of 7")
@@ -454,20 +457,82 @@ def test_maps_show_numbers_on_one_ramp_and_the_least_sure_cell_is_named(open_pag
     page.fine()
 
 
+def slide(page, at):
+    page.run(
+        "const s = document.querySelector('input'); s.value = arguments[0];"
+        "s.dispatchEvent(new Event('input'))",
+        at,
+    )
+
+
 def test_two_runs_are_linked_by_share_or_by_passes(open_page):
     page = open_page(made_run("nar", (16, 16)), made_run("raster", (16, 16)))
-    page.run("const s = document.querySelector('input'); s.value = 77; s.dispatchEvent(new Event('input'))")
-    assert page.now(0).startswith("pass 12 of 31 · 78 of 256") and page.now(1).startswith(
-        "pass 78 of 256 · 78 of 256"
-    )
+    slide(page, 77)
+    assert page.now(0).startswith("pass 12 of 31 · 78 of 256")
+    assert page.now(1).startswith("pass 78 of 256 · 78 of 256")
     assert page.browser.text(".where") == "Passes for 30.5 % of the cells: nar 12 · raster 78"
+    assert page.browser.text(".measure") == "30.5 % of the cells"
     page.choose("linked by", "passes")
+    assert page.browser.text(".measure") == "pass 78 of 256"
     assert page.now(0).startswith("pass 31 of 31") and page.now(1).startswith("pass 78 of 256")
+    slide(page, 11)
+    assert page.browser.text(".where") == "Cells after 12 passes: nar 78 (30.5 %) · raster 12 (4.7 %)"
+    page.browser.press("End")
     page.browser.point(*page.cell(6, 7, (16, 16)))
-    assert page.words("cell", 1).startswith(
-        "Cell (6, 7) Decoded in pass 104"
-    ) and "Predicted from (6, 6) It sees" in page.words("cell", 1)
+    assert page.words("cell", 1).startswith("Cell (6, 7) Decoded in pass 104")
+    assert "Predicted from (6, 6) It sees all 103 cells" in page.words("cell", 1)
     page.fine()
+
+
+def test_slider_line_and_panels_agree_on_the_share(open_page):
+    orders = [drawn(name, (8, 8)) for name in ("nar", "mar:9", "maskgit:5")]
+    page = open_page(*(viewer.Shown(order, order.name) for order in orders))
+    done = [np.cumsum([len(cells) for cells in order.steps]) for order in orders]
+    shares = sorted({*np.concatenate(done).tolist()})
+    page.browser.press("Home")
+    for share in shares:
+        passes = [int(np.searchsorted(each, share)) + 1 for each in done]  # the first that reach it
+        line = " · ".join(f"{order.name} {at}" for order, at in zip(orders, passes, strict=True))
+        part = page.browser.text(".measure").removesuffix(" of the cells")
+        assert float(part.removesuffix(" %")) == pytest.approx(100 * share / 64, abs=0.051)
+        assert page.browser.text(".where") == f"Passes for {part} of the cells: {line}"
+        for index, (at, order) in enumerate(zip(passes, orders, strict=True)):
+            assert page.now(index).startswith(f"pass {at} of {len(order.steps)} ")
+        page.browser.press("Right")  # the next share at which an order ends a pass
+    assert page.run("const s = document.querySelector('input'); return s.value === s.max")
+    assert page.run("return document.querySelectorAll('.pane').length") == 3  # no map that repeats the order
+    page.fine()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("mar:4", "a learned token in its place It sees all"),
+        ("maskgit:4", "a learned token in its place It sees all"),
+        ("sjd", "the cell before it in raster order, which may be a draft"),
+    ],
+)
+def test_orders_that_are_only_drawn_say_what_a_cell_sees(open_page, name, said):
+    order = drawn(name, (4, 4))
+    page, (cell, *_) = open_page(viewer.Shown(order, name)), order.steps[-1]
+    page.browser.point(*page.cell(*divmod(cell, 4), (4, 4)))
+    assert f"Predicted from {said}" in page.words("cell") and "alone" not in page.words("cell")
+    second = named("nar", (4, 4)).steps[1][0]
+    page = open_page(made_run("nar", (4, 4)))
+    page.browser.point(*page.cell(*divmod(second, 4), (4, 4)))
+    assert "It sees the one cell of the passes before." in page.words("cell")
+
+
+def test_the_page_keeps_its_height_under_the_mouse(open_page):
+    page = open_page(made_run("nar", (16, 16)), made_run("zipar:4", (16, 16)))
+    heights = []
+    for row, column in [(0, 0), (6, 7), (15, 15), (8, 0), (1, 14)]:
+        page.browser.point(1, 1)
+        heights.append(page.run("return document.documentElement.scrollHeight"))
+        page.browser.point(*page.cell(row, column, (16, 16)))
+        assert page.words("cell").startswith(f"Cell ({row}, {column})")
+        heights.append(page.run("return document.documentElement.scrollHeight"))
+    assert len({*heights}) == 1, heights
 
 
 @pytest.mark.parametrize(
@@ -491,7 +556,7 @@ def test_every_order_says_what_a_cell_saw(open_page, name, sizes, cell, words):
 def test_scales_stand_side_by_side_and_a_cell_names_the_coarser_ones(open_page, here):
     page = open_page(made_run(VAR, (4, 4)))
     assert page.now() == "pass 4 of 4 · 30 of 30 cells, 100 % · raster order: 16 passes"
-    page.run("document.querySelector('.pane canvas').focus()")
+    page.run("document.querySelector('.pane > canvas').focus()")
     page.browser.press("Right", "Right", "Down")  # 1x1, then 2x2 from its corner
     assert page.words("cell").startswith("Cell 2×2 (1, 0)"), page.words("cell")
     assert "the scales before, summed: 1×1 (0, 0)" in page.words("cell")
@@ -501,7 +566,7 @@ def test_scales_stand_side_by_side_and_a_cell_names_the_coarser_ones(open_page, 
 def test_clips_have_slices_and_a_cube_that_turns(open_page):
     page = open_page(made_run("nar", (2, 4, 4), frames=4))
     assert page.run("return [...document.querySelectorAll('.pane figcaption b')].map(e => e.innerText)") == [
-        "order", "picture so far", "entropy, bits", "time, row, column",
+        "order: nar", "picture so far", "entropy, bits", "time, row, column",
     ]  # fmt: skip
     shot = "const c = document.querySelector('.cube canvas'); return c.toDataURL()"
     before = page.run(shot)
@@ -560,6 +625,24 @@ def test_nothing_but_the_pages_own_script_runs_and_nothing_is_fetched(open_page)
     )
 
 
+def test_runs_stand_beside_one_another_with_panes_of_one_size(open_page):
+    alone = viewer.Shown(named("nar", (16, 16)), "an order alone")
+    page = open_page(made_run("nar", (16, 16)), made_run("raster", (8, 8)), alone, width=1240)
+    boxes = page.run(
+        "return [...document.querySelectorAll('.run')].map(run => [run.getBoundingClientRect().top,"
+        "  ...[...run.querySelectorAll('.pane > canvas')].slice(0, 2).map(c => c.offsetWidth)])"
+    )
+    assert [len(box) for box in boxes] == [3, 3, 2] and len({box[0] for box in boxes}) == 1
+    assert len({width for _, *widths in boxes for width in widths}) == 1
+    page.browser.point(*page.cell(6, 7, (16, 16)))
+    for name in ("rank", "entropy", "disagreement", "head right"):
+        title = page.run(
+            "return [...document.querySelectorAll('dt')].find(d => d.innerText === arguments[0]).title", name
+        )
+        assert len(title) > 20, name
+    page.fine()
+
+
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 @pytest.mark.parametrize("width", [1400, 390])
 def test_pages_fit_large_and_small_windows_in_both_themes(open_page, scheme, width):
@@ -569,12 +652,35 @@ def test_pages_fit_large_and_small_windows_in_both_themes(open_page, scheme, wid
     assert page.run("return document.documentElement.scrollWidth") <= width
     ground = page.run("return getComputedStyle(document.body).backgroundColor")
     assert (ground == "rgb(15, 18, 24)") == (scheme == "dark")
-    page.run("[...document.querySelectorAll('button')].find(b => b.title === 'light or dark').click()")
+    page.run("[...document.querySelectorAll('button')].find(b => b.ariaLabel === 'light or dark').click()")
     assert page.run("return getComputedStyle(document.body).backgroundColor") != ground
     page.fine()
 
 
-def test_a_tap_chooses_a_cell(open_page):
-    page = open_page(made_run("nar", (16, 16)), width=390, height=800)
-    page.browser.point(*page.cell(6, 7, (16, 16)), click=True)
+def test_a_tap_chooses_a_cell_and_shows_what_it_says(open_page):
+    page = open_page(made_run("nar", (16, 16)), width=390, height=844)
+    page.browser.tap(*page.cell(6, 7, (16, 16)))
     assert page.words("cell").startswith("Cell (6, 7)")
+    words, pane = page.run(
+        "return ['.of-cell ul', '.pane > canvas'].map(each => {"
+        "  const box = document.querySelector(each).getBoundingClientRect(); return [box.top, box.bottom]; })"
+    )
+    row = pane[0] + (pane[1] - pane[0]) * 6 / 16  # the cell that was tapped
+    assert words[1] <= 844 and row >= page.run("return document.querySelector('.bar').offsetHeight")
+
+
+def test_a_tap_on_a_second_run_leaves_it_in_place(open_page):
+    page = open_page(made_run("nar", (16, 16)), made_run("raster", (16, 16)), width=390, height=800)
+    assert page.run("return matchMedia('(pointer: coarse)').matches")
+    page.run("scrollTo(0, 0)")
+    x, y = page.cell(6, 7, (16, 16), run=1)
+    top = f"return {PANES}[0].getBoundingClientRect().top"
+    before, height = page.run(top, 1), page.run("return document.querySelector('.of-cell').offsetHeight")
+    page.browser.tap(x, y)
+    assert page.words("cell", 1).startswith("Cell (6, 7)") and page.words("cell").startswith("Cell (6, 7)")
+    assert page.run("return document.querySelector('.of-cell').offsetHeight") > height + 100  # of the first
+    moved = before - page.run(top, 1)
+    row = page.run(top, 1) + page.run(f"return {PANES}[0].offsetHeight", 1) * 6 / 16  # the cell is still seen
+    assert moved >= 0 and row >= page.run("return document.querySelector('.bar').offsetHeight")
+    page.browser.tap(x, y - moved)
+    assert abs(page.run(top, 1) - (before - moved)) < 1 and page.words("cell", 1).startswith("Hover")

@@ -7,17 +7,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import cast
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from .checkpoints.load import load_tokenizer
-from .devices import choose_device, choose_dtype, memory_guard
+from .checkpoints.load import load_tokenizer, load_transformer
+from .devices import choose_device, choose_dtype, computing, memory_guard
 from .errors import CheckpointError
+from .hub.sources import Files
 from .kernels import prepare_tokenizer
+from .models.blocks import Kind
 from .models.multiscale import MultiscaleConfig, MultiscaleTokenizer
+from .models.network import Network
 from .models.tokenizer import Tokenizer, TokenizerConfig
+from .models.var import VARTransformer
 from .order import NAR, Order, format_grid, named
 from .settings import DECODED_TOGETHER
 
@@ -54,6 +59,35 @@ def check_pair(
         raise CheckpointError(
             f"{who} draws from {codes} codes, and the tokenizer {where} has {tokenizer.codebook_size}.", hint
         )
+
+
+def load_networks(
+    files: Files, device: torch.device, dtype: torch.dtype, order: str | None = None
+) -> tuple[Network, Tokenizer]:
+    """Load the transformer and its tokenizer.
+
+    Raises:
+        UsageError: an order that the model does not have.
+        CheckpointError: a file that cannot be used, or two that do not belong together.
+    """
+    known, kind = files.model.model, cast(Kind, files.model.model.kind)
+    transformer = load_transformer(
+        files.model.path, kind=kind, grid=known.grid, dtype=dtype, device=device, keep=True
+    )
+    sizes = transformer.config = transformer.config.decoded_in(order)
+    tokenizer = load_tokenizer(files.tokenizer.path, dtype=dtype, device=device, keep=True)
+    check_pair(
+        files.model.path, sizes.decoding_order, tokenizer.config, files.tokenizer.path, sizes.vocab_size
+    )
+    if isinstance(transformer, VARTransformer) and isinstance(tokenizer, MultiscaleTokenizer):
+        try:
+            transformer.use(tokenizer)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{files.model.path} takes {error}, and the tokenizer {files.tokenizer.path} has others.",
+                "They do not belong together; give the right `tokenizer`.",
+            ) from None
+    return transformer, tokenizer
 
 
 def load_decoder(
@@ -119,8 +153,9 @@ class Decodes(ABC):
         # One at a time on a CPU: equally fast, a sixteenth of the memory, and equal in every batch.
         parts = vectors.split(1 if self.device.type == "cpu" else DECODED_TOGETHER)
         grid, limits = self.grid, self.tokenizer.pixel_range
-        decoded = (self.tokenizer.decode_vectors(part, grid) for part in parts)
-        return [clip for pixels in decoded for clip in to_clips(pixels, limits)]
+        with computing(self.device, next(self.tokenizer.parameters()).dtype):
+            decoded = (self.tokenizer.decode_vectors(part, grid) for part in parts)
+            return [clip for pixels in decoded for clip in to_clips(pixels, limits)]
 
     def partials(
         self,

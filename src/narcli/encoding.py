@@ -125,7 +125,7 @@ class PromptEncoder:
 
     def _run_encoder(self, texts: Sequence[str]) -> dict[str, Encoded]:
         """Load the encoder, encode the texts, and release the encoder."""
-        from .devices import DTYPES, choose_device, memory_guard, release
+        from .devices import DTYPES, choose_device, computing, memory_guard, release
 
         device = choose_device(self.device)
         with memory_guard("The text encoder is too large; try `text_device=cpu`."):
@@ -139,7 +139,8 @@ class PromptEncoder:
                     f"and the model takes {self.width}.",
                     "They do not belong together; give the right `text_encoder`.",
                 )
-            found = {text: encoder.encode(text, self.tokens) for text in texts}
+            with computing(device, DTYPES[self.dtype]):
+                found = dict(zip(texts, encoder.encode_all(texts, self.tokens), strict=True))
             del encoder
         release(device)
         for text, encoded in found.items():
@@ -327,10 +328,12 @@ def encode_samples(samples: Sequence[Sample], tokenizer: Tokenizer, config: Netw
         CheckpointError: recorded codes that are not of this model, or only their hash.
         MemoryLimitError: the memory is too small.
     """
-    from .devices import memory_guard
+    from .devices import computing, memory_guard
 
+    weight = next(tokenizer.parameters())
     made: dict[int, GivenFrames] = {}
-    with memory_guard("Free some memory, or try `dtype=bfloat16`."):
+    guard = memory_guard("Free some memory, or try `dtype=bfloat16`.")
+    with guard, computing(weight.device, weight.dtype):
         for frames in (sample.entry for sample in samples):
             if isinstance(frames, GivenFrames) and id(frames) not in made:
                 made[id(frames)] = _encode(frames, tokenizer, config.grid) if frames.pictures else frames

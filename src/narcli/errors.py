@@ -60,7 +60,7 @@ class MemoryLimitError(NarError):
 #: of libraries.
 _SHORTAGE = (
     *("out of memory", "allocate memory", "not enough memory", "bad_alloc", "create a memory"),
-    "failed to map segment",
+    *("failed to map segment", "alloc_failed", "allocation_failed"),  # the last two of cuBLAS and cuDNN
 )
 
 

@@ -44,9 +44,11 @@ FFMPEG_PROCESS = 60 * 10**6  # bytes of ffmpeg besides
 WEBP = 48  # of one frame in Pillow's encoder
 
 #: Cells that a batch chosen here decodes at once, at most: 16 images of 16x16 tokens, 4 clips of 4x16x16.
-#: With so many rows, twice as many under guidance, computing takes longer than reading the weights, on CPUs
-#: and on graphics cards, so that a larger batch has little to gain.
+#: With so many rows, twice as many under guidance, computing takes longer than reading the weights of a CPU,
+#: so that a larger batch has little to gain.
 CELLS = 256
+#: Samples that a batch chosen here has on a card, at most: memory decides below that.
+MOST = 256
 #: Samples of such a batch, at most, which counts in raster order. Each reads keys and values of its own. By
 #: the sizes of released models, 8 to 23 samples have as many bytes of them as there are weights. No sample
 #: is finished before all of its batch are.
@@ -238,8 +240,9 @@ def choose_batch_size(
     The other arguments are those of ``estimate``.
     """
     assert networks.transformer is not None
-    widest = networks.transformer.decoding_order.widest
-    most = min(max(1, CELLS // widest), SAMPLES, samples or SAMPLES)
+    most = min(max(1, CELLS // networks.transformer.decoding_order.widest), SAMPLES)
+    most = MOST if device.type == "cuda" else most
+    most = min(most, samples or most)
     if most == 1 or (free := available(device, own=not loaded)) is None:
         return most
 

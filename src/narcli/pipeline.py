@@ -16,18 +16,17 @@ from itertools import islice
 from math import ceil
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from . import __version__
-from .checkpoints.load import load_tokenizer, load_transformer
-from .classes import ClassEntry, ClassTable
-from .decoding import Clip, Decodes, check_pair, hash_tokens
-from .devices import choose_device, choose_dtype, dtype_name, memory_guard, release
+from .classes import ClassTable
+from .decoding import Clip, Decodes, load_networks
+from .devices import about_card, choose_device, choose_dtype, computing, dtype_name, memory_guard, release
 from .encoding import Clips, PromptEncoder, encode_samples, prompt_encoder, subjects_of
-from .errors import CheckpointError, MemoryLimitError
+from .errors import MemoryLimitError
 from .hub.check import classes_of
 from .hub.sizes import Networks
 from .hub.sources import Files, choose
@@ -35,22 +34,26 @@ from .kernels import draw, prepare, prepare_tokenizer
 from .kernels.graphs import choose_runner
 from .kernels.program import Runner
 from .media.inits import about_init
-from .media.metadata import about_given, pack_tokens
-from .media.schema import MAX_TOKENS
 from .memory import choose_batch_size
-from .models.blocks import Kind
-from .models.multiscale import MultiscaleTokenizer
 from .models.network import Network
 from .models.tokenizer import Tokenizer
-from .models.var import VARTransformer
 from .order import Order
 from .outpaint import encode, given_tokens
 from .prompts import Prompt
 from .records import Extent, Recorder, check_extent
 from .results import Progress as Progress
-from .results import Result, about_class
+from .results import Result, result_of
 from .sampling import Step, generate, in_raster_order
-from .settings import GivenFrames, Options, Sample, Sampling, SamplingSettings, check_batch_size, plan_samples
+from .settings import (
+    FIXED_ROWS,
+    GivenFrames,
+    Options,
+    Sample,
+    Sampling,
+    SamplingSettings,
+    check_batch_size,
+    plan_samples,
+)
 from .settings.keep import KEEPS, Init, Keep
 
 if TYPE_CHECKING:
@@ -116,35 +119,6 @@ def load_files(
     defaults = SamplingSettings(**known.defaults)  # type: ignore[arg-type]
     source = files.about() | ({"text_encoder": encoder.source} if encoder else {})
     return Pipeline(transformer, tokenizer, classes, defaults, source, perf_counter() - began, encoder)
-
-
-def load_networks(
-    files: Files, device: torch.device, dtype: torch.dtype, order: str | None = None
-) -> tuple[Network, Tokenizer]:
-    """Load the transformer and its tokenizer.
-
-    Raises:
-        UsageError: an order that the model does not have.
-        CheckpointError: a file that cannot be used, or two that do not belong together.
-    """
-    known, kind = files.model.model, cast(Kind, files.model.model.kind)
-    transformer = load_transformer(
-        files.model.path, kind=kind, grid=known.grid, dtype=dtype, device=device, keep=True
-    )
-    sizes = transformer.config = transformer.config.decoded_in(order)
-    tokenizer = load_tokenizer(files.tokenizer.path, dtype=dtype, device=device, keep=True)
-    check_pair(
-        files.model.path, sizes.decoding_order, tokenizer.config, files.tokenizer.path, sizes.vocab_size
-    )
-    if isinstance(transformer, VARTransformer) and isinstance(tokenizer, MultiscaleTokenizer):
-        try:
-            transformer.use(tokenizer)
-        except ValueError as error:
-            raise CheckpointError(
-                f"{files.model.path} takes {error}, and the tokenizer {files.tokenizer.path} has others.",
-                "They do not belong together; give the right `tokenizer`.",
-            ) from None
-    return transformer, tokenizer
 
 
 @dataclass(frozen=True, repr=False)
@@ -219,7 +193,8 @@ class Pipeline(Decodes):
             options: fields of ``SamplingSettings``, by default the model's; ``init``, a picture or clip to go
                 on from, as ``outpaint.encode`` takes it; fields of ``Keep``, which say what is kept of it;
                 ``record``, True or ``cells`` for results with a ``Record``, ``heads`` for one with the axis
-                heads apart.
+                heads apart; ``reproducible=True``, which always decodes ``batch_size`` samples together, 16
+                for None, with filler ones, so that samples do not depend on the batch on a card either.
 
         Raises:
             UsageError: an unknown class, an unusable prompt, or a number out of range; raised at once.
@@ -228,6 +203,9 @@ class Pipeline(Decodes):
         """
         given: dict[str, Any] = dict(options)
         init, extent = given.pop("init", None), check_extent(self.order, given.pop("record", None))
+        fixed = given.pop("reproducible", False)
+        if batch_size is None and fixed:
+            batch_size = FIXED_ROWS
         keep = Keep(**{name: given.pop(name) for name in KEEPS if name in given})
         chosen = self.settings(**given)
         chosen.check(self.model.config.fixed)
@@ -246,7 +224,7 @@ class Pipeline(Decodes):
                 guided=chosen.guided(0, self.model.config.unguided),
                 loaded=True,
             )
-        return self.run(samples, chosen, check_batch_size(batch_size), init=init, record=extent)
+        return self.run(samples, chosen, check_batch_size(batch_size), init=init, record=extent, fixed=fixed)
 
     def settings(self, **given: Unpack[Sampling]) -> SamplingSettings:
         """Return the model's settings, replaced by those that are given and not None.
@@ -269,15 +247,20 @@ class Pipeline(Decodes):
         tell: Callable[[str], object] = warnings.warn,
         init: Init | None = None,
         record: Extent = None,
+        *,
+        fixed: bool = False,
     ) -> Generator[Progress, None, None]:
         """Decode samples batch by batch; ``steps`` calls it with everything chosen.
 
         A batch that memory does not hold is halved, and so are later ones; ``tell`` gets a message. The kept
         tokens of ``init`` are those of every sample; ``record`` is the extent of the results' records.
+        ``fixed`` always decodes ``batch_size`` samples: filler ones complete a batch, and none is halved.
         """
         seconds = {"sample": 0.0, "decode": 0.0}
-        start = number = 0
-        while start < len(samples):
+        start, number, wanted = 0, 0, len(samples)
+        if fixed:
+            samples = [*samples, *[samples[-1]] * (-wanted % batch_size)]
+        while start < wanted:
             batch = tuple(samples[start : start + batch_size])
             began = perf_counter()
             condition, padding = self._condition(samples, start, len(batch))
@@ -285,16 +268,19 @@ class Pipeline(Decodes):
                 seconds["encode"] = seconds.get("encode", 0.0) + perf_counter() - began
             batches = number + ceil((len(samples) - start) / batch_size)
             try:
-                for decoded in self._sample_batch(
-                    batch, condition, padding, settings, seconds, tell, init, record
-                ):
-                    yield Progress(number, batches, batch, *decoded, dict(seconds))
+                own = batch[: wanted - start]
+                kept = len(own) if fixed else None
+                asked = batch, condition, padding, settings, seconds, tell, init, record, kept
+                for decoded in self._sample_batch(*asked):
+                    yield Progress(number, batches, own, *decoded, dict(seconds))
                     del decoded
-            except MemoryLimitError:
-                if len(batch) == 1:
+            except MemoryLimitError as error:
+                if fixed and batch_size > 1:
+                    error.hint = f"Give fewer: `batch_size={batch_size // 2}`. Samples may round otherwise."
+                if fixed or len(batch) == 1:
                     raise
                 batch_size = len(batch) // 2
-                del condition, padding  # before the smaller batch needs the room
+                del condition, padding, asked  # before the smaller batch needs the room
                 tell(f"Not enough memory for {len(batch)} samples together; going on with {batch_size}.")
             else:
                 start, number = start + len(batch), number + 1
@@ -312,8 +298,12 @@ class Pipeline(Decodes):
         tell: Callable[[str], object],
         init: Init | None,
         record: Extent,
+        kept: int | None,
     ) -> Iterator[tuple[Step, Callable[[], Tensor], tuple[Result, ...]]]:
-        """Yield each step of a batch, a reader of tokens, and at the end the results; add to ``seconds``."""
+        """Yield each step of a batch, a reader of tokens, and at the end the results; add to ``seconds``.
+
+        Of a batch with a fixed number of samples the first ``kept`` are wanted; None is not fixed.
+        """
         order, drawn, stages = self.order, list[Tensor](), list[Tensor]()
         given = None if init is None else given_tokens(init, order.cells).expand(len(batch), -1)
         asked = self.model, condition, [sample.seed for sample in batch], settings, padding, given
@@ -324,7 +314,8 @@ class Pipeline(Decodes):
             steps = generate(*asked, draw=draw, heads=record == "heads")
         for index in range(len(order.steps)):
             results: tuple[Result, ...] = ()
-            with memory_guard("Free some memory, or try a smaller model or `dtype=bfloat16`."):
+            guard = memory_guard("Free some memory, or try a smaller model or `dtype=bfloat16`.")
+            with guard, computing(self.device, self.model.weight_dtype):
                 began = perf_counter()
                 step = next(steps)
                 drawn.append(step.tokens)
@@ -338,14 +329,14 @@ class Pipeline(Decodes):
                     began, tokens = perf_counter(), in_raster_order(order, drawn)
                     clips = self.decode(tokens) if step.vectors is None else self.decode_vectors(step.vectors)
                     seconds["decode"] += perf_counter() - began
-                    common = self.metadata(settings, init)
-                    results = tuple(map(self._result, batch, clips, tokens, [common] * len(batch)))
+                    common = self.metadata(settings, init, None if kept is None else len(batch))
+                    results = tuple(map(self._result, batch, clips, tokens, [common] * len(batch)))[:kept]
                     if stages:
-                        each = zip(results, torch.stack(stages, 1), strict=True)
+                        each = zip(results, torch.stack(stages, 1), strict=False)
                         results = tuple(replace(result, stages=own) for result, own in each)
                     if recorder is not None:
                         results = tuple(map(Result.with_record, results, recorder.records()))
-            yield step, partial(in_raster_order, order, drawn, index + 1), results
+            yield step.first(kept), partial(in_raster_order, order, drawn, index + 1, kept), results
 
     def _condition(self, samples: Sequence[Sample], start: int, rows: int) -> tuple[Tensor, Tensor | None]:
         """Return condition and padding of a batch; encode prompts of later samples together with its own."""
@@ -373,8 +364,11 @@ class Pipeline(Decodes):
     def _dtype(self) -> torch.dtype:
         return self.model.weight_dtype
 
-    def metadata(self, settings: SamplingSettings, init: Init | None = None) -> dict[str, Any]:
-        """Return the metadata that all results of a run share."""
+    def metadata(
+        self, settings: SamplingSettings, init: Init | None = None, rows: int | None = None
+    ) -> dict[str, Any]:
+        """Return the metadata that all results of a run share; ``rows`` if their number is fixed."""
+        fixed = {} if rows is None else {"reproducible": {"rows": rows, **about_card(self.device)}}
         return {
             "kind": self.kind,
             "narcli": __version__,
@@ -387,18 +381,9 @@ class Pipeline(Decodes):
             "steps": len(self.order.steps),
             "device": self.device.type,
             "dtype": dtype_name(self._dtype),
+            **fixed,
         }
 
     def _result(self, sample: Sample, clip: Clip, tokens: Tensor, common: Mapping[str, Any]) -> Result:
-        entry = sample.entry
-        own: dict[str, Any] = {"seed": sample.seed, "tokens_sha256": hash_tokens(tokens)}
-        if len(tokens) <= MAX_TOKENS:
-            own["tokens"] = pack_tokens(tokens.tolist())
-        if isinstance(entry, ClassEntry):
-            about: dict[str, Any] = {"class": about_class(entry)}
-        elif isinstance(entry, GivenFrames):
-            about = {"given_frames": about_given(entry)}
-        else:
-            assert self.encoder is not None
-            about = self.encoder.about(entry)
-        return Result(clip, entry, sample.seed, tokens.clone(), {**common, **about, **own})
+        about = self.encoder.about(sample.entry) if isinstance(sample.entry, Prompt) and self.encoder else {}
+        return result_of(sample, clip, tokens, {**common, **about})

@@ -13,10 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from .classes import ClassEntry
-from .decoding import Clip
+from .decoding import Clip, hash_tokens
 from .errors import UsageError
 from .media.clips import BY_SUFFIX, FORMATS
+from .media.metadata import about_given, pack_tokens
 from .media.names import clean_name, default_stem, fields_of
+from .media.schema import MAX_TOKENS
 from .media.textfiles import expand
 from .prompts import Prompt
 from .records import Record
@@ -204,6 +206,26 @@ class Progress:
             f"<Progress: batch {self.batch} of {self.batches}, step {self.step.index}, "
             f"{len(self.samples)} samples, {len(self.results)} finished>"
         )
+
+
+def result_of(sample: Sample, clip: Clip, tokens: Tensor, common: Mapping[str, Any]) -> Result:
+    """Make the result of a sample, with its metadata.
+
+    Args:
+        sample: what was drawn.
+        clip: its frames.
+        tokens: (N,) int64 in raster order.
+        common: metadata of the run and, of a prompt, its own.
+    """
+    about = {**common}
+    if isinstance(sample.entry, ClassEntry):
+        about["class"] = about_class(sample.entry)
+    elif isinstance(sample.entry, GivenFrames):
+        about["given_frames"] = about_given(sample.entry)
+    about |= {"seed": sample.seed, "tokens_sha256": hash_tokens(tokens)}
+    if len(tokens) <= MAX_TOKENS:
+        about["tokens"] = pack_tokens(tokens.tolist())
+    return Result(clip, sample.entry, sample.seed, tokens.clone(), about)
 
 
 def about_class(entry: ClassEntry) -> dict[str, Any]:

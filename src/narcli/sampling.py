@@ -8,7 +8,7 @@ its batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -47,6 +47,14 @@ class Step:
     done: int
     vectors: Tensor | None = None
     heads: Tensor | None = None
+
+    def first(self, samples: int | None) -> Step:
+        """Return the step of the first samples; None keeps all."""
+        if samples is None:
+            return self
+        parts = ("tokens", "logits", "vectors", "heads")
+        there = {name: getattr(self, name) for name in parts if getattr(self, name) is not None}
+        return replace(self, **{name: part[:samples] for name, part in there.items()})
 
     def __repr__(self) -> str:
         return f"<Step {self.index}: {len(self.cells)} cells of {len(self.tokens)} samples>"
@@ -160,18 +168,21 @@ def sample(
     return in_raster_order(order or model.config.decoding_order, [step.tokens for step in steps])
 
 
-def in_raster_order(order: Order, parts: Sequence[Tensor], passes: int | None = None) -> Tensor:
+def in_raster_order(
+    order: Order, parts: Sequence[Tensor], passes: int | None = None, samples: int | None = None
+) -> Tensor:
     """Bring the tokens of the first passes to the CPU, with -1 for all other cells.
 
     Args:
         order: the order.
         parts: (B, n) int64 of each pass.
         passes: number of passes; None takes all parts.
+        samples: number of samples, the first ones; None takes all.
 
     Returns:
-        (B, N) int64.
+        (B, N) int64, or as many rows as ``samples``.
     """
-    known = torch.cat(tuple(parts[:passes]), 1).cpu()
+    known = torch.cat(tuple(parts[:passes]), 1)[:samples].cpu()
     tokens = torch.full((len(known), order.cells), -1)
     tokens[:, order.generation[: known.shape[1]]] = known
     return tokens

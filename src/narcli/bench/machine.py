@@ -15,12 +15,16 @@ from torch import Tensor
 
 from .. import __version__
 from ..allocator import give_back
-from ..devices import dtype_name
+from ..devices import computing, dtype_name
 from ..kernels.native import NativeLinear, can_run
 from ..kernels.packed import PackedLinear, can_pack, multiply
 from ..limits import sizes_told
 from ..models.network import Network
 from ..settings import SamplingSettings
+
+#: Side of the products and float32 numbers of the reads that measure limits: more than caches hold. A card
+#: takes 4 GB and larger products, as the time of small ones is that of starting them.
+SIZES = {"cpu": (2048, 2**26), "cuda": (8192, 2**30)}
 
 
 @dataclass(frozen=True)
@@ -51,17 +55,13 @@ def machine(device: torch.device, dtype: torch.dtype, limits: Limits) -> dict[st
 
 def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
     """Measure the best of a few large reads and products; on a CPU also products of narcli's layers."""
-    memory = torch.ones(2**26, device=device)  # 256 MB, more than caches hold
-    square = torch.randn(2048, 2048, device=device).to(dtype)
+    side, numbers = SIZES["cuda" if device.type == "cuda" else "cpu"]
+    memory = torch.ones(numbers, device=device)
+    square = torch.randn(side, side, device=device).to(dtype)
 
     def best(work: Callable[[], Tensor]) -> float:
-        seconds = []
-        for _ in range(7):
-            began = perf_counter()
-            work()
-            synchronize(device)
-            seconds.append(perf_counter() - began)
-        return min(seconds)
+        with computing(device, dtype):
+            return min(seconds_of(work, device) for _ in range(7))
 
     seconds = best(lambda: square @ square)
     if device.type == "cpu" and can_pack(dtype):  # another library may make those
@@ -70,7 +70,22 @@ def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
     if can_run(dtype, device):
         linear = NativeLinear(square)
         seconds = min(seconds, best(lambda: linear(square)))
-    return Limits(memory.numel() * 4 / best(memory.sum), 2 * 2048**3 / seconds)
+    return Limits(memory.numel() * 4 / best(memory.sum), 2 * side**3 / seconds)
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Time some work, on a card by its own clock: launching from Python takes longer than a small product."""
+    if device.type == "cuda":
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        began.record()
+        work()
+        ended.record()
+        ended.synchronize()
+        return began.elapsed_time(ended) / 1e3
+    start = perf_counter()
+    work()
+    synchronize(device)
+    return perf_counter() - start
 
 
 def limit(model: Network, batch_size: int, settings: SamplingSettings, limits: Limits) -> float:

@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 
-from ..devices import release
+from ..decoding import load_networks
+from ..devices import computing, release
 from ..hub.sources import Files
 from ..kernels import draw, prepare, prepare_tokenizer
 from ..models.network import Network
 from ..models.tokenizer import Tokenizer
 from ..models.transformer import NARTransformer
-from ..pipeline import load_networks
 from ..sampling import generate
-from ..settings import PLAIN, SamplingSettings
+from ..settings import DECODED_TOGETHER, PLAIN, SamplingSettings
 from .machine import Limits, device_of, forget_peak, limit, peak_bytes, synchronize
 from .plain import generate_plain
 
@@ -102,7 +102,7 @@ def measure(
         repeats: counted rounds.
         advance: called after each run.
     """
-    one = 1 if device.type == "cpu" else None
+    one = 1 if device.type == "cpu" else DECODED_TOGETHER
     keys = [(order, size) for size in batch_sizes for order in files]
     times: dict[tuple[str, int], list[tuple[list[float], float]]] = {key: [] for key in keys}
     loads: dict[str, list[float]] = {order: [] for order in files}
@@ -112,18 +112,19 @@ def measure(
             began = perf_counter()
             model, tokenizer = load_ready(files[order], device, dtype, order)
             loads[order] += [perf_counter() - began] * bool(repeat)
-            for size in batch_sizes:
-                case = model, tokenizer, size, settings, order == PLAIN, None if order == PLAIN else one
-                if not repeat:
-                    forget_peak(device)
-                elif size == batch_sizes[0]:
-                    _run(*case)
-                timed = _run(*case)
-                if repeat:
-                    times[order, size].append(timed)
-                else:
-                    watched[order, size] = peak_bytes(device), limit(model, size, settings, limits)
-                advance()
+            with computing(device, dtype):
+                for size in batch_sizes:
+                    case = model, tokenizer, size, settings, order == PLAIN, None if order == PLAIN else one
+                    if not repeat:
+                        forget_peak(device)
+                    elif size == batch_sizes[0]:
+                        _run(*case)
+                    timed = _run(*case)
+                    if repeat:
+                        times[order, size].append(timed)
+                    else:
+                        watched[order, size] = peak_bytes(device), limit(model, size, settings, limits)
+                    advance()
             del model, tokenizer, case
             release(device)
     cases = []

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from ..devices import dtype_name
 from ..errors import CheckpointError
 from ..media.textfiles import expand, read_json
+from ..models.attention import is_right
 from ..models.blocks import Kind
 from ..models.network import Network, NetworkConfig
 from ..models.tokenizer import Tokenizer, TokenizerConfig
@@ -295,6 +296,7 @@ def _fill(model: M, opened: Opened, dtype: torch.dtype | None, device: str | tor
     # Where nothing changes this keeps the memory map; each is converted once, under whatever names.
     converted = {id(tensor): tensor.to(device, dtype or tensor.dtype) for tensor in tensors.values()}
     model.load_state_dict({name: converted[id(t)] for name, t in tensors.items()}, assign=True)
+    is_right(torch.device(device), next(model.parameters()).dtype)  # which warns before anything is drawn
     return model.eval()
 
 

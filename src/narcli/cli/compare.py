@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ACROSS = 16  # pictures of a row of the sheet
 _LEFT_OUT = {
     *("model", "revision", "order", "batch_size", "frontier", "frontier_mode", "grid", "frames_from"),
+    "reproducible",
     *("save_tokens", "no_metadata", "scale", "dry_run", "sweep", "labels", "theme", "record"),
     *("init", "keep", "keep_mask", "keep_cells", "fit"),
 }
@@ -71,7 +72,6 @@ def compare(
     """Compare decoding orders: one table, one labelled contact sheet.
 
     Quality is compared only between models that were trained alike, as `narcli train nar` records it.
-    The last line is one JSON document.
     """
     from ..media.names import resolve_outputs
     from ..media.writers import write_png
@@ -130,7 +130,8 @@ def compare(
         if not session.as_json:
             session.console.result(made)
     finally:  # figures are printed even if the sheet cannot be written
-        session.console.json(document)
+        if session.as_json:
+            session.console.json(document)
 
 
 def label(outcome: Outcome) -> str:

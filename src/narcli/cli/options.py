@@ -200,6 +200,13 @@ BatchSize = Annotated[
         show_default="auto",
     ),
 ]
+Reproducible = Annotated[
+    bool,
+    typer.Option(
+        "--reproducible",
+        help="Always decode --batch-size samples together (auto: 16), so that samples do not depend on it.",
+    ),
+]
 
 # --- what it runs with ----------------------------------------------------------------------------
 

@@ -18,9 +18,9 @@ from .console import Console, bytes_text, is_terminal
 
 if TYPE_CHECKING:
     from ..order import Order
+    from ..runs.events import Finished
     from ..runs.plan import Host
     from ..runs.run import Loader
-    from ..runs.sinks import Finished
 
 
 @dataclass
@@ -87,8 +87,8 @@ class Session:
 
     def follow(self, events: Generator[Any, None, None]) -> Finished:
         """Show the progress of a run and print its files, even if the rest fails."""
+        from ..runs.events import Finished, FrontierDecoded, Written
         from ..runs.run import Loaded
-        from ..runs.sinks import Finished, FrontierDecoded, Written
 
         written: list[Path] = []
         bars, steps = _Bars(self.console), 0

@@ -21,9 +21,9 @@ from .image import prompts_of
 from .report import Session
 
 if TYPE_CHECKING:
+    from ..runs.events import Finished
     from ..runs.recipe import Recipe
     from ..runs.repeat import Recorded, Trust
-    from ..runs.sinks import Finished
 
 About = Mapping[str, Any]
 _SAMPLES = (

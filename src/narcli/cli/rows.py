@@ -70,6 +70,7 @@ ROWS = (
     Row("text_device", options.TextDevice, None, MODEL, IMAGE),
     Row("dtype", options.DtypeOption, options.Dtype.auto, MODEL),
     Row("batch_size", options.BatchSize, None, MODEL),
+    Row("reproducible", options.Reproducible, False, MODEL),
     Row("output", options.Output, None, OUTPUT),
     Row("format", options.Format, None, OUTPUT, VIDEO),
     Row("fps", options.Fps, None, OUTPUT, VIDEO),

@@ -51,8 +51,8 @@ def prepare(network: Network) -> Network:
 def prepare_tokenizer(tokenizer: Tokenizer) -> None:
     """Prepare a tokenizer for decoding, in place.
 
-    A convolutional decoder is packed, channels last. LARP computes all positions at once, for which plain
-    layers are as fast as packed ones; only its attention is compiled, if possible.
+    A convolutional decoder is packed, on a CPU channels last. LARP computes all positions at once, for which
+    plain layers are as fast as packed ones; only its attention is compiled, if possible.
     """
     if isinstance(tokenizer, VQTokenizer | MultiscaleTokenizer):
         packed.pack_decoder(tokenizer)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..devices import memory_format
 from ..models.blocks import Block, Head, Store, SwiGLU
 from ..models.multiscale import MultiscaleTokenizer
 from ..models.plan import Rotary
@@ -225,9 +226,9 @@ def can_rewrite(layer: nn.Module) -> bool:
 
 
 def pack_decoder(tokenizer: VQTokenizer | MultiscaleTokenizer) -> None:
-    """Pack the decoder of a convolutional tokenizer, channels last, in place."""
+    """Pack the decoder of a convolutional tokenizer in the device's memory format, in place."""
     decoder: Any = tokenizer.decoder  # releases of torch differ in how they annotate ``to``
-    decoder.to(memory_format=torch.channels_last)
+    decoder.to(memory_format=memory_format(next(decoder.parameters()).device))
     pack(decoder)
 
 

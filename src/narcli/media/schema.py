@@ -15,7 +15,7 @@ from ..errors import UsageError
 from ..order import NAME
 from ..order.sketches import SKETCH
 from ..rules import Rule, number, one_of, sizes_of, whole
-from ..settings import MAX_SAMPLES, SEEDS, SamplingSettings
+from ..settings import MAX_ROWS, MAX_SAMPLES, SEEDS, SamplingSettings
 from ..settings.sweeps import MAX_SWEPT, parse_sweep
 
 SCHEMA = "narcli.run/1"
@@ -198,6 +198,16 @@ RUN = (
         one_of("float32", "bfloat16", "float16"),
         "number format that it computed in",
         ("dtype",),
+    ),
+    Field(
+        "reproducible",
+        _object(
+            "an object with rows",
+            {"rows": whole(1, MAX_ROWS)},
+            {"card": _NAME, "cuda": _NAME, "cudnn": _NAME},
+        ),
+        "samples of every batch, where their number was fixed; the card and its libraries",
+        ("reproducible",),
     ),
     Field("scale", whole(1, 256), "how many times the pictures were enlarged", ("scale",)),
     Field("filter", one_of("lanczos"), "how"),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..order import NAR, Order, named, parse_name
+from .attention import attend
 from .network import Weights
 from .plan import Rotary
 
@@ -154,7 +155,7 @@ class Block(nn.Module):
         if (wider := keys.shape[-1] - self.head_dim) > 0:  # of a ``FoldedCache``
             q = F.pad(q, (0, wider), value=1.0)
         scale = self.head_dim**-0.5
-        attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
+        attended = attend(q, keys, values, mask, scale)
         x = x + self.out(attended[..., : self.head_dim].transpose(1, 2).flatten(2))
         return x + self.ffn(self.ffn_norm(x))
 
@@ -276,7 +277,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def attend_train(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Attend over all positions: (B, heads, L, head_dim), mask (L, L) or (B, 1, L, L); shape as ``q``."""
     if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return attend(q, k, v, mask)
     # On a CPU the backward pass of the fused kernel takes twice the time of plain products.
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     return scores.masked_fill(~mask, -torch.inf).softmax(-1).to(v.dtype) @ v

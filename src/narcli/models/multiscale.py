@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..order import SIDES
+from .attention import attend
 from .tokenizer import Tokenizer
 from .vq import Decoder, Encoder, VQConfig, group_norm
 
@@ -212,7 +213,7 @@ class FusedAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attend over all pixels: (B, C, H, W) -> (B, C, H, W)."""
         qkv = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, H * W, 3 C)
-        h = F.scaled_dot_product_attention(*qkv.chunk(3, -1)).squeeze(1)
+        h = attend(*qkv.chunk(3, -1)).squeeze(1)
         return x + self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..order import Order, scales
+from .attention import attend
 from .blocks import ClassCondition, Kind, Store
 from .multiscale import MultiscaleTokenizer, area_down
 from .network import Network, Weights
@@ -377,8 +378,7 @@ class Block(nn.Module):
         if hasattr(self, "temperature"):
             q = F.normalize(q.float(), dim=-1) * self.temperature.float().clamp(max=MOST).exp()
             q, k = q.to(v.dtype), F.normalize(k.float(), dim=-1).to(v.dtype)
-        attended = F.scaled_dot_product_attention(q, *store(k, v), attn_mask=mask, scale=self.scale)
-        return attended.transpose(1, 2).flatten(2)
+        return attend(q, *store(k, v), mask, self.scale).transpose(1, 2).flatten(2)
 
 
 class Head(nn.Module):

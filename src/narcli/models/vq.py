@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import attend
 from .tokenizer import Tokenizer
 
 #: Copies of its largest layer that the decoder holds at once, as measured on a CPU; see docs/models.md.
@@ -283,7 +284,7 @@ class PixelAttention(nn.Module):
         h = self.norm(x)
         # One head: (B, 1, H * W, C).
         q, k, v = (conv(h).flatten(2).transpose(1, 2).unsqueeze(1) for conv in (self.q, self.k, self.v))
-        h = F.scaled_dot_product_attention(q, k, v).squeeze(1)
+        h = attend(q, k, v).squeeze(1)
         return x + self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]))
 
 

@@ -16,7 +16,7 @@ from ..hub.sizes import networks_of
 from ..limits import available
 from ..models.blocks import Kind
 from ..order import NAR, Order, named
-from ..settings import SamplingSettings
+from ..settings import FIXED_ROWS, SamplingSettings
 from ..settings.sweeps import points_of
 from .filenames import check_fit, suffix_of
 from .recipe import Recipe
@@ -63,6 +63,8 @@ class Budget:
         """Samples decoded together, given or by ``memory.choose_batch_size``; None if not known yet."""
         planned = len(self.plan.samples) if self.plan.samples is not None else None
         wanted = self.plan.recipe.batch_size
+        if self.plan.recipe.reproducible:
+            return wanted or FIXED_ROWS
         if wanted is not None:
             return min(wanted, planned or wanted)
         if not self.networks.runs:

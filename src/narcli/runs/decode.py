@@ -24,12 +24,13 @@ from ..results import Result
 from ..rules import MAX_CELLS
 from ..settings import Sample
 from .budget import files_of
+from .events import Clock, Finished, FrontierDecoded, Written
 from .filenames import name_files, suffix_of
 from .plan import Host
 from .recipe import Recipe
 from .recipe_json import LOOKS
 from .repeat import Trust, find_part, warn_of_others
-from .sinks import Clock, Finished, FrontierDecoded, Sinks, Written
+from .sinks import Sinks
 from .subjects import entry_of, require
 
 _AXES = {"image": 2, "video": 3}

@@ -16,6 +16,7 @@ from ..order import parse_name
 from ..prompts import Prompt, parse_prompt
 from ..settings import (
     DTYPES,
+    MAX_ROWS,
     GivenFrames,
     SamplingSettings,
     check_batch_size,
@@ -79,6 +80,8 @@ class Recipe:
             ``"temperature=0.3,0.6"``. Every combination draws the same samples, and one labelled sheet is
             written instead of the pictures.
         batch_size: samples decoded together; None looks at the memory.
+        reproducible: always decode ``batch_size`` samples together, 16 for None, so that samples do not
+            depend on the batch.
         model, tokenizer, text_encoder: names, Hub repositories, files or folders.
         revision: branch, tag or commit of the model's repository.
         order: ``zipar:W`` decodes a raster model of images with ZipAR's window W; None is the model's order.
@@ -130,6 +133,7 @@ class Recipe:
     more_smooth: bool | None = None
     sweep: str | Sequence[str] | Mapping[str, Any] | None = field(default=None, hash=False)
     batch_size: int | None = None
+    reproducible: bool = False
     model: str | Path | None = None
     tokenizer: str | Path | None = None
     text_encoder: str | Path | None = None
@@ -206,6 +210,10 @@ class Recipe:
         check_seeds(self.seed, self.num)
         if self.batch_size is not None:
             check_batch_size(self.batch_size)
+            if self.reproducible and self.batch_size > MAX_ROWS:
+                raise UsageError(
+                    f"`batch_size` is {self.batch_size}, expected 1 to {MAX_ROWS} with `reproducible`."
+                )
         for name in ("save_tokens", "record"):
             if getattr(self, name) and self.no_metadata:
                 raise UsageError(

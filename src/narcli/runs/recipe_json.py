@@ -20,11 +20,12 @@ SAMPLING = tuple(each.name for each in fields(SamplingSettings))
 LOOKS = ("scale", "frames", "fps", "quality")  # recorded under these names
 PARTS = ("model", "tokenizer", "text_encoder")  # files of a model, in metadata
 _GIVEN, _INIT = FIELDS["frames_from"].rule[1], FIELDS["init"].rule[1]
+_FIXED = FIELDS["reproducible"].rule[1]
 #: Rules for the JSON of a recipe; ``Recipe`` checks the rest.
 _RULES: Mapping[str, Rule] = {
     name: field.rule
     for name, field in FIELDS.items()
-    if name not in ("sampling", "classes", "frames_from", "init", "frontier")
+    if name not in ("sampling", "classes", "frames_from", "init", "frontier", "reproducible")
 } | {
     "sampling": ("an object of numbers", lambda v: isinstance(v, dict) and set(v) <= set(SAMPLING)),
     "classes": ("a list", lambda v: isinstance(v, list)),
@@ -35,6 +36,7 @@ _RULES: Mapping[str, Rule] = {
     "init": ("a path, or a given picture", lambda v: isinstance(v, str) or _INIT(v)),
     "frontier": ("an object with its format", lambda v: isinstance(v, dict) and "format" in v),
     "pins": ("an object", lambda v: isinstance(v, dict)),
+    "reproducible": ("true, or an object with rows", lambda v: v is True or _FIXED(v)),
 }
 
 
@@ -71,6 +73,10 @@ def read(
     made |= {"frontier": frontier["format"], **shown}
     if given.get("sweep"):
         made |= {"sheet": False, "labels": False, "frontier": "none"}
+    fixed = about.get("reproducible", False)
+    made["reproducible"] = bool(fixed)
+    if isinstance(fixed, Mapping):  # of a file, which was drawn in so many rows
+        made["batch_size"] = fixed["rows"]
     if "model" not in given:
         made |= _parts(about, given)
     if not {"model", "dtype", "text_encoder"} & set(given):

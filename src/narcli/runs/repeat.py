@@ -18,8 +18,8 @@ from ..media.metadata import unpack_tokens
 from ..media.schema import FIELDS
 from ..order import NAR, Order, format_grid, named
 from ..settings.sweeps import points_of, words_of
+from .events import Finished
 from .recipe import Recipe
-from .sinks import Finished
 from .subjects import SUBJECTS, require, subject_of
 
 About = Mapping[str, Any]
@@ -216,6 +216,13 @@ def warn_of_others(path: Path, about: About, common: About, trust: Trust) -> Non
         if then and now and (then["name"] == now["name"] or not {part, "model"} & set(trust.given)):
             for key in (key for key in _HASHES if key in then and key in now and then[key] != now[key]):
                 trust.warn(f"The {what} {now['name']} is not the one that made {path}: its {key} differs.")
+    then, now = about.get("reproducible"), common.get("reproducible")
+    for key in ("card", "cuda", "cudnn"):
+        if then and now and then.get(key) != now.get(key):
+            trust.warn(
+                f"{path} was made with {key} {then.get(key, 'unknown')}, and here it is "
+                f"{now.get(key, 'none')}: its tokens may come out otherwise."
+            )
 
 
 # --- tokens compared -----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -15,14 +16,18 @@ from ..outpaint import encode
 from ..settings import Sample, SamplingSettings
 from ..settings.keep import Init
 from ..settings.sweeps import points_of
+from .events import Clock, Finished, FrontierDecoded, Written
 from .plan import Host, plan
 from .recipe import Recipe
-from .sinks import Clock, Finished, FrontierDecoded, Sinks, Written
+from .sinks import Sinks
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline, Progress
     from ..records import Extent
     from .budget import Budget
+
+#: Threads that write files while a card draws the next batch.
+WRITERS = 8
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,11 @@ def budget(recipe: Recipe, host: Host | None = None, *, reserved: Sequence[Path]
     made = Budget(planned)
     made.check_fit()
     return made
+
+
+def writers(device: str) -> int:
+    """Return the threads that write files beside a type of device; a CPU draws with all of its own."""
+    return 0 if device == "cpu" else min(WRITERS, os.cpu_count() or 1)
 
 
 class Loader:
@@ -148,16 +158,28 @@ def run(
         with clock.timed("encode"):
             init = encode(recipe.init, recipe.keeping, pipeline.tokenizer, pipeline.order, host.note)
     points = [pipeline.settings(**recipe.sampling, **point) for point in points_of(recipe.ranges)]
-    drawn, common = list(samples) * len(points), pipeline.metadata(points[0], init)
-    sinks = Sinks(recipe, pipeline, drawn, planned.outputs, common, clock)
-    batch_size = spending.batch_size or 1
+    batch_size, fixed = spending.batch_size or 1, recipe.reproducible
+    if fixed and pipeline.device.type == "cpu":
+        host.note("On a CPU samples never depend on their batch: filler rows only take time.")
+    drawn = list(samples) * len(points)
+    common = pipeline.metadata(points[0], init, batch_size if fixed else None)
+    sinks = Sinks(recipe, pipeline, drawn, planned.outputs, common, clock, writers(pipeline.device.type))
     yield Loaded(pipeline, drawn, batch_size)
     spent = dict(clock.seconds)
-    with closing(_draw(pipeline, samples, points, batch_size, host.note, init, recipe.recorded)) as steps:
-        for progress in steps:
-            clock.seconds |= {phase: spent.get(phase, 0.0) + more for phase, more in progress.seconds.items()}
-            yield progress
-            yield from sinks.write_all(progress.results)
+    drawing = _draw(pipeline, samples, points, batch_size, host.note, init, recipe.recorded, fixed)
+    with closing(drawing) as steps, closing(sinks):
+        try:
+            for progress in steps:
+                for phase, more in progress.seconds.items():
+                    clock.seconds[phase] = spent.get(phase, 0.0) + more
+                yield progress
+                yield from sinks.write_all(progress.results)
+            yield from sinks.written()
+        except GeneratorExit:
+            raise
+        except BaseException:  # a signal too
+            yield from sinks.stopped()
+            raise
     yield from sinks.write_companions()
     yield sinks.finished()
 
@@ -170,15 +192,20 @@ def _draw(
     tell: Callable[[str], object],
     init: Init | None,
     record: Extent,
+    fixed: bool,
 ) -> Generator[Progress, None, None]:
     """Draw the same samples with each of several settings, and count their batches and seconds as one run."""
     batch, seconds = 0, dict[str, float]()
     for left in range(len(points), 0, -1):
         start, spent = batch, seconds
-        with closing(pipeline.run(samples, points[-left], batch_size, tell, init, record)) as steps:
+        with closing(
+            pipeline.run(samples, points[-left], batch_size, tell, init, record, fixed=fixed)
+        ) as steps:
             for progress in steps:
                 batches = progress.batches
                 seconds = {phase: spent.get(phase, 0.0) + more for phase, more in progress.seconds.items()}
                 batch, total = start + progress.batch, start + batches * left
                 yield replace(progress, batch=batch, batches=total, seconds=seconds)
-        batch, batch_size = start + batches, ceil(len(samples) / batches)  # one that memory holds
+        batch = start + batches
+        if not fixed:
+            batch_size = ceil(len(samples) / batches)  # one that memory holds

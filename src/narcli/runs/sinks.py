@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ..classes import ClassEntry
@@ -17,10 +18,11 @@ from ..errors import NarError
 from ..media.inits import read_cells
 from ..media.metadata import about_given
 from ..media.names import Outputs
-from ..media.schema import MAX_HASHES, MAX_TOKENS, SCHEMA
+from ..media.schema import MAX_HASHES, MAX_TOKENS
 from ..prompts import Prompt
 from ..settings import GivenFrames, Sample, SamplingSettings, Subject
 from ..settings.sweeps import points_of
+from .events import Clock, Finished, FrontierDecoded, Written
 from .filenames import check_fit, format_of, suffix_of
 from .orders import write_animation
 from .recipe import Recipe
@@ -29,87 +31,9 @@ from .subjects import title_of
 
 if TYPE_CHECKING:
     from ..decoding import Clip, Decodes
-    from ..order import Order
     from ..results import Result
 
 MAX_SUBJECTS = 50_000  # bytes of prompts or given frames in the metadata of a file of several samples
-PHASES = ("import", "load", "sample", "decode", "write")
-
-
-class Clock:
-    """Clock of the phases of a run, in seconds."""
-
-    def __init__(self) -> None:
-        self.began = perf_counter()
-        self.seconds = dict.fromkeys(PHASES, 0.0)
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Add the time of the block to a phase."""
-        began = perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + perf_counter() - began
-
-    def total(self) -> dict[str, float]:
-        """Return the seconds of each phase, and the ``total`` since the clock was made."""
-        return self.seconds | {"total": perf_counter() - self.began}
-
-
-@dataclass(frozen=True)
-class Written:
-    """Event: a file, or a folder of frames, is written."""
-
-    path: Path
-
-
-@dataclass(frozen=True)
-class FrontierDecoded:
-    """Event: the frontier's samples are decoded from the tokens known after a step.
-
-    Args:
-        steps: number of decoded steps in all.
-    """
-
-    steps: int
-
-
-@dataclass(frozen=True)
-class Finished:
-    """Event: the run is over.
-
-    Args:
-        recipe: its recipe.
-        samples: its samples, in the order of their files; of a sweep those of each point in turn.
-        files: paths that were written, folders of frames included.
-        common: metadata of all files.
-        frontier: metadata of the frontier; empty without one.
-        documents: metadata of each sample, with its ``file``; of a sweep instead with its ``sampling``.
-        order: decoding order of the tokens.
-        seconds: time of each phase, and the ``total``.
-    """
-
-    recipe: Recipe
-    samples: Sequence[Sample]
-    files: Sequence[Path]
-    common: Mapping[str, Any]
-    frontier: Mapping[str, Any]
-    documents: Sequence[Mapping[str, Any]]
-    order: Order
-    seconds: Mapping[str, float]
-
-    def document(self) -> dict[str, Any]:
-        """Return the run as JSON, as ``--json`` prints it."""
-        return {
-            "schema": SCHEMA,
-            "files": [str(path) for path in self.files],
-            **self.common,
-            **self.frontier,
-            "samples": list(self.documents),
-            "seconds": {phase: round(value, 3) for phase, value in self.seconds.items()},
-            **about_sheet(self.recipe),
-        }
 
 
 class Sinks:
@@ -136,6 +60,7 @@ class Sinks:
         outputs: Outputs,
         common: Mapping[str, Any],
         clock: Clock,
+        threads: int = 0,
     ) -> None:
         self.recipe, self.decoder, self.samples = recipe, decoder, samples
         self.outputs, self.clock = outputs, clock
@@ -148,28 +73,76 @@ class Sinks:
         self.documents: list[dict[str, Any]] = []
         self._kept: list[Result] = []
         self._started = 0  # samples whose writing has begun
+        self._pool = ThreadPoolExecutor(threads, "narcli-writer") if threads else None
+        self._waiting: deque[tuple[list[Path], Future[dict[str, Any]]]] = deque()
         self._check_metadata()
 
+    def close(self) -> None:
+        """Drop samples whose writing has not begun, and wait for the others."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
     def write_all(self, results: Sequence[Result]) -> Iterator[Written]:
-        """Write the samples of a batch; a failure does not stop the others.
+        """Write the samples of a batch, or hand them to the threads; a failure does not stop the others.
+
+        Threads are given one batch at a time: those of the last are waited for before.
+
+        Yields files that are written by now, in the order of the samples.
 
         Raises:
             NarError: the first failure, once the others are written.
         """
         failed: NarError | None = None
+        yield from self.written(wait=bool(results))
         for result in results:
-            before = len(self.files)
+            files: list[Path] = []
+            index, self._started = self._started, self._started + 1
+            if len(self._kept) < self._kept_samples():
+                self._kept.append(result)
+            write = partial(self._write, index, result, files)
+            if self._pool is not None:
+                self._waiting.append((files, self._pool.submit(write)))
+                continue
             try:
                 with self.clock.timed("write"):
-                    self._write(result)
+                    self.documents.append(write())
             except NarError as error:
                 failed = failed or error
             except BaseException:
-                yield from map(Written, self.files[before:])
+                yield from self._report(files)
                 raise
-            yield from map(Written, self.files[before:])
+            yield from self._report(files)
         if failed is not None:
             raise failed
+
+    def written(self, *, wait: bool = True) -> Iterator[Written]:
+        """Yield the files of threads in the order of the samples; ``wait`` for all.
+
+        Raises:
+            NarError: the first failure, once the others are written.
+        """
+        failed: NarError | None = None
+        while self._waiting and (wait or self._waiting[0][1].done()):
+            files, future = self._waiting[0]
+            try:
+                with self.clock.timed("write"):
+                    self.documents.append(future.result())
+            except NarError as error:
+                failed, wait = failed or error, True
+            self._waiting.popleft()
+            yield from self._report(files)
+        if failed is not None:
+            raise failed
+
+    def stopped(self) -> Iterator[Written]:
+        """Close, and yield the files that threads have written."""
+        self.close()
+        while self._waiting:
+            yield from self._report(self._waiting.popleft()[0])
+
+    def _report(self, files: Sequence[Path]) -> Iterator[Written]:
+        self.files += files
+        yield from map(Written, files)
 
     def write_companions(self) -> Iterator[Written | FrontierDecoded]:
         """Write the frontier of the first samples, and the contact sheet of all."""
@@ -233,35 +206,34 @@ class Sinks:
             hashes = ["0" * 64] * min(len(self.samples), MAX_HASHES)
             encode_metadata(self._about_all() | {"samples_sha256": hashes} | about_sheet(self.recipe))
 
-    def _write(self, result: Result) -> None:
-        """Write one sample and, if wanted, its tokens."""
+    def _write(self, index: int, result: Result, files: list[Path]) -> dict[str, Any]:
+        """Write one sample and, if wanted, its tokens and record; return its document.
+
+        The paths go to ``files``, also of what is written before a failure. Threads call this.
+        """
         from ..media.writers import write_tokens
         from ..viz.sheets import enlarge
 
-        index, own = self._started, result.metadata | self.common
-        self._started += 1
-        if len(self._kept) < self._kept_samples():
-            self._kept.append(result)
+        own = result.metadata | self.common
         if self.recipe.ranges:
             shared = self.common.keys() - {"sampling"}
-            self.documents.append({key: own for key, own in result.metadata.items() if key not in shared})
-            return
+            return {key: value for key, value in result.metadata.items() if key not in shared}
         clip = tuple(enlarge(frame, self.common["scale"]) for frame in result.frames)
-        path = self._write_sample(self.outputs.paths[index], clip, own)
-        self.files.append(path)
-        about = {key: value for key, value in result.metadata.items() if key not in self.common}
-        self.documents.append({"file": str(path), **about})
+        path = self._write_sample(self.outputs.paths[index], clip, own, files)
+        files.append(path)
         over, beside = self.recipe.overwrite, iter(self.outputs.beside[index])
         if self.recipe.save_tokens:
             order = self.decoder.order
             shape = order.sizes if len(order.panels) == 1 else (order.cells,)
             grid = result.tokens.reshape(shape).int().numpy()
-            self.files.append(write_tokens(next(beside), grid, own, overwrite=over))
+            files.append(write_tokens(next(beside), grid, own, overwrite=over))
         if self.recipe.record is not None:
             assert result.record is not None
-            self.files.append(replace(result.record, metadata=own).save(next(beside), overwrite=over))
+            files.append(replace(result.record, metadata=own).save(next(beside), overwrite=over))
+        about = {key: value for key, value in result.metadata.items() if key not in self.common}
+        return {"file": str(path), **about}
 
-    def _write_sample(self, path: Path, clip: Clip, own: dict[str, Any]) -> Path:
+    def _write_sample(self, path: Path, clip: Clip, own: dict[str, Any], files: list[Path]) -> Path:
         """Write a picture, or the wanted frames of a clip; as PNGs if the encoder fails."""
         from ..media.atomic import companion
         from ..media.writers import write_frames, write_png
@@ -281,7 +253,7 @@ class Sinks:
             if not self.suffix:
                 raise
             folder = write_frames(companion(path, "_frames"), frames, metadata, words)
-            self.files.append(folder)
+            files.append(folder)
             kept = f"The frames are kept in {folder}."
             if isinstance(error, NarError):
                 error.hint = f"{kept} {error.hint or ''}".rstrip()

@@ -24,6 +24,7 @@ from ..results import Result
 from ..viz import viewer
 from .budget import files_of
 from .decode import Decoders, class_entry
+from .events import Clock, Finished
 from .filenames import RECORD, TOKENS, suffix_of
 from .orders import alone, shown_of
 from .pages import MAX_SAMPLES, shown
@@ -31,7 +32,6 @@ from .plan import Host
 from .recipe import Recipe
 from .repeat import Trust, compare, find_part, recipe_of, recorded
 from .run import Loaded, Loader, run
-from .sinks import Clock, Finished
 from .subjects import entry_of, require
 
 About = Mapping[str, Any]

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 SEEDS = 2**32  # seeds are below: the generator takes 32 bits
 MAX_SAMPLES = 100_000  # of one run
 DECODED_TOGETHER = 16  # samples turned into pixels at once, on a graphics card
+FIXED_ROWS = 16  # samples of a reproducible batch, where no number is given
+MAX_ROWS = 4096  # of a reproducible batch
 PLAIN = "plain"  # NAR's released algorithm, which `narcli bench` takes beside orders
 MAX_SCALE = 16  # factor that enlarges pictures
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -133,6 +135,7 @@ class Options(Sampling, total=False):
     keep_frames: int | None
     fit: str | None
     record: Any
+    reproducible: bool
 
 
 @dataclass(frozen=True)

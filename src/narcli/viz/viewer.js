@@ -3,6 +3,7 @@
 (() => {
   const DATA = JSON.parse(document.getElementById("data").textContent);
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const page = document.getElementById("page"), touch = matchMedia("(pointer: coarse)").matches;
   const GAP = 10, LABEL = 18, PLAY_SECONDS = 7, CELLS_LISTED = 40;
 
   // --- elements, colours, words ---
@@ -38,7 +39,7 @@
   let palette = {};
   function readPalette() {
     const style = getComputedStyle(document.documentElement);
-    for (const name of ["empty", "check", "text", "muted", "now", "choice", "line", "surface", "right", "down", "back"])
+    for (const name of ["empty", "check", "text", "muted", "now", "choice", "line", "surface", "later", "right", "down", "back"])
       palette[name] = style.getPropertyValue(`--${name}`).trim();
   }
 
@@ -49,6 +50,27 @@
     return `${value.toFixed(value >= 99.95 || value === 0 ? 0 : value >= 0.1 ? 1 : 2)} %`;
   };
   const bits = (value) => `${value.toFixed(2)} bits`;
+
+  // Explanations, shown under the mouse.
+  const TERMS = {
+    pass: "cells that the network decodes together",
+    token: "number of the code that was drawn",
+    probability: "of the drawn code, after guidance, temperature, top-k and top-p",
+    rank: "place of the drawn code among all codes; 1 is the likeliest",
+    entropy: "how unsure the model was of a cell, in bits; 0 is certain, 1 a choice between two equal codes",
+    disagreement: "how much the axis heads differ on a cell (Jensen-Shannon divergence), in bits; 0 if they agree",
+    head: "axis head: predicts a cell along one axis, from the cell before it on that axis",
+    code: "number of a pattern; the tokenizer decodes codes to a picture",
+    guidance: "weight of the class or prompt (classifier-free guidance)",
+    temperature: "below 1 favours likely codes, 0 takes the likeliest",
+    "top-k": "draws come from so many likeliest codes",
+    "top-p": "draws come from the likeliest codes that together have this probability",
+    seed: "the same seed and settings draw the same tokens",
+    order: "which cells each pass decodes",
+    illustrative: "in a run this order depends on the model; here it is drawn from the seed",
+    share: "each run shows the first pass after which at least this share of its cells is done",
+  };
+  const term = (tag, words, name, ...more) => make(tag, TERMS[name] ? { title: TERMS[name] } : {}, words, ...more);
 
   // --- a run ---
 
@@ -151,7 +173,7 @@
   const MAPS = {
     pass: {
       title: "pass", of: (run, cell) => run.pass[cell], share: (value, run) => value / Math.max(1, run.steps - 1),
-      ends: (run) => ["1", String(run.steps)],
+      ends: (run) => ["pass 1", String(run.steps)],
     },
     entropy: {
       title: "entropy, bits", of: (run, cell) => run.record.entropy[cell], share: (value) => value / most.entropy,
@@ -171,7 +193,7 @@
     },
   };
   const hasMap = (run, name) => name === "pass" || Boolean(run.record && run.record[name]);
-  const state = { at: 0, map: "pass", link: "passes", playing: 0, pinned: false, clock: 0 };
+  const state = { at: 0, map: "pass", link: "passes", playing: 0, pinned: false, clock: 0, width: 0 };
 
   // --- drawing ---
 
@@ -193,7 +215,7 @@
     constructor(run, kind, title) {
       this.run = run;
       this.kind = kind;
-      this.caption = make("b", {}, title);
+      this.caption = term("b", title, kind);
       this.legend = make("span", { class: "legend" });
       this.canvas = make("canvas", {
         tabindex: "0", role: "img", "aria-label": `${title} of ${run.title}; arrow keys move from cell to cell`,
@@ -204,7 +226,10 @@
       this.canvas.addEventListener("click", (event) => {
         const cell = this.find(event);
         state.pinned = cell >= 0 && !(state.pinned && cell === run.cell);
-        choose(run, cell);
+        const top = this.canvas.getBoundingClientRect().top;
+        choose(run, state.pinned || event.pointerType !== "touch" ? cell : -1);
+        scrollBy(0, this.canvas.getBoundingClientRect().top - top);  // words of runs above grow: this pane stays
+        if (state.pinned && event.pointerType === "touch") this.reveal();
       });
       this.canvas.addEventListener("keydown", (event) => this.key(event));
     }
@@ -220,6 +245,14 @@
       const next = move[1] ? this.run.at(plane + move[1], Math.min(row, rows - 1), move[1] < 0 ? columns - 1 : 0) : -1;
       state.pinned = true;
       choose(this.run, [cell, next, this.run.cell].find((each) => each >= 0));
+    }
+
+    // Scroll to the words about a cell where they are below the window, as far as the cell stays in it.
+    reveal() {
+      const words = this.run.view.cell.getBoundingClientRect(), bar = document.querySelector(".bar").getBoundingClientRect();
+      const below = Math.min(words.bottom, words.top + 0.4 * innerHeight) - innerHeight + 8;
+      const box = this.box(this.run.cell), room = this.canvas.getBoundingClientRect().top + (box ? box[1] : 0) - bar.bottom - 8;
+      if (below > 0 && room > 0) scrollBy(0, Math.min(below, room));
     }
 
     // The rectangles of the planes, and the height of all.
@@ -285,9 +318,12 @@
 
     // Title and legend of a map.
     explain() {
-      if (this.kind !== "map") return;
-      const map = MAPS[hasMap(this.run, state.map) ? state.map : "pass"], [low, high] = map.ends(this.run);
-      this.caption.textContent = map.title;
+      if (this.kind === "picture") return;
+      const map = MAPS[this.kind === "map" && hasMap(this.run, state.map) ? state.map : "pass"], [low, high] = map.ends(this.run);
+      if (this.kind === "map") {
+        this.caption.textContent = map.title;
+        this.caption.title = TERMS[map.title.split(",")[0]];
+      }
       const bar = make("canvas", { width: "70", height: "8", "aria-hidden": "true" }), context = bar.getContext("2d");
       for (let k = 0; k < 70; k += 1) {
         context.fillStyle = ramp(k / 69);
@@ -317,6 +353,9 @@
       context.imageSmoothingQuality = "high";
       context.drawImage(image, (frame % picture.columns) * picture.width, Math.floor(frame / picture.columns) * picture.height,
         picture.width, picture.height, box.x, box.y, box.w, box.h);
+      context.strokeStyle = palette.line;
+      context.lineWidth = 1;
+      context.strokeRect(box.x + 0.5, box.y + 0.5, box.w - 1, box.h - 1);
       if (box.plane < 0) return;
       for (let cell = run.starts[box.plane]; cell < run.starts[box.plane] + box.rows * box.columns; cell += 1) {
         if (run.pass[cell] <= run.step) continue;
@@ -327,13 +366,17 @@
       }
     }
 
+    // Frames of cells; below each a wider one of the surface's colour, so that it is seen on any picture.
     outline(context, cells, color, width, dashes = []) {
-      context.strokeStyle = color;
-      context.lineWidth = width;
-      context.setLineDash(dashes);
-      for (const cell of cells) {
-        const box = this.box(cell);
-        if (box) context.strokeRect(box[0] + width / 2 - 0.5, box[1] + width / 2 - 0.5, box[2] - width, box[3] - width);
+      for (const [shade, wide] of [[palette.surface, width + 2], [color, width]]) {
+        context.strokeStyle = shade;
+        context.lineWidth = wide;
+        context.setLineDash(shade === color ? dashes : []);
+        for (const cell of cells) {
+          const box = this.box(cell);
+          if (!box || (shade !== color && box[2] < 6)) continue;
+          context.strokeRect(box[0] + width / 2 - 0.5, box[1] + width / 2 - 0.5, box[2] - width, box[3] - width);
+        }
       }
       context.setLineDash([]);
     }
@@ -358,7 +401,6 @@
         context.lineTo(toX, toY);
         context.stroke();
       }
-      this.outline(context, [cell], palette.surface, 4.5);
       this.outline(context, [cell], palette.choice, 2.5);
     }
   }
@@ -423,7 +465,10 @@
     constructor(run) {
       this.run = run;
       this.canvas = make("canvas", { role: "img", "aria-label": `cells, entropy and known neighbours of each pass of ${run.title}` });
-      this.figure = make("figure", { class: "chart" }, this.canvas);
+      const axes = 2 * run.sizes.length;
+      this.canvas.title = `A click goes to a pass. Entropy: ${TERMS.entropy}.`;
+      this.figure = make("figure", { class: "chart" }, this.canvas, run.neighbours && make("figcaption", {},
+        `Known neighbours: of the up to ${axes} cells next to a cell, those of earlier passes. What it is predicted from can be fewer.`));
       const go = (event) => {
         const area = this.canvas.getBoundingClientRect(), share = (event.clientX - area.left) / area.width;
         goTo(run, Math.min(run.steps - 1, Math.max(0, Math.floor(share * run.steps))));
@@ -451,7 +496,7 @@
         context.fillStyle = palette.text;
         context.fillText(`${words(values[run.step])} in pass ${run.step + 1}`, 160, foot - tall - 5);
         values.forEach((value, step) => {
-          context.fillStyle = step === run.step ? palette.now : step < run.step ? ramp(step / Math.max(1, run.steps - 1)) : palette.empty;
+          context.fillStyle = step === run.step ? palette.now : step < run.step ? ramp(step / Math.max(1, run.steps - 1)) : palette.later;
           const height = Math.max(1, (tall * value) / high);
           context.fillRect(step * wide, foot - height, Math.max(wide - (wide > 3 ? 1 : 0), 0.6), height);
         });
@@ -467,19 +512,22 @@
     constructor(run) {
       this.run = run;
       const several = run.planes.length > 1;
-      this.panes = [new Pane(run, "order", "order"), run.picture ? new Pane(run, "picture", "picture so far") : null,
-        new Pane(run, "map", "pass"), several && !run.scales ? new Cube(run) : null].filter(Boolean);
+      this.panes = [new Pane(run, "order", `order: ${run.order}`), run.picture ? new Pane(run, "picture", "picture so far") : null,
+        run.record ? new Pane(run, "map", "pass") : null, several && !run.scales ? new Cube(run) : null].filter(Boolean);
       this.chart = new Chart(run);
+      this.unsure = this.leastSure();
+      this.rooms = [];
       this.now = make("p", { class: "now", "aria-live": "polite" });
       this.pass = make("aside", { class: "words of-pass" });
       this.cell = make("div", { class: "words of-cell" });
-      const facts = Object.entries(run.facts).map(([name, value]) => `${name} ${value}`).join(" · ");
+      const facts = Object.entries(run.facts).flatMap(([name, value], index) => [index ? " · " : "", term("span", `${name} ${value}`, name)]);
+      this.body = make("div", { class: "body" },
+        make("div", { class: "left" }, make("div", { class: several ? "panes wide" : "panes" }, ...this.panes.map((pane) => pane.figure)),
+          this.chart.figure, this.cell),
+        this.pass);
       this.section = make("section", { class: "run" },
-        make("h2", {}, run.title), make("p", { class: "facts" }, facts || run.comparison), this.now,
-        make("div", { class: "body" },
-          make("div", {}, make("div", { class: several ? "panes wide" : "panes" }, ...this.panes.map((pane) => pane.figure)),
-            this.chart.figure, this.cell),
-          this.pass));
+        term("h2", run.title, run.title.includes("illustrative") ? "illustrative" : ""), make("p", { class: "facts" }, ...(facts.length ? facts : [run.extent])), this.now,
+        this.body);
     }
 
     draw() {
@@ -496,12 +544,13 @@
         run.order === "raster" ? "" : ` · raster order: ${count(raster, "pass", "passes")}`);
       const listed = cells.slice(0, CELLS_LISTED).map((cell) => run.name(cell)).join(" ");
       const more = cells.length > CELLS_LISTED ? ` and ${cells.length - CELLS_LISTED} more` : "";
-      this.pass.replaceChildren(make("h3", {}, `Pass ${run.step + 1} decodes ${count(cells.length, "cell")}`),
-        make("p", { class: "cells" }, listed + more), ...this.unsure());
+      const places = run.scales ? "size of the scale (row, column)" : run.sizes.length === 3 ? "(time, row, column)" : run.sizes.length === 2 ? "(row, column)" : "(place)";
+      this.pass.replaceChildren(...this.unsure, make("h3", {}, `Pass ${run.step + 1} decodes ${count(cells.length, "cell")}`),
+        make("p", { class: "hint" }, `${places}, counted from 0`), make("p", { class: "cells" }, listed + more));
     }
 
     // Where the model was least sure, and how sure it was in all.
-    unsure() {
+    leastSure() {
       const { run } = this;
       if (!run.record) return run.picture ? [make("p", { class: "hint" }, "This run has no record of how sure the model was.")] : [];
       const { entropy, probability, rank } = run.record;
@@ -509,21 +558,49 @@
       const mean = entropy.reduce((sum, value) => sum + value, 0) / run.cells;
       const all = probability.reduce((sum, value) => sum - Math.log2(Math.max(value, 1e-45)), 0);
       const first = rank.filter((value) => value === 1).length / run.cells;
-      return [make("h3", {}, "Least sure"),
+      return [term("h3", "Least sure", "entropy"),
         make("ul", {}, ...order.slice(0, 3).map((cell) => make("li", {},
           make("button", { class: "link", onclick: () => { state.pinned = true; choose(run, cell); } }, run.name(cell)),
           ` ${bits(entropy[cell])} in pass ${run.pass[cell] + 1}`))),
         make("p", { class: "hint" }, `Mean entropy ${bits(mean)}; ${percent(first)} of the draws are the likeliest code; ${all.toFixed(0)} bits in all.`)];
     }
 
+    // Keep room for the cells of most words, so that nothing moves under the mouse.
+    reserve() {
+      const { run } = this, { cell, record } = run;
+      if (!touch) {
+        this.body.style.minHeight = "0";
+        this.rooms = [];
+        // Of the cells, those of the most lines and the longest: one for each length of words, up to 24.
+        const words = (of) => this.origins(of).map((parts) => parts.filter((part) => typeof part === "string").join("").length);
+        const unlike = new Map(run.pass.map((_, of) => [words(of), of]).map(([lengths, of]) => [String(lengths), [lengths.reduce((sum, length) => sum + 30 + length, 0), of]]));
+        const codes = (of) => Number(record && !record.codes[of].includes(record.tokens[of]));
+        const heads = (of) => (record && record.disagreement ? [...record.head_probability[of], record.disagreement[of]].filter((value) => value !== null).length : 0);
+        const fullest = (score) => run.pass.reduce((most, _, of) => (score(of) > score(most) ? of : most), 0);
+        for (run.cell of [...[...unlike.values()].sort((a, b) => b[0] - a[0]).slice(0, 24).map(([, of]) => of), fullest(codes), fullest(heads)]) this.inspect();
+        run.cell = cell;
+      }
+      this.inspect();
+    }
+
     inspect() {
+      this.write();
+      if (touch || page.clientWidth !== state.width) return;
+      if (this.run.cell >= 0) [...this.cell.children].forEach((part, index) => {
+        this.rooms[index] = Math.max(this.rooms[index] || 0, part.offsetHeight);
+        part.style.minHeight = `${this.rooms[index]}px`;
+      });
+      this.body.style.minHeight = `${Math.max(parseFloat(this.body.style.minHeight || 0), this.body.offsetHeight)}px`;
+    }
+
+    write() {
       const { run } = this, { cell } = run;
       if (cell < 0) {
         this.cell.replaceChildren(make("p", { class: "hint" }, "Hover, tap or focus a cell to see what it was predicted from."));
         return;
       }
       this.cell.replaceChildren(make("div", {}, make("h3", {}, `Cell ${run.name(cell)}`),
-        make("p", {}, `Decoded in pass ${run.pass[cell] + 1} of ${run.steps}. Number ${cell} in raster order.`),
+        make("p", {}, `Decoded in pass ${run.pass[cell] + 1} of ${run.steps}. Cell ${cell}${run.scales ? "" : " in raster order"}, counted from 0.`),
         make("h3", {}, "Predicted from"), make("ul", {}, ...this.origins(cell).map((words) => make("li", {}, ...words)))),
       ...(run.record ? this.certainty(cell) : []));
     }
@@ -544,13 +621,22 @@
       if (learned.length) lines.push([`a learned vector, number ${learned[0]}, in place of a cell`]);
       if (run.scales && run.pass[cell] > 0) {
         lines.push([swatch("down"), `the scales before, summed: ${run.coarser(cell).map((other) => run.name(other)).join(", ")}`]);
-      } else if (!lines.length) lines.push(["the class or prompt alone"]);
+      } else if (!lines.length) lines.push([this.alone(cell)]);
       const before = run.pass[cell] ? run.done[run.pass[cell] - 1] : 0;
       const unseen = (run.unseen[cell] || []).reduce((sum, [first, end]) => sum + end - first, 0);
-      if (before) lines.push([`It sees ${unseen ? `${before - unseen} of ` : "all "}${count(before, "cell")} of the passes before.`]);
+      const seen = unseen ? `${before - unseen} of ${count(before, "cell")}` : before === 1 ? "the one cell" : `all ${count(before, "cell")}`;
+      if (before && run.order !== "sjd") lines.push([`It sees ${seen} of the passes before.`]);
       if (unseen) lines.push([`Not seen: ${run.listed(run.unseen[cell])}`]);
       if (run.holes[cell]) lines.push([`Empty places that it attends to: ${run.listed(run.holes[cell])}`]);
       return lines;
+    }
+
+    // What a cell without predecessors is predicted from; MAR and MaskGIT see all cells so far around a learned token.
+    alone(cell) {
+      const { order, pass } = this.run;
+      if (order === "sjd" && cell) return "the cell before it in raster order, which may be a draft";
+      if (/^(mar|maskgit)/.test(order)) return pass[cell] ? "a learned token in its place" : "a learned token in its place, and the class or prompt";
+      return "the class or prompt alone";
     }
 
     certainty(cell) {
@@ -567,8 +653,9 @@
       const codes = record.codes[cell].map((code, index) => [code, record.probabilities[cell][index]]);
       if (!record.codes[cell].includes(token)) codes.push([token, record.probability[cell]]);
       return [make("div", {}, make("h3", {}, "Drawn"),
-        make("dl", { class: "numbers" }, ...pairs.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]))),
-      make("div", {}, make("h3", {}, "Likeliest codes"),
+        make("dl", { class: "numbers" }, ...pairs.flatMap(([name, value]) => [term("dt", name, name.split(" ")[0]), make("dd", {}, value)])),
+        run.heads.length > 1 && !record.disagreement ? make("p", { class: "hint" }, "The axis heads apart are recorded with ", make("code", {}, "--record heads"), ".") : null),
+      make("div", {}, term("h3", "Likeliest codes", "code"),
         make("ol", { class: "codes" }, ...codes.map(([code, share]) => {
           const bar = make("i");
           bar.style.width = `${100 * share}%`;
@@ -590,36 +677,53 @@
 
   // --- moving through passes ---
 
-  const longest = runs.reduce((most, run) => (run.steps > most.steps ? run : most));
-  const slider = make("input", { type: "range", min: "0", max: String(longest.steps - 1), "aria-label": "pass" });
+  const longest = Math.max(...runs.map((run) => run.steps));
+  // Shares at which a run ends a pass, ascending: the stops of the slider where runs are linked by share.
+  const shares = [...new Map(runs.flatMap((run) => run.done.map((done) => done / run.cells)).map((share) => [share.toFixed(9), share])).values()]
+    .sort((a, b) => a - b);
+  const stops = () => (state.link === "share" ? shares.length : longest);
+  const slider = make("input", { type: "range", min: "0" });
+  const measure = make("span", { class: "measure" });
   const where = make("p", { class: "where", "aria-live": "polite" });
   const PLAY = "M4 2.5v11l9.5-5.5z", PAUSE = "M3.5 2.5h3.2v11H3.5zM9.3 2.5h3.2v11H9.3z";
   const play = make("button", { type: "button", title: "play or pause (space)", "aria-label": "play" }, icon(PLAY));
 
+  // Show a stop: of each run the first pass after which that share is done, or the pass of that number.
   function set(at) {
-    state.at = Math.min(longest.steps - 1, Math.max(0, at));
+    const byShare = state.link === "share";
+    state.at = Math.min(stops() - 1, Math.max(0, at));
+    slider.max = String(stops() - 1);
     slider.value = String(state.at);
-    const share = longest.done[state.at] / longest.cells;
+    measure.textContent = byShare ? `${percent(shares[state.at])} of the cells` : `pass ${state.at + 1} of ${longest}`;
+    slider.setAttribute("aria-label", byShare ? "share of cells" : "pass");
+    slider.setAttribute("aria-valuetext", measure.textContent);
     for (const run of runs) {
-      run.step = state.link === "share" ? run.stepAt(share) : Math.min(state.at, run.steps - 1);
+      run.step = byShare ? run.stepAt(shares[state.at]) : Math.min(state.at, run.steps - 1);
       run.view.tell();
       run.view.draw();
     }
-    compareAll();
+    if (runs.length > 1) compareAll(byShare);
   }
 
-  // Passes that each run needs for the cells that the first has done.
-  function compareAll() {
-    if (runs.length < 2) return;
-    const [first] = runs, share = first.done[first.step] / first.cells;
-    const words = runs.map((run) => [`${run.order} `, make("b", {}, String(run.stepAt(share) + 1)), " · "]);
-    where.replaceChildren(`Passes for ${percent(share)} of the cells: `, ...words.flat().slice(0, -1));
+  // What the runs need for the share, or have done after as many passes.
+  function compareAll(byShare) {
+    const words = runs.map((run) => [`${run.order} `, make("b", {}, byShare ? String(run.step + 1) : run.done[run.step].toLocaleString("en")),
+      `${byShare ? "" : ` (${percent(run.done[run.step] / run.cells)})`}`, " · "]);
+    where.replaceChildren(byShare ? `Passes for ${percent(shares[state.at])} of the cells: ` : `Cells after ${count(state.at + 1, "pass", "passes")}: `,
+      ...words.flat().slice(0, -1));
   }
 
   // Move so that a run shows one of its passes.
   function goTo(run, step) {
     const share = run.done[step] / run.cells;
-    set(state.link === "share" ? longest.stepAt(share) : step);
+    set(state.link === "share" ? shares.findIndex((other) => other >= share - 1e-9) : step);
+  }
+
+  // Link runs by another measure, at the same place of the run that needs most passes.
+  function link(name) {
+    const run = runs.find((each) => each.steps === longest), { step } = run;
+    state.link = name;
+    goTo(run, step);
   }
 
   function choose(run, cell) {
@@ -639,19 +743,19 @@
     play.replaceChildren(icon(state.playing ? PAUSE : PLAY));
     play.setAttribute("aria-label", state.playing ? "pause" : "play");
     if (!state.playing) return;
-    if (state.at >= longest.steps - 1) set(0);
-    const stride = Math.max(1, Math.round(longest.steps / 150)), frames = Math.ceil(longest.steps / stride);
+    if (state.at >= stops() - 1) set(0);
+    const stride = Math.max(1, Math.round(stops() / 150)), frames = Math.ceil(stops() / stride);
     state.playing = setInterval(() => {
       set(state.at + stride);
-      if (state.at >= longest.steps - 1) toggle();
+      if (state.at >= stops() - 1) toggle();
     }, Math.min(700, (1000 * PLAY_SECONDS) / frames));
   }
 
-  function selector(label, options, chosen, change) {
+  function selector(label, title, options, chosen, change) {
     const select = make("select", { "aria-label": label }, ...options.map(([value, words]) => make("option", { value }, words)));
     select.value = chosen;
     select.addEventListener("change", () => change(select.value));
-    return make("label", {}, `${label} `, select);
+    return make("label", { title }, `${label} `, select);
   }
 
   function theme(name) {
@@ -665,23 +769,27 @@
     if (maps.includes("entropy")) state.map = "entropy";
     if (runs.length > 1) state.link = "share";
     const choices = make("div", { class: "choices" });
-    if (maps.length > 1) choices.append(selector("map", maps.map((name) => [name, name]), state.map, (value) => { state.map = value; set(state.at); }));
+    if (maps.length > 1) choices.append(selector("map", "numbers that the right pane of each run shows", maps.map((name) => [name, name]), state.map, (value) => { state.map = value; set(state.at); }));
     if (runs.length > 1) {
       const links = [["share", "share of cells"], ["passes", "passes"]];
-      choices.append(selector("linked by", links, state.link, (value) => { state.link = value; set(state.at); }));
+      choices.append(selector("linked by", `what runs side by side have in common; share of cells: ${TERMS.share}`, links, state.link, link));
     }
-    choices.append(make("button", { type: "button", title: "light or dark", onclick: () => theme(document.documentElement.dataset.theme === "light" ? "dark" : "light") }, "◐"));
+    choices.append(make("button", { type: "button", title: "light or dark colours", "aria-label": "light or dark", onclick: () => theme(document.documentElement.dataset.theme === "light" ? "dark" : "light") }, "◐"));
     play.addEventListener("click", toggle);
     slider.addEventListener("input", () => set(Number(slider.value)));
     const step = (by, words, path) => make("button", { type: "button", title: words, "aria-label": words, onclick: () => set(state.at + by) }, icon(path));
+    const [back, on] = runs.length > 1 ? ["back to where a run is one pass less far", "on to where a run is one pass further"] : ["one pass back", "one pass on"];
     const bar = make("div", { class: "bar" },
-      make("div", { class: "buttons" }, step(-1, "one pass back", "M11.5 2.5v11L4 8z"), play, step(1, "one pass on", "M4.5 2.5v11L12 8z")),
-      slider, choices, runs.length > 1 ? where : null);
+      make("div", { class: "buttons" }, step(-1, `${back} (←)`, "M11.5 2.5v11L4 8z"), play, step(1, `${on} (→)`, "M4.5 2.5v11L12 8z")),
+      make("div", { class: "slide" }, slider, measure), choices, runs.length > 1 ? where : null);
     for (const run of runs) run.view = new View(run);
-    document.getElementById("page").replaceChildren(bar, make("div", { class: "runs" }, ...runs.map((run) => run.view.section)));
+    const side = make("div", { class: "runs" }, ...runs.map((run) => run.view.section));
+    side.style.setProperty("--runs", runs.length === 4 ? 2 : Math.min(3, runs.length));
+    side.style.setProperty("--panes", Math.max(...runs.map((run) => run.view.panes.length)));  // panes of all runs have one size
+    page.replaceChildren(bar, side, make("p", { class: "hint keys" },
+      "← → pass · Home End first and last pass · space play · click keeps a cell · Esc lets go"));
     theme(document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: light)").matches ? "light" : "dark"));
-    set(longest.steps - 1);
-    for (const run of runs) run.view.inspect();
+    set(stops() - 1);
   }
 
   document.addEventListener("keydown", (event) => {
@@ -703,8 +811,15 @@
   let waiting = 0;
   new ResizeObserver(() => {
     cancelAnimationFrame(waiting);
-    waiting = requestAnimationFrame(() => runs.forEach((run) => run.view.draw()));
-  }).observe(document.getElementById("page"));
+    waiting = requestAnimationFrame(() => {
+      if (page.clientWidth === state.width) return;
+      state.width = page.clientWidth;
+      for (const run of runs) {
+        run.view.draw();
+        run.view.reserve();
+      }
+    });
+  }).observe(page);
   if (!still && runs.some((run) => run.picture && run.picture.frames > 1)) {
     setInterval(() => {
       state.clock += 1;

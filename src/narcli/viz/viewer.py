@@ -25,7 +25,7 @@ from ..errors import UsageError
 from ..order import NONE, Feed, Order, Schedule, format_grid
 from .frontier import filmstrip, shown_steps
 from .orders import order_image
-from .style import comparison, hexadecimal, ramp
+from .style import facts, hexadecimal, ramp
 
 Clip = Sequence[Image.Image]
 
@@ -166,7 +166,7 @@ def run_data(run: Shown) -> dict[str, Any]:
     data: dict[str, Any] = {
         "title": run.title,
         "facts": dict(run.facts),
-        "comparison": comparison(order),
+        "extent": facts(order),
         **order_data(order),
     }
     if run.frames:
@@ -314,7 +314,7 @@ def _without_script(runs: Sequence[Shown]) -> str:
             picture = filmstrip(run.order, [run.frames], partials, holistic=bool(run.partials))
         else:
             picture = order_image(run.order)
-        words = f"{run.title}: {comparison(run.order)}"
+        words = f"{run.title}: {facts(run.order)}"
         parts.append(f'<h1>{escape(words)}</h1>\n<img alt="{escape(words)}" src="{_strip(picture)}">')
     return "\n".join(parts)
 
