@@ -393,7 +393,6 @@ def graphs(ctx: Context) -> dict[str, Any]:
     """Replayed graphs draw the same tokens as passes that run one by one."""
     from narcli.kernels.graphs import Graphs
     from narcli.kernels.program import Eager
-
     from narcli.settings import SamplingSettings
 
     pipe, notes = built_in("class", ctx.device, torch.bfloat16), []

@@ -345,6 +345,7 @@ def test_a_reproducible_batch_that_memory_does_not_hold_is_refused_and_not_halve
 
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_a_reproducible_run_is_repeated_in_the_same_rows(tiny, tiny_video, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
     folder, wanted = (tiny, 207) if kind == "image" else (tiny_video, 1)
     recipe = Recipe(
         kind=kind, model=str(folder), classes=[wanted], seed=3, num=3, batch_size=2, reproducible=True,
