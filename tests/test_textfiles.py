@@ -1,6 +1,7 @@
 """Files that people give: regular ones only, read up to a limit, lines ended by line ends alone."""
 
 import os
+import re
 import socket
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -91,7 +92,7 @@ def test_every_path_of_every_command_expands_the_home_folder():
     ):
         for command in typer_app.registered_commands:
             for name, value in get_type_hints(command.callback, include_extras=True).items():
-                if "pathlib.Path" in str(value) or "PosixPath" in str(value):
+                if re.search(r"pathlib\.(_local\.)?Path|PosixPath", str(value)):  # _local in Python 3.13
                     if not hasattr(value, "__metadata__"):  # Python 3.10 adds None to hints with that default
                         value = get_args(value)[0]
                     (info,) = [m for m in value.__metadata__ if hasattr(m, "parser")]
