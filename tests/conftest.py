@@ -13,6 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the processors
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from typer.testing import CliRunner
 
 import browser as chromium
 import narcli
@@ -37,6 +38,15 @@ def small_transformer(grid, num_classes, **changes):
     for head in transformer.heads.values():  # otherwise zero, and every token as likely as any other
         torch.nn.init.normal_(head.output.weight, std=0.3)
     return transformer
+
+
+def command(*words, code=0):
+    """Run narcli in this process: stdout, or stderr where another exit code is expected."""
+    from narcli.cli import app
+
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == code, (result.exit_code, result.output, result.exception)
+    return result.stdout if code == 0 else result.stderr
 
 
 def hold_at_most(monkeypatch, rows, error):

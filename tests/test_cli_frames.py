@@ -11,13 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 import narcli
+from conftest import command
 from narcli import Recipe
 from narcli.checkpoints.load import load_tokenizer, load_transformer
 from narcli.checkpoints.save import save_model
-from narcli.cli import app
 from narcli.encoding import GIVEN, read_given
 from narcli.errors import CheckpointError, UsageError
 from narcli.hub.catalog import MODELS
@@ -51,12 +50,6 @@ def model(tmp_path_factory):
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def command(*words, code=0):
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exit_code == code, (result.exit_code, result.output, result.exception)
-    return result.stdout if code == 0 else result.stderr
 
 
 def shades(count, size=(16, 16)):

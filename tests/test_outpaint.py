@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from zlib import crc32
@@ -16,8 +17,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import narcli
-from conftest import DATA, small_transformer
-from narcli import Recipe, outpaint
+from conftest import DATA, command, small_transformer
+from narcli import Recipe, devices, outpaint
 from narcli.checkpoints.load import load_tokenizer
 from narcli.cli import app
 from narcli.errors import CheckpointError, UsageError
@@ -39,12 +40,6 @@ QUIET = ["--frontier", "none", "--dtype", "float32", "--scale", 1]
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def command(*words, code=0):
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exit_code == code, (result.exit_code, result.output, result.exception)
-    return result.stdout if code == 0 else result.stderr
 
 
 def shade(size=(8, 8), number=0):
@@ -69,6 +64,19 @@ def init_in(path):
 def tokens_in(path, cells=16):
     about = read_metadata(Path(path))
     return torch.tensor(unpack_tokens(path, about, cells))
+
+
+def test_a_picture_is_encoded_with_the_settings_of_a_card(tiny, monkeypatch):
+    entered = []
+
+    @contextmanager
+    def computing(device, dtype):
+        entered.append((device.type, dtype))
+        yield
+
+    monkeypatch.setattr(devices, "computing", computing)
+    outpaint.encode(shade(), Keep(keep=0.5), load_tokenizer(tiny), named("nar", (4, 4)))
+    assert entered == [("cpu", torch.float32)]
 
 
 # --- sampling ------------------------------------------------------------------------------------

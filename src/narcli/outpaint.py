@@ -53,7 +53,7 @@ def encode(source: Any, keep: Keep, tokenizer: Tokenizer, order: Order, tell: Te
     """
     import torch
 
-    from .devices import memory_guard
+    from .devices import computing, memory_guard
 
     check_keep(source, keep, order, tokenizer.config)
     length, height, width = tokenizer.config.clip_size(order.sizes)
@@ -65,7 +65,8 @@ def encode(source: Any, keep: Keep, tokenizer: Tokenizer, order: Order, tell: Te
         keep, order, length, count, lambda: _mask(keep, first.size, (width, height), order, tell)
     )
     pictures = [shaped(picture, width, height, keep.fit) for picture in init.pictures[:length]]
-    with memory_guard("Free some memory, or try `dtype=bfloat16`."), torch.inference_mode():
+    weight, guard = next(tokenizer.parameters()), memory_guard("Free some memory, or try `dtype=bfloat16`.")
+    with guard, computing(weight.device, weight.dtype), torch.inference_mode():
         pixels = to_pixels(pictures, tokenizer)
         is_clip = len(order.sizes) == 3
         codes = tokenizer.encode_given(pixels, length) if is_clip else tokenizer.encode(pixels[:, :, 0])

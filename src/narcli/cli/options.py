@@ -43,7 +43,7 @@ class Theme(str, Enum):
 
 
 class Extent(str, Enum):
-    """What a record holds: each cell, or the axis heads of each cell too."""
+    """Extent of a record: each cell, or the axis heads of each cell too."""
 
     cells = "cells"
     heads = "heads"
