@@ -7,16 +7,19 @@ import runpy
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from threading import Event, Timer
 from threading import enumerate as enumerate_threads
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 import narcli
-from narcli import devices, memory
+from narcli import devices, limits, memory
 from narcli.bench import machine
 from narcli.checkpoints import load
 from narcli.errors import MemoryLimitError, NarError, UsageError, is_shortage
@@ -235,11 +238,11 @@ def test_wrong_attention_is_noticed_while_loading_and_plain_products_take_its_pl
 
 def test_work_on_a_card_is_timed_by_its_own_clock(monkeypatch):
     told = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: told.append(device) or nullcontext())
 
     class Event:
         def __init__(self, enable_timing):
             assert enable_timing
-            told.append(self)
 
         def record(self):
             told.append("record")
@@ -248,12 +251,13 @@ def test_work_on_a_card_is_timed_by_its_own_clock(monkeypatch):
             told.append("wait")
 
         def elapsed_time(self, other):
-            assert other is told[1]
+            assert other is not self
             return 250.0
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    assert machine.seconds_of(lambda: told.append("work"), CARD) == 0.25
-    assert told[2:] == ["record", "work", "record", "wait"]
+    card = torch.device("cuda:1")
+    assert machine.seconds_of(lambda: told.append("work"), card) == 0.25
+    assert told == [card, "record", "work", card, "record", "wait"]
     assert 0 < machine.seconds_of(lambda: torch.ones(1000).sum(), CPU) < 5
 
 
@@ -275,6 +279,39 @@ def test_limits_of_a_card_are_measured_with_large_products_and_reads(monkeypatch
 
 
 # --- batches --------------------------------------------------------------------------------------
+
+
+def test_memory_that_torch_holds_and_does_not_use_is_available(monkeypatch):
+    for name, size in (("memory_reserved", 70), ("memory_allocated", 40)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, size=size: size)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 500))
+    assert limits.available(CARD) == 170
+    assert limits.available(CARD, own=False) == 130
+
+
+def test_a_program_stays_while_a_card_decodes():
+    networks = networks_of(MODELS["nar-b-256"])
+    card, cpu = (memory.estimate(networks, torch.bfloat16, 4, device=kind) for kind in ("cuda", "cpu"))
+    assert card.sampling > 10**7 and card.decoding > cpu.decoding + card.sampling
+
+
+@pytest.mark.parametrize("count", [1, 16, 17, 20, 32])
+def test_parts_that_a_card_decodes_are_of_one_size(tiny, monkeypatch, count):
+    pipe, sizes = narcli.load(tiny, dtype="float32"), []
+    tokens = torch.randint(96, (count, 16), generator=torch.Generator().manual_seed(count))
+    expected = pipe.decode(tokens)
+    monkeypatch.setattr(type(pipe), "device", torch.device("meta"))
+    whole = type(pipe.tokenizer).decode_vectors
+
+    def decode(self, vectors, grid):
+        sizes.append(len(vectors))
+        return whole(self, vectors, grid)
+
+    monkeypatch.setattr(type(pipe.tokenizer), "decode_vectors", decode)
+    made = pipe.decode_vectors(pipe.tokenizer.embed(tokens, pipe.grid))
+    assert len(made) == count and sizes == [min(count, 16)] * -(-count // 16)
+    for (one,), (other,) in zip(made, expected, strict=True):
+        np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=1)
 
 
 def test_on_a_card_memory_alone_chooses_the_batch_up_to_256_samples(monkeypatch):
@@ -545,6 +582,25 @@ def test_the_check_of_cards_runs_on_a_cpu_as_far_as_it_can():
         *("first_picture", "graphs", "synchronisation", "profile", "decoder", "times"),
     }
     assert len(status) == 14 and set(status.values()) == {"passed", "needs a card"}
+
+
+def test_checks_of_programs_hold_with_a_recorder_in_place_of_graphs(monkeypatch):
+    from narcli.kernels import graphs
+    from test_program import Recorder
+
+    script = runpy.run_path(str(ROOT / "benchmarks" / "gpu_check.py"))
+    monkeypatch.setattr(graphs, "Graphs", partial(graphs.Graphs, recorder=Recorder))
+    context = script["Context"](CPU, True, {})
+    assert script["graphs"](context) == {"cases": 5}
+    assert script["synchronisation"](context) == {"steps": 31 + 31 + 34}
+
+    def wrong(self, index):
+        self.steps[index]()
+        self.program.tokens[:, -1] = 0
+
+    monkeypatch.setattr(graphs._Kept, "replay", wrong)
+    with pytest.raises(script["FailedError"], match="batch 1 of 2 differs"):
+        script["graphs"](context)
 
 
 def test_a_check_of_cards_that_fails_is_told_and_does_not_stop_the_others():

@@ -6,7 +6,9 @@ device tells what a step would copy or read back.
 
 import shutil
 import weakref
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +22,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 import narcli
 from narcli import sampling
 from narcli.checkpoints.load import load_transformer
-from narcli.errors import CheckpointError
+from narcli.checkpoints.text_encoder import T5Encoder
+from narcli.errors import CheckpointError, MemoryLimitError
 from narcli.kernels import graphs, prepare, program
 from narcli.kernels.graphs import Graphs, choose_runner
 from narcli.kernels.program import Batch, Eager, Runner, StepProgram
@@ -29,6 +32,7 @@ from narcli.models.multiscale import MultiscaleConfig, MultiscaleTokenizer
 from narcli.models.transformer import NARTransformer
 from narcli.models.var import VARConfig, VARTransformer
 from narcli.sampling import SamplingSettings, generate, in_raster_order
+from narcli.settings import plan_samples
 
 CPU = torch.device("cpu")
 DATA = Path(__file__).with_name("data")
@@ -169,6 +173,12 @@ def drawn(model, runner, seed, rows=2, given=None, tell=None, **settings):
     return steps, in_raster_order(model.config.decoding_order, [step.tokens for step in steps])
 
 
+@pytest.fixture
+def folding(monkeypatch):
+    """Conditions are folded on a CPU as on other devices."""
+    monkeypatch.setattr(NARTransformer, "folds", property(lambda self: self.config.position == "rotary"))
+
+
 #: Settings of batches that are one program: other numbers, and those that decide operators alike.
 ALIKE = {
     "unguided": [{"temperature": 1.0}, {"temperature": 0.7}, {"temperature": 1.3}],
@@ -192,7 +202,18 @@ CASES += [
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_replayed_steps_draw_the_tokens_of_the_generator(models, name, kind):
-    model, recorders = models[name], []
+    check_replay(models[name], kind)
+
+
+@pytest.mark.parametrize("kind", ["guided", "top-p"])
+@pytest.mark.parametrize("name", ["text", "text-raster"])
+def test_replayed_steps_of_text_without_a_mask_draw_the_tokens_of_the_generator(models, folding, name, kind):
+    assert models[name].folds
+    check_replay(models[name], kind)
+
+
+def check_replay(model, kind):
+    recorders = []
     runner = Graphs(CPU, lambda device: recorders.append(Recorder(device)) or recorders[-1])
     before, outcomes = [], []
     for number, settings in enumerate(ALIKE[kind]):
@@ -219,6 +240,15 @@ def test_a_program_of_prepared_layers_draws_the_tokens_of_the_generator(name, ke
     model = prepare(network(name))
     settings = {"cfg_scale": 2.0, "top_p": 0.9} | ({} if name == "var" else {"cfg_interval": 3})
     assert torch.equal(drawn(model, Eager(), 1, **settings)[1], drawn(model, None, 1, **settings)[1])
+
+
+def test_steps_have_logits_where_they_are_asked_for(models):
+    runner = Graphs(CPU, Recorder)
+    for seed in range(3):
+        condition, _ = condition_of(models["class"], 2, seed)
+        asked = models["class"], condition, [seed, seed + 1], SamplingSettings(cfg_scale=2.0)
+        for step, wanted in zip(runner.generate(*asked, logits=True), generate(*asked), strict=True):
+            assert torch.equal(step.logits, wanted.logits) and torch.equal(step.tokens, wanted.tokens)
 
 
 def test_smoothing_runs_without_a_program(models):
@@ -287,12 +317,6 @@ def test_the_fake_device_tells_of_what_steps_may_not_do():
 
 
 # --- text without a mask -------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folding(monkeypatch):
-    """Conditions are folded on a CPU as on other devices."""
-    monkeypatch.setattr(NARTransformer, "folds", property(lambda self: self.config.position == "rotary"))
 
 
 @pytest.mark.parametrize(
@@ -377,9 +401,10 @@ class Failing:
         raise type(self.error)(*self.error.args)  # a new one, which no test holds
 
 
-@pytest.mark.parametrize("error", [RuntimeError("operation not permitted\nin C++"), MemoryError("of 5 GB")])
+@pytest.mark.parametrize("short", [False, True])
 @pytest.mark.parametrize("at", [-1, 0, 3])
-def test_a_failed_capture_is_told_once_and_steps_run_one_by_one(models, at, error, monkeypatch):
+def test_after_a_failed_capture_steps_run_one_by_one(models, at, short, monkeypatch):
+    error = MemoryError("of 5 GB") if short else RuntimeError("operation not permitted\nin C++")
     made, told, model = [], [], models["class"]
     real = StepProgram.__init__
     monkeypatch.setattr(
@@ -393,12 +418,96 @@ def test_a_failed_capture_is_told_once_and_steps_run_one_by_one(models, at, erro
         steps, tokens = drawn(model, runner, seed, tell=told.append, cfg_scale=2.0)
         assert all(step.logits is not None for step in steps)
         assert torch.equal(tokens, drawn(model, None, seed, cfg_scale=2.0)[1])
-    drawn(model, runner, 0, tell=told.append)
-    drawn(model, runner, 1, tell=told.append)
     assert Failing.made == 1 and freed == [[]]
-    assert told == [
-        f"CUDA graphs cannot be used here ({str(error).splitlines()[0]}): steps are launched one by one."
+    for seed in range(2):  # another kind of batch
+        drawn(model, runner, seed, tell=told.append)
+    assert Failing.made == 1 + short and freed == [[]] * (1 + short)
+    words = "CUDA graphs cannot be used here (operation not permitted): steps are launched one by one."
+    assert told == ([] if short else [words])
+
+
+def test_the_first_error_of_a_failed_capture_is_told(models):
+    def fail(work):
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    told, runner = [], Graphs(CPU, lambda device: fail)
+    for seed in range(2):
+        drawn(models["class"], runner, seed, tell=told.append)
+    assert "not permitted when stream" in told[0]
+
+
+class FakeCard:
+    """What ``CudaGraphs`` asks of torch."""
+
+    def __init__(self, monkeypatch):
+        self.told, self.stream, self.pools, self.faulty = [], "own", 0, False
+        for name in ("device", "stream", "graph"):
+            monkeypatch.setattr(torch.cuda, name, partial(self.context, name))
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", self.pool)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda: "side")
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: self.stream)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", self.Graph)
+        monkeypatch.setattr(torch, "zeros", lambda *size, device: None)
+        for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+            freed = partial(lambda name, *given: self.told.append((name, *given)), name[6:])
+            monkeypatch.setattr(torch._C, name, freed, raising=False)
+
+    class Graph:
+        def replay(self):
+            return "replayed"
+
+    def pool(self):
+        self.pools += 1
+        return 0, self.pools
+
+    @contextmanager
+    def context(self, name, *given):
+        before = self.stream
+        if name == "graph":
+            self.told.append(("capture", *given[1:]))
+            self.stream = given[2]
+        yield
+        if name == "graph" and self.faulty:
+            self.faulty = False
+            raise RuntimeError("previous error during capture")  # and the side stream stays
+        self.stream = before
+
+
+def test_steps_are_captured_into_one_pool_on_a_stream_of_their_own(monkeypatch):
+    card, ran = FakeCard(monkeypatch), []
+    record = graphs.CudaGraphs(torch.device("cuda:1"))
+    assert [record(lambda: ran.append(card.stream))() for _ in range(2)] == ["replayed"] * 2
+    assert card.told == [("capture", (0, 1), "side", "thread_local")] * 2 and ran == ["side"] * 2
+
+
+def test_a_capture_that_cannot_end_gives_back_its_pool_and_another_one_ends(monkeypatch):
+    card = FakeCard(monkeypatch)
+    record = graphs.CudaGraphs(torch.device("cuda:1"))
+    card.faulty = True
+    with pytest.raises(RuntimeError, match="during capture"):
+        record(lambda: None)
+    assert card.told == [
+        ("capture", (0, 1), "side", "thread_local"),
+        ("endAllocateToPool", 1, (0, 1)),
+        ("releasePool", 1, (0, 1)),
+        ("capture", (0, 2), "side", "thread_local"),
     ]
+
+
+def test_a_pool_that_torch_gave_back_is_not_given_back_again(monkeypatch):
+    card = FakeCard(monkeypatch)
+
+    def fail(*given):
+        raise RuntimeError("not recording to that pool")
+
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", fail)
+    with pytest.raises(RuntimeError, match="not recording"):
+        graphs.CudaGraphs(torch.device("cuda:1"))(fail)
+    assert [name for name, *_ in card.told] == ["capture", "capture"]
 
 
 def counted():
@@ -522,9 +631,9 @@ def test_a_pipeline_of_a_program_makes_the_same_samples(tiny, runner):
     assert [r.image.tobytes() for r in results] == [r.image.tobytes() for r in wanted]
 
 
-def test_a_batch_that_memory_does_not_hold_frees_what_is_kept(tiny, monkeypatch):
+def test_a_batch_that_memory_does_not_hold_is_halved(tiny, monkeypatch):
     runner, cleared = Eager(), []
-    monkeypatch.setattr(runner, "clear", lambda: cleared.append(True))
+    monkeypatch.setattr(runner, "clear", lambda: bool(cleared.append(True)))
     whole = program.StepProgram.step
 
     def step(self, index):
@@ -538,3 +647,46 @@ def test_a_batch_that_memory_does_not_hold_frees_what_is_kept(tiny, monkeypatch)
         results = pipe.images(207, seed=3, num=2, batch_size=2)
     assert cleared == [True]
     assert [r.seed for r in results] == [3, 4]
+
+
+@pytest.mark.parametrize("always", [False, True])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_what_is_kept_is_freed_before_a_batch_is_halved_or_refused(tiny, monkeypatch, always, fixed):
+    runner, told = Graphs(CPU, Recorder), []
+    pipe = replace(narcli.load(tiny, dtype="float32"), model=load_transformer(tiny), runner=runner)
+    entry = pipe.classes.entry(0)
+    expected = pipe.images(entry.id, seed=3, num=6, batch_size=2)
+    pipe.images(entry.id, seed=9, num=6, batch_size=3)
+    assert len(runner._kept) == 2
+    decode = type(pipe).decode
+
+    def short(self, tokens):
+        if len(tokens) > 1 and (runner._kept or always):
+            raise RuntimeError("CUDA out of memory. Tried to allocate 5 GB")
+        return decode(self, tokens)
+
+    monkeypatch.setattr(type(pipe), "decode", short)
+    samples = plan_samples([entry], 3, 2)
+    run = pipe.run(samples, pipe.defaults, 2, told.append, fixed=fixed)
+    if fixed and always:
+        with pytest.raises(MemoryLimitError, match="not enough memory"):
+            list(run)
+        assert not runner._kept
+        return
+    results = [result for progress in run for result in progress.results]
+    assert [r.image for r in results] == [r.image for r in expected[:2]]
+    assert told == ["Not enough memory for 2 samples together; going on with 1."] * always
+
+
+def test_what_is_kept_is_freed_before_the_text_encoder_is_loaded(tiny_text, tmp_path, monkeypatch):
+    monkeypatch.setattr("narcli.encoding.cache_folder", lambda: tmp_path)
+    runner, kept = Graphs(CPU, Recorder), []
+    model = load_transformer(tiny_text)
+    pipe = replace(narcli.load(tiny_text, kind="text", dtype="float32"), model=model, runner=runner)
+    load = T5Encoder.load
+    monkeypatch.setattr(T5Encoder, "load", lambda *given: kept.append(len(runner._kept)) or load(*given))
+    for number in range(2):
+        pipe.images(prompts=["a red apple", "a house"], num=1, seed=number, batch_size=1)
+    assert len(runner._kept) == 1
+    pipe.images(prompts="a green tree", seed=1)
+    assert kept == [0, 0]

@@ -78,12 +78,15 @@ class PromptEncoder:
         """The encoder's entry in metadata."""
         return self.files.about() | {"dtype": self.dtype}
 
-    def encode(self, prompts: Iterable[Prompt], least: int = 0) -> None:
+    def encode(
+        self, prompts: Iterable[Prompt], least: int = 0, make_room: Callable[[], object] = lambda: None
+    ) -> None:
         """Encode the first ``CHUNK`` different prompts, and drop earlier ones from memory.
 
         Args:
             prompts: in the order in which they will be needed.
             least: number of leading prompts that are encoded in any case.
+            make_room: called before the encoder is loaded.
 
         Raises:
             CheckpointError: the encoder cannot be used, or does not belong to the transformer.
@@ -97,6 +100,7 @@ class PromptEncoder:
             chosen.setdefault(prompt.cleaned, prompt)
         known = {text: found for text in chosen if (found := self._known.get(text) or self._read(text))}
         if missing := [text for text in chosen if text not in known]:
+            make_room()
             known |= self._run_encoder(missing)
         for text, prompt in chosen.items():
             if (dropped := known[text].dropped) and text not in self._known:
@@ -106,15 +110,20 @@ class PromptEncoder:
                 )
         self._known = known
 
-    def condition(self, prompts: Sequence[Prompt], upcoming: Iterable[Prompt] = ()) -> tuple[Tensor, Tensor]:
+    def condition(
+        self,
+        prompts: Sequence[Prompt],
+        upcoming: Iterable[Prompt] = (),
+        make_room: Callable[[], object] = lambda: None,
+    ) -> tuple[Tensor, Tensor]:
         """Features of B prompts, left-padded: (B, C, width), and (B, C) bool, true for padding.
 
-        Missing prompts are encoded, together with upcoming ones; errors are those of ``encode``.
+        Missing prompts are encoded, together with upcoming ones; errors and ``make_room`` as in ``encode``.
         """
         from .checkpoints.text_encoder import left_pad
 
         if any(prompt.cleaned not in self._known for prompt in prompts):
-            self.encode(chain(prompts, upcoming), least=len(prompts))
+            self.encode(chain(prompts, upcoming), least=len(prompts), make_room=make_room)
         return left_pad([self._known[prompt.cleaned].features for prompt in prompts], self.tokens)
 
     def about(self, prompt: Prompt) -> dict[str, str]:

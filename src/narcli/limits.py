@@ -16,10 +16,12 @@ def available(device: torch.device, own: bool = True) -> int | None:
 
     Args:
         device: where it runs.
-        own: include memory that this process already holds.
+        own: include memory that this process already holds. On a card, what it holds and does not use is
+            included in any case.
     """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0]) + own * torch.cuda.memory_reserved(device)
+        used = 0 if own else torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + torch.cuda.memory_reserved(device) - used
     try:
         system = sizes_told(Path("/proc/meminfo"))
         process = sizes_told(Path("/proc/self/status"))

@@ -64,7 +64,7 @@ class Memory:
         base: of the process and its libraries, whatever the model; none on a graphics card.
         weights: of transformer and tokenizer.
         sampling: key/value cache and the largest step.
-        decoding: tokens to pixels.
+        decoding: tokens to pixels; on a card the program that is kept for later batches, too.
         encoding: the text encoder, before the other weights are loaded.
         pictures: finished samples of a batch, and those kept for files that show several.
         writing: pictures on their way to a file; ffmpeg's memory is included.
@@ -141,6 +141,7 @@ def estimate(
     rows = batch_size * (2 if guided else 1)
     keys_and_values = cache_numbers(c, rows, dtype, torch.device(device)) * size
     logits = LOGITS * batch_size * c.decoding_order.widest * c.vocab_size * 4
+    sampling = keys_and_values + logits + rows * c.activations * 4
     at_once = 1 if device == "cpu" else min(batch_size, DECODED_TOGETHER)
     encode = encode and networks.encoder > 0
     runs_in = torch.float32 if dtype == torch.float32 else torch.bfloat16
@@ -152,8 +153,8 @@ def estimate(
     return Memory(
         base=base() + TRANSFORMERS * encode if device == "cpu" else 0,
         weights=networks.held(dtype, device) * size,
-        sampling=keys_and_values + logits + rows * c.activations * 4,
-        decoding=at_once * tokenizer.decoding_bytes(c.grid, size),
+        sampling=sampling,
+        decoding=at_once * tokenizer.decoding_bytes(c.grid, size) + (device == "cuda") * sampling,
         encoding=encoding,
         pictures=pictures,
         writing=writing,

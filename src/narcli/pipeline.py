@@ -252,12 +252,13 @@ class Pipeline(Decodes):
     ) -> Generator[Progress, None, None]:
         """Decode samples batch by batch; ``steps`` calls it with everything chosen.
 
-        A batch that memory does not hold is halved, and so are later ones; ``tell`` gets a message. The kept
-        tokens of ``init`` are those of every sample; ``record`` is the extent of the results' records.
+        A batch that memory does not hold, even without what is kept of earlier ones, is halved, and so are
+        later ones; ``tell`` gets a message. The kept tokens of ``init`` are those of every sample; ``record``
+        is the extent of the results' records.
         ``fixed`` always decodes ``batch_size`` samples: filler ones complete a batch, and none is halved.
         """
         seconds = {"sample": 0.0, "decode": 0.0}
-        start, number, wanted = 0, 0, len(samples)
+        start, number, wanted, freed = 0, 0, len(samples), False
         if fixed:
             samples = [*samples, *[samples[-1]] * (-wanted % batch_size)]
         while start < wanted:
@@ -275,17 +276,19 @@ class Pipeline(Decodes):
                     yield Progress(number, batches, own, *decoded, dict(seconds))
                     del decoded
             except MemoryLimitError as error:
+                cleared = self._passes.clear()
+                again, freed = cleared and not freed, True
                 if fixed and batch_size > 1:
                     error.hint = f"Give fewer: `batch_size={batch_size // 2}`. Samples may round otherwise."
-                if fixed or len(batch) == 1:
+                if not again and (fixed or len(batch) == 1):
                     raise
-                batch_size = len(batch) // 2
-                del condition, padding, asked  # before the smaller batch needs the room
-                tell(f"Not enough memory for {len(batch)} samples together; going on with {batch_size}.")
+                del condition, padding, asked  # before the next attempt needs the room
+                if not again:
+                    batch_size = len(batch) // 2
+                    tell(f"Not enough memory for {len(batch)} samples together; going on with {batch_size}.")
             else:
-                start, number = start + len(batch), number + 1
+                start, number, freed = start + len(batch), number + 1, False
                 continue
-            self._passes.clear()
             release(self.device)  # here, where the error no longer holds what was in use
 
     def _sample_batch(
@@ -308,10 +311,10 @@ class Pipeline(Decodes):
         given = None if init is None else given_tokens(init, order.cells).expand(len(batch), -1)
         asked = self.model, condition, [sample.seed for sample in batch], settings, padding, given
         recorder = None if record is None else Recorder(order, len(batch), settings)
-        if recorder is None:
-            steps = self._passes.generate(*asked, tell=tell)
+        if record == "heads":
+            steps = generate(*asked, draw=draw, heads=True)
         else:
-            steps = generate(*asked, draw=draw, heads=record == "heads")
+            steps = self._passes.generate(*asked, logits=record is not None, tell=tell)
         for index in range(len(order.steps)):
             results: tuple[Result, ...] = ()
             guard = memory_guard("Free some memory, or try a smaller model or `dtype=bfloat16`.")
@@ -325,7 +328,7 @@ class Pipeline(Decodes):
                     recorder.add(step)
                 seconds["sample"] += perf_counter() - began
                 if index == len(order.steps) - 1:
-                    del steps  # and with it the key/value cache
+                    del steps  # and with it what the runner does not keep
                     began, tokens = perf_counter(), in_raster_order(order, drawn)
                     clips = self.decode(tokens) if step.vectors is None else self.decode_vectors(step.vectors)
                     seconds["decode"] += perf_counter() - began
@@ -348,8 +351,12 @@ class Pipeline(Decodes):
         prompts = [entry for entry in entries if isinstance(entry, Prompt)]
         later = (sample.entry for sample in islice(samples, start + rows, None))
         upcoming = (entry for entry in later if isinstance(entry, Prompt))
-        condition, padding = self.encoder.condition(prompts, upcoming)
+        condition, padding = self.encoder.condition(prompts, upcoming, self._make_room)
         return condition.to(self.device, self._dtype), padding.to(self.device)
+
+    def _make_room(self) -> None:
+        if self._passes.clear():
+            release(self.device)
 
     @cached_property
     def _passes(self) -> Runner:

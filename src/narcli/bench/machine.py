@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -73,19 +74,44 @@ def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
     return Limits(memory.numel() * 4 / best(memory.sum), 2 * side**3 / seconds)
 
 
+class Stopwatch:
+    """Times what a device does between laps.
+
+    A card is not waited for: it marks the laps by its own clock, since launching from Python takes longer
+    than a small product.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._marks = [self._mark()]
+
+    def lap(self) -> None:
+        """End a lap."""
+        self._marks.append(self._mark())
+
+    def seconds(self) -> list[float]:
+        """Wait for the device, and return the seconds of each lap."""
+        if self.device.type == "cuda":
+            self._marks[-1].synchronize()
+            return [before.elapsed_time(after) / 1e3 for before, after in pairwise(self._marks)]
+        return [after - before for before, after in pairwise(self._marks)]
+
+    def _mark(self) -> Any:
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):  # events belong to the current device
+                event = torch.cuda.Event(enable_timing=True)
+                event.record()
+            return event
+        synchronize(self.device)
+        return perf_counter()
+
+
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Time some work, on a card by its own clock: launching from Python takes longer than a small product."""
-    if device.type == "cuda":
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        began.record()
-        work()
-        ended.record()
-        ended.synchronize()
-        return began.elapsed_time(ended) / 1e3
-    start = perf_counter()
+    """Time some work."""
+    watch = Stopwatch(device)
     work()
-    synchronize(device)
-    return perf_counter() - start
+    watch.lap()
+    return watch.seconds()[0]
 
 
 def limit(model: Network, batch_size: int, settings: SamplingSettings, limits: Limits) -> float:

@@ -18,13 +18,15 @@ import torch
 from ..decoding import load_networks
 from ..devices import computing, release
 from ..hub.sources import Files
-from ..kernels import draw, prepare, prepare_tokenizer
+from ..kernels import prepare, prepare_tokenizer
+from ..kernels.graphs import choose_runner
+from ..kernels.program import Runner
 from ..models.network import Network
 from ..models.tokenizer import Tokenizer
 from ..models.transformer import NARTransformer
-from ..sampling import generate
+from ..sampling import in_raster_order
 from ..settings import DECODED_TOGETHER, PLAIN, SamplingSettings
-from .machine import Limits, device_of, forget_peak, limit, peak_bytes, synchronize
+from .machine import Limits, Stopwatch, device_of, forget_peak, limit, peak_bytes, synchronize
 from .plain import generate_plain
 
 
@@ -90,7 +92,7 @@ def measure(
 
     The first round is not timed; it measures the memory. Each round loads networks anew, one after the
     other: so only the networks of a case are in memory. The first case after loading runs once untimed,
-    since only it would meet cold memory.
+    since only it would meet cold memory. On a card each case runs twice untimed: graphs are recorded then.
 
     Args:
         files: files of each order's networks, as ``weights.model_files`` returns them.
@@ -114,10 +116,11 @@ def measure(
             loads[order] += [perf_counter() - began] * bool(repeat)
             with computing(device, dtype):
                 for size in batch_sizes:
-                    case = model, tokenizer, size, settings, order == PLAIN, None if order == PLAIN else one
+                    how = (None, None) if order == PLAIN else (choose_runner(device), one)
+                    case = model, tokenizer, size, settings, *how
                     if not repeat:
                         forget_peak(device)
-                    elif size == batch_sizes[0]:
+                    for _ in range(2 if device.type == "cuda" else repeat > 0 and size == batch_sizes[0]):
                         _run(*case)
                     timed = _run(*case)
                     if repeat:
@@ -125,7 +128,7 @@ def measure(
                     else:
                         watched[order, size] = peak_bytes(device), limit(model, size, settings, limits)
                     advance()
-            del model, tokenizer, case
+            del model, tokenizer, how, case
             release(device)
     cases = []
     for (order, size), samples in times.items():
@@ -162,7 +165,7 @@ def _run(
     tokenizer: Tokenizer,
     size: int,
     settings: SamplingSettings,
-    plain: bool,
+    runner: Runner | None,
     decoded_at_once: int | None,
 ) -> tuple[list[float], float]:
     """Run one batch; return the seconds of each pass, and of decoding.
@@ -172,7 +175,7 @@ def _run(
         tokenizer: decodes the tokens.
         size: samples of the batch.
         settings: of sampling.
-        plain: run the plain algorithm.
+        runner: runs the passes; None runs the plain algorithm.
         decoded_at_once: samples decoded together; None is all.
     """
     c, device = model.config, device_of(model)
@@ -181,21 +184,19 @@ def _run(
         condition = torch.randn(size, c.condition_tokens, c.caption_dim).to(device, model.weight_dtype)
     elif c.condition == "frames":
         condition = torch.zeros(size, c.condition_tokens - 1, dtype=torch.int64, device=device)
-    steps, tokens = [], torch.zeros(size, c.decoding_order.cells, dtype=torch.int64, device=device)
-    began = perf_counter()
+    watch, drawn = Stopwatch(device), list[torch.Tensor]()
     walk: Iterator[Any]
-    if plain:
+    if runner is None:
         assert isinstance(model, NARTransformer)
         walk = generate_plain(model, condition, range(size), settings)
     else:
-        walk = generate(model, condition, range(size), settings, draw=draw)
+        walk = runner.generate(model, condition, range(size), settings)
     for step in walk:
-        tokens[:, list(step.cells)] = step.tokens
-        synchronize(device)
-        now = perf_counter()
-        steps.append(now - began)
-        began = now
+        drawn.append(step.tokens)
+        watch.lap()
+    tokens = in_raster_order(c.decoding_order, drawn).to(device)
     for part in tokens.split(decoded_at_once or size):
         tokenizer.decode(part, c.grid)
-    synchronize(device)
-    return steps, perf_counter() - began
+    watch.lap()
+    *steps, decoding = watch.seconds()
+    return steps, decoding

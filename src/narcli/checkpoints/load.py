@@ -296,7 +296,8 @@ def _fill(model: M, opened: Opened, dtype: torch.dtype | None, device: str | tor
     # Where nothing changes this keeps the memory map; each is converted once, under whatever names.
     converted = {id(tensor): tensor.to(device, dtype or tensor.dtype) for tensor in tensors.values()}
     model.load_state_dict({name: converted[id(t)] for name, t in tensors.items()}, assign=True)
-    is_right(torch.device(device), next(model.parameters()).dtype)  # which warns before anything is drawn
+    # It warns before anything is drawn.
+    is_right(torch.device(device).type, next(model.parameters()).dtype)
     return model.eval()
 
 

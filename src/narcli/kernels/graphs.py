@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from ..devices import release
-from ..errors import first_line
+from ..errors import first_line, is_shortage
 from ..models.network import Network
 from ..sampling import Step
 from .program import Batch, Eager, Runner, StepProgram, walk
@@ -39,6 +40,13 @@ class CudaGraphs:
 
     def __call__(self, work: Callable[[], object]) -> Callable[[], object]:
         """Record a function's work; raise RuntimeError if that cannot be done."""
+        try:
+            return self._record(work)
+        except RuntimeError:
+            self._recover()
+            raise
+
+    def _record(self, work: Callable[[], object]) -> Callable[[], object]:
         with torch.cuda.device(self.device):
             graph = torch.cuda.CUDAGraph()
             # A failed capture may leave its own stream current: the outer context restores it.
@@ -48,6 +56,19 @@ class CudaGraphs:
             ):
                 work()
         return graph.replay
+
+    def _recover(self) -> None:
+        """Free the pool of a capture that could not end, and leave torch as it was.
+
+        Torch would go on allocating in that pool, and refuse to draw random numbers outside of a capture.
+        """
+        with torch.cuda.device(self.device):
+            with suppress(Exception):  # the capture did end, or torch has no such functions any more
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
+                torch._C._cuda_releasePool(torch.cuda.current_device(), self._pool)
+            self._pool = torch.cuda.graph_pool_handle()
+            with suppress(RuntimeError):  # a capture that ends resets the generator
+                self._record(lambda: torch.zeros(1, device=self.device))
 
 
 @dataclass
@@ -73,7 +94,8 @@ class Graphs(Eager):
     """Records the steps of a program when its second batch comes, and replays them from then on.
 
     The first batch runs as in ``Eager``, so that libraries are ready and a run of one batch pays nothing.
-    The programs of two kinds of batches are kept. If recording fails, all batches run as in ``Eager``.
+    The programs of two kinds of batches are kept. If recording fails, all batches run as in ``Eager``; if
+    memory does not hold the graphs of a kind, those of this kind do.
 
     Args:
         device: of the models.
@@ -83,18 +105,21 @@ class Graphs(Eager):
     def __init__(self, device: torch.device, recorder: Callable[[torch.device], Record] = CudaGraphs) -> None:
         self.device, self.recorder = device, recorder
         self.fails = False
-        self._seen: OrderedDict[Any, None] = OrderedDict()
+        self._seen: OrderedDict[Any, bool] = OrderedDict()  # kinds run once; whether their graphs may fit
         self._kept: OrderedDict[Any, _Kept] = OrderedDict()
 
-    def clear(self) -> None:
-        """Free all programs that no batch uses."""
-        for key in [key for key, kept in self._kept.items() if not kept.busy]:
+    def clear(self) -> bool:
+        """Free all programs that no batch uses, and tell whether there were any; kinds begin anew."""
+        self._seen.clear()
+        idle = [key for key, kept in self._kept.items() if not kept.busy]
+        for key in idle:
             del self._kept[key]
+        return bool(idle)
 
     def run(self, model: Network, batch: Batch, tell: Callable[[str], object]) -> Iterator[Step]:
         """Run a batch; steps that are replayed have no logits."""
         key = model, len(batch.seeds), batch.structure(model), batch.order
-        kept = self._program(key, batch, tell)
+        kept = None if batch.logits else self._program(key, batch, tell)
         if kept is None:
             yield from super().run(model, batch, tell)
             return
@@ -111,12 +136,12 @@ class Graphs(Eager):
             return None
         if key in self._kept:
             self._kept.move_to_end(key)
-        elif key in self._seen:
+        elif self._seen.get(key):
             while len(self._kept) >= KEPT:
                 self._kept.popitem(last=False)
             if (kept := self._recorded(key, batch, tell)) is not None:
                 self._kept[key] = kept
-        self._seen[key] = None
+        self._seen.setdefault(key, True)
         if len(self._seen) > SEEN:
             self._seen.popitem(last=False)
         return self._kept.get(key)
@@ -125,12 +150,24 @@ class Graphs(Eager):
         try:
             return _record(StepProgram(*key), batch, self.recorder(self.device))
         except (RuntimeError, MemoryError) as error:
-            reason = first_line(error)
-        self.fails = True
+            cause = _cause(error)
+            reason, short = first_line(cause), is_shortage(cause)
+            del cause
         self.clear()  # here, where no error holds the recorded steps any more
         release(self.device)
-        tell(f"CUDA graphs cannot be used here ({reason}): steps are launched one by one.")
+        if short:
+            self._seen[key] = False
+        else:
+            self.fails = True
+            tell(f"CUDA graphs cannot be used here ({reason}): steps are launched one by one.")
         return None
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error that began it: the end of a capture fails as well, with a message of its own."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def _record(program: StepProgram, batch: Batch, record: Record) -> _Kept:

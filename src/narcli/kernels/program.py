@@ -45,7 +45,7 @@ class Structure(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch as it is asked for; fields are the arguments of ``sampling.generate``."""
+    """A batch as it is asked for; fields are the arguments of ``Runner.generate``."""
 
     condition: Tensor
     seeds: Sequence[int]
@@ -53,6 +53,7 @@ class Batch:
     padding: Tensor | None
     given: Tensor | None
     order: Order
+    logits: bool = False
 
     def structure(self, model: Network) -> Structure:
         """Return what decides the operators of the batch."""
@@ -164,15 +165,17 @@ class Runner:
         given: Tensor | None = None,
         *,
         order: Order | None = None,
+        logits: bool = False,
         tell: Callable[[str], object] = warnings.warn,
     ) -> Iterator[Step]:
         """Decode a batch, one pass at a time, as ``sampling.generate``.
 
-        Steps of programs may have no logits, and NaN or infinite ones are told of at the last pass only.
-        ``tell`` gets messages.
+        Steps of programs may have no logits unless ``logits``, and NaN or infinite ones are told of at the
+        last pass only. ``tell`` gets messages.
         """
         settings.check(model.config.fixed)
-        batch = Batch(condition, seeds, settings, padding, given, order or model.config.decoding_order)
+        order = order or model.config.decoding_order
+        batch = Batch(condition, seeds, settings, padding, given, order, logits)
         # Smoothing draws a number for each code of each cell, on the host.
         run = Runner.run if settings.more_smooth else type(self).run
         yield from run(self, model, batch, tell)
@@ -182,8 +185,9 @@ class Runner:
         b = batch
         return generate(model, b.condition, b.seeds, b.settings, b.padding, b.given, order=b.order, draw=draw)
 
-    def clear(self) -> None:
-        """Free everything that no batch uses."""
+    def clear(self) -> bool:
+        """Free everything that no batch uses; tell whether there was anything."""
+        return False
 
 
 class Eager(Runner):
