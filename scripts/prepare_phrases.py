@@ -8,12 +8,12 @@ DATA is the folder of ``prepare_emoji_text.py``, which runs first. Writes into `
 
 - ``phrases.tsv``: phrase, row of its vector, row of its picture in ``DATA/all/items.tsv``, and how often it
   is drawn, relative to others. Each phrase belongs to one picture: a phrase that two pictures share would
-  mix them, since the cells of a pass are drawn independently. A typo has the vector of the right spelling;
+  mix them, since the cells of a pass are drawn independently;
 - ``vectors.npy``: float16 (M, 384), sentence vectors of all-MiniLM-L6-v2;
 - ``likely.npy``, ``shares.npy``: int16 and float16 (M, 24), pictures that a phrase may mean, the likeliest
   first, and their probabilities;
-- ``captions.tsv``, with the pictures and subjects of ``DATA/train``: a picture's name and the phrases that
-  belong to it, for ``narcli train text``.
+
+Also writes ``DATA/names``, the pictures of ``DATA/train`` with their names, for ``narcli train text``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,6 @@ SHARPNESS = 0.03  # temperature of their probabilities
 DOCUMENT = 14  # keywords of a picture that the teacher reads at once
 DICTIONARY = 12_000  # words of WordNet, the most used
 LISTED = 0.03  # what a picture gains in a score each time that a source lists the word for it
-TYPOS = 0.2  # share of phrases that are there with a typo, too
 NAME, KEYWORD, TEMPLATE, DICTIONARY_WORD, CAPTION = 2.0, 2.0, 1.0, 0.5, 0.5  # how often, relatively
 
 #: {x} is a name or keyword, {a} the same with an article, {s} its plural.
@@ -146,26 +145,6 @@ def plural(word: str) -> str:
 
 def with_article(word: str) -> str:
     return f"{article(word)} {word}"
-
-
-def typo(text: str, rng: random.Random) -> str:
-    """A letter of a long word dropped, doubled, swapped with the next or exchanged; "" without one."""
-    words = text.split(" ")
-    places = [place for place, word in enumerate(words) if len(word) > 4 and word.isalpha()]
-    if not places:
-        return ""
-    place = rng.choice(places)
-    word, at = words[place], rng.randrange(1, len(words[place]) - 1)
-    letter = rng.choice("abcdefghijklmnopqrstuvwxyz")
-    words[place] = rng.choice(
-        (
-            word[:at] + word[at + 1 :],
-            word[:at] + word[at] + word[at:],
-            word[:at] + word[at + 1] + word[at] + word[at + 2 :],
-            word[:at] + letter + word[at + 1 :],
-        )
-    )
-    return " ".join(words) if words[place] != word else ""
 
 
 def make_phrases(
@@ -283,25 +262,25 @@ class Scores:
         return 0.5 * best + 0.25 * (vectors @ self.documents.T) + 0.25 * (vectors @ self.names.T)
 
 
-def write_captions(data: Path) -> None:
-    """Write the phrases picture by picture, the name first; no typos, and no words of the dictionary."""
+def write_names(data: Path) -> None:
+    """Write the pictures with their names only, as ``narcli train text`` reads them.
+
+    Pictures that are alone of their subject come twice, since others of one subject teach each other. Their
+    second time is one of another subject: training exchanges tokens with pictures of the same subject.
+    """
     with (data / "all" / "items.tsv").open(encoding="utf-8", newline="") as file:
-        items = list(csv.DictReader(file, delimiter="\t"))
-    own: defaultdict[str, list[str]] = defaultdict(list)  # by key: a picture may be there under two names
-    seen = set()
-    for line in (data / "phrases" / "phrases.tsv").read_text("utf-8").splitlines():
-        text, row, index, often = line.split("\t")
-        item = items[int(index)]
-        if row not in seen and (float(often) > DICTIONARY_WORD or "skin" in text):
-            own[item["key"]].append(text)
-        seen.add(row)
-    train, folder = data / "train", data / "phrases"
-    kept = [item for item in items if item["held_out"] == "0"]
-    lines = (dict.fromkeys([clean(item["caption"]), *own[item["key"]]]) for item in kept)
-    (folder / "captions.tsv").write_text("".join("\t".join(line) + "\n" for line in lines), "utf-8")
-    for name in ("images.npy", "labels.npy"):
-        (folder / name).unlink(missing_ok=True)
-        (folder / name).hardlink_to(train / name)
+        kept = [item for item in csv.DictReader(file, delimiter="\t") if item["held_out"] == "0"]
+    labels, images = (np.load(data / "train" / f"{name}.npy") for name in ("labels", "images"))
+    alone = np.bincount(labels)[labels] == 1
+    plain = [not item["caption"].startswith(("flag", "keycap")) for item in kept]
+    twice = np.flatnonzero(alone & plain)
+    lines = [clean(item["caption"]) for item in kept]
+    lines += [lines[place] for place in twice]
+    folder = data / "names"
+    folder.mkdir(exist_ok=True)
+    (folder / "captions.tsv").write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    np.save(folder / "images.npy", np.concatenate([images, images[twice]]))
+    np.save(folder / "labels.npy", np.concatenate([labels, labels.max() + 1 + np.arange(len(twice))]))
 
 
 def main(source: Path, data: Path) -> None:
@@ -348,19 +327,15 @@ def main(source: Path, data: Path) -> None:
     told = [place for place, index in enumerate(owner) if items[index].attributes]
     likely[told], shares[told] = -1, 0
     likely[told, 0], shares[told, 0] = owner[told], 1
-    rng = random.Random(1)
     rows = [(text, row, owner[row], phrases[text].often) for row, text in enumerate(texts)]
-    for text, row, index, often in list(rows):
-        if rng.random() < TYPOS and (wrong := typo(text, rng)) and wrong not in phrases:
-            rows.append((wrong, row, index, often / 2))
     folder = data / "phrases"
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(f"{text}\t{row}\t{index}\t{often:g}\n" for text, row, index, often in rows)
     (folder / "phrases.tsv").write_text(lines, encoding="utf-8")
     for name, array in (("vectors", vectors.half().numpy()), ("likely", likely), ("shares", shares)):
         np.save(folder / f"{name}.npy", array)
-    write_captions(data)
-    print(f"{len(rows)} phrases of {len(set(owner))} pictures, {len(texts)} of them without a typo")
+    write_names(data)
+    print(f"{len(rows)} phrases of {len(set(owner))} pictures")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Train the text encoder of `emoji-text` on the phrases of prepare_phrases.py (docs/notes/training.md).
+"""Train what finds the name that a prompt means, on the phrases of prepare_phrases.py
+(docs/notes/training.md).
 
-    python scripts/train_encoder.py SOURCE DATA OUTPUT --steps 1500
+    python scripts/train_encoder.py SOURCE DATA OUTPUT --steps 2000
 
-Goes on where it stopped. Writes ``OUTPUT/encoder``, as ``transformers`` saves it, and
-``OUTPUT/reader.safetensors``, what reads meanings and pictures from it. ``--prompts`` takes a table of
-prompts and acceptable code points, of which one without skin tone stands for every tone; it tells for how
-many the picture found first is acceptable.
+Goes on where it stopped. Writes ``OUTPUT/names``, the folder that ``narcli.checkpoints.names`` reads.
+``--prompts`` takes a table of prompts and acceptable code points, of which one without skin tone stands for
+every tone; it tells for how many the name found is acceptable.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from pathlib import Path
 import torch
 from prepare_emoji_text import key_of
 from prepare_phrases import TEACHER
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from narcli.allocator import keep_memory
+from narcli.checkpoints.names import Names
 from narcli.checkpoints.text_encoder import T5Encoder
 from narcli.prompts import clean
 from narcli.training.loop import TrainSettings
@@ -45,26 +46,30 @@ def untoned(key: str) -> str:
     return re.sub("-1f3f[b-f]", "", key)
 
 
-@torch.inference_mode()
-def judge(
-    student: Student, encoder: T5Encoder, rows: list[dict[str, str]], prompts: Path
-) -> dict[str, object]:
-    """For how many prompts the first picture, or one of the first five, is acceptable."""
-    keys = [row["key"] for row in rows]
+def names_of(student: Student, encoder: T5Encoder, rows: list[dict[str, str]]) -> Names:
+    """Names of all pictures, each once, with their vectors."""
+    first: dict[str, int] = {}
+    for index, row in enumerate(rows):
+        first.setdefault(clean(row["caption"]), index)
+    vectors = student.pictures().detach()[list(first.values())]
+    look = student.look
+    return Names(
+        encoder.model, encoder.tokenizer, look.weight.detach(), look.bias.detach(), vectors, tuple(first)
+    )
+
+
+def judge(names: Names, rows: list[dict[str, str]], prompts: Path) -> dict[str, object]:
+    """For how many prompts the name is that of an acceptable picture, and which ones are not."""
+    keys: dict[str, str] = {}
+    for row in rows:
+        keys.setdefault(clean(row["caption"]), row["key"])
     cases = [line.split("\t") for line in prompts.read_text("utf-8").splitlines() if line]
-    ids = [torch.tensor(encoder.tokenizer(clean(prompt)).input_ids) for prompt, _ in cases]
-    _, logits = student(ids)
-    report: dict[str, object] = {}
-    for name, scores in zip(("end", "words"), logits, strict=True):
-        first, among, wrong = 0, 0, []
-        for (prompt, points), row in zip(cases, scores, strict=True):
-            good = {key_of(each) for each in points.split()}
-            best = [keys[index] in good or untoned(keys[index]) in good for index in row.topk(5).indices]
-            first, among = first + best[0], among + any(best)
-            if not best[0]:
-                wrong.append(f"{prompt} -> {rows[int(row.argmax())]['caption']}")
-        report[name] = {"first": first / len(cases), "among five": among / len(cases), "wrong": wrong}
-    return report
+    wrong = []
+    for prompt, points in cases:
+        good, (name, _) = {key_of(each) for each in points.split()}, names.nearest(clean(prompt))
+        if keys[name] not in good and untoned(keys[name]) not in good:
+            wrong.append(f"{prompt} -> {name}")
+    return {"acceptable": 1 - len(wrong) / len(cases), "wrong": wrong}
 
 
 def main() -> None:
@@ -92,14 +97,11 @@ def main() -> None:
     targets[phrases.owners] = True
     student = train_words(encoder, phrases, parts_of(rows), targets, settings, given.output)
     encoder.model.eval()
-    encoder.save(given.output / "encoder")
-    heads = {
-        name: tensor.contiguous() for name, tensor in student.state_dict().items() if "encoder." not in name
-    }
-    save_file(heads, given.output / "reader.safetensors")
+    names = names_of(student, encoder, rows)
+    names.save(given.output / "names", torch.bfloat16)
     report: dict[str, object] = {"pieces": len(kept), "phrases": len(phrases.texts)}
     if given.prompts:
-        report["prompts"] = judge(student, encoder, rows, given.prompts)
+        report["prompts"] = judge(Names.load(given.output / "names"), rows, given.prompts)
     print(json.dumps(report, indent=1, ensure_ascii=False))
 
 

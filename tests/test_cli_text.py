@@ -112,7 +112,7 @@ def test_names_may_hold_the_prompt(run, here):
 def test_what_is_cut_is_shown(run):
     result = run("--prompt", "a red apple on a wooden table", "--frontier", "none", "-q")
     assert result.exit_code == 0
-    cut = "The prompt 'a red apple on a wooden table' is longer than 24 tokens, which the model takes"
+    cut = "The prompt 'a red apple on a wooden table' is longer than the model takes"
     assert result.stderr == f"warning: {cut}; dropped: 'table'\n"
     assert read_metadata(Path(result.stdout.strip()))["dropped"] == "table"
 

@@ -20,8 +20,8 @@ from narcli.hub import catalog as registry
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ("config.json", "model.safetensors", "tokenizer.safetensors")
-ENCODER = ("config.json", "model.safetensors", "tokenizer_config.json")
-MAX_WEIGHTS = {"emoji": 30e6, "emoji-text": 30e6, "emoji-video": 30e6}  # bytes
+ENCODER = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+MAX_WEIGHTS = {"emoji": 30e6, "emoji-text": 45e6, "emoji-video": 30e6}  # bytes
 
 
 def run(*command, **options):
@@ -85,7 +85,9 @@ def test_the_wheel_has_the_data_and_nothing_else(wheel):
     assert {f"narcli/weights/emoji-text/text_encoder/{name}" for name in ENCODER} <= packed
     others = {name for name in names - packed if not name.startswith(f"narcli-{__version__}.dist-info/")}
     assert not others
-    assert {f"narcli-{__version__}.dist-info/licenses/{name}" for name in ("LICENSE", "NOTICE")} <= names
+    licenses = {"LICENSE", "LICENSE.Apache-2.0", "NOTICE"}
+    assert {f"narcli-{__version__}.dist-info/licenses/{name}" for name in licenses} <= names
+    assert wheel.stat().st_size <= 90e6
 
 
 def test_the_wheel_is_of_a_platform_if_something_in_it_was_compiled(wheel):

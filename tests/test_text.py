@@ -366,11 +366,13 @@ def test_a_panic_of_a_tokenizer_is_a_fault_of_its_file_and_an_interrupt_is_not(f
     encoder = T5Encoder.load(flan)
     for error, expected in ((PanicException, CheckpointError), (KeyboardInterrupt, KeyboardInterrupt)):
 
-        def fail(*_, error=error):
+        def fail(*_, error=error, **__):
             raise error("called unwrap")
 
-        name = "read_tokenizer" if where == "load" else "split"
-        monkeypatch.setattr(f"narcli.checkpoints.text_encoder.{name}", fail)
+        if where == "load":
+            monkeypatch.setattr("narcli.checkpoints.t5.read_tokenizer", fail)
+        else:
+            monkeypatch.setattr(type(encoder.tokenizer), "__call__", fail)
         with pytest.raises(expected):
             T5Encoder.load(flan) if where == "load" else encoder.encode("a", 7)
 
@@ -426,7 +428,7 @@ def test_prompts_give_the_tokens_of_the_released_code(
 def test_from_a_prompt_to_a_picture(released, flan):
     prompts = ["A red apple", "a, bcd efg hij klm"]
     pipe = load(released, flan, dtype="float32")
-    with pytest.warns(UserWarning, match=r"longer than 7 tokens.*dropped: '.*klm'"):
+    with pytest.warns(UserWarning, match=r"longer than the model takes.*dropped: '.*klm'"):
         results = pipe.images(prompts=prompts, seed=3, num=2)
     assert [(result.prompt, result.seed) for result in results] == [
         (prompt, seed) for prompt in prompts for seed in (3, 4)

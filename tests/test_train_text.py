@@ -107,38 +107,6 @@ def test_a_model_of_text_keeps_its_last_condition_tokens_where_it_takes_fewer(po
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in same)
 
 
-def test_a_sentence_alone_is_the_state_of_the_end_token(encoder):
-    config = replace(CLASSES, condition="text", num_classes=0, condition_tokens=6, caption_dim=64)
-    model = TextNAR(begin(start(), config), encoder.model).eval()
-    ids = [torch.tensor(encoder.tokenizer(text).input_ids) for text in ("ab", "wxyz")]
-    with torch.inference_mode():
-        whole, _ = model.features(ids)
-        features, padding = model.features(ids, torch.tensor([True, False]))
-    assert torch.equal(features[0, -1], whole[0, -1]) and not features[0, :-1].any()
-    assert padding.tolist() == [[True] * 5 + [False], [True] + [False] * 5]
-    assert torch.equal(features[1], whole[1])
-
-
-def test_projections_learn_alone_at_first(tmp_path):
-    tokens, texts = torch.randint(0, 16, (3, 4)), [["x"], ["y"], ["z"]]
-    moved = []
-    for steps in (3, 4):
-        torch.manual_seed(0)
-        reader, chosen = byte_encoder(64, 1), settings(steps=steps, batch_size=3, warmup=1, ema=0.0)
-        config = replace(CLASSES, condition="text", condition_tokens=8, caption_dim=64)
-        states = TextNAR(begin(start(), config), reader.model).state_dict()
-        before = {name: tensor.clone() for name, tensor in states.items()}
-        model, reader = train_text(
-            tokens, texts, torch.arange(3), None, VQTokenizer(VQ).eval(), start(), reader, 8, chosen,
-            tmp_path / str(steps), sentences=0.5, projection_steps=3, quiet=True,
-        )  # fmt: skip
-        after = TextNAR(model, reader.model).state_dict()
-        same = {name for name in before if torch.equal(before[name], after[name])}
-        moved.append({name.split(".")[1] for name in before.keys() - same if "condition.fc" not in name})
-    assert "layers" not in moved[0] and "encoder" not in moved[0]
-    assert {"layers", "token_embedding"} <= moved[1]
-
-
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.floats(0, 2), st.integers(0, 99))
 def test_caption_noise_keeps_places_and_the_items_asked_for(subjects, most, seed):
     torch.manual_seed(seed)
@@ -488,13 +456,15 @@ def test_a_model_of_text_goes_on_with_another_encoder(captioned, tiny_text, tmp_
     for parameter in small.model.parameters():
         torch.nn.init.normal_(parameter)
     small.save(folder)
-    options = ("--caption-tokens", 12, "--sentences", 0.5, "--projection-steps", 1)
-    run = train(captioned, tiny_text, tmp_path / "run", "--steps", 1, "--text-encoder", folder, *options)
+    options = ("--caption-tokens", 12, "--text-encoder", folder)
+    run = train(captioned, tiny_text, tmp_path / "run", "--steps", 1, *options)
     assert run.exit_code == 0, run.stderr
     after = Path(run.stdout.strip())
     assert json.loads((after / "config.json").read_text())["transformer"]["condition_tokens"] == 12
     learned = T5Encoder.load(after / "text_encoder", None).model.state_dict()
-    assert all(torch.equal(learned[name], tensor) for name, tensor in small.model.state_dict().items())
+    # It learned for a step, at a tenth of the rate.
+    states = small.model.state_dict().items()
+    assert all(torch.allclose(learned[name], tensor, atol=0.01) for name, tensor in states)
     run = train(captioned, tiny_text, tmp_path / "none", "--text-encoder", tmp_path / "nothing")
     assert run.exit_code == 4 and "There is no text encoder in" in run.stderr
 

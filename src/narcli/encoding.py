@@ -58,6 +58,7 @@ class PromptEncoder:
         device: where the encoder runs; ``auto`` chooses.
         dtype: ``bfloat16`` or ``float32``.
         warn: called with a sentence for each prompt that is cut.
+        note: called with a sentence for each prompt that is drawn as another name.
     """
 
     def __init__(
@@ -68,9 +69,10 @@ class PromptEncoder:
         device: str = "auto",
         dtype: str = "bfloat16",
         warn: Callable[[str], object] = warnings.warn,
+        note: Callable[[str], object] = lambda text: None,
     ) -> None:
         self.files, self.tokens, self.width, self.device, self.dtype = files, tokens, width, device, dtype
-        self.warn = warn
+        self.warn, self.note = warn, note
         self._known: dict[str, Encoded] = {}
 
     @property
@@ -103,11 +105,15 @@ class PromptEncoder:
             make_room()
             known |= self._run_encoder(missing)
         for text, prompt in chosen.items():
-            if (dropped := known[text].dropped) and text not in self._known:
+            if text in self._known:
+                continue
+            if dropped := known[text].dropped:
                 self.warn(
-                    f"The prompt {str(prompt)!r} is longer than {self.tokens} tokens, which the model takes; "
+                    f"The prompt {str(prompt)!r} is longer than the model takes; "
                     f"dropped: {shorten(dropped, 300)!r}"
                 )
+            if (name := known[text].drawn_as) not in ("", text):
+                self.note(f"The prompt {str(prompt)!r} is drawn as {name!r}, the nearest name that is known.")
         self._known = known
 
     def condition(
@@ -127,10 +133,11 @@ class PromptEncoder:
         return left_pad([self._known[prompt.cleaned].features for prompt in prompts], self.tokens)
 
     def about(self, prompt: Prompt) -> dict[str, str]:
-        """Fields of an encoded prompt in metadata: as typed, as cleaned, and its dropped end, if any."""
-        dropped = self._known[prompt.cleaned].dropped
+        """Fields of an encoded prompt in metadata: as typed, as cleaned, as drawn, and its dropped end."""
+        encoded = self._known[prompt.cleaned]
         about = {"prompt": prompt.text, "cleaned_prompt": prompt.cleaned}
-        return about | ({"dropped": dropped} if dropped else {})
+        more = {"drawn_as": encoded.drawn_as, "dropped": encoded.dropped}
+        return about | {name: text for name, text in more.items() if text}
 
     def _run_encoder(self, texts: Sequence[str]) -> dict[str, Encoded]:
         """Load the encoder, encode the texts, and release the encoder."""
@@ -201,21 +208,21 @@ def read_cached(identity: str, dtype: str, text: str, tokens: int) -> Encoded | 
     try:
         with safe_open(path, "pt") as file:
             about, features = file.metadata() or {}, file.get_tensor("features").clone()
-        dropped, limit = about["dropped"], int(about["tokens"])
+        dropped, limit, name = about["dropped"], int(about["tokens"]), about.get("drawn_as", "")
     except (OSError, SafetensorError, KeyError, ValueError):  # missing, damaged, or of another release
         return None
     if features.dim() != 2 or not 0 < len(features) <= tokens or (dropped and limit != tokens):
         return None
     with suppress(OSError):
         os.utime(path)  # the age of a file counts from its last use
-    return Encoded(features, dropped)
+    return Encoded(features, dropped, name)
 
 
 def write_cached(identity: str, dtype: str, text: str, tokens: int, encoded: Encoded) -> None:
     """Write an encoded prompt to the cache; do nothing if the cache cannot be written."""
     from safetensors.torch import save
 
-    about = {"dropped": encoded.dropped, "tokens": str(tokens)}
+    about = {"dropped": encoded.dropped, "drawn_as": encoded.drawn_as, "tokens": str(tokens)}
     data = save({"features": encoded.features.contiguous()}, about)
     with suppress(NarError):
         write_atomic(cached_path(identity, dtype, text), data, overwrite=True)
@@ -256,7 +263,11 @@ def subjects_of(
 
 
 def prompt_encoder(
-    files: Files, device: str = "auto", dtype: str = "auto", warn: Callable[[str], object] = warnings.warn
+    files: Files,
+    device: str = "auto",
+    dtype: str = "auto",
+    warn: Callable[[str], object] = warnings.warn,
+    note: Callable[[str], object] = lambda text: None,
 ) -> PromptEncoder | None:
     """Make the encoder of the prompts of a model of images from text; None for other models.
 
@@ -269,7 +280,7 @@ def prompt_encoder(
         return None
     sizes = transformer_config(files.model.path, kind="text", grid=files.model.model.grid)
     return PromptEncoder(
-        files.encoder, sizes.condition_tokens, sizes.caption_dim, device, encoder_dtype(dtype), warn
+        files.encoder, sizes.condition_tokens, sizes.caption_dim, device, encoder_dtype(dtype), warn, note
     )
 
 

@@ -267,13 +267,6 @@ def text(
             help="Text encoder to train with the model, as transformers saves a T5.",
         ),
     ] = None,
-    sentences: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Share of examples conditioned on the end token's state alone."),
-    ] = 0.0,
-    projection_steps: Annotated[
-        int, typer.Option(min=0, help="First steps, in which only the projections of captions learn.")
-    ] = 0,
     dropout: Dropout = 0.1,
     token_noise: TokenNoise = 0.0,
     code_smoothing: CodeSmoothing = 0.0,
@@ -291,9 +284,8 @@ def text(
         data=data, output=output, start=start, steps=steps, batch_size=batch_size,
         learning_rate=learning_rate, encoder_dim=encoder_dim, encoder_layers=encoder_layers,
         encoder_steps=encoder_steps, caption_tokens=caption_tokens, text_encoder=text_encoder,
-        sentences=sentences, projection_steps=projection_steps, dropout=dropout, token_noise=token_noise,
-        code_smoothing=code_smoothing, rollouts=rollouts, muon=muon, save_every=save_every, seed=seed,
-        compile=compile,
+        dropout=dropout, token_noise=token_noise, code_smoothing=code_smoothing, rollouts=rollouts, muon=muon,
+        save_every=save_every, seed=seed, compile=compile,
     )  # fmt: skip
     if recipe.goes_on:
         refuse_beside_start(context, "encoder_dim", "encoder_layers", "encoder_steps")

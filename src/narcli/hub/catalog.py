@@ -91,7 +91,7 @@ _LLAMA_TEXT = _LLAMA["XL"] | {
 # fmt: off
 _ROWS = (
     Model("emoji", "image", classes="emoji", license="MIT", note="built in", path=WEIGHTS / "emoji"),
-    Model("emoji-text", "text", tokenizer="emoji", license="MIT", note="built in",
+    Model("emoji-text", "text", tokenizer="emoji", license="MIT AND Apache-2.0", note="built in",
           path=WEIGHTS / "emoji-text"),
     Model("emoji-video", "video", classes="emoji-video", license="MIT", note="built in",
           path=WEIGHTS / "emoji-video"),

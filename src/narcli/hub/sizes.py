@@ -14,7 +14,7 @@ from ..checkpoints.config import CONFIG, TEXT_ENCODER
 from ..checkpoints.folder import has_own_encoder, has_own_tokenizer
 from ..checkpoints.formats.families import sizes_of
 from ..checkpoints.load import build, load_tokenizer, transformer_config
-from ..checkpoints.text_encoder import read_sizes
+from ..checkpoints.t5 import read_sizes
 from ..devices import DTYPES
 from ..models.network import NetworkConfig
 from ..models.tokenizer import TokenizerConfig

@@ -211,9 +211,9 @@ class EncoderFiles:
         """Identity of the encoder: its repository and commit, or a hash of its files."""
         if self.located.commit is not None:
             return f"{self.located.model.repo}@{self.located.commit}{TEXT_ENCODER * self.own}"
-        known = sha256()
-        for file in sorted(path for path in self.folder().iterdir() if path.is_file()):
-            known.update(f"{file.name}:{hash_ends(file)}\n".encode())
+        known, folder = sha256(), self.folder()
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            known.update(f"{file.relative_to(folder).as_posix()}:{hash_ends(file)}\n".encode())
         return known.hexdigest()
 
     def about(self) -> dict[str, Any]:

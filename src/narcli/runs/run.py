@@ -85,7 +85,7 @@ class Loader:
         with clock.timed("import"):
             from ..pipeline import load_files
         dtype = recipe.text_dtype or recipe.dtype
-        encoder = prompt_encoder(files, recipe.text_device or recipe.device, dtype, host.warn)
+        encoder = prompt_encoder(files, recipe.text_device or recipe.device, dtype, host.warn, host.note)
         key = (files.model, files.tokenizer, recipe.device, recipe.dtype, recipe.order)
         # A text encoder that has to run takes as much memory as a model.
         encode = files.encoder is not None and not all_cached(files.encoder, recipe.texts, dtype)

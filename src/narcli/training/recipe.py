@@ -300,8 +300,6 @@ class TextRecipe(NARRecipe):
         encoder_layers: of a new encoder.
         encoder_steps: steps in which a new encoder first learns which caption is of which picture.
         caption_tokens: longest caption in tokens of the encoder, the end token counted.
-        sentences: share of examples that give the end token's state alone, in [0, 1].
-        projection_steps: first steps, in which only the projections of captions learn.
         code_smoothing: width of shared targets, in [0, 10]; see ``SoftTargets``.
 
     Raises:
@@ -314,8 +312,6 @@ class TextRecipe(NARRecipe):
     encoder_layers: int = 4
     encoder_steps: int = 1000
     caption_tokens: int = 80
-    sentences: float = 0.0
-    projection_steps: int = 0
     code_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
@@ -376,8 +372,7 @@ class TextRecipe(NARRecipe):
             tokens, captions, torch.from_numpy(subjects), looks, vq, blocks,
             own or byte_encoder(self.encoder_dim, self.encoder_layers), caption_tokens, settings,
             self.output, encoder_steps, dropout=self.dropout, token_noise=self.token_noise,
-            code_smoothing=self.code_smoothing, rollouts=self.rollouts, sentences=self.sentences,
-            projection_steps=self.projection_steps, quiet=quiet,
+            code_smoothing=self.code_smoothing, rollouts=self.rollouts, quiet=quiet,
         )  # fmt: skip
         save_model(
             self.result, transformer=model, tokenizer=vq, text_encoder=encoder, defaults=defaults,

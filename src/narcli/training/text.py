@@ -149,18 +149,10 @@ class TextNAR(nn.Module):
         super().__init__()
         self.nar, self.encoder = nar, encoder
 
-    def features(self, ids: Sequence[Tensor], alone: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Make the condition of B captions (token ids): (B, C, width), left-padded, and its padding (B, C).
-
-        If ``alone``, (B,) bool, is true, the condition is only the state of the end token.
-        """
+    def features(self, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Make the condition of B captions (token ids): left-padded (B, C, width), and padding (B, C)."""
         encoded, _ = encode(self.encoder, ids)
-        begins = (
-            [0] * len(ids)
-            if alone is None
-            else [len(r) - 1 if a else 0 for r, a in zip(ids, alone, strict=True)]
-        )
-        valid = [row[b : len(there)] for row, there, b in zip(encoded, ids, begins, strict=True)]
+        valid = [row[: len(there)] for row, there in zip(encoded, ids, strict=True)]
         return left_pad(valid, self.nar.config.condition_tokens)
 
 
@@ -215,8 +207,6 @@ def train_text(
     token_noise: float = 0.0,
     code_smoothing: float = 0.0,
     rollouts: float = 0.0,
-    sentences: float = 0.0,
-    projection_steps: int = 0,
     quiet: bool = False,
 ) -> tuple[NARTransformer, T5Encoder]:
     """Train a transformer on captions, and its encoder; ``loop.train`` lists the files in ``folder``.
@@ -238,8 +228,6 @@ def train_text(
             ``CaptionNoise``.
         code_smoothing: in [0, 10], see ``SoftTargets``.
         rollouts: share of examples whose input the network drew, in [0, 1]; see ``nar.Rollouts``.
-        sentences: share of examples whose condition is the end token's state alone, in [0, 1].
-        projection_steps: first steps, in which only the projections of the condition learn.
         quiet: no progress display.
 
     Raises:
@@ -277,12 +265,10 @@ def train_text(
     nar, condition = model.nar, cast(TextCondition, model.nar.condition)
     forward = torch.compile(nar.forward_train) if settings.compile else nar.forward_train
 
-    rest = [p for name, p in model.named_parameters() if not name.startswith("nar.condition.")]
-
     def features_of(items: Tensor) -> tuple[Tensor, Tensor]:
         numbers = torch.rand(len(items)).tolist()
         chosen = [pick(ids[item], number) for item, number in zip(items.tolist(), numbers, strict=True)]
-        return model.features(chosen, torch.rand(len(items)) < sentences if sentences else None)
+        return model.features(chosen)
 
     def sampled(network: NARTransformer, items: Tensor, seeds: Tensor) -> Tensor:
         features, padding = features_of(items)
@@ -292,8 +278,6 @@ def train_text(
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         items = torch.from_numpy(batch_indices(len(tokens), settings, step))
-        for parameter in rest:
-            parameter.requires_grad_(step >= projection_steps)
         features, padding = features_of(items)
         dropped = torch.rand(len(items), 1, 1) < LABEL_DROPOUT
         features = torch.where(dropped, condition.uncond_embedding.to(features.dtype), features)
@@ -317,8 +301,6 @@ def train_text(
         "dropout": dropout,
         "token_noise": token_noise,
         **({"code_smoothing": code_smoothing} if code_smoothing else {}),
-        **({"sentences": sentences} if sentences else {}),
-        **({"projection_steps": projection_steps} if projection_steps else {}),
         **rollout.about,
         "data": data,
         "subjects": sha256(noise.subjects.numpy().tobytes()).hexdigest(),

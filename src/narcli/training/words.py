@@ -1,12 +1,13 @@
-"""Training of a text encoder that reads word pieces, after a much larger sentence encoder.
+"""Training of an encoder of word pieces that finds the picture of a phrase, after a sentence encoder.
 
-Captions alone teach only their own words. A sentence encoder knows others: the small encoder learns its
-vectors of many phrases (distillation, arXiv 1503.02531), and the picture of each phrase. Pieces and their
-first embeddings come from the sentence encoder, so words that no phrase has are meaningful too.
+Captions alone teach only their own words. A much larger sentence encoder knows others: the small encoder
+learns its vectors of many phrases (distillation, arXiv 1503.02531), and the picture of each phrase. Pieces
+and their first embeddings come from the sentence encoder, so words that no phrase has are meaningful too.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -26,6 +27,7 @@ PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"  # numbered 0, 1, 2 in a T5
 LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789!?.,:;'\"-+=%$_^")  # always in the vocabulary
 SIMILARITY = 0.05  # temperature of the similarities within a batch
 PICTURES = 0.5  # weight of the loss over pictures; that of the vectors is 3
+TYPOS = 0.25  # share of drawn phrases that get a typo, if they have a long word
 SORTED = 8  # batches drawn at once and sorted by length, for little padding
 
 
@@ -134,16 +136,11 @@ def word_encoder(tokenizer: Any, embeddings: Tensor, width: int, layers: int) ->
     components = centred @ directions[:, -width:]
     with torch.no_grad():
         model.shared.weight[-len(embeddings) :] = (components / components.std()).float()
-        # The end token's state starts as the mean of what it reads of the words.
-        model.shared.weight[1] = 0
     return T5Encoder(model, tokenizer)
 
 
 class Student(nn.Module):
-    """An encoder that predicts the teacher's vector and the picture of a phrase.
-
-    It predicts both twice: from the end token's state, and from the mean of the words' states. Both share
-    their projections, since a transformer may read the end token alone or all states.
+    """An encoder that predicts the teacher's vector and the picture of a phrase, from the mean of its states.
 
     A picture's vector is the sum of those of its parts, subject and attributes. So a picture that is never a
     target has one too, made of parts of other pictures.
@@ -171,19 +168,12 @@ class Student(nn.Module):
         return F.normalize((self.parts[self.numbers.clamp_min(0)] * there).sum(1), dim=-1)
 
     def forward(self, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Read B phrases (token ids): vectors (2, B, D), and logits over pictures (2, B, P)."""
+        """Read B phrases (token ids): vectors (B, D), and logits over pictures (B, P)."""
         states, seen = encode(self.encoder, ids)
-        states = states.float()
-        ends = seen.sum(1) - 1
-        last = states[torch.arange(len(ids)), ends]
-        words = seen.clone()
-        words[torch.arange(len(ids)), ends] = 0
-        mean = (states * words[..., None]).sum(1) / words.sum(1, keepdim=True).clamp_min(1)
-        readings = torch.stack([last, mean])
-        looks = F.normalize(self.look(readings).float(), dim=-1)
-        return F.normalize(self.meaning(readings).float(), dim=-1), self.log_scale.exp() * (
-            looks @ self.pictures().T
-        )
+        mean = (states.float() * seen[..., None]).sum(1) / seen.sum(1, keepdim=True)
+        looks = F.normalize(self.look(mean).float(), dim=-1)
+        vectors = F.normalize(self.meaning(mean).float(), dim=-1)
+        return vectors, self.log_scale.exp() * (looks @ self.pictures().T)
 
 
 def start_of_parts(phrases: Phrases, parts: Tensor) -> Tensor:
@@ -208,7 +198,7 @@ def start_of_parts(phrases: Phrases, parts: Tensor) -> Tensor:
 def distillation(
     vectors: Tensor, logits: Tensor, target: Tensor, owners: Tensor, likely: Tensor, shares: Tensor
 ) -> Tensor:
-    """Compute the loss of one reading of B phrases.
+    """Compute the loss of B phrases.
 
     Args:
         vectors: (B, D) of the student.
@@ -240,6 +230,26 @@ def draw(often: Tensor, lengths: Tensor, settings: TrainSettings, step: int) -> 
     return batches[torch.randperm(SORTED, generator=generator)[place]]
 
 
+def typo(text: str, rng: random.Random) -> str:
+    """Drop, double, swap or exchange a letter of a long word, not its first one; "" without such a word."""
+    words = text.split(" ")
+    places = [place for place, word in enumerate(words) if len(word) > 4 and word.isalpha()]
+    if not places:
+        return ""
+    place = rng.choice(places)
+    word, at = words[place], rng.randrange(1, len(words[place]) - 1)
+    letter = rng.choice("abcdefghijklmnopqrstuvwxyz")
+    words[place] = rng.choice(
+        (
+            word[:at] + word[at + 1 :],
+            word[:at] + word[at] + word[at:],
+            word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+            word[:at] + letter + word[at + 1 :],
+        )
+    )
+    return " ".join(words) if words[place] != word else ""
+
+
 def train_words(
     encoder: T5Encoder, phrases: Phrases, parts: Tensor, targets: Tensor, settings: TrainSettings,
     folder: Path, tokens: int = 40, quiet: bool = False,
@@ -257,23 +267,29 @@ def train_words(
         quiet: no progress display.
     """
     torch.manual_seed(settings.seed)
-    rows = encoder.tokenizer(list(phrases.texts)).input_ids
-    ids = [torch.tensor(row if len(row) <= tokens else [*row[: tokens - 1], row[-1]]) for row in rows]
+
+    def read(texts: Sequence[str]) -> list[Tensor]:
+        rows = encoder.tokenizer(list(texts)).input_ids
+        return [torch.tensor(row if len(row) <= tokens else [*row[: tokens - 1], row[-1]]) for row in rows]
+
+    ids = read(phrases.texts)
     lengths = torch.tensor([len(row) for row in ids])
     student = Student(encoder, parts, start_of_parts(phrases, parts)).train()
-    nowhere = ~targets
+    nowhere, known = ~targets, frozenset(phrases.texts)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         picked = draw(phrases.often, lengths, settings, step)
-        vectors, logits = student([ids[index] for index in picked.tolist()])
+        rng, rows = random.Random(settings.seed * 1_000_003 + step), []
+        for index in picked.tolist():
+            wrong = typo(phrases.texts[index], rng) if rng.random() < TYPOS else ""
+            rows.append(read([wrong])[0] if wrong and wrong not in known else ids[index])
+        vectors, logits = student(rows)
         logits = logits.masked_fill(nowhere, -1e4)
         columns = (phrases.vectors, phrases.owners, phrases.likely, phrases.shares)
         batch = [column[picked] for column in columns]
-        pairs = list(zip(vectors, logits, strict=True))
-        loss = torch.stack([distillation(*pair, *batch) for pair in pairs]).mean()
-        right = (logits.detach().argmax(2) == batch[1]).float().mean()
-        cosine = (vectors.detach() * batch[0]).sum(2).mean()
-        return loss, {"cosine": cosine, "right": right}
+        right = (logits.detach().argmax(1) == batch[1]).float().mean()
+        cosine = (vectors.detach() * batch[0]).sum(1).mean()
+        return distillation(vectors, logits, *batch), {"cosine": cosine, "right": right}
 
     about = {
         "encoder": sizes_of(encoder),
