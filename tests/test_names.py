@@ -111,6 +111,8 @@ def test_models_keep_their_names(named, tmp_path):
         app, ["models", "convert", str(named), "--output", "half", "--dtype", "bfloat16"]
     )
     assert run.exit_code == 0, run.stderr
+    modes = {path.stat().st_mode for path in Path("half").rglob("*") if path.is_file()}
+    assert len(modes) == 1 and Path("half/text_encoder/names").stat().st_mode == Path("half").stat().st_mode
     names = T5Encoder.load(Path("half") / "text_encoder").names
     assert names.names == NAMES and names.nearest("a slice of pizza")[0] == "pizza"
     assert (

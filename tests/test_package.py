@@ -20,7 +20,8 @@ from narcli.hub import catalog as registry
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ("config.json", "model.safetensors", "tokenizer.safetensors")
-ENCODER = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+ENCODER = ("config.json", "model.safetensors", "tokenizer_config.json")
+NAMES = (*ENCODER, "tokenizer.json", "names.txt", "names.safetensors")
 MAX_WEIGHTS = {"emoji": 30e6, "emoji-text": 45e6, "emoji-video": 30e6}  # bytes
 
 
@@ -83,6 +84,7 @@ def test_the_wheel_has_the_data_and_nothing_else(wheel):
             f"narcli/weights/{model}/{name}" for name in WEIGHTS[: 2 if model == "emoji-text" else 3]
         } <= packed
     assert {f"narcli/weights/emoji-text/text_encoder/{name}" for name in ENCODER} <= packed
+    assert {f"narcli/weights/emoji-text/text_encoder/names/{name}" for name in NAMES} <= packed
     others = {name for name in names - packed if not name.startswith(f"narcli-{__version__}.dist-info/")}
     assert not others
     licenses = {"LICENSE", "LICENSE.Apache-2.0", "NOTICE"}

@@ -103,6 +103,6 @@ class Names:
         if text in self._known:
             return text, ""
         ids, dropped = tokenize(self.model, self.tokenizer, text, READ)
-        states = self.model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        states = self.model(input_ids=torch.tensor([ids], device="cpu")).last_hidden_state[0]
         look = F.normalize(F.linear(states.mean(0), self.weight, self.bias), dim=0)
         return self.names[int((self.vectors @ look).argmax())], dropped

@@ -88,8 +88,9 @@ def save_model(
                 (new / file).chmod((new / CONFIG).stat().st_mode)  # it was made for its owner only
             if text_encoder is not None:
                 text_encoder.save(new / TEXT_ENCODER, dtype)
-                for stored in (new / TEXT_ENCODER).iterdir():
-                    stored.chmod((new / CONFIG).stat().st_mode)
+                for stored in (new / TEXT_ENCODER).rglob("*"):
+                    if stored.is_file():
+                        stored.chmod((new / CONFIG).stat().st_mode)
             old = Path(made) / OLD / folder.name
             if folder.exists():
                 old.parent.mkdir()
