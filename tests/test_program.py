@@ -434,8 +434,11 @@ def test_the_first_error_of_a_failed_capture_is_told(models):
             raise RuntimeError("operation failed due to a previous error during capture")
 
     told, runner = [], Graphs(CPU, lambda device: fail)
-    for seed in range(2):
-        drawn(models["class"], runner, seed, tell=told.append)
+    try:
+        raise ValueError("of the caller")
+    except ValueError:
+        for seed in range(2):
+            drawn(models["class"], runner, seed, tell=told.append)
     assert "not permitted when stream" in told[0]
 
 

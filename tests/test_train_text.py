@@ -465,6 +465,7 @@ def test_a_model_of_text_goes_on_with_another_encoder(captioned, tiny_text, tmp_
     # It learned for a step, at a tenth of the rate.
     states = small.model.state_dict().items()
     assert all(torch.allclose(learned[name], tensor, atol=0.01) for name, tensor in states)
+    assert not all(torch.equal(learned[name], tensor) for name, tensor in states)
     run = train(captioned, tiny_text, tmp_path / "none", "--text-encoder", tmp_path / "nothing")
     assert run.exit_code == 4 and "There is no text encoder in" in run.stderr
 

@@ -194,7 +194,7 @@ def cached_path(identity: str, dtype: str, text: str) -> Path:
     """Cache file of a cleaned prompt and an encoder."""
     from hashlib import sha256
 
-    key = sha256("\0".join(("1", identity, dtype, text)).encode()).hexdigest()
+    key = sha256("\0".join(("2", identity, dtype, text)).encode()).hexdigest()
     return cache_folder() / f"{key}.safetensors"
 
 

@@ -199,7 +199,8 @@ def compare(
     """
     host, pictures = host or Host(), None
     for entrant in entrants:
-        encoder = prompt_encoder(entrant.files, recipe.text_device or recipe.device, recipe.dtype, host.warn)
+        where = recipe.text_device or recipe.device
+        encoder = prompt_encoder(entrant.files, where, recipe.dtype, host.warn, host.note)
         if encoder is not None:
             encoder.encode(recipe.texts)
         pipeline = load_files(entrant.files, recipe.device, recipe.dtype, encoder, entrant.order)

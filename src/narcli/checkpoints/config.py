@@ -34,7 +34,8 @@ from .formats.format import PARTS, ModelConfig
 
 FORMAT = "narcli.model/1"
 CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer.safetensors"
-TEXT_ENCODER = "text_encoder"
+TEXT_ENCODER, NAMES = "text_encoder", "names"
+LONGEST_NAME = 500  # characters of a name that prompts are read as
 #: In the folder of a training run: its result, its state, its log, and tokens of its pictures by a digest.
 RESULT, STATE, LOG, TOKENS = "model", "state.pt", "log.jsonl", "tokens-{}.npy"
 #: In the folder of a training run, the folder in which its text encoder learned first.

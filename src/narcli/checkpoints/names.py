@@ -6,7 +6,7 @@ name. Its folder, ``names`` in that of the text encoder, holds a T5 as ``transfo
 ``names.txt``, a name a line, and ``names.safetensors``:
 
     look.weight (D, width), look.bias (D,)   projection of a prompt, the mean of its tokens' states
-    vectors (P, D)                           a vector of norm 1 for each name
+    vectors (P, D)                           a vector for each name, of which the direction counts
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..media.textfiles import read_text, split_lines
+from .config import LONGEST_NAME
 from .containers import read_tensors
 from .t5 import quiet, read_t5, tokenize
 
-NAMES = "names"
-#: Most bytes of all names, and characters of one.
-MOST, LONGEST = 2**24, 500
+#: Most bytes of all names.
+MOST = 2**24
 #: Tokens of a prompt that are read, with the end token.
 READ = 40
 
@@ -39,7 +39,7 @@ class Names:
     """Names, and the encoder that finds the nearest one of a prompt.
 
     Args:
-        model: T5 of word pieces, in float32 on the CPU.
+        model: T5 of word pieces, on the CPU.
         tokenizer: its tokenizer, of ``transformers``.
         weight: (D, width), projection.
         bias: (D,), its bias.
@@ -55,33 +55,44 @@ class Names:
     names: tuple[str, ...]
 
     @classmethod
-    def load(cls, folder: Path) -> Names:
-        """Load a folder of names.
+    def load(cls, folder: Path, dtype: torch.dtype | None = torch.float32) -> Names:
+        """Load a folder of names, with tensors in ``dtype``; None keeps their format, to save them.
 
         Raises:
-            CheckpointError: an incomplete folder, or files that do not belong together.
+            CheckpointError: an incomplete folder, or files that are damaged or do not belong together.
         """
         model, tensors, tokenizer = read_t5(folder)
-        model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+        converted = {id(tensor): tensor.to(dtype or tensor.dtype) for tensor in tensors.values()}
+        model.load_state_dict({name: converted[id(t)] for name, t in tensors.items()}, assign=True)
         model.tie_weights()
         path = folder / "names.txt"
         names = split_lines(read_text(path, "a list of names", MOST))
-        if not names or not all(0 < len(name) <= LONGEST and name.isprintable() for name in names):
+        if not names or not all(0 < len(name) <= LONGEST_NAME and name.isprintable() for name in names):
             raise CheckpointError(
-                f"{path} has no name, or a line that is not a printable name of 1 to {LONGEST} characters.",
+                f"{path} has no name, or a line that is no printable name of 1 to {LONGEST_NAME} characters.",
                 "Get the folder again, whole.",
             )
-        path = folder / "names.safetensors"
-        stored = {name: tensor.float() for name, tensor in read_tensors(path).items()}
-        vectors = stored.get("vectors", torch.empty(0))
-        size, width = vectors.shape[-1], model.config.d_model
-        wanted = {"look.weight": (size, width), "look.bias": (size,), "vectors": (len(names), size)}
-        if {name: tuple(tensor.shape) for name, tensor in stored.items()} != wanted:
+        path, width = folder / "names.safetensors", model.config.d_model
+        stored = {name: tensor.to(dtype or tensor.dtype) for name, tensor in read_tensors(path).items()}
+        sizes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+        (size,) = sizes.get("look.bias", ())[:1] or (0,)
+        if not size or sizes != {
+            "look.weight": (size, width), "look.bias": (size,), "vectors": (len(names), size)
+        }:  # fmt: skip
             raise CheckpointError(
                 f"{path} does not hold vectors of {len(names):,} names and a projection of {width} numbers.",
                 "Its files do not belong together; get the folder again, whole.",
             )
-        return cls(model.eval(), tokenizer, stored["look.weight"], stored["look.bias"], vectors, tuple(names))
+        if not all(tensor.is_floating_point() and tensor.isfinite().all() for tensor in stored.values()):
+            raise CheckpointError(f"{path} has numbers that are not finite.", "Get it again; it is damaged.")
+        return cls(
+            model.eval(),
+            tokenizer,
+            stored["look.weight"],
+            stored["look.bias"],
+            stored["vectors"],
+            tuple(names),
+        )
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Save a folder that ``load`` reads, with tensors in ``dtype``; None keeps their format."""
@@ -94,15 +105,20 @@ class Names:
         (folder / "names.txt").write_text("".join(f"{name}\n" for name in self.names), "utf-8")
 
     @cached_property
-    def _known(self) -> frozenset[str]:
+    def known(self) -> frozenset[str]:
+        """The names, as a set."""
         return frozenset(self.names)
+
+    @cached_property
+    def _directions(self) -> Tensor:
+        return F.normalize(self.vectors, dim=1)
 
     @torch.inference_mode()
     def nearest(self, text: str) -> tuple[str, str]:
         """Return the name that a cleaned prompt means, and the end of the prompt that was not read."""
-        if text in self._known:
+        if text in self.known:
             return text, ""
         ids, dropped = tokenize(self.model, self.tokenizer, text, READ)
         states = self.model(input_ids=torch.tensor([ids], device="cpu")).last_hidden_state[0]
         look = F.normalize(F.linear(states.mean(0), self.weight, self.bias), dim=0)
-        return self.names[int((self.vectors @ look).argmax())], dropped
+        return self.names[int((self._directions @ look).argmax())], dropped

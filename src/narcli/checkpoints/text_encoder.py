@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..models.attention import CHECKED
-from .names import NAMES, Names
+from .config import NAMES
+from .names import Names
 from .t5 import quiet, read_t5, tokenize
 
 #: Prompts of equal length that a card encodes at once.
@@ -71,7 +72,7 @@ class T5Encoder:
         converted = {id(tensor): tensor.to(device, dtype or tensor.dtype) for tensor in tensors.values()}
         model.load_state_dict({name: converted[id(t)] for name, t in tensors.items()}, assign=True)
         model.tie_weights()
-        return cls(model.eval(), tokenizer, _names(folder))
+        return cls(model.eval(), tokenizer, _names(folder, None if dtype is None else torch.float32))
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Save a folder that ``load`` reads, with tensors in ``dtype``; None keeps their format."""
@@ -116,8 +117,8 @@ class T5Encoder:
         if self.names is None:
             return *tokenize(self.model, self.tokenizer, text, tokens), ""
         name, dropped = self.names.nearest(text)
-        ids, _ = tokenize(self.model, self.tokenizer, name, tokens)
-        return ids, dropped, name
+        ids, cut = tokenize(self.model, self.tokenizer, name, tokens)
+        return ids, dropped or cut, name
 
 
 def left_pad(features: Sequence[Tensor], tokens: int) -> tuple[Tensor, Tensor]:
@@ -142,8 +143,8 @@ def check_encoder(folder: Path) -> None:
         CheckpointError: not a T5 folder, or an incomplete one.
     """
     read_t5(folder)
-    _names(folder)
+    _names(folder, None)
 
 
-def _names(folder: Path) -> Names | None:
-    return Names.load(folder / NAMES) if os.path.lexists(folder / NAMES) else None
+def _names(folder: Path, dtype: torch.dtype | None) -> Names | None:
+    return Names.load(folder / NAMES, dtype) if os.path.lexists(folder / NAMES) else None

@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ..checkpoints.config import MODEL, TEXT_ENCODER, TOKENIZER, weights_in
+from ..checkpoints.config import MODEL, NAMES, TEXT_ENCODER, TOKENIZER, weights_in
 from ..checkpoints.folder import has_own_encoder, has_own_tokenizer
 from ..classes import ClassTable, load_table
 from ..errors import UsageError
@@ -212,8 +212,10 @@ class EncoderFiles:
         if self.located.commit is not None:
             return f"{self.located.model.repo}@{self.located.commit}{TEXT_ENCODER * self.own}"
         known, folder = sha256(), self.folder()
-        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-            known.update(f"{file.relative_to(folder).as_posix()}:{hash_ends(file)}\n".encode())
+        names = folder / NAMES
+        for file in (*sorted(folder.iterdir()), *(sorted(names.iterdir()) if names.is_dir() else ())):
+            if file.is_file():
+                known.update(f"{file.relative_to(folder).as_posix()}:{hash_ends(file)}\n".encode())
         return known.hexdigest()
 
     def about(self) -> dict[str, Any]:

@@ -150,9 +150,7 @@ class Graphs(Eager):
         try:
             return _record(StepProgram(*key), batch, self.recorder(self.device))
         except (RuntimeError, MemoryError) as error:
-            cause = _cause(error)
-            reason, short = first_line(cause), is_shortage(cause)
-            del cause
+            reason, short = _reason(error)
         self.clear()  # here, where no error holds the recorded steps any more
         release(self.device)
         if short:
@@ -163,11 +161,15 @@ class Graphs(Eager):
         return None
 
 
-def _cause(error: BaseException) -> BaseException:
-    """The error that began it: the end of a capture fails as well, with a message of its own."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return error
+def _reason(error: BaseException) -> tuple[str, bool]:
+    """Words of the error that began it, and whether memory was short.
+
+    The end of a failed capture fails as well, with a message of its own.
+    """
+    chain = [error]
+    while isinstance(before := chain[-1].__context__, RuntimeError | MemoryError):
+        chain.append(before)
+    return first_line(chain[-1]), any(map(is_shortage, chain))
 
 
 def _record(program: StepProgram, batch: Batch, record: Record) -> _Kept:

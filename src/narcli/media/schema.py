@@ -229,7 +229,7 @@ RUN = (
 SAMPLE = (
     Field("class", _CLASS, "id as asked for, the model's name, row of its embedding", ("classes",)),
     Field("prompt", _text(), "as typed", ("prompt", "prompt_file")),
-    Field("cleaned_prompt", _text(), "as the text encoder read it"),
+    Field("cleaned_prompt", _text(), "cleaned, as narcli read it"),
     Field("drawn_as", _text(), "the name that it was drawn as, of a model that knows names"),
     Field("dropped", _text(), "its end, which was too long for the model"),
     Field(

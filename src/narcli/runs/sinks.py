@@ -13,6 +13,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints.config import LONGEST_NAME
 from ..classes import ClassEntry
 from ..errors import NarError
 from ..media.inits import read_cells
@@ -199,9 +200,11 @@ class Sinks:
         num = self._samples_of_each()
         each = map(_about, {sample.entry for sample in self.samples[::num]})
         largest = max(each, key=lambda about: len(json.dumps(about)))
-        dropped = {"dropped": largest.get("cleaned_prompt", "")}  # recorded too if the prompt is cut
+        # The end that is cut and the name that it is drawn as are recorded, too.
+        text = largest.get("cleaned_prompt")
+        read = {} if text is None else {"dropped": text, "drawn_as": "x" * LONGEST_NAME}
         tokens = {"tokens": "A" * 6 * min(self.decoder.order.cells, MAX_TOKENS)}
-        encode_metadata(self.common | largest | dropped | tokens)
+        encode_metadata(self.common | largest | read | tokens)
         if self.outputs.companions or self.recipe.ranges:
             hashes = ["0" * 64] * min(len(self.samples), MAX_HASHES)
             encode_metadata(self._about_all() | {"samples_sha256": hashes} | about_sheet(self.recipe))

@@ -355,6 +355,11 @@ class TextRecipe(NARRecipe):
             )
         elif self.text_encoder:
             own = starts.own_encoder(self.text_encoder)
+        if own and own.names:
+            unknown = next((text for row in captions for text in row if text not in own.names.known), None)
+            if unknown is not None:
+                own = replace(own, names=None)
+                tell(f"{unknown!r} is no name of the encoder: prompts of the result are read as they are.")
         encoder_steps = 0 if own else self.encoder_steps
         settings = self.settings(muon=self.muon, compile=self.compile)
         sizes = replace(

@@ -294,6 +294,7 @@ def train_words(
     about = {
         "encoder": sizes_of(encoder),
         "data": phrases.digest(),
+        "typos": TYPOS,
         "parts": sha256(parts.numpy().tobytes()).hexdigest(),
     }
     train(student, loss_of, settings, folder, lambda *_: None, about=about, quiet=quiet)
