@@ -372,7 +372,11 @@ def test_files_of_the_version_before_are_read_and_verified(name, samples, here):
     finished = made(recipe)[-1]
     assert len(finished.documents) == samples
     verdicts = list(compare(file, recorded(file, about), finished))
-    assert [verdict.words for verdict in verdicts if not verdict.equal] == [] and len(verdicts) == samples
+    assert len(verdicts) == samples
+    if recipe.model == "emoji-text":  # its weights have changed since
+        assert "tokens differ" in verdicts[0].words
+    else:
+        assert [verdict.words for verdict in verdicts if not verdict.equal] == []
 
 
 def test_tokens_and_orders_of_the_version_before_are_shown_again(here):
