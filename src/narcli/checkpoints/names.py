@@ -11,7 +11,6 @@ name. Its folder, ``names`` in that of the text encoder, holds a T5 as ``transfo
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +25,7 @@ from ..errors import CheckpointError
 from ..media.textfiles import read_text, split_lines
 from .config import LONGEST_NAME
 from .containers import read_tensors
-from .t5 import quiet, read_t5, tokenize
+from .t5 import fill, read_t5, save_t5, tokenize
 
 #: Most bytes of all names.
 MOST = 2**24
@@ -62,9 +61,6 @@ class Names:
             CheckpointError: an incomplete folder, or files that are damaged or do not belong together.
         """
         model, tensors, tokenizer = read_t5(folder)
-        converted = {id(tensor): tensor.to(dtype or tensor.dtype) for tensor in tensors.values()}
-        model.load_state_dict({name: converted[id(t)] for name, t in tensors.items()}, assign=True)
-        model.tie_weights()
         path = folder / "names.txt"
         names = split_lines(read_text(path, "a list of names", MOST))
         if not names or not all(0 < len(name) <= LONGEST_NAME and name.isprintable() for name in names):
@@ -86,7 +82,7 @@ class Names:
         if not all(tensor.is_floating_point() and tensor.isfinite().all() for tensor in stored.values()):
             raise CheckpointError(f"{path} has numbers that are not finite.", "Get it again; it is damaged.")
         return cls(
-            model.eval(),
+            fill(model, tensors, dtype),
             tokenizer,
             stored["look.weight"],
             stored["look.bias"],
@@ -97,9 +93,7 @@ class Names:
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Save a folder that ``load`` reads, with tensors in ``dtype``; None keeps their format."""
         tensors = {"look.weight": self.weight, "look.bias": self.bias, "vectors": self.vectors}
-        with quiet():
-            (self.model if dtype is None else copy.deepcopy(self.model).to(dtype)).save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
+        save_t5(self.model, self.tokenizer, folder, dtype)
         stored = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in tensors.items()}
         save_file(stored, folder / "names.safetensors")
         (folder / "names.txt").write_text("".join(f"{name}\n" for name in self.names), "utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -42,6 +43,26 @@ def read_t5(folder: Path) -> tuple[Any, dict[str, Tensor], Any]:
                 f"The text encoder in {folder} cannot be loaded: {first_line(error)}",
                 "Get the folder again, whole, as transformers saved it.",
             ) from error
+
+
+def fill(
+    model: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype | None, device: str | torch.device = "cpu"
+) -> Any:
+    """Give a network on the device ``meta`` its tensors, for inference; a ``dtype`` of None keeps theirs.
+
+    Without a conversion this keeps the memory map. Tied tensors are converted once.
+    """
+    converted = {id(tensor): tensor.to(device, dtype or tensor.dtype) for tensor in tensors.values()}
+    model.load_state_dict({name: converted[id(t)] for name, t in tensors.items()}, assign=True)
+    model.tie_weights()
+    return model.eval()
+
+
+def save_t5(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Save a folder that ``read_t5`` reads, with tensors in ``dtype``; None keeps their format."""
+    with quiet():
+        (model if dtype is None else copy.deepcopy(model).to(dtype)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 #: Keys read from an encoder's config.json; all others, such as code to fetch, are ignored.

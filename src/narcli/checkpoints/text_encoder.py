@@ -7,7 +7,6 @@ encodes each by itself, since a batch in float32 rounds otherwise (by up to 4e-4
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from torch import Tensor
 from ..models.attention import CHECKED
 from .config import NAMES
 from .names import Names
-from .t5 import quiet, read_t5, tokenize
+from .t5 import fill, read_t5, save_t5, tokenize
 
 #: Prompts of equal length that a card encodes at once.
 TOGETHER = 8
@@ -68,18 +67,12 @@ class T5Encoder:
         model, tensors, tokenizer = read_t5(folder)
         if torch.device(device).type in CHECKED:  # transformers would call torch's attention by itself
             model.set_attn_implementation("eager")
-        # Without a conversion this keeps the memory map; tied tensors are converted once.
-        converted = {id(tensor): tensor.to(device, dtype or tensor.dtype) for tensor in tensors.values()}
-        model.load_state_dict({name: converted[id(t)] for name, t in tensors.items()}, assign=True)
-        model.tie_weights()
-        return cls(model.eval(), tokenizer, _names(folder, None if dtype is None else torch.float32))
+        model = fill(model, tensors, dtype, device)
+        return cls(model, tokenizer, _names(folder, None if dtype is None else torch.float32))
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Save a folder that ``load`` reads, with tensors in ``dtype``; None keeps their format."""
-        with quiet():
-            model = self.model if dtype is None else copy.deepcopy(self.model).to(dtype)
-            model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
+        save_t5(self.model, self.tokenizer, folder, dtype)
         if self.names is not None:
             self.names.save(folder / NAMES, dtype)
 

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checkpoints.names import READ
 from ..checkpoints.text_encoder import T5Encoder
 from .loop import TrainSettings, train
 from .text import HEAD_DIM, encode, sizes_of
@@ -252,7 +253,7 @@ def typo(text: str, rng: random.Random) -> str:
 
 def train_words(
     encoder: T5Encoder, phrases: Phrases, parts: Tensor, targets: Tensor, settings: TrainSettings,
-    folder: Path, tokens: int = 40, quiet: bool = False,
+    folder: Path, tokens: int = READ, quiet: bool = False,
 ) -> Student:  # fmt: skip
     """Train an encoder, in place; ``loop.train`` lists the files in ``folder``.
 
@@ -279,10 +280,11 @@ def train_words(
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         picked = draw(phrases.often, lengths, settings, step)
-        rng, rows = random.Random(settings.seed * 1_000_003 + step), []
-        for index in picked.tolist():
-            wrong = typo(phrases.texts[index], rng) if rng.random() < TYPOS else ""
-            rows.append(read([wrong])[0] if wrong and wrong not in known else ids[index])
+        rng, rows = random.Random(settings.seed * 1_000_003 + step), [ids[index] for index in picked.tolist()]
+        typos = [typo(phrases.texts[index], rng) if rng.random() < TYPOS else "" for index in picked.tolist()]
+        wrong = {place: text for place, text in enumerate(typos) if text and text not in known}
+        for place, row in zip(wrong, read(list(wrong.values())) if wrong else (), strict=True):
+            rows[place] = row
         vectors, logits = student(rows)
         logits = logits.masked_fill(nowhere, -1e4)
         columns = (phrases.vectors, phrases.owners, phrases.likely, phrases.shares)
