@@ -193,6 +193,44 @@ def test_a_decoder_that_learns_on_keeps_the_codes(folder, tmp_path):
         train_tokenizer(pictures, SMALL, chosen, tmp_path / "second", quiet=True)
 
 
+def test_further_blocks_of_a_decoder_begin_without_effect_and_learn(folder, tmp_path):
+    pictures = load_pictures(folder, 16)
+    first = train_tokenizer(pictures, SMALL, settings(steps=3), tmp_path / "first", quiet=True)
+    deeper = replace(SMALL, decoder_blocks=2)
+    images = pictures.batch(np.arange(len(pictures)))
+    codes = first.encode(images)
+    untouched = settings(steps=1, learning_rate=0.0)
+    same = train_tokenizer(pictures, deeper, untouched, tmp_path / "same", start=first, quiet=True)
+    assert torch.equal(same.decode(codes, (8, 8)), first.decode(codes, (8, 8)))
+    chosen = settings(steps=20, save_every=20, muon=True)
+    model = train_tokenizer(pictures, deeper, chosen, tmp_path / "second", start=first, quiet=True)
+    assert torch.equal(model.encode(images), codes)
+    assert len(model.decoder.mid) == 5 and model.decoder.mid[4].conv2.weight.abs().max() > 0
+    assert psnr(model, pictures).mean() > psnr(first, pictures).mean()
+
+
+def test_a_tokenizer_gets_further_blocks_by_the_command_and_loses_none(folder, tmp_path):
+    def run(*words, code=0):
+        words = ["train", "tokenizer", folder, "--size", 16, "--steps", 2, "--quiet", *words]
+        result = CliRunner().invoke(app, [str(word) for word in words])
+        assert result.exit_code == code, result.stderr
+        return result.stderr
+
+    sizes = ["--channels", 32, "--multipliers", "1,1", "--codes", 16, "--patch", 1, "--decoder-blocks", 1]
+    run("-o", tmp_path / "new", *sizes)
+    start = ["--start", tmp_path / "new" / "model"]
+    run("-o", tmp_path / "same", *start, "--muon")
+    run("-o", tmp_path / "deeper", *start, "--decoder-blocks", 3)
+    for name, blocks in (("new", 1), ("same", 1), ("deeper", 3)):
+        made = tmp_path / name / "model"
+        assert json.loads((made / "config.json").read_text())["tokenizer"]["decoder_blocks"] == blocks
+        assert load_tokenizer(made).config.decoder_blocks == blocks
+    said = run("-o", tmp_path / "fewer", *start, "--decoder-blocks", 0, code=2)
+    assert "--decoder-blocks is 0" in said and "has 1" in said and "as many or more" in said
+    assert "expected" in run("-o", tmp_path / "many", *start, "--decoder-blocks", 33, code=2)
+    assert not (tmp_path / "fewer").exists() and not (tmp_path / "many").exists()
+
+
 @pytest.mark.parametrize("muon", [False, True], ids=["AdamW", "Muon"])
 def test_a_transformer_learns_its_tokens_by_heart_and_generates_them(muon, tmp_path):
     torch.manual_seed(0)
@@ -323,6 +361,38 @@ def test_samples_of_a_class_lead_to_the_picture_that_they_are_of(tmp_path):
     assert (own >= other).all()  # one of the other picture gave way to the right tokens
     assert (own < 16).any()  # not all did
     assert own.float().mean() > 10  # of any network it would be some 9
+
+
+def test_muon_takes_convolutions_as_matrices_and_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):
+    kernel, matrix = torch.randn(6, 4, 3, 3), torch.nn.Parameter(torch.empty(6, 36))
+    convolution = torch.nn.Conv2d(4, 6, 3)
+    convolution.weight.data.copy_(kernel)
+    matrix.data.copy_(kernel.flatten(1))
+    adamw, muon = optimizers_of(convolution, settings(muon=True, learning_rate=0.01))
+    assert [p is convolution.bias for group in adamw.param_groups for p in group["params"]] == [True]
+    alone = torch.optim.Muon([matrix], lr=0.01, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+    for _ in range(2):
+        gradient = torch.randn(6, 4, 3, 3)
+        convolution.weight.grad, matrix.grad = gradient, gradient.flatten(1).clone()
+        muon.step()
+        alone.step()
+    assert torch.equal(convolution.weight.flatten(1), matrix) and not torch.equal(convolution.weight, kernel)
+
+    pictures = load_pictures(folder, 16)
+
+    def run(name):
+        return train_tokenizer(pictures, SMALL, settings(muon=True), tmp_path / name, quiet=True)
+
+    whole = run("whole")
+    original = batch_indices
+    stop = lambda count, chosen, step: original(count, chosen, step if step < 4 else 1 / 0)  # noqa: E731
+    monkeypatch.setattr("narcli.training.tokenizer.batch_indices", stop)
+    with pytest.raises(ZeroDivisionError):
+        run("stopped")
+    monkeypatch.setattr("narcli.training.tokenizer.batch_indices", original)
+    resumed = run("stopped")
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
 def test_slow_parts_learn_with_adamw_at_a_share_of_the_rate(tmp_path):

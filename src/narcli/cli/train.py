@@ -95,7 +95,9 @@ Rollouts = Annotated[
     ),
 ]
 
-Muon = Annotated[bool, typer.Option("--muon", help="Use Muon for hidden matrices; it needs fewer steps.")]
+Muon = Annotated[
+    bool, typer.Option("--muon", help="Use Muon for hidden matrices and convolutions; it needs fewer steps.")
+]
 
 
 @app.command()
@@ -117,6 +119,14 @@ def tokenizer(
     blocks: Annotated[int, typer.Option(min=1, help="Residual blocks a level.")] = 1,
     patch: Annotated[int, typer.Option(min=1, help="Side in pixels of the patches stacked as channels.")] = 2,
     codes: Annotated[int, typer.Option(min=2, help="Codebook size.")] = 4096,
+    decoder_blocks: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Further residual blocks at the decoder's lowest resolution; also for --start.",
+            show_default="0, or as many as --start has",
+        ),
+    ] = None,
     frames: Annotated[
         int | None,
         typer.Option(min=1, help="Frames of clips stacked as channels.", show_default=f"{FRAMES}, of clips"),
@@ -134,8 +144,10 @@ def tokenizer(
         Path | None,
         typer.Option(metavar="DATA", parser=expand, help="Pictures to measure the PSNR on at the end."),
     ] = None,
+    muon: Muon = False,
     save_every: SaveEvery = 500,
     seed: Seed = 0,
+    compile: Compile = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -147,8 +159,8 @@ def tokenizer(
         data=data, output=output, size=size, steps=steps, batch_size=batch_size,
         learning_rate=learning_rate, channels=channels,
         multipliers=whole_numbers(multipliers, "--multipliers", "1,1,2"), blocks=blocks, patch=patch,
-        codes=codes, frames=frames, loop_starts=loop_starts, start=start, heldout=heldout,
-        save_every=save_every, seed=seed,
+        codes=codes, decoder_blocks=decoder_blocks, frames=frames, loop_starts=loop_starts, start=start,
+        heldout=heldout, muon=muon, save_every=save_every, seed=seed, compile=compile,
     )  # fmt: skip
     keep_memory()
     psnr = recipe.run(console.warn, quiet)

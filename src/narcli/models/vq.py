@@ -37,6 +37,7 @@ class VQConfig:
         patch: pixels along one side that are stacked as channels before the first convolution and
             spread out again after the last one; 1 in the released models.
         frames: consecutive frames that are stacked as channels, one slice of the grid; 1 for images.
+        decoder_blocks: further residual blocks at the decoder's lowest resolution; 0 in the released models.
     """
 
     holistic: ClassVar[bool] = False
@@ -51,6 +52,7 @@ class VQConfig:
     in_channels: int = 3
     patch: int = 1
     frames: int = 1
+    decoder_blocks: int = 0
 
     @property
     def downsampling(self) -> int:
@@ -194,6 +196,7 @@ class Decoder(nn.Module):
         widths = [c.ch * m for m in reversed(c.ch_mult)]
         self.conv_in = nn.Conv2d(c.z_channels, widths[0], 3, padding=1)
         self.mid = middle(widths[0], attention)
+        self.mid.extend(ResidualBlock(widths[0], widths[0]) for _ in range(c.decoder_blocks))
         self.conv_blocks = nn.ModuleList(
             Level(
                 [(widths[max(level - 1, 0)], width), *[(width, width)] * c.num_res_blocks],

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,8 +55,8 @@ class TrainSettings:
         warmup: steps of linear increase, at most a tenth of all.
         betas: of AdamW; 0.9 and 0.95 as in the paper.
         weight_decay: on tensors of two and more dimensions.
-        muon: use Muon instead of AdamW for hidden matrices, at the same rate (its steps are scaled to AdamW's
-            size).
+        muon: use Muon instead of AdamW for hidden matrices and convolutions, at the same rate (its steps are
+            scaled to AdamW's size).
         ema: decay of the averaged weights, which are the result.
         clip: largest norm of the gradient.
         save_every: steps between checkpoints and sample sheets.
@@ -289,17 +290,38 @@ def append(path: Path, line: str) -> None:
         raise explain(path, error) from error
 
 
-def optimizers_of(model: nn.Module, settings: TrainSettings, slow: str = "") -> list[torch.optim.Optimizer]:
-    """Make AdamW; with ``settings.muon`` also Muon for hidden matrices. ``slow`` as in ``train``.
+class Muon(torch.optim.Muon):
+    """Muon that also takes convolutions: (outputs, inputs, ...) is a matrix of as many rows as outputs."""
 
-    Hidden matrices are those of layers and of the projections of captions. AdamW let the projections grow
-    until their outputs were 40 times as large as token embeddings, and nearly equal for all captions.
+    def __init__(self, parameters: Iterable[nn.Parameter], rate: float, weight_decay: float) -> None:
+        self.kernels: list[tuple[Tensor, Tensor]] = []  # parameters, and the matrices that share their memory
+        matrices: list[Tensor] = []
+        for parameter in parameters:
+            matrices.append(parameter if parameter.ndim == 2 else parameter.detach().flatten(1))
+            if parameter.ndim > 2:
+                self.kernels.append((parameter, matrices[-1]))
+        groups = [{"params": matrices, "share": 1.0}]
+        super().__init__(groups, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+
+    def step(self, closure: Any = None) -> Any:
+        """Take a step by the gradients of the parameters."""
+        for kernel, matrix in self.kernels:
+            matrix.grad = None if kernel.grad is None else kernel.grad.flatten(1)
+        return super().step(closure)
+
+
+def optimizers_of(model: nn.Module, settings: TrainSettings, slow: str = "") -> list[torch.optim.Optimizer]:
+    """Make AdamW; with ``settings.muon`` also Muon for hidden matrices and convolutions.
+
+    ``slow`` is that of ``train``. Hidden matrices are those of layers and of the projections of captions.
+    AdamW let the projections grow until their outputs were 40 times as large as token embeddings, and nearly
+    equal for all captions.
     """
     matrices: list[nn.Parameter] = []
     rest: dict[tuple[float, float], list[nn.Parameter]] = {}  # by share of the rate, and weight decay
     for name, parameter in model.named_parameters():
         share = SLOW if slow and name.startswith(slow) else 1.0
-        hidden = parameter.ndim == 2 and ("layers." in name or "condition.fc" in name)
+        hidden = parameter.ndim > 2 or (parameter.ndim == 2 and ("layers." in name or "condition.fc" in name))
         if settings.muon and share == 1 and hidden:
             matrices.append(parameter)
         else:
@@ -310,8 +332,7 @@ def optimizers_of(model: nn.Module, settings: TrainSettings, slow: str = "") -> 
     adamw = torch.optim.AdamW(groups, lr=rate, betas=settings.betas, fused=True)
     if not settings.muon:
         return [adamw]
-    muon = [{"params": matrices, "share": 1.0}]
-    return [adamw, torch.optim.Muon(muon, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")]
+    return [adamw, Muon(matrices, rate, decay)]
 
 
 def resume(

@@ -45,6 +45,8 @@ class Recipe:
         learning_rate: peak; a cosine takes it to zero.
         save_every: steps between checkpoints and sample sheets.
         seed: of weights, data order, dropout and noise, in [0, 2**32).
+        muon: use Muon for hidden matrices and convolutions.
+        compile: use ``torch.compile``.
     """
 
     data: Path
@@ -54,6 +56,8 @@ class Recipe:
     learning_rate: float = 1e-3
     save_every: int = 500
     seed: int = 0
+    muon: bool = False
+    compile: bool = False
 
     @property
     def result(self) -> Path:
@@ -66,7 +70,7 @@ class Recipe:
 
         return TrainSettings(
             steps=self.steps, batch_size=self.batch_size, learning_rate=self.learning_rate,
-            save_every=self.save_every, seed=self.seed, **others,
+            save_every=self.save_every, seed=self.seed, muon=self.muon, compile=self.compile, **others,
         )  # fmt: skip
 
 
@@ -81,6 +85,8 @@ class TokenizerRecipe(Recipe):
         blocks: residual blocks a level.
         patch: side in pixels of the patches stacked as channels.
         codes: size of the codebook.
+        decoder_blocks: further residual blocks at the decoder's lowest resolution; None is 0, or as many as
+            ``start`` has.
         frames: frames of clips stacked as channels; None is ``FRAMES``, of clips.
         loop_starts: clips are loops, and are also learned from so many frames on.
         start: a tokenizer whose decoder alone learns on, in place of a new one.
@@ -98,6 +104,7 @@ class TokenizerRecipe(Recipe):
     blocks: int = 1
     patch: int = 2
     codes: int = 4096
+    decoder_blocks: int | None = None
     frames: int | None = None
     loop_starts: int = 1
     start: Path | None = None
@@ -134,17 +141,14 @@ class TokenizerRecipe(Recipe):
                 f"`frames` is {self.frames}, and {str(self.data)!r} holds no clips.", "Leave it out."
             )
         start = starts.vq_tokenizer(self.start) if self.start else None
-        if start is None:
-            config = self._config(pictures)
-            starts.check_sizes(VQ, asdict(config))
-        else:
-            config = start.config
+        config = self._grown(start.config) if start else self._config(pictures)
+        starts.check_sizes(VQ, asdict(config))
         grid_of(pictures, config)
         heldout = load_pictures(self.heldout, self.size, tell) if self.heldout else None
         if heldout:
             grid_of(heldout, config)
         check_saveable(self.result, tokenizer=config)
-        settings = self.settings(weight_decay=0.01, compile=False)
+        settings = self.settings(weight_decay=0.01)
         model = train_tokenizer(pictures, config, settings, self.output, start, quiet)
         save_model(self.result, tokenizer=model, overwrite=True)
         return float(psnr(model, heldout).mean()) if heldout else None
@@ -155,7 +159,18 @@ class TokenizerRecipe(Recipe):
         return VQConfig(
             self.channels, self.multipliers, self.blocks, self.channels * self.multipliers[-1], self.codes,
             patch=self.patch, frames=(self.frames or FRAMES) if pictures.frames else 1,
+            decoder_blocks=self.decoder_blocks or 0,
         )  # fmt: skip
+
+    def _grown(self, config: VQConfig) -> VQConfig:
+        """Give the sizes of a tokenizer that goes on, with the blocks asked for."""
+        blocks = config.decoder_blocks if self.decoder_blocks is None else self.decoder_blocks
+        if blocks < config.decoder_blocks:
+            raise UsageError(
+                f"`decoder_blocks` is {blocks}, and {self.start} has {config.decoder_blocks}.",
+                "Give as many or more.",
+            )
+        return replace(config, decoder_blocks=blocks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,15 +181,11 @@ class NARRecipe(Recipe):
         dropout: on tokens, attention and feed-forward outputs, in [0, 1).
         token_noise: largest share of input tokens exchanged for other pictures', in [0, 2]; see ``Noise``.
         rollouts: share of examples whose input the network drew, in [0, 1]; see ``Rollouts``.
-        muon: use Muon for hidden matrices.
-        compile: use ``torch.compile``.
     """
 
     dropout: float = 0.1
     token_noise: float = 0.0
     rollouts: float = 0.0
-    muon: bool = False
-    compile: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +250,7 @@ class ClassRecipe(NARRecipe):
         record = None if self.start else training_record(pictures, vq, config, vars(self))
         tokens, labels = tokenize(pictures, vq, self.output), torch.from_numpy(pictures.item_labels)
         model = train_nar(
-            tokens, labels, vq, config, self.settings(muon=self.muon, compile=self.compile), self.output,
+            tokens, labels, vq, config, self.settings(), self.output,
             start, loop_starts=self.loop_starts, dropout=self.dropout, token_noise=self.token_noise,
             rollouts=self.rollouts, quiet=quiet,
         )  # fmt: skip
@@ -361,7 +372,7 @@ class TextRecipe(NARRecipe):
                 own = replace(own, names=None)
                 tell(f"{unknown!r} is no name of the encoder: prompts of the result are read as they are.")
         encoder_steps = 0 if own else self.encoder_steps
-        settings = self.settings(muon=self.muon, compile=self.compile)
+        settings = self.settings()
         sizes = replace(
             blocks.config, condition="text", num_classes=0, condition_tokens=caption_tokens,
             caption_dim=own.width if own else self.encoder_dim,

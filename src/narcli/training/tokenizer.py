@@ -38,11 +38,11 @@ def train_tokenizer(
 
     Args:
         pictures: H and W multiples of ``config.downsampling``, the frames of clips of ``config.frames``.
-        config: sizes of the network.
+        config: sizes of the network; those of ``start``, perhaps with more ``decoder_blocks``.
         settings: of the optimisation.
         folder: folder of the run.
-        start: tokenizer of these sizes to continue. Only its decoder learns: pictures keep their codes, and
-            transformers that were trained on them fit the result.
+        start: tokenizer to continue. Only its decoder learns: pictures keep their codes, and transformers
+            that were trained on them fit the result. Blocks that it lacks begin without effect.
         quiet: no progress display.
     """
     pictures = pictures.pieces(config.frames) if pictures.frames else pictures
@@ -50,11 +50,16 @@ def train_tokenizer(
     model = VQTokenizer(config)
     nn.init.normal_(model.quantize.embedding.weight)
     if start is not None:
-        model.load_state_dict(start.state_dict())
+        for name in model.load_state_dict(start.state_dict(), strict=False).missing_keys:
+            if ".conv2." in name:
+                nn.init.zeros_(model.get_parameter(name))
         for part in (model.encoder, model.quant_conv, model.quantize):
             part.requires_grad_(False)
         fixed = tokenize(pictures, model.eval(), folder)
         model.train()
+    features_of, decode_vectors = model.features, model.decode_vectors
+    if settings.compile:
+        features_of, decode_vectors = torch.compile(features_of), torch.compile(decode_vectors)
     used = torch.zeros(config.codebook_size, dtype=torch.bool)
     last_features = torch.empty(0)
 
@@ -65,8 +70,8 @@ def train_tokenizer(
         if start is not None:
             side = config.downsampling
             grid = (*[1] * bool(pictures.frames), images.shape[-2] // side, images.shape[-1] // side)
-            return reconstruction(model.decode(fixed[items], grid), images)
-        features = model.features(images)
+            return reconstruction(decode_vectors(model.quantize(fixed[items]), grid), images)
+        features = features_of(images)
         flat = features.detach().float().flatten(0, -2)
         codes = model.quantize.nearest(flat)
         used[codes] = True
@@ -74,7 +79,7 @@ def train_tokenizer(
         chosen = model.quantize(codes).view_as(features)
         # Straight through: the decoder's gradient passes the quantisation unchanged.
         vectors = features + (chosen - features).detach()
-        decoded = model.decode_vectors(vectors.flatten(1, -2), features.shape[1:-1])
+        decoded = decode_vectors(vectors.flatten(1, -2), features.shape[1:-1])
         difference, figures = reconstruction(decoded, images)
         to_codes = F.mse_loss(chosen, features.detach().float())
         to_features = F.mse_loss(features.float(), chosen.detach())

@@ -25,6 +25,7 @@ RULES: Mapping[str, Rule] = {
     "in_channels": whole(1, 16),
     "patch": whole(1, 16),
     "frames": whole(1, 64),
+    "decoder_blocks": whole(0, 32),
 }
 
 
@@ -72,6 +73,8 @@ def _infer(contents: Contents) -> VQConfig:
         "in_channels": planes // (patch**2 * frames),
         "patch": patch,
         "frames": frames,
+        # The released models have two residual blocks there, around attention.
+        "decoder_blocks": max(count("decoder.mid.") - 3, 0),
     }
     check(file, "", RULES, found)
     agree(said, said.tokenizer, found)
