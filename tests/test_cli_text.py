@@ -257,6 +257,14 @@ def test_parts_of_an_encoder_are_fetched_whole():
     assert choose(model, whole) == [*small, "model.safetensors.index.json", *parts]
     assert choose(model, [name for name in whole if name != parts[1]]) == [*small, *pickles]
     assert choose(model, ["config.json", "model.safetensors"]) == ["config.json", "model.safetensors"]
+    names = ["config.json", "tokenizer.json", "model.safetensors", "names.txt", "names.safetensors"]
+    names = [f"names/{name}" for name in names]
+    beside = ["names/model.py", "names/more/names.txt", "others/names.txt"]
+    assert choose(model, [*whole, *names, *beside]) == [
+        *choose(model, whole)[:3],
+        *names,
+        *choose(model, whole)[3:],
+    ]
     with pytest.raises(HubError, match="no whole weights"):
         choose(model, [*small, parts[0], "model.safetensors.index.json"])
 

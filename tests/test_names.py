@@ -111,6 +111,25 @@ def test_pictures_files_and_notes_tell_the_name(named):
     assert run.exit_code == 0 and "differs" not in run.stderr
 
 
+def test_names_of_an_encoder_of_the_hub_are_fetched_with_it(named, hub):
+    encoder = named / "text_encoder"
+    files = {path.relative_to(encoder).as_posix(): path for path in encoder.rglob("*") if path.is_file()}
+    hub.repos["me/encoder"] = {name: path.read_bytes() for name, path in files.items()}
+    shutil.move(encoder, "elsewhere")
+    asked = ["--text-encoder", "me/encoder", "--prompt", "a slice of pizza", "--frontier", "none"]
+    hub.narcli("image", "--model", named, *asked, "-o", "pizza.png")
+    assert read_metadata(Path("pizza.png"))["drawn_as"] == "pizza"
+    fetched = {
+        path.split("/resolve/")[1].split("/", 1)[1] for _, path, _ in hub.requests if "/resolve/" in path
+    }
+    assert fetched == set(files) and "names/names.txt" in fetched
+    hub.narcli("models", "verify", "me/encoder")
+    damaged = next((hub.cache / "models--me--encoder").rglob("names.txt"))
+    damaged.write_text(damaged.read_text().replace("pizza", "pasta"))
+    said = hub.narcli("models", "verify", "me/encoder", code=4)
+    assert "Damaged: me/encoder." in said
+
+
 def test_models_keep_their_names(named, tmp_path):
     found = choose("text", named).fetch(offline=True).encoder.identity
     words = ["models", "convert", str(named), "--output"]

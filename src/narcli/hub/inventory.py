@@ -42,6 +42,8 @@ def inventory(name: str | None = None, revision: str | None = None) -> Inventory
             raise UsageError("`revision` goes with the name of a model.", "Name one.")
         return _scan()
     model = resolve(name, None)
+    if model.repo and model.name not in MODELS and model.file is None:
+        model = next(iter(_read_as(model.repo, revision or "main")), model)
     with suppress(CheckpointError):  # a damaged model is there, for ``verify`` to tell
         if selection.cached(model, revision) is None:
             raise HubError(f"{model.name} is not on this machine.", f"Fetch it: narcli models pull {name}")
