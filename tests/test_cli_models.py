@@ -376,6 +376,13 @@ def test_everything_on_disk_is_verified_in_every_revision(released, here, tiny, 
     new = [("nar-b-256", "d" * 40), ("nar-b-256", old)]
     assert rows == [*new, ("me/t5", old), ("me/tiny", old), ("me/vq", old)]
     assert {row["name"] for row in said["models"]} - {name for name, _ in rows} == set(BUILT_IN.values())
+    for name in ("me/tiny", "me/vq", "me/vq/vq.pt", "me/t5"):
+        for revision in ([], ["--revision", old]):
+            (row,) = json.loads(run("models", "verify", name, *revision, "--json"))["models"]
+            assert (row["ok"], row["commit"]) == (True, old)
+    assert "Not checked, for narcli does not read them: you/bert." in run_both(
+        "models", "verify", "you/bert", code=0
+    )
 
     (file,) = (file for row in said["models"] if row["commit"] == old for file in row["files"]
                if row["name"] == "nar-b-256" and file["path"].endswith(".json"))  # fmt: skip

@@ -260,6 +260,7 @@ def test_parts_of_an_encoder_are_fetched_whole():
     names = ["config.json", "tokenizer.json", "model.safetensors", "names.txt", "names.safetensors"]
     names = [f"names/{name}" for name in names]
     beside = ["names/model.py", "names/more/names.txt", "others/names.txt"]
+    assert choose(model, [*whole, *names[:-1], *beside]) == choose(model, whole)
     assert choose(model, [*whole, *names, *beside]) == [
         *choose(model, whole)[:3],
         *names,

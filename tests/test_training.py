@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -205,8 +205,30 @@ def test_further_blocks_of_a_decoder_begin_without_effect_and_learn(folder, tmp_
     chosen = settings(steps=20, save_every=20, muon=True)
     model = train_tokenizer(pictures, deeper, chosen, tmp_path / "second", start=first, quiet=True)
     assert torch.equal(model.encode(images), codes)
-    assert len(model.decoder.mid) == 5 and model.decoder.mid[4].conv2.weight.abs().max() > 0
-    assert psnr(model, pictures).mean() > psnr(first, pictures).mean()
+    learnt, ahead = model.decode(codes, (8, 8)), float(psnr(model, pictures).mean())
+    assert ahead > psnr(first, pictures).mean()
+    for block in model.decoder.mid[3:]:
+        torch.nn.init.zeros_(block.conv2.weight)
+    assert (model.decode(codes, (8, 8)) - learnt).abs().max() > 1e-3
+
+
+def test_a_tokenizer_of_other_sizes_is_no_start(folder, tmp_path):
+    pictures = load_pictures(folder, 16)
+    deeper = replace(SMALL, decoder_blocks=1)
+    for start, config in ((deeper, SMALL), (SMALL, replace(deeper, num_res_blocks=2))):
+        with pytest.raises(UsageError, match=r"has the sizes .* expected"):
+            train_tokenizer(pictures, config, settings(), tmp_path, start=VQTokenizer(start), quiet=True)
+
+
+def test_a_run_of_before_further_blocks_goes_on(folder, tmp_path):
+    pictures = load_pictures(folder, 16)
+    whole = train_tokenizer(pictures, SMALL, settings(), tmp_path, quiet=True)
+    about = torch.load(tmp_path / "state.pt", weights_only=True)["about"]
+    assert set(about["tokenizer"]) == {field.name for field in fields(VQConfig)} - {"decoder_blocks"}
+    again = train_tokenizer(pictures, SMALL, settings(), tmp_path, quiet=True)
+    assert all(map(torch.equal, whole.state_dict().values(), again.state_dict().values()))
+    with pytest.raises(CheckpointError, match="differs in: tokenizer"):
+        train_tokenizer(pictures, replace(SMALL, decoder_blocks=1), settings(), tmp_path, quiet=True)
 
 
 def test_a_tokenizer_gets_further_blocks_by_the_command_and_loses_none(folder, tmp_path):
@@ -220,15 +242,47 @@ def test_a_tokenizer_gets_further_blocks_by_the_command_and_loses_none(folder, t
     run("-o", tmp_path / "new", *sizes)
     start = ["--start", tmp_path / "new" / "model"]
     run("-o", tmp_path / "same", *start, "--muon")
-    run("-o", tmp_path / "deeper", *start, "--decoder-blocks", 3)
+    run("-o", tmp_path / "deeper", *start, "--decoder-blocks", 3, "--learning-rate", 0)
     for name, blocks in (("new", 1), ("same", 1), ("deeper", 3)):
         made = tmp_path / name / "model"
         assert json.loads((made / "config.json").read_text())["tokenizer"]["decoder_blocks"] == blocks
         assert load_tokenizer(made).config.decoder_blocks == blocks
+        about = torch.load(tmp_path / name / "state.pt", weights_only=True)["about"]
+        assert about["muon"] == (name == "same")
+    codes = torch.randint(0, 16, (2, 64))
+    old, new = (load_tokenizer(tmp_path / name / "model").decode(codes, (8, 8)) for name in ("new", "deeper"))
+    assert torch.equal(old, new)
     said = run("-o", tmp_path / "fewer", *start, "--decoder-blocks", 0, code=2)
     assert "--decoder-blocks is 0" in said and "has 1" in said and "as many or more" in said
-    assert "expected" in run("-o", tmp_path / "many", *start, "--decoder-blocks", 33, code=2)
-    assert not (tmp_path / "fewer").exists() and not (tmp_path / "many").exists()
+    assert not (tmp_path / "fewer").exists()
+
+
+def test_compile_is_for_both_halves_of_a_tokenizer(folder, tmp_path, monkeypatch):
+    compiled = []
+
+    def keep(function):
+        compiled.append(function.__name__)
+        return function
+
+    monkeypatch.setattr(torch, "compile", keep)
+    words = [
+        "train",
+        "tokenizer",
+        folder,
+        "--size",
+        16,
+        "--steps",
+        1,
+        "--quiet",
+        "--channels",
+        32,
+        "--patch",
+        1,
+    ]
+    for name, more in (("plain", []), ("fast", ["--compile"])):
+        result = CliRunner().invoke(app, [*map(str, words), *more, "-o", str(tmp_path / name)])
+        assert result.exit_code == 0, result.stderr
+        assert compiled == (["features", "decode_vectors"] if more else [])
 
 
 @pytest.mark.parametrize("muon", [False, True], ids=["AdamW", "Muon"])
@@ -363,6 +417,13 @@ def test_samples_of_a_class_lead_to_the_picture_that_they_are_of(tmp_path):
     assert own.float().mean() > 10  # of any network it would be some 9
 
 
+def test_muon_leaves_learned_positions_to_adamw():
+    config = TransformerConfig((4, 4), 32, 1, 2, 16, 64, num_classes=6, position="absolute")
+    model = NARTransformer(config)
+    adamw, _ = optimizers_of(model, settings(muon=True))
+    assert any(p is model.position_embedding for group in adamw.param_groups for p in group["params"])
+
+
 def test_muon_takes_convolutions_as_matrices_and_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):
     kernel, matrix = torch.randn(6, 4, 3, 3), torch.nn.Parameter(torch.empty(6, 36))
     convolution = torch.nn.Conv2d(4, 6, 3)
@@ -389,8 +450,11 @@ def test_muon_takes_convolutions_as_matrices_and_goes_on_where_it_stopped(folder
     monkeypatch.setattr("narcli.training.tokenizer.batch_indices", stop)
     with pytest.raises(ZeroDivisionError):
         run("stopped")
-    monkeypatch.setattr("narcli.training.tokenizer.batch_indices", original)
+    begun = []
+    count = lambda number, chosen, step: begun.append(step) or original(number, chosen, step)  # noqa: E731
+    monkeypatch.setattr("narcli.training.tokenizer.batch_indices", count)
     resumed = run("stopped")
+    assert begun == [3, 4, 5]
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 

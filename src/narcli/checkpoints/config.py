@@ -35,6 +35,7 @@ from .formats.format import PARTS, ModelConfig
 FORMAT = "narcli.model/1"
 CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer.safetensors"
 TEXT_ENCODER, NAMES = "text_encoder", "names"
+NAMES_LIST, NAMES_VECTORS = "names.txt", "names.safetensors"  # in ``NAMES``
 LONGEST_NAME = 500  # characters of a name that prompts are read as
 #: In the folder of a training run: its result, its state, its log, and tokens of its pictures by a digest.
 RESULT, STATE, LOG, TOKENS = "model", "state.pt", "log.jsonl", "tokens-{}.npy"

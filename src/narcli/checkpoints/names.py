@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..media.textfiles import read_text, split_lines
-from .config import LONGEST_NAME
+from .config import LONGEST_NAME, NAMES_LIST, NAMES_VECTORS
 from .containers import read_tensors
 from .t5 import fill, read_t5, save_t5, tokenize
 
@@ -61,14 +61,14 @@ class Names:
             CheckpointError: an incomplete folder, or files that are damaged or do not belong together.
         """
         model, tensors, tokenizer = read_t5(folder)
-        path = folder / "names.txt"
+        path = folder / NAMES_LIST
         names = split_lines(read_text(path, "a list of names", MOST))
         if not names or not all(0 < len(name) <= LONGEST_NAME and name.isprintable() for name in names):
             raise CheckpointError(
                 f"{path} has no name, or a line that is no printable name of 1 to {LONGEST_NAME} characters.",
                 "Get the folder again, whole.",
             )
-        path, width = folder / "names.safetensors", model.config.d_model
+        path, width = folder / NAMES_VECTORS, model.config.d_model
         stored = {name: tensor.to(dtype or tensor.dtype) for name, tensor in read_tensors(path).items()}
         sizes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
         (size,) = sizes.get("look.bias", ())[:1] or (0,)
@@ -95,8 +95,8 @@ class Names:
         tensors = {"look.weight": self.weight, "look.bias": self.bias, "vectors": self.vectors}
         save_t5(self.model, self.tokenizer, folder, dtype)
         stored = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in tensors.items()}
-        save_file(stored, folder / "names.safetensors")
-        (folder / "names.txt").write_text("".join(f"{name}\n" for name in self.names), "utf-8")
+        save_file(stored, folder / NAMES_VECTORS)
+        (folder / NAMES_LIST).write_text("".join(f"{name}\n" for name in self.names), "utf-8")
 
     @cached_property
     def known(self) -> frozenset[str]:

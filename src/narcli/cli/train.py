@@ -95,9 +95,7 @@ Rollouts = Annotated[
     ),
 ]
 
-Muon = Annotated[
-    bool, typer.Option("--muon", help="Use Muon for hidden matrices and convolutions; it needs fewer steps.")
-]
+Muon = Annotated[bool, typer.Option("--muon", help="Use Muon for hidden matrices; it needs fewer steps.")]
 
 
 @app.command()
@@ -123,7 +121,9 @@ def tokenizer(
         int | None,
         typer.Option(
             min=0,
-            help="Further residual blocks at the decoder's lowest resolution; also for --start.",
+            max=32,
+            help="Further residual blocks at the decoder's lowest resolution; those that --start lacks begin "
+            "without effect.",
             show_default="0, or as many as --start has",
         ),
     ] = None,
@@ -144,7 +144,9 @@ def tokenizer(
         Path | None,
         typer.Option(metavar="DATA", parser=expand, help="Pictures to measure the PSNR on at the end."),
     ] = None,
-    muon: Muon = False,
+    muon: Annotated[
+        bool, typer.Option("--muon", help="Use Muon for convolutions; it needs fewer steps.")
+    ] = False,
     save_every: SaveEvery = 500,
     seed: Seed = 0,
     compile: Compile = False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..checkpoints.config import CONFIG
@@ -33,6 +33,8 @@ class Inventory:
 def inventory(name: str | None = None, revision: str | None = None) -> Inventory:
     """Find a model with its parts or, without a name, all models on this machine in every revision.
 
+    The kind of a repository that is not in the catalog is what its files can be read as.
+
     Raises:
         UsageError: nothing of that name, or a revision without a name.
         HubError: the model is not on this machine.
@@ -42,8 +44,11 @@ def inventory(name: str | None = None, revision: str | None = None) -> Inventory
             raise UsageError("`revision` goes with the name of a model.", "Name one.")
         return _scan()
     model = resolve(name, None)
-    if model.repo and model.name not in MODELS and model.file is None:
-        model = next(iter(_read_as(model.repo, revision or "main")), model)
+    if model.repo and model.name not in MODELS:
+        if found := _read_as(model, revision or "main"):
+            model = found[0]
+        elif selection.chosen(model, revision):  # it is here, whole, and nothing that narcli reads
+            return Inventory([], [name])
     with suppress(CheckpointError):  # a damaged model is there, for ``verify`` to tell
         if selection.cached(model, revision) is None:
             raise HubError(f"{model.name} is not on this machine.", f"Fetch it: narcli models pull {name}")
@@ -57,7 +62,9 @@ def _scan() -> Inventory:
     for repo in cache.repositories():
         rows = [row for row in MODELS.values() if row.repo == repo]
         by_revision = {
-            each: [row for row in rows if selection.chosen(row, each)] if rows else _read_as(repo, each)
+            each: [row for row in rows if selection.chosen(row, each)]
+            if rows
+            else _read_as(Model(repo, "image", repo), each)
             for each in cache.revisions(repo)
         }
         models += [(model, each) for each, found in by_revision.items() for model in found]
@@ -66,11 +73,11 @@ def _scan() -> Inventory:
     return Inventory(models, others, incomplete)
 
 
-def _read_as(repo: str, revision: str) -> list[Model]:
-    """Find the kind of model that a revision of an unknown repository can be read as; [] if none."""
+def _read_as(model: Model, revision: str) -> list[Model]:
+    """Find the kind that a revision of an unknown repository, or a file in it, can be read as; [] if none."""
     from .check import check_model
 
-    models = [Model(repo, kind, repo) for kind in ("image", "image-tokenizer", "text-encoder")]
+    models = [replace(model, kind=kind) for kind in ("image", "image-tokenizer", "text-encoder")]
     for model in models:
         with suppress(NarError):
             if (found := selection.cached(model, revision)) is None:

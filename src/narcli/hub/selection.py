@@ -7,7 +7,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from ..checkpoints.config import CONFIG, MODEL, NAMES, TEXT_ENCODER, TOKENIZER, read_config, weights_in
+from ..checkpoints.config import (
+    CONFIG,
+    MODEL,
+    NAMES,
+    NAMES_LIST,
+    NAMES_VECTORS,
+    TEXT_ENCODER,
+    TOKENIZER,
+    read_config,
+    weights_in,
+)
 from ..checkpoints.folder import SHARD, SHARD_HINT
 from ..errors import HubError
 from .cache import _commit, _is_name, _snapshot
@@ -121,8 +131,10 @@ ENCODER_FILES = (
 
 def _encoder_files(model: Model, names: list[str]) -> list[str]:
     """Choose the files of a text encoder: its names, and all shards of safetensors, else all of pickles."""
-    of_names = [f"{NAMES}/{name}" for name in (*ENCODER_FILES, MODEL, "names.txt", "names.safetensors")]
-    small = [name for name in (*ENCODER_FILES, *of_names) if name in names]
+    small = [name for name in ENCODER_FILES if name in names]
+    of_names = [f"{NAMES}/{name}" for name in (MODEL, NAMES_LIST, NAMES_VECTORS)]
+    if all(name in names for name in of_names):
+        small += [name for file in ENCODER_FILES if (name := f"{NAMES}/{file}") in names] + of_names
     for stem, ending in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         if stem + ending in names:
             return [*small, stem + ending]

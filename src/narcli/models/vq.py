@@ -37,7 +37,8 @@ class VQConfig:
         patch: pixels along one side that are stacked as channels before the first convolution and
             spread out again after the last one; 1 in the released models.
         frames: consecutive frames that are stacked as channels, one slice of the grid; 1 for images.
-        decoder_blocks: further residual blocks at the decoder's lowest resolution; 0 in the released models.
+        decoder_blocks: further residual blocks at the decoder's lowest resolution, in [0, 32]; 0 in the
+            released models.
     """
 
     holistic: ClassVar[bool] = False

@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +60,7 @@ class TrainSettings:
         clip: largest norm of the gradient.
         save_every: steps between checkpoints and sample sheets.
         seed: of weights, order of the data, dropout and noise.
-        compile: use ``torch.compile``.
+        compile: use ``torch.compile``, which needs a C++ compiler.
         bfloat16: run matrix products and convolutions in bfloat16 (autocast). The default is true if the
             processor computes with it; elsewhere it is many times slower than float32.
     """
@@ -291,23 +290,31 @@ def append(path: Path, line: str) -> None:
 
 
 class Muon(torch.optim.Muon):
-    """Muon that also takes convolutions: (outputs, inputs, ...) is a matrix of as many rows as outputs."""
+    """Muon that also takes convolutions: a kernel is a matrix with a row for each of its outputs.
+
+    Args:
+        parameters: of two dimensions, or contiguous kernels; these must keep their memory.
+        rate: learning rate; steps are scaled to AdamW's size.
+        weight_decay: of all parameters.
+    """
 
     def __init__(self, parameters: Iterable[nn.Parameter], rate: float, weight_decay: float) -> None:
         self.kernels: list[tuple[Tensor, Tensor]] = []  # parameters, and the matrices that share their memory
         matrices: list[Tensor] = []
         for parameter in parameters:
-            matrices.append(parameter if parameter.ndim == 2 else parameter.detach().flatten(1))
+            matrices.append(parameter if parameter.ndim == 2 else parameter.detach().view(len(parameter), -1))
             if parameter.ndim > 2:
                 self.kernels.append((parameter, matrices[-1]))
         groups = [{"params": matrices, "share": 1.0}]
         super().__init__(groups, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
 
-    def step(self, closure: Any = None) -> Any:
+    def step(self) -> None:  # type: ignore[override]
         """Take a step by the gradients of the parameters."""
         for kernel, matrix in self.kernels:
             matrix.grad = None if kernel.grad is None else kernel.grad.flatten(1)
-        return super().step(closure)
+        super().step()
+        for _, matrix in self.kernels:
+            matrix.grad = None
 
 
 def optimizers_of(model: nn.Module, settings: TrainSettings, slow: str = "") -> list[torch.optim.Optimizer]:
@@ -321,7 +328,9 @@ def optimizers_of(model: nn.Module, settings: TrainSettings, slow: str = "") -> 
     rest: dict[tuple[float, float], list[nn.Parameter]] = {}  # by share of the rate, and weight decay
     for name, parameter in model.named_parameters():
         share = SLOW if slow and name.startswith(slow) else 1.0
-        hidden = parameter.ndim > 2 or (parameter.ndim == 2 and ("layers." in name or "condition.fc" in name))
+        hidden = parameter.ndim == 4 or (
+            parameter.ndim == 2 and ("layers." in name or "condition.fc" in name)
+        )
         if settings.muon and share == 1 and hidden:
             matrices.append(parameter)
         else:

@@ -45,7 +45,7 @@ class Recipe:
         learning_rate: peak; a cosine takes it to zero.
         save_every: steps between checkpoints and sample sheets.
         seed: of weights, data order, dropout and noise, in [0, 2**32).
-        muon: use Muon for hidden matrices and convolutions.
+        muon: use Muon for hidden matrices or, of a tokenizer, for convolutions.
         compile: use ``torch.compile``.
     """
 
@@ -85,8 +85,8 @@ class TokenizerRecipe(Recipe):
         blocks: residual blocks a level.
         patch: side in pixels of the patches stacked as channels.
         codes: size of the codebook.
-        decoder_blocks: further residual blocks at the decoder's lowest resolution; None is 0, or as many as
-            ``start`` has.
+        decoder_blocks: further residual blocks at the decoder's lowest resolution, in [0, 32]; None is 0, or
+            as many as ``start`` has. Those that ``start`` lacks begin without effect.
         frames: frames of clips stacked as channels; None is ``FRAMES``, of clips.
         loop_starts: clips are loops, and are also learned from so many frames on.
         start: a tokenizer whose decoder alone learns on, in place of a new one.

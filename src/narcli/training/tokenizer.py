@@ -7,7 +7,7 @@ pieces, one slice of the grid each.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import UsageError
 from ..models.vq import VQConfig, VQTokenizer
 from .data import Pictures
 from .loop import TrainSettings, batch_indices, train
@@ -44,19 +45,30 @@ def train_tokenizer(
         start: tokenizer to continue. Only its decoder learns: pictures keep their codes, and transformers
             that were trained on them fit the result. Blocks that it lacks begin without effect.
         quiet: no progress display.
+
+    Raises:
+        UsageError: ``start`` has other sizes, or more blocks than ``config``.
     """
+    lacks = 0
+    if start is not None:
+        lacks = config.decoder_blocks - start.config.decoder_blocks
+        if lacks < 0 or replace(start.config, decoder_blocks=config.decoder_blocks) != config:
+            raise UsageError(
+                f"The tokenizer has the sizes {start.config}, expected {config}, or less `decoder_blocks`.",
+                "Leave the sizes out.",
+            )
     pictures = pictures.pieces(config.frames) if pictures.frames else pictures
     torch.manual_seed(settings.seed)
     model = VQTokenizer(config)
     nn.init.normal_(model.quantize.embedding.weight)
     if start is not None:
-        for name in model.load_state_dict(start.state_dict(), strict=False).missing_keys:
-            if ".conv2." in name:
-                nn.init.zeros_(model.get_parameter(name))
+        model.load_state_dict(start.state_dict(), strict=not lacks)
+        for block in model.decoder.mid[len(model.decoder.mid) - lacks :]:
+            for parameter in block.get_submodule("conv2").parameters():
+                nn.init.zeros_(parameter)
         for part in (model.encoder, model.quant_conv, model.quantize):
             part.requires_grad_(False)
-        fixed = tokenize(pictures, model.eval(), folder)
-        model.train()
+        fixed = tokenize(pictures, start, folder)
     features_of, decode_vectors = model.features, model.decode_vectors
     if settings.compile:
         features_of, decode_vectors = torch.compile(features_of), torch.compile(decode_vectors)
@@ -101,7 +113,10 @@ def train_tokenizer(
         assert isinstance(model, VQTokenizer)
         reconstruction_sheet(model, pictures, path)
 
-    about = {"tokenizer": asdict(config), "data": pictures.digest()}
+    sizes = asdict(config)
+    if not config.decoder_blocks:
+        del sizes["decoder_blocks"]  # which earlier runs do not have
+    about = {"tokenizer": sizes, "data": pictures.digest()}
     if start is not None:
         about["start"] = weights_digest(start).hexdigest()
     train(model, loss_of, settings, folder, sheet, reseed, {"used": used}, about, quiet=quiet)
