@@ -380,9 +380,12 @@ def test_everything_on_disk_is_verified_in_every_revision(released, here, tiny, 
         for revision in ([], ["--revision", old]):
             (row,) = json.loads(run("models", "verify", name, *revision, "--json"))["models"]
             assert (row["ok"], row["commit"]) == (True, old)
-    assert "Not checked, for narcli does not read them: you/bert." in run_both(
-        "models", "verify", "you/bert", code=0
-    )
+    for number in (1, 2):
+        keep(here, "you/shards", f"model-0000{number}-of-00002.safetensors", b"x")
+    for name in ("you/bert", "you/shards"):
+        out = run_both("models", "verify", name, code=0)
+        assert f"Not checked, for narcli does not read them: {name}." in out
+    shutil.rmtree(next(online.cache.glob("models--you--shards")))
 
     (file,) = (file for row in said["models"] if row["commit"] == old for file in row["files"]
                if row["name"] == "nar-b-256" and file["path"].endswith(".json"))  # fmt: skip

@@ -123,7 +123,7 @@ def test_names_of_an_encoder_of_the_hub_are_fetched_with_it(named, hub):
         path.split("/resolve/")[1].split("/", 1)[1] for _, path, _ in hub.requests if "/resolve/" in path
     }
     assert fetched == set(files) and "names/names.txt" in fetched
-    hub.narcli("models", "verify", "me/encoder")
+    assert "me/encoder: whole" in hub.narcli("models", "verify", "me/encoder")
     damaged = next((hub.cache / "models--me--encoder").rglob("names.txt"))
     damaged.write_text(damaged.read_text().replace("pizza", "pasta"))
     said = hub.narcli("models", "verify", "me/encoder", code=4)

@@ -47,8 +47,8 @@ def inventory(name: str | None = None, revision: str | None = None) -> Inventory
     if model.repo and model.name not in MODELS:
         if found := _read_as(model, revision or "main"):
             model = found[0]
-        elif selection.chosen(model, revision):  # it is here, whole, and nothing that narcli reads
-            return Inventory([], [name])
+        elif cache.weights_of(model):  # here, and nothing that narcli reads
+            return Inventory([], [f"{name} at {revision}" if revision else name])
     with suppress(CheckpointError):  # a damaged model is there, for ``verify`` to tell
         if selection.cached(model, revision) is None:
             raise HubError(f"{model.name} is not on this machine.", f"Fetch it: narcli models pull {name}")

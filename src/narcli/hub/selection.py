@@ -132,6 +132,7 @@ ENCODER_FILES = (
 def _encoder_files(model: Model, names: list[str]) -> list[str]:
     """Choose the files of a text encoder: its names, and all shards of safetensors, else all of pickles."""
     small = [name for name in ENCODER_FILES if name in names]
+    # A folder of names comes whole or not at all: without it prompts are read as they are.
     of_names = [f"{NAMES}/{name}" for name in (MODEL, NAMES_LIST, NAMES_VECTORS)]
     if all(name in names for name in of_names):
         small += [name for file in ENCODER_FILES if (name := f"{NAMES}/{file}") in names] + of_names

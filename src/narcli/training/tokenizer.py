@@ -54,8 +54,8 @@ def train_tokenizer(
         lacks = config.decoder_blocks - start.config.decoder_blocks
         if lacks < 0 or replace(start.config, decoder_blocks=config.decoder_blocks) != config:
             raise UsageError(
-                f"The tokenizer has the sizes {start.config}, expected {config}, or less `decoder_blocks`.",
-                "Leave the sizes out.",
+                f"`start` has the sizes {start.config}, expected {config} or fewer `decoder_blocks`.",
+                "Give the sizes of `start`.",
             )
     pictures = pictures.pieces(config.frames) if pictures.frames else pictures
     torch.manual_seed(settings.seed)
