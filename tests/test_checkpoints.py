@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from narcli.checkpoints import load, pickles
+from narcli.checkpoints import load, torch_files
 from narcli.checkpoints.config import read_config
 from narcli.checkpoints.containers import read_tensors
 from narcli.checkpoints.convert import convert
@@ -362,7 +362,7 @@ def test_tied_tensors_are_one_view(tmp_path, zipped):
 
 
 def test_a_shortage_of_memory_is_not_called_damage(monkeypatch):
-    monkeypatch.setattr(pickles, "_find_tensors", lambda *_: bytearray(2**62))
+    monkeypatch.setattr(torch_files, "_find_tensors", lambda *_: bytearray(2**62))
     with pytest.raises(MemoryLimitError, match=r"c2i\.pt could not be read"):
         read_tensors(DATA / "c2i.pt")
 

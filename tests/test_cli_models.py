@@ -385,6 +385,8 @@ def test_everything_on_disk_is_verified_in_every_revision(released, here, tiny, 
     for name in ("you/bert", "you/shards"):
         out = run_both("models", "verify", name, code=0)
         assert f"Not checked, for narcli does not read them: {name}." in out
+    out = run_both("models", "verify", "you/bert", "--revision", "e" * 40, code=3)
+    assert "you/bert is not on this machine" in out
     shutil.rmtree(next(online.cache.glob("models--you--shards")))
 
     (file,) = (file for row in said["models"] if row["commit"] == old for file in row["files"]

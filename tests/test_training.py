@@ -58,6 +58,24 @@ def settings(**changes):
     )
 
 
+def check_goes_on(run, place, monkeypatch):
+    """Stop a run of ``settings`` in its fifth step: it goes on from the checkpoint, to the same weights."""
+    whole, begun, stop = run("whole"), [], True
+
+    def indices(count, chosen, step):
+        begun.append(step)
+        return batch_indices(count, chosen, 1 / 0 if stop and step == 4 else step)
+
+    monkeypatch.setattr(place, indices)
+    with pytest.raises(ZeroDivisionError):
+        run("stopped")
+    stop = False
+    resumed = run("stopped")
+    assert begun == [0, 1, 2, 3, 4, 3, 4, 5]
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A folder of pictures: two classes of 16 pixels, three pictures each."""
@@ -314,16 +332,7 @@ def test_muon_takes_the_layers_matrices_and_goes_on_where_it_stopped(tmp_path, m
             tokens, labels, tokenizer, config, settings(muon=True), tmp_path / folder, quiet=True
         )
 
-    whole = run("whole")
-    original = batch_indices
-    stop = lambda count, chosen, step: original(count, chosen, step if step < 4 else 1 / 0)  # noqa: E731
-    monkeypatch.setattr("narcli.training.nar.batch_indices", stop)
-    with pytest.raises(ZeroDivisionError):
-        run("stopped")
-    monkeypatch.setattr("narcli.training.nar.batch_indices", original)
-    resumed = run("stopped")
-    for name, tensor in whole.state_dict().items():
-        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    check_goes_on(run, "narcli.training.nar.batch_indices", monkeypatch)
 
 
 def test_the_picture_that_a_sample_is_nearest_to():
@@ -444,19 +453,7 @@ def test_muon_takes_convolutions_as_matrices_and_goes_on_where_it_stopped(
     def run(name):
         return train_tokenizer(pictures, config, settings(muon=True), tmp_path / name, start, quiet=True)
 
-    whole = run("whole")
-    original = batch_indices
-    stop = lambda count, chosen, step: original(count, chosen, step if step < 4 else 1 / 0)  # noqa: E731
-    monkeypatch.setattr("narcli.training.tokenizer.batch_indices", stop)
-    with pytest.raises(ZeroDivisionError):
-        run("stopped")
-    begun = []
-    count = lambda number, chosen, step: begun.append(step) or original(number, chosen, step)  # noqa: E731
-    monkeypatch.setattr("narcli.training.tokenizer.batch_indices", count)
-    resumed = run("stopped")
-    assert begun == [3, 4, 5]
-    for name, tensor in whole.state_dict().items():
-        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    check_goes_on(run, "narcli.training.tokenizer.batch_indices", monkeypatch)
 
 
 def test_slow_parts_learn_with_adamw_at_a_share_of_the_rate(tmp_path):

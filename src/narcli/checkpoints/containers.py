@@ -11,21 +11,20 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError, first_line
 from ..media.textfiles import open_regular, unreadable
-from .pickles import _check_names, _read_pickle, _refuse_shortage
+from .torch_files import check_names, read_torch, refuse_shortage
 
 MAX_HEADER = 2**23  # bytes of the header of a safetensors file
-
+NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # formats of weights
 
 #: Prefixes that wrappers of training add to the names of tensors. The first two are also
 #: ordinary words: they are removed where all names begin with them, the others anywhere.
 WRAPPERS = ("module", "model")
-
-
 INNER_WRAPPERS = (
     *("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
     *("_forward_module", "_fpw_module"),
@@ -56,7 +55,7 @@ def read_tensors(path: Path, part: str = "transformer") -> dict[str, Tensor]:
                 tensors = _read_safetensors(path, start)
             else:
                 file.seek(0)
-                tensors = _read_pickle(path, file, size, zipped, part)
+                tensors = read_torch(path, file, size, zipped, part)
     except OSError as error:
         raise unreadable(path, error) from None
     return _unwrap(path, tensors)
@@ -89,10 +88,10 @@ def _read_safetensors(path: Path, start: bytes) -> dict[str, Tensor]:
             raise ValueError(f"a header of more than {MAX_HEADER:,} bytes")
         with safe_open(path, framework="pt") as file:
             names = file.keys()
-            _check_names(path, names)
+            check_names(path, names)
             return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, OverflowError) as error:
-        _refuse_shortage(path, error)
+        refuse_shortage(path, error)
         raise CheckpointError(
             f"{path} is not a whole safetensors file ({first_line(error)}).",
             "It is cut off or damaged; get it again.",

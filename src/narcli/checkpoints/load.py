@@ -24,14 +24,13 @@ from ..models.blocks import Kind
 from ..models.network import Network, NetworkConfig
 from ..models.tokenizer import Tokenizer, TokenizerConfig
 from . import config as configs
-from . import conversions, pickles
+from . import conversions, torch_files
 from .config import CONFIG, MODEL, TOKENIZER, read_config
-from .containers import read_tensors
+from .containers import NUMBERS, read_tensors
 from .conversions import Conversion
 from .folder import RANK, SHARD, SHARD_HINT
 from .formats.families import identify, network_of
 from .formats.format import Contents, Format, ModelConfig
-from .pickles import NUMBERS
 
 M = TypeVar("M", bound=nn.Module)
 MAX_INDEX = 2**24  # bytes of the index of a model in shards
@@ -215,7 +214,7 @@ def _refuse_shard(file: Path) -> None:
 def remark(path: Path) -> str:
     """Say which model of several in a model's file is used; "" where there is one."""
     with suppress(CheckpointError):
-        return pickles.remark(_weights_file(path, MODEL))
+        return torch_files.remark(_weights_file(path, MODEL))
     return ""
 
 

@@ -15,8 +15,7 @@ from torch import Tensor
 from ..errors import CheckpointError, first_line, is_shortage
 from ..media.textfiles import read_json
 from ..rules import Rule, check, number, one_of, whole
-from .containers import read_tensors
-from .pickles import NUMBERS
+from .containers import NUMBERS, read_tensors
 from .text_tokenizer import read_tokenizer, tokenizer_files
 
 

@@ -58,10 +58,11 @@ def held(model: Model) -> int:
     return sum(_content(model.repo).values()) if model.repo is not None else 0
 
 
-def weights_of(model: Model) -> set[str]:
-    """Names of weights files of a repository in the cache, in any revision."""
-    snapshots = _folder(model.repo or "").glob("snapshots/*")
-    names = [[p.relative_to(folder).as_posix() for p in folder.rglob("*")] for folder in snapshots]
+def weights_of(model: Model, revision: str | None = None) -> set[str]:
+    """Names of weights files of a repository in the cache, in one revision or in any."""
+    repo = model.repo or ""
+    snapshots = [_snapshot(repo, revision)] if revision else _folder(repo).glob("snapshots/*")
+    names = [[p.relative_to(folder).as_posix() for p in folder.rglob("*")] for folder in snapshots if folder]
     return {name for each in names for name in weights_in(each)}
 
 

@@ -47,7 +47,7 @@ def inventory(name: str | None = None, revision: str | None = None) -> Inventory
     if model.repo and model.name not in MODELS:
         if found := _read_as(model, revision or "main"):
             model = found[0]
-        elif cache.weights_of(model):  # here, and nothing that narcli reads
+        elif cache.weights_of(model, revision or "main"):  # here, and nothing that narcli reads
             return Inventory([], [f"{name} at {revision}" if revision else name])
     with suppress(CheckpointError):  # a damaged model is there, for ``verify`` to tell
         if selection.cached(model, revision) is None:

@@ -2,8 +2,6 @@
 
 A step depends only on its number, the seed and the checkpoint. So a killed run resumes from its last
 checkpoint with the same result.
-
-Longer than 400 lines, since all that a step and a resumed run depend on is read together.
 """
 
 from __future__ import annotations
@@ -31,6 +29,7 @@ from ..devices import choose_dtype
 from ..errors import CheckpointError, NarError, UsageError, first_line
 from ..media.atomic import clear_parts, explain, write_atomic
 from ..media.textfiles import check_regular, read_text, split_lines
+from .muon import Muon
 from .stop import deferred, say
 
 TOLD_EVERY = 30  # seconds between progress lines if stderr is no terminal
@@ -287,34 +286,6 @@ def append(path: Path, line: str) -> None:
             file.write(line)
     except OSError as error:
         raise explain(path, error) from error
-
-
-class Muon(torch.optim.Muon):
-    """Muon that also takes convolutions: a kernel is a matrix with a row for each of its outputs.
-
-    Args:
-        parameters: of two dimensions, or contiguous kernels; these must keep their memory.
-        rate: learning rate; steps are scaled to AdamW's size.
-        weight_decay: of all parameters.
-    """
-
-    def __init__(self, parameters: Iterable[nn.Parameter], rate: float, weight_decay: float) -> None:
-        self.kernels: list[tuple[Tensor, Tensor]] = []  # parameters, and the matrices that share their memory
-        matrices: list[Tensor] = []
-        for parameter in parameters:
-            matrices.append(parameter if parameter.ndim == 2 else parameter.detach().view(len(parameter), -1))
-            if parameter.ndim > 2:
-                self.kernels.append((parameter, matrices[-1]))
-        groups = [{"params": matrices, "share": 1.0}]
-        super().__init__(groups, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-
-    def step(self) -> None:  # type: ignore[override]
-        """Take a step by the gradients of the parameters."""
-        for kernel, matrix in self.kernels:
-            matrix.grad = None if kernel.grad is None else kernel.grad.flatten(1)
-        super().step()
-        for _, matrix in self.kernels:
-            matrix.grad = None
 
 
 def optimizers_of(model: nn.Module, settings: TrainSettings, slow: str = "") -> list[torch.optim.Optimizer]:
